@@ -1,0 +1,34 @@
+"""Words in, tables out: the `schuss` command. Nothing is computed here; each command lives in a file of its name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+COMMANDS = ("bench", "race", "schedule")
+
+
+def main() -> None:
+    """Run the `schuss` command."""
+    try:
+        import click
+    except ImportError:
+        sys.exit("The schuss command needs the lab extra. Try: pip install 'schuss[lab]'")
+
+    class Commands(click.Group):
+        """Imports a command only when it is called, so that `schuss --help` is instant."""
+
+        def list_commands(self, ctx: click.Context) -> list[str]:
+            return sorted(COMMANDS)
+
+        def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+            if cmd_name not in COMMANDS:
+                return None
+            return importlib.import_module(f"schuss.cli.{cmd_name}").command
+
+    @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+    @click.version_option(package_name="schuss")
+    def schuss() -> None:
+        """Optimizers as pages of maths, and a lab that races them fairly."""
+
+    schuss(prog_name="schuss")
