@@ -307,13 +307,15 @@ class StreamBatches(Batches):
     def _read(self, examples: Iterator[Any], done: int) -> Iterator[tuple[Array, ...]]:
         """Yield the batches of one epoch but for the first `done`, which are read and dropped."""
         mixed = held_back(examples, self.shuffle_buffer, philox(self.seed, self.epoch))
+        seen = 0
         for number in count():
             group = list(islice(mixed, self.batch_size))
+            seen += len(group)
             if not group or (self.drop_last and len(group) < self.batch_size):
-                if number < max(done, 1):
-                    short = f"{number} batches of {self.batch_size} and {len(group)} examples"
+                least = max(done, 1) * self.batch_size - (0 if self.drop_last else self.batch_size - 1)
+                if seen < least:
                     advice = "Is it the right stream, from its beginning?"
-                    raise refusal("stream", short, f"enough for {max(done, 1)} batches", advice)
+                    raise refusal("len(stream)", seen, f"{least} or more", advice)
                 return
             if number >= done:
                 yield stack(group, first=number * self.batch_size)
