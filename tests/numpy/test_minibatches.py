@@ -157,6 +157,7 @@ def test_the_full_batch_is_the_data_itself_seen_read_only():
         with pytest.raises(ValueError, match="read-only"):
             X_batch -= 1
         assert X.flags.writeable
+        minibatches(X, y).load_state_dict(batches.state_dict())
 
 
 def test_a_shuffled_batch_may_be_changed_without_changing_the_data():
@@ -241,6 +242,16 @@ def test_a_stream_without_end_goes_on_where_it_was_left():
     assert labels(islice(batches, 2)) == [[0, 1, 2], [3, 4, 5]]
     assert labels(islice(batches, 1)) == [[6, 7, 8]]
     assert not hasattr(batches, "__len__")
+
+
+@pytest.mark.parametrize("source", [np.arange(20), Reads(20)], ids=["array", "stream"])
+def test_loading_takes_a_loop_under_way_back(source):
+    batches = minibatches(source, batch_size=3)
+    take(batches, 2)
+    state = batches.state_dict()
+    expected = take(batches, 3)
+    batches.load_state_dict(state)
+    assert take(batches, 3) == expected
 
 
 def test_a_plain_iterator_has_one_epoch():
