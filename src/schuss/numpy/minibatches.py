@@ -181,9 +181,7 @@ class Batches(ABC):
         settings = self._settings()
         keys = ("epoch", "batch", *settings)
         if set(state) != set(keys):
-            raise refusal(
-                "state.keys()", sorted(state), f"{sorted(keys)}", "Try a state of these minibatches."
-            )
+            raise refusal("state.keys()", list(state), str(list(keys)), "Try what state_dict() returned.")
         epoch, batch = whole("state['epoch']", state["epoch"]), whole("state['batch']", state["batch"])
         for key, value in settings.items():
             saved = whole(f"state[{key!r}]", state[key])
