@@ -1,16 +1,18 @@
-"""What `report.json` holds, field by field: the contract between the race, which writes it, and the page, which shows it.
+"""What `report.json` holds, field by field: the contract between the race and the page that shows it.
 
-The file is strict JSON: a number that is not finite is `null`, and so is a cost that was never paid because the target was not
-reached. Measured wall-clock times stand only under keys named `seconds`; with those left out, two reports of the same race are
-equal byte for byte, whatever ran it, in whatever order, however often it was interrupted.
+The file is strict JSON: a number that is not finite is `null`, and so is a cost that was never paid because
+the target was not reached. Measured wall-clock times stand only under keys named `seconds`; with those left
+out, two reports of the same race are equal byte for byte, whatever ran it, in whatever order, however often
+it was interrupted.
 
-Words. An *entry* is an optimizer with a schedule and a batch size; it has a name that is unique in the report ("adam",
-"adam + cosine", "sgd, batch 32"). A *configuration* is one point of an entry's search space. A *run* trains one configuration from
-one seed over the horizon. A *cost* is counted on four axes: `steps`, `examples`, `gradients` (forward + backward = 1) and `seconds`
-(steps × the entry's calibrated step).
+Words. An *entry* is an optimizer with a schedule and a batch size; it has a name that is unique in the
+report ("adam", "adam + cosine", "sgd, batch 32"). A *configuration* is one point of an entry's search
+space. A *run* trains one configuration from one seed over the horizon. A *cost* is counted on four axes:
+`steps`, `examples`, `gradients` (forward + backward = 1) and `seconds` (steps × the entry's calibrated
+step).
 
-Stages. "tune" runs share one seed; "confirm" runs use fresh seeds; "report" runs use fresh seeds again and are the only ones with a
-`test` result. Everything that ranks or judges rests on the "report" runs.
+Stages. "tune" runs share one seed; "confirm" runs use fresh seeds; "report" runs use fresh seeds again and
+are the only ones with a `test` result. Everything that ranks or judges rests on the "report" runs.
 
 The shape, from the outside in:
 
@@ -187,7 +189,7 @@ class RankingRow(TypedDict):
 
 
 class Comparison(TypedDict):
-    """The leader against one other entry, paired by seed; Holm-adjusted over all comparisons with the leader."""
+    """The leader against one other entry, paired by seed; Holm-adjusted over all such comparisons."""
 
     leader: str
     other: str
@@ -314,7 +316,7 @@ class Horizon(TypedDict):
 
 
 class Splits(TypedDict):
-    """Examples in each split (null: a stream without length, or no data) and a sentence on how they were made."""
+    """Examples in each split (null: a stream without length, or no data) and how they were made."""
 
     train: int | None
     validation: int | None
@@ -360,7 +362,7 @@ class PairProfile(TypedDict):
 
 
 class Profiles(TypedDict):
-    """Dolan–Moré profiles: for each factor τ, the share of (task, seed) solved within τ × the cheapest entry's cost."""
+    """Dolan–Moré profiles: for each τ, the share of (task, seed) solved within τ × the cheapest cost."""
 
     cost: Literal["steps", "examples", "gradients"]
     tau: list[float]  # 1 .. 4
