@@ -18,7 +18,7 @@ def one_thread():
 
 @pytest.fixture
 def mnist_folder(tmp_path: Path) -> Callable[..., Path]:
-    """A folder with four IDX files of a few random images, written from the published description of the format."""
+    """A folder with four IDX files of a few random images."""
 
     def write(compress: bool = False, images: int = 40) -> Path:
         rng = np.random.default_rng(0)

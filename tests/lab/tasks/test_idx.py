@@ -83,5 +83,5 @@ def test_images_and_labels_that_do_not_fit_are_named(mnist_folder):
     folder = mnist_folder()
     labels = folder / "train-labels-idx1-ubyte"
     labels.write_bytes(labels.read_bytes()[:4] + (39).to_bytes(4, "big") + labels.read_bytes()[8:-1])
-    with pytest.raises(ValueError, match="holds 40 images but .* holds 39 labels"):
+    with pytest.raises(ValueError, match=r"holds 40 images but .* holds 39 labels"):
         load("mnist", folder)

@@ -20,21 +20,21 @@ SHARES = (0.70, 0.15, 0.15)  # train, validation, test, where nothing else was g
 class Task:
     """A model, a loss, data and a measure of success; all that a race needs to know.
 
-    | field          | meaning                                                                                       |
-    | `name`         | what it is called; also the salt of the split                                                  |
-    | `model`        | makes a fresh model; called once a run under the run's seed                                    |
-    | `loss`         | `loss(model, batch)`: the mean loss of a batch, a scalar tensor with a graph                   |
-    | `train`        | tensors or arrays (alone, in a tuple, in a dict), a Dataset, a DataLoader, an iterable of      |
-    |                | batches, a function that returns one, or None for a pure function (`batch` is then None)       |
-    | `validation`   | the same; carved from `train` by hash if not given                                             |
-    | `test`         | the same; opened once, at the very end                                                         |
-    | `metric`       | `metric(model, batch)`: mean over the batch, a number; the loss, if not given                  |
-    | `metric_name`  | how it is called                                                                               |
-    | `best`         | "max" if a larger metric is better, "min" if a smaller one is                                  |
-    | `batch_size`   | examples a step (a stream brings its own)                                                      |
-    | `epochs`       | the horizon, in passes over `train`                                                            |
-    | `steps`        | or in steps: needed for a stream or a function                                                 |
-    | `optimum`      | the lowest possible training loss, where it is known                                           |
+    | field         | meaning                                                                                |
+    | `name`        | what it is called; also the salt of the split                                          |
+    | `model`       | makes a fresh model; called once a run under the run's seed                            |
+    | `loss`        | `loss(model, batch)`: the mean loss of a batch, a scalar tensor with a graph           |
+    | `train`       | tensors or arrays (alone, in a tuple or a dict), a Dataset, a DataLoader, a list     |
+    |               | of batches, a function that returns them, or None: `batch` is None, a pure function    |
+    | `validation`  | the same; carved from `train` by hash if not given                                     |
+    | `test`        | the same; opened once, at the very end                                                 |
+    | `metric`      | `metric(model, batch)`: mean over the batch, a number; the loss, if not given          |
+    | `metric_name` | how it is called                                                                       |
+    | `best`        | "max" if a larger metric is better, "min" if a smaller one is                          |
+    | `batch_size`  | examples a step (a stream brings its own)                                              |
+    | `epochs`      | the horizon, in passes over `train`                                                    |
+    | `steps`       | or in steps: needed for a stream or a function                                         |
+    | `optimum`     | the lowest possible training loss, where it is known                                   |
 
     >>> import torch
     >>> x = torch.linspace(-1, 1, 200).unsqueeze(1)
@@ -119,7 +119,7 @@ class Task:
         missing = [name for name in ("validation", "test") if getattr(self, name) is None]
         if not missing:
             return "Train, validation and test were given."
-        return f"{' and '.join(missing).capitalize()} carved from train by a hash of each row's position, 15 % each."
+        return f"{' and '.join(missing).capitalize()} carved from train by a hash, 15 % each."
 
     def rows(self, name: str) -> Rows:
         """A split that has a length; `TypeError` if it has none."""
@@ -134,7 +134,7 @@ class Task:
         return len(part) if isinstance(part, Rows) else None
 
     def total_steps(self, batch_size: int | None = None) -> int:
-        """Steps in one run at this batch size: the same number of examples whatever it is, where data has a length."""
+        """Steps in one run at this batch size: as many examples whatever it is."""
         rows = self.splits["train"]
         if not isinstance(rows, Rows):
             return self.steps or 1
@@ -144,7 +144,7 @@ class Task:
         return max(1, ceil(own / (batch_size or self.batch_size)))
 
     def stream(self, seed: int, batch_size: int | None = None) -> Iterator[Batch]:
-        """Training batches without end: epoch after epoch, each shuffled by (seed, epoch)."""
+        """Training batches without end, each epoch shuffled by (seed, epoch)."""
         part, epoch = self.splits["train"], 0
         while True:
             if part is None:
