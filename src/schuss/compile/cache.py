@@ -9,7 +9,6 @@ import tempfile
 import warnings
 from pathlib import Path
 
-
 _SEAL = hashlib.sha256().digest_size
 
 

@@ -273,10 +273,11 @@ class Plan:
 
 def _refuse_l2(rule: Rule) -> None:
     if "l2" in formula(rule).coefficients and rule.coefficients(1, **_first_scalars(rule))["l2"]:
+        decay = getattr(rule, "weight_decay", None)
         raise RuntimeError(
-            f"weight_decay={getattr(rule, 'weight_decay', None)!r} (L2) is not possible with sparse gradients: it "
-            "would need every row, and only the touched ones move. Set weight_decay=0, or use an optimizer with decoupled "
-            "decay, which the touched rows alone then feel."
+            f"weight_decay={decay!r} (L2) is not possible with sparse gradients: it would need every row, and only the "
+            "touched ones move. Set weight_decay=0, or use an optimizer with decoupled decay, which the touched rows "
+            "alone then feel."
         )
 
 
