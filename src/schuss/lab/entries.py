@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch.optim as optimizers
 from torch.optim import Optimizer
 
+import schuss.torch as optimizers
 from schuss.errors import refusal
 
 
