@@ -390,10 +390,10 @@ def _check_weights(given: list[Any]) -> None:
 
 
 def _exported(name: str, value: Any, row: Row) -> Any:
-    """A state's entry as torch.optim has it: counts are float32 tensors, or float64 once float32 cannot count on."""
-    if name == "step" or name in (row.names[scalar] for scalar in row.rule.scalars):
-        return value.to(torch.float32) if name != "step" or value < 2**24 else value.clone()
-    return value
+    """A state's entry as torch.optim has it: a count is a float32 tensor, as long as that can count on."""
+    if name == "step":
+        return value.to(torch.float32 if value < 2**24 else torch.float64, copy=True)
+    return value.clone() if name in (row.names[scalar] for scalar in row.rule.scalars) else value
 
 
 def _loaded(entry: dict[str, Any], weight: Tensor, key: Any, row: Row) -> dict[str, Any]:
