@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, InitVar, dataclass, fields
-from functools import cache
+from functools import cache, cached_property
 from numbers import Integral, Real
 from types import SimpleNamespace
 from typing import Annotated, Any, get_type_hints
@@ -96,7 +96,9 @@ class Schedule(ABC):
 
     def __call__(self, n: Any) -> Any:
         """Return the value after n finished steps: a float, or for an array of steps a float64 array."""
-        if isinstance(n, Real):
+        if isinstance(n, (int, float)) or isinstance(
+            n, Real
+        ):  # the second question is slow, the first common
             n = float(n)
             if not 0 <= n < math.inf:
                 raise _bad_step(n)
@@ -316,8 +318,12 @@ class Then(Schedule):
     def formula(self, n: Any, xp: Any) -> Any:
         """Return first(n) before the boundary and second(n − boundary) from it on."""
         boundary = self.first.length
-        before = self.first.leading_to(self.second).at(n, xp)
-        return xp.where(n < boundary, before, self.second.at(xp.maximum(n - boundary, 0), xp))
+        return xp.where(n < boundary, self._before.at(n, xp), self.second.at(xp.maximum(n - boundary, 0), xp))
+
+    @cached_property
+    def _before(self) -> Schedule:
+        """The first part, a warm-up at the height of the second."""
+        return self.first.leading_to(self.second)
 
     def corners(self, horizon: float) -> list[float]:
         """Return the corners of both parts, the boundary once."""
