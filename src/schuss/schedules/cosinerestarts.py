@@ -34,7 +34,7 @@ class CosineRestarts(Page):
     | `steps`      | T      | steps | > 0    | the horizon (or `epochs`)                               |
 
     Say `period` (for ever), `period` and `cycles`, `period` and `steps` (the horizon may fall within a cycle,
-    where the value then stays), or `cycles` and `steps`: cyclic cosine annealing, the horizon in equal cycles.
+    where the value then stays), or `cycles` and `steps`: cyclic cosine annealing, in equal cycles.
     Several cycles in one epoch: `CosineRestarts(1e-3, cycles=5, epochs=1, steps_per_epoch=390)`.
 
     Where implementations differ: the same as torch's `CosineAnnealingWarmRestarts`, except that where torch

@@ -26,13 +26,13 @@ class Cyclic(Page):
     | `turn`       | max_lr     | value    | finite | the value in the middle of the first cycle      |
     | `period`     | 2 stepsize | P, steps | > 0    | the length of a whole cycle, up and down        |
     | `turn_after` | stepsize   | R, steps | (0, P) | the way from `start` to `turn`; P/2 if left out |
-    | `shrink`     |            | none     | (0, 1] | what each cycle multiplies the height by        |
-    | `rate`       | gamma      | none     | (0, 1] | what each step multiplies the height by         |
+    | `shrink`     |            | none     | (0, 1] | multiplies the height after each cycle        |
+    | `rate`       | gamma      | none     | (0, 1] | multiplies the height after each step         |
     | `steps`      |            | steps    | > 0    | optional horizon: constant after it             |
 
-    Where implementations differ: torch's `CyclicLR` says the two halves, `step_size_up` and `step_size_down`; its
-    mode "triangular2" is `shrink=0.5` and "exp_range" is `rate=gamma`. It cycles momentum too; give momentum a
-    `Cyclic` of its own.
+    Where implementations differ: torch's `CyclicLR` says the two halves, `step_size_up` and `step_size_down`;
+    its mode "triangular2" is `shrink=0.5` and "exp_range" is `rate=gamma`. It cycles momentum too; give momentum
+    a `Cyclic` of its own.
 
     >>> schedule = Cyclic(1e-4, 1e-2, period=200)
     >>> [round(schedule(n), 12) for n in (0, 50, 100, 150, 200)]

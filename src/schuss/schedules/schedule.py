@@ -96,9 +96,7 @@ class Schedule(ABC):
 
     def __call__(self, n: Any) -> Any:
         """Return the value after n finished steps: a float, or for an array of steps a float64 array."""
-        if isinstance(n, (int, float)) or isinstance(
-            n, Real
-        ):  # the second question is slow, the first common
+        if isinstance(n, (int, float, Real)):  # asked in this order, since `Real` alone is slow
             n = float(n)
             if not 0 <= n < math.inf:
                 raise _bad_step(n)
