@@ -37,9 +37,9 @@ class CosineRestarts(Page):
     where the value then stays), or `cycles` and `steps`: cyclic cosine annealing, in equal cycles.
     Several cycles in one epoch: `CosineRestarts(1e-3, cycles=5, epochs=1, steps_per_epoch=390)`.
 
-    Where implementations differ: the same as torch's `CosineAnnealingWarmRestarts`, except that where torch
-    finds the cycle by a rounded logarithm this corrects it, so a restart is never a step late. Keras' `m_mul`
-    is `shrink` (there with end 0); `optax.sgdr_schedule` lists the cycles one by one. Snapshot ensembles
+    Where implementations differ: the same as torch's `CosineAnnealingWarmRestarts`, whose `step(epoch)` finds the
+    cycle by a rounded logarithm and is at the floor where a restart is due (T_mult=10 at epoch 111; here it is
+    corrected). Keras' `m_mul` is `shrink`; `optax.sgdr_schedule` lists the cycles one by one. Snapshot ensembles
     round the period up to whole steps.
 
     >>> schedule = CosineRestarts(1e-3, 0, period=100, multiplier=2)
@@ -121,8 +121,8 @@ class CosineRestarts(Page):
         if self._last < math.inf:
             cycle = xp.minimum(cycle, self._last)
         gone = (time - self._periods(cycle)) / self.multiplier**cycle
-        height = (self.start - self.end) * self.shrink**cycle
-        return between(self.end + height, self.end, cosine(gone, xp))
+        peak = between(self.end, self.start, self.shrink**cycle)
+        return between(peak, self.end, cosine(gone, xp))
 
     def corners(self, horizon: float) -> list[float]:
         """Return the restarts."""

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, SupportsFloat
 from weakref import WeakKeyDictionary, WeakMethod
 
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from schuss.errors import refusal
+from torch import Tensor
 
 MARK = "finished_steps"
 """Where a saved optimizer keeps the scheduler's step, so that a scheduler built later goes on from there."""
@@ -106,8 +106,8 @@ class Scheduler(_Driver):
         schedules = self.schedules * groups if self._shared else self.schedules
         if len(schedules) != groups:
             raise ValueError(
-                f"{len(schedules)} schedules do not fit {groups} parameter groups. Give one for all or one for "
-                "each; after add_param_group, append the new group's to scheduler.schedules."
+                f"{len(schedules)} schedules do not fit {groups} parameter groups. Give one for all or one "
+                "for each; after add_param_group, append the new group's to scheduler.schedules."
             )
         return [float(schedule(self.last_epoch)) for schedule in schedules]
 
