@@ -38,8 +38,8 @@ class CosineRestarts(Page):
     Several cycles in one epoch: `CosineRestarts(1e-3, cycles=5, epochs=1, steps_per_epoch=390)`.
 
     Where implementations differ: the same as torch's `CosineAnnealingWarmRestarts`, whose `step(epoch)` finds
-    the cycle by a rounded logarithm and is at the floor where a restart is due (T_mult=10, epoch 111); here it
-    is corrected. Keras' `m_mul` is `shrink`; `optax.sgdr_schedule` lists the cycles one by one. Snapshot
+    the cycle by a rounded logarithm and is at the floor where a restart is due (T_mult=10, epoch 111), which
+    here is corrected. Keras' `m_mul` is `shrink`; `optax.sgdr_schedule` lists the cycles one by one. Snapshot
     ensembles round the period up to whole steps.
 
     >>> schedule = CosineRestarts(1e-3, 0, period=100, multiplier=2)

@@ -31,8 +31,8 @@ class Cyclic(Page):
     | `steps`      |            | steps    | > 0    | optional horizon: constant after it             |
 
     Where implementations differ: torch's `CyclicLR` says the two halves, `step_size_up` and `step_size_down`;
-    its mode "triangular2" is `shrink=0.5` and "exp_range" is `rate=gamma`. It cycles momentum too; here that is
-    a `Cyclic` for momentum.
+    its mode "triangular2" is `shrink=0.5` and "exp_range" is `rate=gamma`. It cycles momentum too; here that
+    is a `Cyclic` for momentum.
 
     >>> schedule = Cyclic(1e-4, 1e-2, period=200)
     >>> [round(schedule(n), 12) for n in (0, 50, 100, 150, 200)]
