@@ -13,8 +13,10 @@ from schuss.schedules import (
     Constant,
     Cosine,
     CosineRestarts,
+    Cyclic,
     Exponential,
     Linear,
+    OneCycle,
     Polynomial,
     StepDecay,
     Warmup,
@@ -149,4 +151,7 @@ def test_corners_name_the_boundaries():
     assert schedule.corners(20_000) == [0, 500, 10_000]
     assert (schedule * 2).shifted(10).until(600).corners(1000) == [0, 10, 510, 600]
     assert CosineRestarts(1, period=10, multiplier=2).corners(80) == [0, 10, 30, 70]
+    assert Warmup(500).then(CosineRestarts(1, period=10, multiplier=2)).shifted(9).corners(400) == [0, 9]
+    assert OneCycle(1, steps=100).corners(20) == [0]
+    assert len(Cyclic(1, period=2).corners(1e12)) < 30_000
     assert StepDecay(1, every=30).in_epochs(2).corners(130) == [0, 60, 120]

@@ -9,12 +9,24 @@ https://arxiv.org/abs/1704.00109
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from typing import Any
 
 from schuss.errors import refusal
-from schuss.schedules.schedule import NUMBERS, UNSAID, Length, Page, Positive, Rate, Value, between, cosine
+from schuss.schedules.schedule import (
+    MANY,
+    NUMBERS,
+    UNSAID,
+    Length,
+    Page,
+    Positive,
+    Rate,
+    Value,
+    between,
+    cosine,
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -124,9 +136,8 @@ class CosineRestarts(Page):
         peak = between(self.end, self.start, self.shrink**cycle)
         return between(peak, self.end, cosine(gone, xp))
 
-    def corners(self, horizon: float) -> list[float]:
+    def bends(self, last: float) -> Iterable[float]:
         """Return the restarts."""
-        last = min(horizon, self.length)
         periods, steps = self._all
-        cycles = range(int(min(self._cycle(self._time(last), NUMBERS), self._last)) + 1)
-        return sorted({*super().corners(horizon), *(self._periods(k) * steps / periods for k in cycles)})
+        cycles = min(self._cycle(self._time(last), NUMBERS), self._last, MANY)
+        return (self._periods(k) * steps / periods for k in range(int(cycles) + 1))

@@ -249,9 +249,14 @@ class Page(Schedule):
         """Finished steps after which the value stays as it is; infinite where it never does."""
         return self.steps
 
+    def bends(self, last: float) -> Iterable[float]:
+        """Return the steps at which another piece of the formula begins; those after `last` do not matter."""
+        return ()
+
     def corners(self, horizon: float) -> list[float]:
-        """Return the steps up to `horizon` at which another piece of the curve begins, in order."""
-        return [n for n in (0, self.length) if n <= horizon]
+        """Return both ends and the bends between them, as far as the horizon."""
+        last = min(horizon, self.length)
+        return sorted({n for n in (0, self.length, *self.bends(max(last, 0))) if n <= last})
 
     def __repr__(self) -> str:
         """Return the expression that makes it again."""
@@ -284,6 +289,15 @@ def _whole(steps: float) -> float:
 def whole_steps(name: str, values: Iterable[float], steps_per_epoch: float | None) -> tuple[float, ...]:
     """Return several lengths in steps, each checked."""
     return tuple(_whole(_checked(name, value, _FINITE) * (steps_per_epoch or 1)) for value in values)
+
+
+MANY = 10_000
+"""No more bends than this are listed: nobody reads them, and a short period may have a billion."""
+
+
+def multiples(period: float, last: float) -> Iterable[float]:
+    """Return 0, the period, twice the period and so on until `last`, but no more than `MANY`."""
+    return (k * period for k in range(min(int(last // period), MANY) + 1))
 
 
 # Several schedules as one. Each is a schedule again, so they nest.
@@ -327,7 +341,7 @@ class Then(Schedule):
         """Return the corners of both parts, the boundary once."""
         boundary = self.first.length
         later = [boundary + n for n in self.second.corners(horizon - boundary)]
-        return sorted({*(n for n in self.first.corners(horizon)), *later})
+        return sorted({*self.first.corners(horizon), *later})
 
     def __repr__(self) -> str:
         """Return the expression that makes it again."""
@@ -396,7 +410,7 @@ class Shifted(Schedule):
     def corners(self, horizon: float) -> list[float]:
         """Return the corners where they are now."""
         moved = [n + self.steps for n in self.schedule.corners(horizon - self.steps)]
-        return sorted({0, *(n for n in moved if n >= 0)})
+        return sorted({n for n in (0, *moved) if 0 <= n <= horizon})
 
     def __repr__(self) -> str:
         """Return the expression that makes it again."""
