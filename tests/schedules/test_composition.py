@@ -66,6 +66,16 @@ def test_a_warmup_rises_to_the_next_schedules_first_value(steps, fraction, follo
     assert [schedule(steps + n) for n in range(60)] == [following(n) for n in range(60)]
 
 
+@given(ending)
+def test_a_changed_warmup_still_rises_to_what_follows(following):
+    top = following(0)
+    assert Warmup(5).shifted(3).then(following)(4) == pytest.approx(top / 5)
+    assert Warmup(5).until(9).then(following)(7) == top
+    assert Warmup(5).in_epochs(2).then(following)(5) == pytest.approx(top / 2)
+    assert Constant(0, steps=2).then(Warmup(5)).then(following)(3) == pytest.approx(top / 5)
+    assert (Warmup(5) * 0.7).then(following)(1) == pytest.approx(0.14)  # its height was said
+
+
 @given(ending, ending, ending)
 def test_then_is_associative(a, b, c):
     left, right = a.then(b).then(c), a.then(b.then(c))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import KW_ONLY, InitVar, dataclass, fields
+from dataclasses import KW_ONLY, InitVar, dataclass, fields, replace
 from functools import cache, cached_property
 from numbers import Integral, Real
 from types import SimpleNamespace
@@ -134,8 +134,7 @@ class Schedule(ABC):
         return Until(self, steps)
 
     def in_epochs(self, steps_per_epoch: float) -> Schedule:
-        """Return the schedule in steps, where its lengths were meant in epochs: schedule(n /
-        steps_per_epoch).
+        """Return the schedule read in steps, where all its lengths were meant in epochs.
 
         >>> from schuss.schedules import Cosine, Warmup
         >>> Warmup(5).then(Cosine(0.1, steps=85)).in_epochs(390).length
@@ -337,6 +336,10 @@ class Then(Schedule):
         """The first part, a warm-up at the height of the second."""
         return self.first.leading_to(self.second)
 
+    def leading_to(self, following: Schedule) -> Schedule:
+        """Return both parts, the second at the height of what follows if it is a warm-up."""
+        return Then(self.first, self.second.leading_to(following))
+
     def corners(self, horizon: float) -> list[float]:
         """Return the corners of both parts, the boundary once."""
         boundary = self.first.length
@@ -349,33 +352,47 @@ class Then(Schedule):
 
 
 @dataclass(frozen=True, repr=False)
-class Scaled(Schedule):
-    """A schedule times a constant; `schedule * factor` makes it."""
+class Changed(Schedule):
+    """Another schedule, seen differently."""
 
     schedule: Schedule
+
+    @property
+    def length(self) -> float:
+        """As it was."""
+        return self.schedule.length
+
+    @property
+    def rise(self) -> float:
+        """As it was."""
+        return self.schedule.rise
+
+    def leading_to(self, following: Schedule) -> Schedule:
+        """Return the same change of the schedule at the height of what follows."""
+        return replace(self, schedule=self.schedule.leading_to(following))
+
+    def corners(self, horizon: float) -> list[float]:
+        """As they were."""
+        return self.schedule.corners(horizon)
+
+
+@dataclass(frozen=True, repr=False)
+class Scaled(Changed):
+    """A schedule times a constant; `schedule * factor` makes it."""
+
     factor: float
 
     def __post_init__(self) -> None:
         """Refuse a factor that is no number."""
         object.__setattr__(self, "factor", float(_checked("factor", self.factor, _FINITE)))
 
-    @property
-    def length(self) -> float:
-        """As without the factor."""
-        return self.schedule.length
-
-    @property
-    def rise(self) -> float:
-        """As without the factor."""
-        return self.schedule.rise
-
     def formula(self, n: Any, xp: Any) -> Any:
         """Return factor · schedule(n)."""
         return self.factor * self.schedule.at(n, xp)
 
-    def corners(self, horizon: float) -> list[float]:
-        """As without the factor."""
-        return self.schedule.corners(horizon)
+    def leading_to(self, following: Schedule) -> Schedule:
+        """Return the schedule itself: a warm-up times a constant has said its height."""
+        return self
 
     def __repr__(self) -> str:
         """Return the expression that makes it again."""
@@ -383,10 +400,9 @@ class Scaled(Schedule):
 
 
 @dataclass(frozen=True, repr=False)
-class Shifted(Schedule):
+class Shifted(Changed):
     """A schedule moved to the right, or below 0 to the left; `schedule.shifted(steps)` makes it."""
 
-    schedule: Schedule
     steps: float
 
     def __post_init__(self) -> None:
@@ -418,10 +434,9 @@ class Shifted(Schedule):
 
 
 @dataclass(frozen=True, repr=False)
-class Until(Schedule):
+class Until(Changed):
     """A schedule cut to a horizon, or held until a later one; `schedule.until(steps)` makes it."""
 
-    schedule: Schedule
     steps: float
 
     def __post_init__(self) -> None:
@@ -433,11 +448,6 @@ class Until(Schedule):
     def length(self) -> float:
         """The horizon."""
         return self.steps
-
-    @property
-    def rise(self) -> float:
-        """As without the horizon."""
-        return self.schedule.rise
 
     def formula(self, n: Any, xp: Any) -> Any:
         """Return schedule(n); `at` never asks beyond the horizon."""
@@ -454,10 +464,9 @@ class Until(Schedule):
 
 
 @dataclass(frozen=True, repr=False)
-class InEpochs(Schedule):
+class InEpochs(Changed):
     """A schedule said in epochs, read in steps; `schedule.in_epochs(steps_per_epoch)` makes it."""
 
-    schedule: Schedule
     steps_per_epoch: float
 
     def __post_init__(self) -> None:
