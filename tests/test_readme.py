@@ -37,7 +37,10 @@ def test_commands_exist() -> None:
             assert f"\n{words[1]}:" in targets
         elif words[:1] == ["schuss"]:
             run = subprocess.run(
-                [sys.executable, "-m", "schuss", words[1], "--help"], capture_output=True, text=True, check=False
+                [sys.executable, "-m", "schuss", words[1], "--help"],
+                capture_output=True,
+                text=True,
+                check=False,
             )
             assert run.returncode == 0, run.stderr
 

@@ -7,11 +7,11 @@ import warnings
 import weakref
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler as peers
 
-import torch
 from schuss.schedules import Constant, Cosine, CosineRestarts, Linear, Warmup
 from schuss.torch.scheduler import Plateau, Scheduler
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from schuss.rules import TABLE
 from schuss.torch.groups import groups
 from schuss.torch.optimizer import Optimizer
+from schuss.torch.scheduler import Plateau, Scheduler
 
 __all__ = [
     "ASGD",
@@ -21,9 +22,11 @@ __all__ = [
     "Adamax",
     "Lion",
     "NAdam",
+    "Plateau",
     "RAdam",
     "RMSprop",
     "Rprop",
+    "Scheduler",
     "groups",
 ]
 

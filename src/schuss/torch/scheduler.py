@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, SupportsFloat
 from weakref import WeakKeyDictionary, WeakMethod
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from schuss.errors import refusal
-from torch import Tensor
 
 MARK = "finished_steps"
 """Where a saved optimizer keeps the scheduler's step, so that a scheduler built later goes on from there."""
