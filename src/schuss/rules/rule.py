@@ -10,6 +10,7 @@ a convention is a coefficient, and what changes the *state* is a variant with an
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field, fields
 from math import exp, log, sqrt
@@ -85,7 +86,7 @@ class _Domain:
 
     def holds(self, value: object) -> bool:
         if self.kind is bool:
-            return value is True or value is False
+            return isinstance(value, bool)
         if self.choices:
             return value in self.choices
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -116,6 +117,11 @@ def choice(*choices: str, advice: str = "") -> Any:
     return field(default=choices[0], metadata={"domain": _Domain(choices=choices, advice=advice)})
 
 
+@functools.cache
+def _domains(rule: type[Rule]) -> list[tuple[str, _Domain]]:
+    return [(f.name, f.metadata["domain"]) for f in fields(rule)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """An optimizer as mathematics: hyperparameters, named state, and one step of one weight.
@@ -133,11 +139,10 @@ class Rule:
             cls.variants = {"": cls.state}
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            domain: _Domain = f.metadata["domain"]
-            value = getattr(self, f.name)
+        for name, domain in _domains(type(self)):
+            value = getattr(self, name)
             if not domain.holds(value):
-                raise refusal(f.name, value, str(domain), domain.advice)
+                raise refusal(name, value, str(domain), domain.advice)
         self.check()
 
     def check(self) -> None:
