@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from math import exp, log, sqrt
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from schuss.errors import refusal
 
@@ -118,8 +119,8 @@ def choice(*choices: str, advice: str = "") -> Any:
 
 
 @functools.cache
-def _domains(rule: type[Rule]) -> list[tuple[str, _Domain]]:
-    return [(f.name, f.metadata["domain"]) for f in fields(rule)]
+def _domains(rule: type[Rule]) -> dict[str, _Domain]:
+    return {f.name: f.metadata["domain"] for f in fields(rule)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,11 +140,22 @@ class Rule:
             cls.variants = {"": cls.state}
 
     def __post_init__(self) -> None:
-        for name, domain in _domains(type(self)):
-            value = getattr(self, name)
+        self._check(_domains(type(self)))
+
+    def _check(self, names: Iterable[str]) -> None:
+        domains = _domains(type(self))
+        for name in names:
+            value, domain = getattr(self, name), domains[name]
             if not domain.holds(value):
                 raise refusal(name, value, str(domain), domain.advice)
         self.check()
+
+    def changed(self, **values: float) -> Self:
+        """The same rule with some other hyperparameters: what `dataclasses.replace` does, in a quarter of the time."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, **values)
+        other._check(values)
+        return other
 
     def check(self) -> None:
         """Refuse what the domains of single hyperparameters cannot: combinations of them."""

@@ -155,6 +155,7 @@ class Optimizer(torch.optim.Optimizer):
         self._plan: Plan | None = None
         self._seen: Any = None
         self._rules: dict[int, tuple[tuple[Any, ...] | None, Rule]] = {}
+        self._in_force: dict[int, tuple[int, dict[str, Any]]] = {}
         self._ledger = np.zeros((0, 1 + len(self.row.rule.scalars)))
         self._members: list[Tensor] = []
         self._views: list[tuple[Tensor, ...]] = []
@@ -182,20 +183,46 @@ class Optimizer(torch.optim.Optimizer):
         super().add_param_group(group)
 
     def _rule_of(self, group: dict[str, Any]) -> Rule:
-        """The page with this group's hyperparameters as they stand now; its schedules are asked first."""
-        for name, schedule in group["schedules"].items():
-            group[name] = _at(schedule, group["step"])
+        """The page with this group's hyperparameters as they stand now."""
+        if group["schedules"]:
+            self._ask_schedules(group)
         values: tuple[Any, ...] = type(self)._values(group)
         last = self._rules.get(id(group))
-        if last is None or last[0] != values:
+        if last is not None and last[0] == values:
+            return last[1]
+        rule = self._with_new_numbers(last, values)
+        if rule is not None:
+            self._rules[id(group)] = (values, rule)
+        else:
             scheduled = {name: group[name] for name, _ in self._names if _is_schedule(group[name])}
             if scheduled:
                 group["schedules"].update(scheduled)
+                self._in_force.pop(id(group), None)
                 return self._rule_of(group)
-            plain = _plain_number(values)
-            last = (values if plain == values and _immutable(values) else None, self._page(plain))
-            self._rules[id(group)] = last
-        return last[1]
+            rule = self._page(_plain_number(values))
+            self._rules[id(group)] = (values if _immutable(values) else None, rule)
+        return rule
+
+    def _ask_schedules(self, group: dict[str, Any]) -> None:
+        """Show each schedule's value in its place: that after the group's finished steps, whatever stands there."""
+        step, shown = self._in_force.get(id(group), (-1, {}))
+        if step == group["step"] and all(group[name] is value for name, value in shown.items()):
+            return
+        shown = {name: _at(schedule, group["step"]) for name, schedule in group["schedules"].items()}
+        group.update(shown)
+        self._in_force[id(group)] = (group["step"], shown)
+
+    def _with_new_numbers(self, last: Any, values: tuple[Any, ...]) -> Rule | None:
+        """The last rule with other numbers, if that is all that changed: a new rate at every step costs little."""
+        if last is None or last[0] is None:
+            return None
+        numbers: dict[str, float] = {}
+        for (name, parts), value, old in zip(self._names, values, last[0], strict=True):
+            if value != old:
+                if type(value) is not float or len(parts) != 1:
+                    return None
+                numbers[name] = value
+        return last[1].changed(**numbers)
 
     def _page(self, values: tuple[Any, ...]) -> Rule:
         chosen: dict[str, Any] = {}
@@ -233,8 +260,8 @@ class Optimizer(torch.optim.Optimizer):
         plan.step(gradients, self._ledger, rules, sparse_rules, scales, torch.get_num_threads())
         for group in groups:
             group["step"] += 1
-            for name, schedule in group["schedules"].items():
-                group[name] = _at(schedule, group["step"])
+            if group["schedules"]:
+                self._ask_schedules(group)
         return loss
 
     def _step_hooks(self) -> bool:
