@@ -110,12 +110,14 @@ def _first_of_each(cases, key):
     return tuple(found.values())
 
 
-# What a test may ask for: every case, those that torch.optim has too, one for each kernel, one for each rule.
+# What a test may ask for: every case, those that torch.optim has too, one for each kernel, one for each rule, and
+# where the question is one of memory and not of maths, a stateless rule, a usual one and one that counts by tensor.
 PARAMETERS = {
     "case": CASES,
     "torch_case": tuple(case for case in CASES if case.in_torch),
     "variant": _first_of_each(CASES, lambda case: (case.name, case.rule.variant)),
     "plain": _first_of_each(CASES, lambda case: case.name),
+    "sample": tuple(case for case in CASES if str(case) in ("SGD", "AdamW", "NAdam")),
 }
 
 
