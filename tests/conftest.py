@@ -18,7 +18,9 @@ class Case:
 
     def __str__(self):
         words = [
-            f"{key}={value}".replace("=True", "") for key, value in (self.options | self.own).items() if key != "lr"
+            f"{key}={value}".replace("=True", "")
+            for key, value in (self.options | self.own).items()
+            if key != "lr"
         ]
         return "-".join([self.name, *words]).replace(" ", "")
 
@@ -149,7 +151,11 @@ def close():
         same = (path == expected) | (np.isnan(path) & np.isnan(expected))
         with np.errstate(invalid="ignore"):
             off = np.where(same, 0.0, np.abs(path - expected) / np.where(scale > 0, scale, 1.0) / condition)
-        assert not np.isnan(off).any(), "a number is NaN or infinite that should not be, or the other way round"
-        assert off.max(initial=0.0) <= relative, f"off by {off.max():.3g} at {np.unravel_index(off.argmax(), off.shape)}"
+        assert not np.isnan(off).any(), (
+            "a number is NaN or infinite that should not be, or the other way round"
+        )
+        assert off.max(initial=0.0) <= relative, (
+            f"off by {off.max():.3g} at {np.unravel_index(off.argmax(), off.shape)}"
+        )
 
     return check

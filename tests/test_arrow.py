@@ -21,7 +21,7 @@ ABOVE["curvature"] = ABOVE["newton"] = {*ABOVE["torch"], "torch", "numpy", "curv
 ABOVE["lab"] = ABOVE["newton"] | {"lab"}
 ABOVE["cli"] = ABOVE["lab"] | {"cli"}
 ABOVE["__main__"] = {"cli"}
-PURE = {"__future__", "math", "dataclasses", "typing"}
+PURE = {"__future__", "collections.abc", "dataclasses", "functools", "math", "typing"}
 
 
 def imported(path):
@@ -58,7 +58,7 @@ def test_pages_import_nothing_but_mathematics(name):
     for path in pages:
         for module in imported(path):
             inside = module == "schuss.errors" or module.startswith(f"schuss.{name}")
-            assert inside or module in PURE | ({"collections.abc"} if name == "schedules" else set()), f"{path}: {module}"
+            assert inside or module in PURE, f"{path}: {module}"
 
 
 def test_the_arrow_is_read_from_real_files():
