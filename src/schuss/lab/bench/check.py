@@ -50,11 +50,10 @@ def disagreement(
         found = moved([w.copy() for w in start], given)
     except Exception as problem:
         return f"{type(problem).__name__}: {problem}"
-    if any(
-        not np.array_equal(a, b)
-        for now, before in zip(given, kept, strict=True)
-        for a, b in zip(now, before, strict=True)
-    ):
+    pairs = (
+        (a, b) for now, before in zip(given, kept, strict=True) for a, b in zip(now, before, strict=True)
+    )
+    if not all(np.array_equal(a, b) for a, b in pairs):
         return "writes to the gradients"
     worst = 0.0
     for k, (w, end) in enumerate(zip(start, found, strict=True)):

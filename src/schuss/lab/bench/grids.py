@@ -46,7 +46,9 @@ def headline(report: Report) -> str:
     """The machine in one line: no number means anything without it."""
     here = report.machine
     versions = ", ".join(f"{package} {version}" for package, version in here["packages"].items())
-    add = next((f" torch.add moves {_speed(t)}." for t in report.timings if t.section == "bandwidth"), "")
+    add = next(
+        (f" torch.add moves {_speed(t)} GB/s." for t in report.timings if t.section == "bandwidth"), ""
+    )
     return (
         f"{here['processor']} ({here['instructions']}), {here['cores']} cores, {here['threads']} threads; "
         f"{here['system']}; Python {here['python']}, {versions}.{add}"
@@ -54,7 +56,7 @@ def headline(report: Report) -> str:
 
 
 def _speed(timing: Timing) -> str:
-    return f"{_digits(timing.moved / timing.seconds / 1e9)} GB/s"
+    return _digits(timing.moved / timing.seconds / 1e9)
 
 
 def _cell(timing: Timing | None, base: Timing | None) -> str:

@@ -27,10 +27,10 @@ class Workload:
 
 
 def count(number: int) -> str:
-    """A count as one says it: 124M, 26k, 400.
+    """A count as one says it: 124M, 26.1k, 400.
 
     >>> count(124_439_808), count(26_122), count(400)
-    ('124M', '26k', '400')
+    ('124M', '26.1k', '400')
     """
     for unit, name in ((10**6, "M"), (10**3, "k")):
         if number >= unit:
