@@ -53,7 +53,7 @@ def test_a_run_is_shown_kept_and_shown_again(tmp_path):
     assert kept.machine["threads"] == 1
     assert kept.settings == {"quick": True, "only": ["gpt2"]}
     again = run("--from", str(file))
-    assert again.output == first.output
+    assert again.stdout == first.stdout
     assert "| page | schuss | GB/s |" in run("--from", str(file), "--markdown").output
 
 

@@ -105,6 +105,8 @@ def _measure(sizes: Sizes, only: tuple[str, ...], threads: int | None, settings:
             bar = progress.add_task("", total=len(todo))
             for job in todo:
                 progress.update(bar, description=job.title)
+                if not aside.is_terminal:
+                    click.echo(f"{job.title} ...", err=True)
                 report.add(job.run())
                 progress.advance(bar)
     except KeyboardInterrupt:
