@@ -153,3 +153,9 @@ def close():
         assert off.max(initial=0.0) <= relative, f"off by {off.max():.3g} at {np.unravel_index(off.argmax(), off.shape)}"
 
     return check
+
+
+@pytest.fixture(scope="session")
+def cases_of():
+    """`cases_of(name)`: every case of one rule."""
+    return lambda name: [case for case in CASES if case.name == name]
