@@ -159,3 +159,9 @@ def close():
         )
 
     return check
+
+
+@pytest.fixture(scope="session")
+def cases_of():
+    """`cases_of(name)`: every case of one rule."""
+    return lambda name: [case for case in CASES if case.name == name]

@@ -25,7 +25,7 @@ class ASGD(Rule):
     | here           | paper | units  | domain | meaning                                      |
     |----------------|-------|--------|--------|----------------------------------------------|
     | `lr`           | η     | of w/g | ≥ 0    | the first rate                               |
-    | `lambd`        | Λ     | of g/w | finite | decay of w, and of the rate                  |
+    | `lambd`        | Λ     | of g/w | ≥ 0    | decay of w, and of the rate                  |
     | `alpha`        | α     | none   | finite | power by which the rate falls                |
     | `t0`           | t₀    | steps  | finite | when averaging starts                        |
     | `weight_decay` | λ     | of g/w | ≥ 0    | pull towards 0                               |
@@ -41,7 +41,7 @@ class ASGD(Rule):
     """
 
     lr: float = number(1e-2, low=0)
-    lambd: float = number(1e-4)
+    lambd: float = number(1e-4, low=0, advice="Below 0 the rate would grow without bound.")
     alpha: float = number(0.75)
     t0: float = number(1e6)
     weight_decay: float = number(0.0, low=0)
