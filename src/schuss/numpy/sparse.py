@@ -68,7 +68,7 @@ def for_sparse(rule: Rule, conventions: tuple[tuple[str, Any], ...]) -> Rule:
     if "l2" in formula(rule).coefficients and rule.coefficients(1, **first)["l2"]:
         raise RuntimeError(
             f"weight_decay={getattr(rule, 'weight_decay', None)!r} (L2) is not possible with sparse gradients: it "
-            "would need every row, and only touched rows move. Set weight_decay=0, or use a decoupled one, which touched "
-            "rows alone then feel."
+            "would need every row, and only touched rows move. Set weight_decay=0, or use a decoupled one, which "
+            "touched rows alone then feel."
         )
     return rule

@@ -40,8 +40,8 @@ def _keys(keys: Any) -> str:
 def pair(params: Any, grads: Any) -> tuple[list[Path], list[Any], list[Any]]:
     """The paths, weights and gradients of all leaves, in the order of `params`.
 
-    A gradient of None, of an array or of everything below, stays None. Raises `KeyMismatchError` where the keys of the two
-    differ, `TypeError` where one has an array and the other has not.
+    A gradient of None, of an array or of everything below, stays None. Raises `KeyMismatchError` where the keys of
+    the two differ, `TypeError` where one has an array and the other has not.
     """
     paths: list[Path] = []
     weights: list[Any] = []
