@@ -218,3 +218,24 @@ def test_an_optimizer_without_state_counts_all_the_same():
         "finished": 1,
         "w/step": 1,
     }
+
+
+def test_a_checkpoint_from_before_the_first_update_starts_anew():
+    optimizer = Adam(lr=0.1)
+    start, params = optimizer.state_dict(), {"w": np.zeros(2)}
+    optimizer.update(params, {"w": np.array([1.0, -5.0])})
+    optimizer.load_state_dict(start)
+    optimizer.update(params, {"w": np.array([-1.0, 5.0])})
+    np.testing.assert_allclose(params["w"], 0, atol=1e-8)
+    with pytest.raises(ValueError, match="The checkpoint has no arrays"):
+        optimizer.load_state_dict({"optimizer": np.array("Adam"), "finished": np.array(3)})
+
+
+def test_an_array_alone_is_a_tree_too(tmp_path):
+    w, optimizer = np.zeros(2), Adam(lr=0.1)
+    optimizer.update(w, np.ones(2))
+    optimizer.save(tmp_path / "state.npz")
+    again = Adam(lr=0.1)
+    again.load(tmp_path / "state.npz")
+    again.update(w, np.ones(2))
+    np.testing.assert_allclose(w, -0.2)

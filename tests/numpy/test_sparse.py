@@ -147,24 +147,29 @@ BAD = [
 ]
 
 
+@pytest.mark.parametrize("warm", [False, True], ids=["first", "later"])
 @pytest.mark.parametrize(("gradient", "error", "words"), BAD, ids=[words for *_, words in BAD])
-def test_rows_that_do_not_fit_are_refused_and_nothing_is_changed(gradient, error, words):
+def test_rows_that_do_not_fit_are_refused_and_nothing_is_changed(gradient, error, words, warm):
     params = {"a": np.ones(3), "e": np.ones((4, 3)), "z": np.ones((4, 3))}
     good = (np.array([1]), np.ones((1, 3)))
     optimizer = Adam(lr=0.1)
-    optimizer.update(params, {"a": np.ones(3), "e": good, "z": good})
+    if warm:
+        optimizer.update(params, {"a": np.ones(3), "e": good, "z": good})
     kept, state = copy.deepcopy(params), optimizer.state_dict()
     with pytest.raises(error, match=words):
         optimizer.update(params, {"a": np.ones(3), "e": gradient, "z": good})
     for key in params:
         np.testing.assert_array_equal(params[key], kept[key])
-    assert all(np.array_equal(value, state[key]) for key, value in optimizer.state_dict().items())
+    after = optimizer.state_dict()
+    assert after.keys() == state.keys()
+    assert all(np.array_equal(after[key], state[key]) for key in state)
 
 
 def test_l2_decay_is_refused_and_decoupled_decay_is_lazy():
     params, gradient = {"e": np.ones((3, 2))}, {"e": (np.array([1]), np.ones((1, 2)))}
     with pytest.raises(RuntimeError, match=r"weight_decay=0.1 \(L2\) is not possible with sparse gradients"):
-        Adam(weight_decay=0.1).update(params, gradient)
+        (optimizer := Adam(weight_decay=0.1)).update(params, gradient)
+    assert set(optimizer.state_dict()) == {"optimizer", "finished"}
     np.testing.assert_array_equal(params["e"], 1)
     SGD(lr=0.5, weight_decay=0.5, decoupled_weight_decay=True).update(params, gradient)
     np.testing.assert_array_equal(params["e"], [[1, 1], [0.25, 0.25], [1, 1]])

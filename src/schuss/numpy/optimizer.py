@@ -206,14 +206,19 @@ class Optimizer:
         rule = self._make(self._chosen)
         paths, weights, gradients = pair(params, grads)
         plan, page = self._plan, formula(rule)
+        entries, ledger = self._entries, self._ledger
         if plan is None or not plan.fits(page, paths, weights, gradients):
-            plan = self._plan = self._find_plan(rule, paths, weights, gradients)
-        scale = -1.0 if self.maximize else 1.0
-        plan.step(gradients, self._ledger, rule, self._lazy, scale, threads.available())
+            plan, entries, ledger = self._find_plan(rule, paths, weights, gradients)
+        work = plan.prepare(gradients, rule, self._lazy)
+        # Nothing was refused: from here on things change.
+        self._plan, self._entries, self._ledger, self._unmatched = plan, entries, ledger, False
+        plan.step(work, self._ledger, -1.0 if self.maximize else 1.0, threads.available())
         self._finished += 1
 
-    def _find_plan(self, rule: Rule, paths: list[Path], weights: list[Any], gradients: list[Any]) -> Plan:
-        """Check everything, then remember what is new."""
+    def _find_plan(
+        self, rule: Rule, paths: list[Path], weights: list[Any], gradients: list[Any]
+    ) -> tuple[Plan, dict[str, _Entry], Array]:
+        """Check everything; return the plan, and what is remembered with what is new."""
         keys = self._check_keys(paths)
         moving = [k for k, gradient in enumerate(gradients) if gradient is not None]
         arrays = {k: check_weight(paths[k], weights[k]) for k in moving}
@@ -238,8 +243,7 @@ class Optimizer:
         ledger = np.zeros((len(entries), self._ledger.shape[1]))
         ledger[: len(self._ledger)] = self._ledger
         ledger[ledger[:, 0] == 0] = _first_row(rule)
-        self._entries, self._ledger, self._unmatched = entries, ledger, False
-        return plan
+        return plan, entries, ledger
 
     def _check_keys(self, paths: list[Path]) -> list[str]:
         """The keys of a flat checkpoint, each checked to be one's own, and after a load to be the checkpoint's."""
@@ -325,10 +329,12 @@ class Optimizer:
             known = self._entries.get(key)
             shape = known.shape if known else None
             entries[key] = _Entry(shape, member, _checked_slots(key, parts, shape))
-        if self._entries:
+        if finished and not entries:
+            raise KeyMismatchError("The checkpoint has no arrays. Was it cut short?")
+        if self._entries and entries:
             _check_same_keys(set(entries), set(self._entries), "this optimizer")
-        self._forget()
-        self._entries, self._ledger, self._finished, self._unmatched = entries, ledger, finished, True
+        self._entries, self._ledger, self._finished = entries, ledger, finished
+        self._unmatched, self._plan = bool(entries), None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a `.npz` file of exactly this name: whole, or not at all."""

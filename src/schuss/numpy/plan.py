@@ -24,7 +24,7 @@ from schuss.rules import Rule
 Array = np.ndarray[Any, Any]
 
 # Up to this many elements a gradient is copied.
-SMALL = 4096
+SMALL = 1024
 
 # What a kernel takes each dtype for. A complex number is two real ones, which the rules move one by one.
 _KERNEL_NAMES = {
@@ -332,7 +332,6 @@ class Plan:
         """Compile or find the kernels, and write down where everything is."""
         self.formula, self.paths, self.weights = formula, paths, weights
         self.moved = [weights[item.place] for item in items]
-        self.places = [item.place for item in items]
         self.layouts = list(map(_layout, self.moved))
         self.types = list(map(type, gradients))
         self.arrays = [k for k, gradient in enumerate(gradients) if isinstance(gradient, np.ndarray)]
@@ -360,16 +359,10 @@ class Plan:
             and all(batch.fits(gradients) for batch in self.dense)
         )
 
-    def step(
-        self,
-        gradients: list[Any],
-        ledger: Array,
-        rule: Rule,
-        conventions: tuple[tuple[str, Any], ...],
-        scale: float,
-        workers: int,
-    ) -> None:
-        """Move every weight once. All that can be refused is refused before the first one moves."""
+    def prepare(
+        self, gradients: list[Any], rule: Rule, conventions: tuple[tuple[str, Any], ...]
+    ) -> list[tuple[_Batch | _Touched, Rule]]:
+        """What is to be moved, and by which rule. Refuses all that can be refused; no weight has moved then."""
         work: list[tuple[_Batch | _Touched, Rule]] = []
         if self.sparse:
             lazy = for_sparse(rule, conventions)
@@ -380,5 +373,11 @@ class Plan:
         for batch in self.dense:
             batch.prepare(gradients)
             work.append((batch, rule))
-        for part, its_rule in work:
-            part.step(ledger, [its_rule], [scale], workers)
+        return work
+
+    def step(
+        self, work: list[tuple[_Batch | _Touched, Rule]], ledger: Array, scale: float, workers: int
+    ) -> None:
+        """Move every weight once."""
+        for part, rule in work:
+            part.step(ledger, [rule], [scale], workers)
