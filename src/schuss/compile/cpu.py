@@ -183,9 +183,7 @@ def kernel(formula: Formula, dtypes: tuple[str, ...]) -> Kernel:
     if found is not None:
         return found
     with _compiling:
-        return _kernels.get((formula, dtypes)) or _kernels.setdefault(
-            (formula, dtypes), _load(formula, dtypes)
-        )
+        return _kernels.get((formula, dtypes)) or _kernels.setdefault((formula, dtypes), _load(formula, dtypes))
 
 
 def _load(formula: Formula, dtypes: tuple[str, ...]) -> Kernel:

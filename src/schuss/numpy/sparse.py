@@ -47,13 +47,14 @@ def touched(where: str, weight: Array, gradient: tuple[Any, ...]) -> tuple[Array
         advice = "Rows are counted from the front." if wrong < 0 else ""
         raise refusal(f"{where} indices", int(wrong), f"in [0, {len(weight)})", advice)
     rows = indices.astype(np.int64)
-    if np.all(rows[1:] > rows[:-1]):
-        return rows, np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
     order = np.argsort(rows, kind="stable")
-    ordered = rows[order]
-    first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    wide = np.result_type(values.dtype, np.float32)
-    return ordered[first], np.add.reduceat(values[order], first, axis=0, dtype=wide)
+    new = np.append(True, np.diff(rows[order]) > 0)[: len(rows)]
+    if new.all():
+        return rows, np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
+    first, again = order[new], order[~new]
+    total = values[first].astype(np.result_type(values.dtype, np.float32), order="C")
+    np.add.at(total, (np.cumsum(new) - 1)[~new], values[again])
+    return rows[first], total
 
 
 @functools.lru_cache(maxsize=1024)

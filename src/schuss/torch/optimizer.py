@@ -101,9 +101,7 @@ class Optimizer(torch.optim.Optimizer):
         if "row" not in cls.__dict__:
             return
         cls._parameters = arguments(cls.row)
-        first, params = (
-            inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in ("self", "params")
-        )
+        first, params = (inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in ("self", "params"))
         cls.__signature__ = inspect.Signature([params, *cls._parameters.values()])  # type: ignore[attr-defined]
         cls._binding = inspect.Signature([first, params, *cls._parameters.values()])
         own = _fields(cls.row.rule)
@@ -198,8 +196,7 @@ class Optimizer(torch.optim.Optimizer):
         rules = list(map(self._rule_of, groups))
         plan = self._plan
         if plan is None or not (
-            self._seen
-            == (changes(), id(self.state), list(map(id, weights)), [rule.variant for rule in rules])
+            self._seen == (changes(), id(self.state), list(map(id, weights)), [rule.variant for rule in rules])
             and plan.fits(gradients)
         ):
             plan = self._plan = self._make_plan(weights, gradients, rules)
@@ -251,9 +248,7 @@ class Optimizer(torch.optim.Optimizer):
             found.append([self.state[weights[k]][names[slot]] for slot in rule.slots])
         return found
 
-    def _remember(
-        self, k: int, entry: dict[str, Any], first: dict[str, float], new: bool, steps: int
-    ) -> None:
+    def _remember(self, k: int, entry: dict[str, Any], first: dict[str, float], new: bool, steps: int) -> None:
         """Bring the ledger's row of weight `k` and its state in agreement: what stands in the state is right."""
         row, views = self._ledger[k], self._views[k]
         if not self.row.counts_steps:

@@ -117,9 +117,7 @@ class _Plain:
     def __init__(self, signature: Signature, items: list[Item]) -> None:
         self.places = [item.member for item in items]
         self.whole = self.places == list(range(len(items)))
-        self.dtypes = [
-            items[0].weight.dtype if items[0].weight.is_complex() else getattr(torch, signature[1][1])
-        ]
+        self.dtypes = [items[0].weight.dtype if items[0].weight.is_complex() else getattr(torch, signature[1][1])]
         self.dtypes *= len(items)
         self.table = _whole(signature, items)
         self.launch = _launch(signature, items, self.table)
@@ -133,11 +131,7 @@ class _Plain:
 
     def fits(self, gradients: Sequence[Any]) -> bool:
         """Point at this step's gradients; False if anything no longer lies as it did."""
-        mine = (
-            gradients
-            if self.whole and len(gradients) == len(self.places)
-            else [gradients[k] for k in self.places]
-        )
+        mine = gradients if self.whole and len(gradients) == len(self.places) else [gradients[k] for k in self.places]
         try:
             moving = list(map(_address, mine))
             alike = all(map(_contiguous, mine)) and list(map(_dtype, mine)) == self.dtypes
@@ -177,11 +171,7 @@ class _Staged:
                 return copy
 
             alike.append(
-                [
-                    laid(weight, True),
-                    laid(gradients[item.member], False),
-                    *(laid(slot, True) for slot in item.slots),
-                ]
+                [laid(weight, True), laid(gradients[item.member], False), *(laid(slot, True) for slot in item.slots)]
             )
         addresses = np.array([list(map(_address, tensors)) for tensors in alike], dtype=np.int64)
         for column, here in enumerate(addresses.T):
@@ -199,10 +189,7 @@ def _step_sparse(item: Item, gradient: Tensor, *call: Any) -> None:
     rows = np.ravel_multi_index(tuple(gradient.indices().numpy()), tuple(outer))
     width = math.prod(inner) * (2 if item.weight.dtype in _REAL else 1)
     written = [item.weight, *item.slots]
-    flat = [
-        t if _contiguous(t) and not _lazy(t) else t.clone(memory_format=torch.contiguous_format)
-        for t in written
-    ]
+    flat = [t if _contiguous(t) and not _lazy(t) else t.clone(memory_format=torch.contiguous_format) for t in written]
     signature = _signature(item, values)
     table = TouchedRows(_itemsizes(signature[1]), rows, width)
     table.place(1, values.data_ptr(), packed=True)
