@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import tempfile
 import warnings
 from pathlib import Path
+
+_SEAL = hashlib.sha256().digest_size
 
 
 def wanted_folder() -> Path:
@@ -42,15 +45,25 @@ def folder() -> Path:
 
 
 def read(name: str) -> bytes | None:
-    """A file that was kept, or None."""
+    """A file that was kept, or None; also where it is not what was written, as after a crash of the machine."""
     try:
-        return (folder() / name).read_bytes()
+        content = (folder() / name).read_bytes()
     except OSError:
         return None
+    seal, content = content[:_SEAL], content[_SEAL:]
+    return content if seal == hashlib.sha256(content).digest() else None
 
 
 def write(name: str, content: bytes) -> None:
-    """Keep a file: whole or not at all, whoever else writes it; a full disk costs the next process a compilation."""
+    """Keep a file, sealed: whole or not at all, whoever else writes it.
+
+    Where it cannot be kept, on a full disk say, the next process compiles again.
+    """
+    replace(name, hashlib.sha256(content).digest() + content)
+
+
+def replace(name: str, content: bytes) -> None:
+    """Put a file in its place in one move."""
     place = folder()
     try:
         handle, temporary = tempfile.mkstemp(dir=place)

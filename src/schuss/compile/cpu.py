@@ -45,7 +45,7 @@ _WORDS = {
 class _TypedNumbers(ast.NodeTransformer):
     """Give every number of the page the kernel's own type: one bare 1.0 would turn float32 into float64."""
 
-    def visit_Constant(self, node: ast.Constant) -> ast.expr:  # noqa: N802
+    def visit_Constant(self, node: ast.Constant) -> ast.expr:
         if isinstance(node.value, int | float) and not isinstance(node.value, bool):
             return ast.Call(ast.Name("real"), [node], [])
         return node
@@ -183,7 +183,9 @@ def kernel(formula: Formula, dtypes: tuple[str, ...]) -> Kernel:
     if found is not None:
         return found
     with _compiling:
-        return _kernels.get((formula, dtypes)) or _kernels.setdefault((formula, dtypes), _load(formula, dtypes))
+        return _kernels.get((formula, dtypes)) or _kernels.setdefault(
+            (formula, dtypes), _load(formula, dtypes)
+        )
 
 
 def _load(formula: Formula, dtypes: tuple[str, ...]) -> Kernel:
@@ -194,7 +196,7 @@ def _load(formula: Formula, dtypes: tuple[str, ...]) -> Kernel:
     if code is None:
         filename = str(cache.folder() / f"{name}.py")
         code = _compile(text, filename, machine)
-        cache.write(f"{name}.py", text.encode())
+        cache.replace(f"{name}.py", text.encode())
         cache.write(f"{name}.o", code)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,9 @@ class Table:
         self.elements = int(lengths.sum())
         self.cells = np.empty((len(owner), len(self.itemsizes) + 2), dtype=np.int64)
         self.cells[:, -2] = lengths
+        self.address = self.cells.ctypes.data
 
-    def point(self, column: int, addresses: Array, offsets: Array) -> None:
+    def point(self, column: int, addresses: Array | int, offsets: Array) -> None:
         """Say where the rows of a column start: at the addresses, `offsets` elements on."""
         self.cells[:, column] = addresses + offsets * self.itemsizes[column]
 
@@ -66,17 +67,14 @@ class TouchedRows(Table):
 
     def place(self, column: int, address: int, *, packed: bool = False) -> None:
         """Say where the column's tensor is; `packed` if it holds the touched rows alone."""
-        self.point(column, np.int64(address), self.packed if packed else self.offsets)
+        self.point(column, address, self.packed if packed else self.offsets)
 
 
-def advance(rule: Rule, remembered: Array) -> dict[str, float]:
-    """The scalars of a tensor's next step; its row of the ledger, steps first, moves on."""
-    step, *scalars = remembered.tolist()
+def advance(rule: Rule, remembered: list[float]) -> tuple[dict[str, float], list[float]]:
+    """The scalars of a tensor's next step, and what is remembered of it afterwards: its steps, its own scalars."""
+    step, *scalars = remembered
     values = rule.coefficients(int(step) + 1, **dict(zip(rule.scalars, scalars, strict=True)))
-    remembered[0] += 1
-    for k, name in enumerate(rule.scalars, 1):
-        remembered[k] = values[name]
-    return values
+    return values, [step + 1, *(values[name] for name in rule.scalars)]
 
 
 class Launch:
@@ -96,36 +94,37 @@ class Launch:
         self.formula, self.kernel, self.table = formula, kernel, table
         self.groups = np.asarray(groups, dtype=np.int64)
         self.members = np.asarray(members, dtype=np.int64)
-        self.cohorts: Array | None = None
+        self.remembered: Array | None = None
 
     def _gather(self, remembered: Array) -> None:
         """Tensors of the same group with the same history share their scalars: find these cohorts."""
-        keys = np.column_stack([self.groups, remembered])
-        _, self.cohorts, which = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+        keys, which = np.unique(np.column_stack([self.groups, remembered]), axis=0, return_inverse=True)
         self.which = which.reshape(-1)
+        self.cohorts = [(int(group), history) for group, *history in keys.tolist()]
         self.table.assign(self.which)
         self.matrix = np.empty((len(self.cohorts), 1 + len(self.formula.coefficients)))
+        self.at_matrix = self.matrix.ctypes.data
 
-    def step(
-        self,
-        ledger: Array,
-        rules: Sequence[Rule] | Mapping[int, Rule],
-        scales: Sequence[float] | Mapping[int, float],
-        workers: int,
-    ) -> None:
+    def step(self, ledger: Array, rules: Sequence[Rule], scales: Sequence[float], workers: int) -> None:
         """Take one step of every tensor.
 
         `rules` and `scales` (of the gradient) are by group. `ledger` has a row a tensor, what is remembered of it as a
         whole: its finished steps, then the rule's scalars; float64, so counts are exact to 2⁵³.
         """
         remembered = ledger[self.members]
-        if self.cohorts is None or not (remembered == remembered[self.cohorts][self.which]).all():
+        if self.remembered is None or (remembered != self.remembered).any():
             self._gather(remembered)
-        assert self.cohorts is not None
-        after = remembered[self.cohorts]
-        for row, tensor in enumerate(self.cohorts):
-            group = self.groups[tensor]
-            values = advance(rules[group], after[row])
-            self.matrix[row] = (scales[group], *(values[name] for name in self.formula.coefficients))
-        ledger[self.members] = after[self.which]
-        threads.run(self.kernel, self.table.cells, self.matrix, self.table.elements, workers)
+        for row, (group, history) in enumerate(self.cohorts):
+            values, after = advance(rules[group], history)
+            self.cohorts[row] = group, after
+            self.matrix[row] = (scales[group], *[values[name] for name in self.formula.coefficients])
+        self.remembered = np.array([history for _, history in self.cohorts])[self.which]
+        ledger[self.members] = self.remembered
+        threads.run(
+            self.kernel,
+            self.table.address,
+            self.at_matrix,
+            len(self.table.cells),
+            self.table.elements,
+            workers,
+        )

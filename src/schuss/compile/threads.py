@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
+
+from schuss.compile.cpu import Kernel
 
 # Below this many elements a thread, handing work over costs more than it saves.
 ELEMENTS_A_THREAD = 200_000
@@ -34,27 +35,23 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pools.clear)
 
 
-def _take(pieces: Iterator[tuple[int, int]], kernel: Callable[..., None], table: int, matrix: int) -> None:
+def _take(pieces: Iterator[tuple[int, int]], kernel: Kernel, table: int, matrix: int) -> None:
     for first, last in pieces:
         kernel(table, matrix, first, last)
 
 
-def run(kernel: Callable[..., None], table: Any, matrix: Any, elements: int, workers: int) -> None:
-    """Call the kernel over all rows of `table` (int64) with `matrix` (float64), on at most `workers` threads."""
-    rows = len(table)
-    if rows == 0:
-        return
-    at_table, at_matrix = table.ctypes.data, matrix.ctypes.data
+def run(kernel: Kernel, table: int, matrix: int, rows: int, elements: int, workers: int) -> None:
+    """Call the kernel over all rows of the table and matrix at these addresses, on at most `workers` threads."""
     workers = min(workers, max(1, elements // ELEMENTS_A_THREAD), rows)
-    if workers == 1:
-        kernel(at_table, at_matrix, 0, rows)
+    if workers <= 1:
+        kernel(table, matrix, 0, rows)
         return
     edges = np.linspace(0, rows, min(rows, workers * PIECES) + 1).astype(int).tolist()
     pieces = itertools.pairwise(edges)  # each is handed out once, to whichever thread asks next
     pool = _pool(workers - 1)
-    helpers = [pool.submit(_take, pieces, kernel, at_table, at_matrix) for _ in range(workers - 1)]
+    helpers = [pool.submit(_take, pieces, kernel, table, matrix) for _ in range(workers - 1)]
     try:
-        _take(pieces, kernel, at_table, at_matrix)
+        _take(pieces, kernel, table, matrix)
     finally:  # also when interrupted: no thread may outlive the memory that it walks over
         for helper in helpers:
             helper.result()

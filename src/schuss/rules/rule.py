@@ -10,10 +10,12 @@ a convention is a coefficient, and what changes the *state* is a variant with an
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from math import exp, log, sqrt
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from schuss.errors import refusal
 
@@ -85,7 +87,7 @@ class _Domain:
 
     def holds(self, value: object) -> bool:
         if self.kind is bool:
-            return value is True or value is False
+            return isinstance(value, bool)
         if self.choices:
             return value in self.choices
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -116,6 +118,11 @@ def choice(*choices: str, advice: str = "") -> Any:
     return field(default=choices[0], metadata={"domain": _Domain(choices=choices, advice=advice)})
 
 
+@functools.cache
+def _domains(rule: type[Rule]) -> dict[str, _Domain]:
+    return {f.name: f.metadata["domain"] for f in fields(rule)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """An optimizer as mathematics: hyperparameters, named state, and one step of one weight.
@@ -133,12 +140,22 @@ class Rule:
             cls.variants = {"": cls.state}
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            domain: _Domain = f.metadata["domain"]
-            value = getattr(self, f.name)
+        self._check(_domains(type(self)))
+
+    def _check(self, names: Iterable[str]) -> None:
+        domains = _domains(type(self))
+        for name in names:
+            value, domain = getattr(self, name), domains[name]
             if not domain.holds(value):
-                raise refusal(f.name, value, str(domain), domain.advice)
+                raise refusal(name, value, str(domain), domain.advice)
         self.check()
+
+    def changed(self, **values: float) -> Self:
+        """The same rule with some other hyperparameters: what `dataclasses.replace` does, in a quarter of the time."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, **values)
+        other._check(values)
+        return other
 
     def check(self) -> None:
         """Refuse what the domains of single hyperparameters cannot: combinations of them."""

@@ -8,11 +8,12 @@ import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
+import torch.optim.optimizer as base
 
 from schuss.compile.formula import formula
 from schuss.rules import PAIRS, Row, Rule
@@ -68,8 +69,11 @@ def _plain_number(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-# Hyperparameters of these types are what they were if they compare equal; a tensor can change in place.
-_IMMUTABLE = frozenset((float, int, bool, str))
+def _immutable(value: Any) -> bool:
+    """Whether a hyperparameter that compares equal is what it was; a tensor can change in place."""
+    if isinstance(value, tuple):
+        return all(map(_immutable, cast(tuple[Any, ...], value)))
+    return isinstance(value, float | int | str)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -80,12 +84,29 @@ def _for_sparse(rule: Rule, conventions: tuple[tuple[str, Any], ...]) -> Rule:
 
 
 def _state_like(weight: Tensor, value: float) -> Tensor:
-    """A slot before the first step: laid out as its weight; for 16-bit weights in float32, which a small change can move."""
+    """A slot before the first step, laid out as its weight.
+
+    For 16-bit weights it is float32: a small change could not move a bfloat16 average.
+    """
     wide = torch.float32 if weight.dtype in (torch.bfloat16, torch.float16) else weight.dtype
     slot = torch.zeros_like(weight, dtype=wide, memory_format=torch.preserve_format, requires_grad=False)
     if value:
         (torch.view_as_real(slot) if slot.is_complex() else slot).fill_(value)
     return slot
+
+
+def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
+    """`step` with torch's hooks and profiler label, which cost as much as a small step, only where there are any."""
+    with_hooks = torch.optim.Optimizer.profile_hook_step(step)
+
+    @functools.wraps(step)
+    def hooked(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        if self._step_hooks() or torch.autograd._profiler_enabled():  # pyright: ignore
+            return with_hooks(self, *args, **kwargs)
+        return step(self, *args, **kwargs)
+
+    hooked.hooked = True  # type: ignore[attr-defined]  # torch then leaves it as it is
+    return hooked
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -95,17 +116,23 @@ class Optimizer(torch.optim.Optimizer):
     _parameters: ClassVar[dict[str, inspect.Parameter]]
     _binding: ClassVar[inspect.Signature]
     _names: ClassVar[tuple[tuple[str, tuple[str, ...]], ...]]
+    _values: ClassVar[Callable[[dict[str, Any]], tuple[Any, ...]]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "row" not in cls.__dict__:
             return
         cls._parameters = arguments(cls.row)
-        first, params = (inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in ("self", "params"))
+        first, params = (
+            inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in ("self", "params")
+        )
         cls.__signature__ = inspect.Signature([params, *cls._parameters.values()])  # type: ignore[attr-defined]
         cls._binding = inspect.Signature([first, params, *cls._parameters.values()])
         own = _fields(cls.row.rule)
+        cls.__doc__ = f"{cls.row.rule.__doc__}\n\n    {cls.__doc__}"
+        cls.step = _hooked(cls.step)
         cls._names = tuple((n, PAIRS.get(n, (n,))) for n in cls._parameters if n in own or n in PAIRS)
+        cls._values = staticmethod(itemgetter(*(n for n, _ in cls._names)))
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         try:
@@ -127,7 +154,8 @@ class Optimizer(torch.optim.Optimizer):
         """Hold nothing that was derived from groups and state: the next step finds it anew."""
         self._plan: Plan | None = None
         self._seen: Any = None
-        self._rules: dict[int, tuple[tuple[Any, ...], Rule]] = {}
+        self._rules: dict[int, tuple[tuple[Any, ...] | None, Rule]] = {}
+        self._in_force: dict[int, tuple[int, dict[str, Any]]] = {}
         self._ledger = np.zeros((0, 1 + len(self.row.rule.scalars)))
         self._members: list[Tensor] = []
         self._views: list[tuple[Tensor, ...]] = []
@@ -140,7 +168,7 @@ class Optimizer(torch.optim.Optimizer):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
         if "params" not in param_group:
             raise ValueError(f"A parameter group has {', '.join(param_group) or 'nothing'} but no 'params'.")
-        group = {**self.defaults, "step": 0, "schedules": {}, **param_group}
+        group: dict[str, Any] = {**self.defaults, "step": 0, "schedules": {}, **param_group}
         if isinstance(group["params"], Iterable) and not isinstance(group["params"], Tensor | set):
             group["params"] = list(cast(Iterable[Any], group["params"]))
             _check_weights(group["params"])
@@ -149,26 +177,52 @@ class Optimizer(torch.optim.Optimizer):
                 "differentiable=True is not possible: a step here is a compiled kernel, which autograd cannot see "
                 f"through. Use torch.optim.{self.row.name} for that."
             )
-        group["schedules"] = dict(group["schedules"])
+        group["schedules"] = dict(cast(dict[str, Any], group["schedules"]))
         self._rules.clear()
         self._rule_of(group)
         super().add_param_group(group)
 
     def _rule_of(self, group: dict[str, Any]) -> Rule:
-        """The page with this group's hyperparameters as they stand now; its schedules are asked first."""
-        for name, schedule in group["schedules"].items():
-            group[name] = _at(schedule, group["step"])
-        values = tuple([group[name] for name, _ in self._names])
-        if not _IMMUTABLE.issuperset(map(type, values)):
+        """The page with this group's hyperparameters as they stand now."""
+        if group["schedules"]:
+            self._ask_schedules(group)
+        values: tuple[Any, ...] = type(self)._values(group)
+        last = self._rules.get(id(group))
+        if last is not None and last[0] == values:
+            return last[1]
+        rule = self._with_new_numbers(last, values)
+        if rule is not None:
+            self._rules[id(group)] = (values, rule)
+        else:
             scheduled = {name: group[name] for name, _ in self._names if _is_schedule(group[name])}
             if scheduled:
                 group["schedules"].update(scheduled)
+                self._in_force.pop(id(group), None)
                 return self._rule_of(group)
-            values = _plain_number(values)
-        last = self._rules.get(id(group))
-        if last is None or last[0] != values:
-            last = self._rules[id(group)] = (values, self._page(values))
-        return last[1]
+            rule = self._page(_plain_number(values))
+            self._rules[id(group)] = (values if _immutable(values) else None, rule)
+        return rule
+
+    def _ask_schedules(self, group: dict[str, Any]) -> None:
+        """Show each schedule's value in its place: that after the group's finished steps, whatever stands there."""
+        step, shown = self._in_force.get(id(group), (-1, {}))
+        if step == group["step"] and all(group[name] is value for name, value in shown.items()):
+            return
+        shown = {name: _at(schedule, group["step"]) for name, schedule in group["schedules"].items()}
+        group.update(shown)
+        self._in_force[id(group)] = (group["step"], shown)
+
+    def _with_new_numbers(self, last: Any, values: tuple[Any, ...]) -> Rule | None:
+        """The last rule with other numbers, if that is all that changed: a new rate at every step costs little."""
+        if last is None or last[0] is None:
+            return None
+        numbers: dict[str, float] = {}
+        for (name, parts), value, old in zip(self._names, values, last[0], strict=True):
+            if value != old:
+                if type(value) is not float or len(parts) != 1:
+                    return None
+                numbers[name] = value
+        return last[1].changed(**numbers)
 
     def _page(self, values: tuple[Any, ...]) -> Rule:
         chosen: dict[str, Any] = {}
@@ -184,7 +238,7 @@ class Optimizer(torch.optim.Optimizer):
 
     # One step
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step with the gradients in `.grad`; with a closure, call it first and return its loss."""
         loss = None
         if closure is not None:
@@ -196,7 +250,8 @@ class Optimizer(torch.optim.Optimizer):
         rules = list(map(self._rule_of, groups))
         plan = self._plan
         if plan is None or not (
-            self._seen == (changes(), id(self.state), list(map(id, weights)), [rule.variant for rule in rules])
+            self._seen
+            == (changes(), id(self.state), list(map(id, weights)), [rule.variant for rule in rules])
             and plan.fits(gradients)
         ):
             plan = self._plan = self._make_plan(weights, gradients, rules)
@@ -205,9 +260,17 @@ class Optimizer(torch.optim.Optimizer):
         plan.step(gradients, self._ledger, rules, sparse_rules, scales, torch.get_num_threads())
         for group in groups:
             group["step"] += 1
-            for name, schedule in group["schedules"].items():
-                group[name] = _at(schedule, group["step"])
+            if group["schedules"]:
+                self._ask_schedules(group)
         return loss
+
+    def _step_hooks(self) -> bool:
+        return bool(
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or base._global_optimizer_pre_hooks  # pyright: ignore[reportPrivateUsage]
+            or base._global_optimizer_post_hooks  # pyright: ignore[reportPrivateUsage]
+        )
 
     @functools.cached_property
     def _sparse(self) -> tuple[tuple[str, Any], ...]:
@@ -248,7 +311,9 @@ class Optimizer(torch.optim.Optimizer):
             found.append([self.state[weights[k]][names[slot]] for slot in rule.slots])
         return found
 
-    def _remember(self, k: int, entry: dict[str, Any], first: dict[str, float], new: bool, steps: int) -> None:
+    def _remember(
+        self, k: int, entry: dict[str, Any], first: dict[str, float], new: bool, steps: int
+    ) -> None:
         """Bring the ledger's row of weight `k` and its state in agreement: what stands in the state is right."""
         row, views = self._ledger[k], self._views[k]
         if not self.row.counts_steps:
@@ -288,7 +353,7 @@ class Optimizer(torch.optim.Optimizer):
         groups = [{k: v for k, v in group.items() if k != "schedules"} for group in packed["param_groups"]]
         return {**packed, "state": state, "param_groups": groups}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the state of a checkpoint, torch.optim's or ours, as it is: nothing is cast.
 
         A schedule is configuration: the one given at construction goes on from the checkpoint's step.
@@ -352,10 +417,10 @@ def _check_weights(given: list[Any]) -> None:
 
 
 def _exported(name: str, value: Any, row: Row) -> Any:
-    """A state's entry as torch.optim has it: counts are float32 tensors, or float64 once float32 cannot count on."""
-    if name == "step" or name in (row.names[scalar] for scalar in row.rule.scalars):
-        return value.to(torch.float32) if name != "step" or value < 2**24 else value.clone()
-    return value
+    """A state's entry as torch.optim has it: a count is a float32 tensor, as long as that can count on."""
+    if name == "step":
+        return value.to(torch.float32 if value < 2**24 else torch.float64, copy=True)
+    return value.clone() if name in (row.names[scalar] for scalar in row.rule.scalars) else value
 
 
 def _loaded(entry: dict[str, Any], weight: Tensor, key: Any, row: Row) -> dict[str, Any]:

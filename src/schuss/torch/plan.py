@@ -117,7 +117,9 @@ class _Plain:
     def __init__(self, signature: Signature, items: list[Item]) -> None:
         self.places = [item.member for item in items]
         self.whole = self.places == list(range(len(items)))
-        self.dtypes = [items[0].weight.dtype if items[0].weight.is_complex() else getattr(torch, signature[1][1])]
+        self.dtypes = [
+            items[0].weight.dtype if items[0].weight.is_complex() else getattr(torch, signature[1][1])
+        ]
         self.dtypes *= len(items)
         self.table = _whole(signature, items)
         self.launch = _launch(signature, items, self.table)
@@ -131,7 +133,11 @@ class _Plain:
 
     def fits(self, gradients: Sequence[Any]) -> bool:
         """Point at this step's gradients; False if anything no longer lies as it did."""
-        mine = gradients if self.whole and len(gradients) == len(self.places) else [gradients[k] for k in self.places]
+        mine = (
+            gradients
+            if self.whole and len(gradients) == len(self.places)
+            else [gradients[k] for k in self.places]
+        )
         try:
             moving = list(map(_address, mine))
             alike = all(map(_contiguous, mine)) and list(map(_dtype, mine)) == self.dtypes
@@ -171,7 +177,11 @@ class _Staged:
                 return copy
 
             alike.append(
-                [laid(weight, True), laid(gradients[item.member], False), *(laid(slot, True) for slot in item.slots)]
+                [
+                    laid(weight, True),
+                    laid(gradients[item.member], False),
+                    *(laid(slot, True) for slot in item.slots),
+                ]
             )
         addresses = np.array([list(map(_address, tensors)) for tensors in alike], dtype=np.int64)
         for column, here in enumerate(addresses.T):
@@ -186,10 +196,13 @@ def _step_sparse(item: Item, gradient: Tensor, *call: Any) -> None:
     gradient = gradient.coalesce()
     outer, inner = item.weight.shape[: gradient.sparse_dim()], item.weight.shape[gradient.sparse_dim() :]
     values = gradient.values().resolve_conj().resolve_neg().contiguous()
-    rows = np.ravel_multi_index(tuple(gradient.indices().numpy()), tuple(outer))
+    rows = np.asarray(np.ravel_multi_index(tuple(gradient.indices().numpy()), tuple(outer)))
     width = math.prod(inner) * (2 if item.weight.dtype in _REAL else 1)
     written = [item.weight, *item.slots]
-    flat = [t if _contiguous(t) and not _lazy(t) else t.clone(memory_format=torch.contiguous_format) for t in written]
+    flat = [
+        t if _contiguous(t) and not _lazy(t) else t.clone(memory_format=torch.contiguous_format)
+        for t in written
+    ]
     signature = _signature(item, values)
     table = TouchedRows(_itemsizes(signature[1]), rows, width)
     table.place(1, values.data_ptr(), packed=True)
@@ -251,7 +264,7 @@ class Plan:
                 for item in self.sparse:
                     _step_sparse(item, gradients[item.member], ledger, sparse_rules, scales, workers)
                 for item in self.eager:
-                    values = advance(rules[item.group], ledger[item.member])
+                    values, ledger[item.member] = advance(rules[item.group], ledger[item.member].tolist())
                     gradient = gradients[item.member]
                     eager.step(item.formula, item.weight, gradient, item.slots, scales[item.group], values)
         # The kernels wrote behind autograd's back: a backward pass through an older weight must be able to tell.
@@ -260,10 +273,11 @@ class Plan:
 
 def _refuse_l2(rule: Rule) -> None:
     if "l2" in formula(rule).coefficients and rule.coefficients(1, **_first_scalars(rule))["l2"]:
+        decay = getattr(rule, "weight_decay", None)
         raise RuntimeError(
-            f"weight_decay={getattr(rule, 'weight_decay', None)!r} (L2) is not possible with sparse gradients: it would "
-            "need every row, and only touched rows move. Set weight_decay=0, or use a decoupled one, which touched "
-            "rows alone then feel."
+            f"weight_decay={decay!r} (L2) is not possible with sparse gradients: it would need every row, and only the "
+            "touched ones move. Set weight_decay=0, or use an optimizer with decoupled decay, which the touched rows "
+            "alone then feel."
         )
 
 
