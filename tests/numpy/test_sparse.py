@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import schuss.numpy
-from schuss.compile import launch
+from schuss.compile.launch import Launch
 from schuss.numpy import SGD, Adam, AdamW
 from schuss.rules import TABLE
 
@@ -101,13 +101,13 @@ def test_values_may_be_the_arrays_own_rows():
 
 def test_the_work_is_that_of_the_touched_rows(monkeypatch):
     params, optimizer = {"e": np.zeros((10_000, 8))}, Adam()
-    worked = []
-    run = launch.threads.run
-    monkeypatch.setattr(
-        launch.threads,
-        "run",
-        lambda kernel, cells, matrix, n, k: worked.append(n) or run(kernel, cells, matrix, n, k),
-    )
+    worked, step = [], Launch.step
+
+    def noted(launch, *call):
+        worked.append(launch.table.elements)
+        step(launch, *call)
+
+    monkeypatch.setattr(Launch, "step", noted)
     optimizer.update(params, {"e": (np.array([3, 9_999]), np.ones((2, 8)))})
     assert worked == [16]
 
