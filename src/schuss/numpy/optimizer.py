@@ -211,7 +211,8 @@ class Optimizer:
             plan, entries, ledger = self._find_plan(rule, paths, weights, gradients)
         work = plan.prepare(gradients, rule, self._lazy)
         # Nothing was refused: from here on things change.
-        self._plan, self._entries, self._ledger, self._unmatched = plan, entries, ledger, False
+        if plan is not self._plan:
+            self._plan, self._entries, self._ledger, self._unmatched = plan, entries, ledger, False
         plan.step(work, self._ledger, -1.0 if self.maximize else 1.0, threads.available())
         self._finished += 1
 
