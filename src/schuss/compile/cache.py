@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import tempfile
 import warnings
@@ -41,12 +42,23 @@ def folder() -> Path:
     return _usable(wanted_folder())
 
 
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
 def read(name: str) -> bytes | None:
-    """A file that was kept, or None."""
+    """What was kept with `write_checked`, or None; also if the file was damaged, since a linker would crash on it."""
     try:
-        return (folder() / name).read_bytes()
+        kept = (folder() / name).read_bytes()
     except OSError:
         return None
+    content, digest = kept[:-32], kept[-32:]
+    return content if digest == _digest(content) else None
+
+
+def write_checked(name: str, content: bytes) -> None:
+    """Keep a file that ends in its own digest."""
+    write(name, content + _digest(content))
 
 
 def write(name: str, content: bytes) -> None:

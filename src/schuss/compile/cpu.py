@@ -195,7 +195,7 @@ def _load(formula: Formula, dtypes: tuple[str, ...]) -> Kernel:
         filename = str(cache.folder() / f"{name}.py")
         code = _compile(text, filename, machine)
         cache.write(f"{name}.py", text.encode())
-        cache.write(f"{name}.o", code)
+        cache.write_checked(f"{name}.o", code)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
