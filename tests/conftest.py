@@ -18,7 +18,9 @@ class Case:
 
     def __str__(self):
         words = [
-            f"{key}={value}".replace("=True", "") for key, value in (self.options | self.own).items() if key != "lr"
+            f"{key}={value}".replace("=True", "")
+            for key, value in (self.options | self.own).items()
+            if key != "lr"
         ]
         return "-".join([self.name, *words]).replace(" ", "")
 
@@ -141,16 +143,20 @@ def decades():
 
 @pytest.fixture(scope="session")
 def close():
-    """`close(path, expected, relative)`: every number within `relative` of the largest it has been on its path."""
+    """`close(path, expected, relative, start=0)`: each within `relative` of the largest it has been since `start`."""
 
-    def check(path, expected, relative, condition=1.0):
+    def check(path, expected, relative, condition=1.0, start=0.0):
         path, expected = np.asarray(path, dtype=np.float64), np.asarray(expected, dtype=np.float64)
-        scale = np.maximum.accumulate(np.abs(expected), axis=0)
+        scale = np.maximum(np.maximum.accumulate(np.abs(expected), axis=0), np.abs(start))
         same = (path == expected) | (np.isnan(path) & np.isnan(expected))
         with np.errstate(invalid="ignore"):
             off = np.where(same, 0.0, np.abs(path - expected) / np.where(scale > 0, scale, 1.0) / condition)
-        assert not np.isnan(off).any(), "a number is NaN or infinite that should not be, or the other way round"
-        assert off.max(initial=0.0) <= relative, f"off by {off.max():.3g} at {np.unravel_index(off.argmax(), off.shape)}"
+        assert not np.isnan(off).any(), (
+            "a number is NaN or infinite that should not be, or the other way round"
+        )
+        assert off.max(initial=0.0) <= relative, (
+            f"off by {off.max():.3g} at {np.unravel_index(off.argmax(), off.shape)}"
+        )
 
     return check
 

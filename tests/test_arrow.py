@@ -58,7 +58,9 @@ def test_pages_import_nothing_but_mathematics(name):
     for path in pages:
         for module in imported(path):
             inside = module == "schuss.errors" or module.startswith(f"schuss.{name}")
-            assert inside or module in PURE | ({"collections.abc"} if name == "schedules" else set()), f"{path}: {module}"
+            assert inside or module in PURE | ({"collections.abc"} if name == "schedules" else set()), (
+                f"{path}: {module}"
+            )
 
 
 def test_the_arrow_is_read_from_real_files():

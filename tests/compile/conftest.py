@@ -76,4 +76,6 @@ def _hyperparameter(domain):
 @pytest.fixture(scope="session")
 def anywhere():
     """`anywhere(rule)`: hyperparameters of a rule, from anywhere in their domains."""
-    return lambda rule: st.fixed_dictionaries({f.name: _hyperparameter(f.metadata["domain"]) for f in fields(rule)})
+    return lambda rule: st.fixed_dictionaries(
+        {f.name: _hyperparameter(f.metadata["domain"]) for f in fields(rule)}
+    )

@@ -56,7 +56,9 @@ def rmsprop(w, t, gs, past, o):
     root = (size + o["eps"]).sqrt() if o["eps_position"] == "inside" else size.sqrt() + o["eps"]
     steps = past.setdefault("steps", [])
     steps.append(gs[-1] / root)
-    return w - o["lr"] * sum(power(o["momentum"], t - i) * x for i, x in enumerate(steps, 1) if i == t or o["momentum"])
+    return w - o["lr"] * sum(
+        power(o["momentum"], t - i) * x for i, x in enumerate(steps, 1) if i == t or o["momentum"]
+    )
 
 
 def adam(w, t, gs, past, o):
@@ -162,7 +164,9 @@ def paper():
             for k, first in enumerate(start.tolist()):
                 w, gs, past = Decimal(first), [], {}
                 for t, g in enumerate(gradients[:, k].tolist(), 1):
-                    gs.append(Decimal(g) + (options.get("weight_decay", Decimal(0)) * w if coupled else Decimal(0)))
+                    gs.append(
+                        Decimal(g) + (options.get("weight_decay", Decimal(0)) * w if coupled else Decimal(0))
+                    )
                     w = PAPERS[name](w, t, gs, past, options)
                     found[t - 1, k] = float(w)
         return found

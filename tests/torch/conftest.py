@@ -22,7 +22,9 @@ def oracle():
 
     def run(rule, weight, gradients):
         reference = Reference(rule, weight.detach().double().numpy())
-        return torch.from_numpy(np.array(reference.run([g.double().resolve_neg().numpy() for g in gradients])))
+        return torch.from_numpy(
+            np.array(reference.run([g.double().resolve_neg().numpy() for g in gradients]))
+        )
 
     return run
 

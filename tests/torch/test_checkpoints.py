@@ -135,7 +135,9 @@ def test_state_is_never_cast(dtype, plain, fresh, steps):
     assert_same(whole, second)
 
 
-@pytest.mark.parametrize("way", [lambda x: pickle.loads(pickle.dumps(x)), copy.deepcopy], ids=["pickle", "deepcopy"])
+@pytest.mark.parametrize(
+    "way", [lambda x: pickle.loads(pickle.dumps(x)), copy.deepcopy], ids=["pickle", "deepcopy"]
+)
 def test_a_copied_optimizer_continues_alike(way, case, fresh, steps):
     weights = fresh()
     optimizer = case.ours(weights)
@@ -391,16 +393,23 @@ def test_another_optimizers_checkpoint_is_refused(fresh, steps):
     optimizer, other = schuss.torch.Adam(weights), schuss.torch.RMSprop(others)
     steps(optimizer, weights, 0, 1)
     steps(other, others, 0, 1)
-    assert_refused(optimizer, other.state_dict(), r"'square_avg'; Adam keeps 'exp_avg'.*another optimizer's\?")
+    assert_refused(
+        optimizer, other.state_dict(), r"'square_avg'; Adam keeps 'exp_avg'.*another optimizer's\?"
+    )
 
 
 def test_other_shapes_are_refused_by_key(fresh, steps, noise):
-    weights, others = fresh(), [noise(3, 4).requires_grad_(), noise(9).requires_grad_(), noise().requires_grad_()]
+    weights, others = (
+        fresh(),
+        [noise(3, 4).requires_grad_(), noise(9).requires_grad_(), noise().requires_grad_()],
+    )
     optimizer, other = schuss.torch.Adam(weights), schuss.torch.Adam(others)
     steps(optimizer, weights, 0, 1)
     steps(other, others, 0, 1)
     assert_refused(
-        optimizer, other.state_dict(), r"'exp_avg' of weight 1 has shape \(9,\), the weight \(7,\)\. Is the model"
+        optimizer,
+        other.state_dict(),
+        r"'exp_avg' of weight 1 has shape \(9,\), the weight \(7,\)\. Is the model",
     )
 
 

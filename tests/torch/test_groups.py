@@ -144,12 +144,19 @@ def test_a_schedule_is_asked_with_the_finished_steps(pair):
 def test_any_hyperparameter_may_be_a_schedule(pair):
     mine, other, push = pair
     ours = schuss.torch.AdamW(
-        mine, betas=(lambda n: 0.5 + 0.1 * n, 0.9), weight_decay=lambda n: 0.1 * n, eps=lambda n: 10.0 ** -(n + 1)
+        mine,
+        betas=(lambda n: 0.5 + 0.1 * n, 0.9),
+        weight_decay=lambda n: 0.1 * n,
+        eps=lambda n: 10.0 ** -(n + 1),
     )
     theirs = torch.optim.AdamW(other)
     for n in range(4):
         push(n)
-        theirs.param_groups[0] |= {"betas": (0.5 + 0.1 * n, 0.9), "weight_decay": 0.1 * n, "eps": 10.0 ** -(n + 1)}
+        theirs.param_groups[0] |= {
+            "betas": (0.5 + 0.1 * n, 0.9),
+            "weight_decay": 0.1 * n,
+            "eps": 10.0 ** -(n + 1),
+        }
         ours.step()
         theirs.step()
     assert_alike(mine, other)
@@ -285,7 +292,9 @@ def test_a_hook_that_clips_is_seen(noise):
     start = weight.detach().clone()
     weight.grad = torch.full_like(weight, 100.0)
     optimizer = schuss.torch.SGD([weight], lr=1.0)
-    optimizer.register_step_pre_hook(lambda o, *_: torch.nn.utils.clip_grad_value_(o.param_groups[0]["params"], 1.0))
+    optimizer.register_step_pre_hook(
+        lambda o, *_: torch.nn.utils.clip_grad_value_(o.param_groups[0]["params"], 1.0)
+    )
     optimizer.step()
     torch.testing.assert_close(weight.detach(), start - 1)
 

@@ -50,7 +50,11 @@ def compare(ours, theirs, mine, other, decades, close, steps=STEPS, seed=1):
         for key, value in theirs.state[q].items():
             if value is not None:
                 torch.testing.assert_close(
-                    ours.state[p][key].double(), value.double(), rtol=1e-10, atol=1e-16, msg=lambda m, k=key: f"{k}: {m}"
+                    ours.state[p][key].double(),
+                    value.double(),
+                    rtol=1e-10,
+                    atol=1e-16,
+                    msg=lambda m, k=key: f"{k}: {m}",
                 )
 
 
@@ -81,7 +85,12 @@ def test_the_same_path_and_state(torch_case, decades, close):
 def test_maximize(torch_case, decades, close):
     mine, other = weights(), weights()
     compare(
-        torch_case.ours(mine, maximize=True), torch_case.theirs(other, maximize=True), mine, other, decades, close
+        torch_case.ours(mine, maximize=True),
+        torch_case.theirs(other, maximize=True),
+        mine,
+        other,
+        decades,
+        close,
     )
 
 

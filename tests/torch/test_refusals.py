@@ -26,7 +26,11 @@ HYPERPARAMETERS = [
     ("SGD", dict(nesterov=1), "nesterov=1 is not True or False."),
     ("SGD", dict(weight_decay=-1), "weight_decay=-1 is not a finite number ≥ 0."),
     ("Adagrad", dict(lr_decay=-1), "lr_decay=-1 is not a finite number ≥ 0."),
-    ("Adagrad", dict(initial_accumulator_value=-1), "initial_accumulator_value=-1 is not a finite number ≥ 0."),
+    (
+        "Adagrad",
+        dict(initial_accumulator_value=-1),
+        "initial_accumulator_value=-1 is not a finite number ≥ 0.",
+    ),
     ("Adagrad", dict(eps=-1e-3), "eps=-0.001 is not a finite number ≥ 0."),
     ("Adagrad", dict(eps_position="under"), "eps_position='under' is not one of 'outside', 'inside'."),
     ("Adadelta", dict(rho=1.5), "rho=1.5 is not in [0, 1]. It is a share of the past."),
@@ -42,7 +46,11 @@ HYPERPARAMETERS = [
     ("AdamW", dict(betas=(0.9, float("nan"))), "beta2=nan is not in [0, 1)."),
     ("NAdam", dict(momentum_decay=-1), "momentum_decay=-1 is not a finite number ≥ 0."),
     ("RAdam", dict(betas=(0.9, 1)), "beta2=1 is not in [0, 1)."),
-    ("Adamax", dict(betas=(0.9, 1)), "beta2=1 is not in [0, 1). With 1 the first gradient would rule for ever."),
+    (
+        "Adamax",
+        dict(betas=(0.9, 1)),
+        "beta2=1 is not in [0, 1). With 1 the first gradient would rule for ever.",
+    ),
     ("Rprop", dict(etas=(1.5, 1.2)), "eta_minus=1.5 is not in (0, 1)."),
     ("Rprop", dict(etas=(0.5, 0.9)), "eta_plus=0.9 is not a finite number > 1."),
     ("Rprop", dict(step_sizes=(1.0, 0.5)), "step_size_min=1.0 is more than step_size_max=0.5."),
@@ -142,7 +150,9 @@ def test_no_weights_given():
 
 
 def test_a_step_is_not_differentiable():
-    with pytest.raises(ValueError, match=r"differentiable=True is not possible.*Use torch\.optim\.Adam for that"):
+    with pytest.raises(
+        ValueError, match=r"differentiable=True is not possible.*Use torch\.optim\.Adam for that"
+    ):
         schuss.torch.Adam([weight()], differentiable=True)
 
 
@@ -155,7 +165,9 @@ def test_an_added_group_that_is_no_group():
 def test_a_sparse_refusal_text():
     one = weight(4, 2)
     one.grad = torch.sparse_coo_tensor([[1]], torch.ones(1, 2), (4, 2), check_invariants=True)
-    with pytest.raises(RuntimeError, match=re.escape("weight_decay=0.5 (L2) is not possible with sparse gradients")):
+    with pytest.raises(
+        RuntimeError, match=re.escape("weight_decay=0.5 (L2) is not possible with sparse gradients")
+    ):
         schuss.torch.SGD([one], weight_decay=0.5).step()
 
 

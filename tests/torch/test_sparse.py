@@ -19,7 +19,10 @@ def _float64(float64_default):
 
 def sparse(noise, rows, seed, coalesced=False, width=(WIDTH,), dtype=torch.float64):
     g = torch.sparse_coo_tensor(
-        torch.tensor([rows], dtype=torch.int64), noise(len(rows), *width, seed=seed).to(dtype), (ROWS, *width), check_invariants=True
+        torch.tensor([rows], dtype=torch.int64),
+        noise(len(rows), *width, seed=seed).to(dtype),
+        (ROWS, *width),
+        check_invariants=True,
     )
     return g.coalesce() if coalesced else g
 
@@ -43,7 +46,9 @@ SAME = [
     ),
     pytest.param(lambda p: schuss.torch.SGD(p, lr=0.1), lambda p: torch.optim.SGD(p, lr=0.1), id="SGD"),
     pytest.param(
-        lambda p: schuss.torch.SGD(p, lr=0.1, maximize=True), lambda p: torch.optim.SGD(p, lr=0.1, maximize=True), id="SGD-up"
+        lambda p: schuss.torch.SGD(p, lr=0.1, maximize=True),
+        lambda p: torch.optim.SGD(p, lr=0.1, maximize=True),
+        id="SGD-up",
     ),
     pytest.param(lambda p: schuss.torch.Adagrad(p), lambda p: torch.optim.Adagrad(p), id="Adagrad"),
     pytest.param(
@@ -58,7 +63,10 @@ SAME = [
 @pytest.mark.parametrize(("ours", "theirs"), SAME)
 def test_torchs_sparse_optimizers(ours, theirs, coalesced, noise):
     mine, other = (noise(ROWS, WIDTH).requires_grad_() for _ in range(2))
-    found, expected = path(ours([mine]), mine, noise, coalesced), path(theirs([other]), other, noise, coalesced)
+    found, expected = (
+        path(ours([mine]), mine, noise, coalesced),
+        path(theirs([other]), other, noise, coalesced),
+    )
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -70,7 +78,9 @@ def test_touched_rows_move_as_by_a_dense_step_and_no_others(case, coalesced, noi
     lazily = case.ours([weight])
     weight.grad = sparse(noise, TOUCHED[0], 1, coalesced)
     if case.feels_untouched_rows:
-        with pytest.raises(RuntimeError, match=r"weight_decay=0\.1 \(L2\) is not possible with sparse gradients"):
+        with pytest.raises(
+            RuntimeError, match=r"weight_decay=0\.1 \(L2\) is not possible with sparse gradients"
+        ):
             lazily.step()
         assert torch.equal(weight.detach(), start)
         return
@@ -116,7 +126,8 @@ def test_weights_of_any_layout(lies, sample, noise):
     }[lies].requires_grad_()
     expected = start.clone().requires_grad_()
     torch.testing.assert_close(
-        path(sample.ours([weight]), weight, noise, False), path(sample.ours([expected]), expected, noise, False)
+        path(sample.ours([weight]), weight, noise, False),
+        path(sample.ours([expected]), expected, noise, False),
     )
 
 

@@ -120,8 +120,6 @@ def test_a_number_without_dimensions(plain, oracle, noise):
     assert_near(*walk(plain, oracle, weight, [noise(seed=s) for s in (1, 2, 3)]))
 
 
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_dtypes(dtype, case, oracle):
     """One step from every size of weight and gradient: within a few roundings of float64's."""
@@ -133,7 +131,9 @@ def test_dtypes(dtype, case, oracle):
     found, expected = walk(case, oracle, weight, [g])
     moved = (expected - start.double()).abs()
     # The step carries float32's rounding, the weight one rounding to its own dtype.
-    allowed = torch.finfo(dtype).eps * expected.abs() + 32 * torch.finfo(torch.float32).eps * (moved + start.abs())
+    allowed = torch.finfo(dtype).eps * expected.abs() + 32 * torch.finfo(torch.float32).eps * (
+        moved + start.abs()
+    )
     assert ((found - expected).abs() <= allowed + 1e-30).all()
 
 
@@ -207,7 +207,9 @@ def test_conjugate_views(lies, dtype, sample, noise):
         plainly.grad = push.clone()
         optimizer.step()
     for lazy_weight, lazy_gradient in ((True, False), (False, True), (True, True)):
-        weight = layout(values.conj().resolve_conj().clone()).conj() if lazy_weight else layout(values.clone())
+        weight = (
+            layout(values.conj().resolve_conj().clone()).conj() if lazy_weight else layout(values.clone())
+        )
         weight = weight.detach().requires_grad_()
         assert weight.is_conj() == lazy_weight
         optimizer = sample.ours([weight])
