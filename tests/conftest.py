@@ -55,7 +55,7 @@ class Case:
     @property
     def feels_untouched_rows(self):
         """Whether L2 decay moves weights that have no gradient."""
-        return self.rule.coefficients(1, **{s: 1.0 for s in self.rule.scalars}).get("l2", 0) != 0
+        return self.rule.coefficients(1, **dict.fromkeys(self.rule.scalars, 1.0)).get("l2", 0) != 0
 
 
 CASES = (
@@ -143,11 +143,11 @@ def decades():
 
 @pytest.fixture(scope="session")
 def close():
-    """`close(path, expected, relative)`: every number within `relative` of the largest it has been on its path."""
+    """`close(path, expected, relative, start=0)`: each within `relative` of the largest it has been since `start`."""
 
-    def check(path, expected, relative, condition=1.0):
+    def check(path, expected, relative, condition=1.0, start=0.0):
         path, expected = np.asarray(path, dtype=np.float64), np.asarray(expected, dtype=np.float64)
-        scale = np.maximum.accumulate(np.abs(expected), axis=0)
+        scale = np.maximum(np.maximum.accumulate(np.abs(expected), axis=0), np.abs(start))
         same = (path == expected) | (np.isnan(path) & np.isnan(expected))
         with np.errstate(invalid="ignore"):
             off = np.where(same, 0.0, np.abs(path - expected) / np.where(scale > 0, scale, 1.0) / condition)

@@ -1,4 +1,4 @@
-"""The eager path: the page on whole tensors, right for any dtype, and to the bit of its own arithmetic in any layout."""
+"""The eager path: the page on whole tensors, right for any dtype, to the bit of its own arithmetic in any layout."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_float64_is_the_reference(case, decades, close):
     for g in gradients:
         reference.step(g)
     found = stepped(case.rule, torch.from_numpy(start.copy()), list(map(torch.from_numpy, gradients)))
-    close(found.numpy()[None], reference.w[None], 1e-12)
+    close(found.numpy()[None], reference.w[None], 1e-12, start=start)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -39,7 +39,9 @@ def test_narrower_dtypes(dtype, case):
     expected = Reference(case.rule, w.double().numpy()).step(g.double().numpy())
     found = stepped(case.rule, w, [g], torch.float32)
     eps = torch.finfo(dtype).eps
-    np.testing.assert_allclose(found.double().numpy(), expected, rtol=2 * eps, atol=64 * torch.finfo(torch.float32).eps)
+    np.testing.assert_allclose(
+        found.double().numpy(), expected, rtol=2 * eps, atol=64 * torch.finfo(torch.float32).eps
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
@@ -50,7 +52,10 @@ def test_complex_numbers_are_pairs(dtype, plain):
     expected = Reference(plain.rule, pairs[0].numpy()).step(pairs[1].numpy())
     start = torch.zeros_like(w)
     start.copy_(w)
-    slots = [torch.view_as_complex(torch.full((20, 2), float(plain.rule.initial().get(n, 0.0))).double()).to(dtype) for n in plain.rule.slots]
+    slots = [
+        torch.view_as_complex(torch.full((20, 2), float(plain.rule.initial().get(n, 0.0))).double()).to(dtype)
+        for n in plain.rule.slots
+    ]
     scalars = {name: plain.rule.initial().get(name, 0.0) for name in plain.rule.scalars}
     eager.step(formula(plain.rule), start, g, slots, 1.0, plain.rule.coefficients(1, **scalars))
     np.testing.assert_allclose(torch.view_as_real(start).numpy(), expected, rtol=1e-5, atol=1e-5)

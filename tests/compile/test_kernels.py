@@ -23,15 +23,18 @@ def reference_path(rule, start, gradients):
         found.append(reference.step(g))
         if getattr(rule, "centered", False):
             state = dict(zip(rule.slots, reference.state, strict=True))
-            left = np.maximum(state["v"] - state["a"] ** 2, 0)
             with np.errstate(all="ignore"):
+                left = np.maximum(state["v"] - state["a"] ** 2, 0)
                 condition = np.fmax(condition, np.where(state["v"] > 0, state["v"] / left, 1.0))
     return np.array(found), condition
 
 
 @pytest.mark.parametrize("name", TABLE)
 @settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
 def test_anywhere_in_the_domains(name, data, anywhere, walk, decades, close):
@@ -44,7 +47,7 @@ def test_anywhere_in_the_domains(name, data, anywhere, walk, decades, close):
     start = np.random.default_rng(1).choice([0.0, 1.0, -1e3, 1e-3], SIZE)
     expected, condition = reference_path(rule, start, gradients)
     well = condition < 1e3
-    close(walk(rule, start, gradients)[:, well], expected[:, well], 1e-12, condition[well])
+    close(walk(rule, start, gradients)[:, well], expected[:, well], 1e-12, condition[well], start[well])
 
 
 def test_every_case(case, walk, decades, close):
@@ -53,7 +56,7 @@ def test_every_case(case, walk, decades, close):
     expected, condition = reference_path(case.rule, start, gradients)
     well = condition < 1e3
     assert well.sum() > SIZE / 2
-    close(walk(case.rule, start, gradients)[:, well], expected[:, well], 1e-12, condition[well])
+    close(walk(case.rule, start, gradients)[:, well], expected[:, well], 1e-12, condition[well], start[well])
 
 
 SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 5e-324, -1e-310, 1e-200, -1e200, 1.0, -2.0]
@@ -65,8 +68,10 @@ def test_nan_infinity_and_denormals(variant, walk):
     gradients = [g, np.full_like(g, 0.5)]
     expected, _ = reference_path(variant.rule, start, gradients)
     found = walk(variant.rule, start, gradients)
-    if variant.rule.variant.startswith("centered"):  # ∞ − ∞ there depends on the products' rounding: look at the rest
-        ordinary = np.abs(np.nan_to_num(g, posinf=1e300)) < 1e100
+    if variant.rule.variant.startswith(
+        "centered"
+    ):  # ∞ − ∞ there depends on the products' rounding: look at the rest
+        ordinary = (np.abs(np.nan_to_num(g)) < 1e100) & (np.abs(np.nan_to_num(start)) < 1e100)
         found, expected = found[:, ordinary], expected[:, ordinary]
     assert (np.isnan(found) == np.isnan(expected)).all()
     np.testing.assert_allclose(found, expected, rtol=1e-12)
@@ -85,7 +90,10 @@ def test_a_nan_gradient_gives_a_nan_weight(variant, walk):
 def test_denormals_are_kept(dtype, launch):
     """No flushing to zero: the least number that there is still moves a weight, and is moved."""
     least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
-    w, g = torch.tensor([0.0, least, 3 * least], dtype=dtype), torch.tensor([least, least, -least], dtype=dtype)
+    w, g = (
+        torch.tensor([0.0, least, 3 * least], dtype=dtype),
+        torch.tensor([least, least, -least], dtype=dtype),
+    )
     rule = SGD(lr=1.0)
     launch(rule, rule.coefficients(1), w, g, [])
     assert w.tolist() == [-least, 0.0, 4 * least]
@@ -130,7 +138,9 @@ def test_splitting_and_fusing_changes_no_bit(variant, launch, decades):
 def test_the_scale_of_the_gradient(launch):
     rule = SGD(lr=0.5)
     w = torch.zeros(3, dtype=torch.float64)
-    launch(rule, rule.coefficients(1), w, torch.tensor([1.0, -2.0, 4.0], dtype=torch.float64), [], scale=-0.25)
+    launch(
+        rule, rule.coefficients(1), w, torch.tensor([1.0, -2.0, 4.0], dtype=torch.float64), [], scale=-0.25
+    )
     assert w.tolist() == [0.125, -0.25, 0.5]
 
 
@@ -143,9 +153,9 @@ def test_every_narrow_number_is_read_and_written(dtype, launch):
     w = every.clone()
     rule = SGD(lr=0.0)
     launch(rule, rule.coefficients(1), w, torch.zeros_like(w), [])
-    nan = every.isnan()
-    assert torch.equal(w.isnan(), nan)
-    assert torch.equal(w[~nan].view(torch.int16), every[~nan].view(torch.int16))
+    finite = every.isfinite()
+    assert torch.equal(w[finite].view(torch.int16), every[finite].view(torch.int16))
+    assert w[~finite].isnan().all()  # 0 · ∞ in the decay
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -166,14 +176,19 @@ def test_rounding_to_nearest_ties_to_even(dtype, launch):
 
 
 @pytest.mark.parametrize(
-    "dtypes", [("bfloat16", "bfloat16", "bfloat16"), ("float16", "float32", "float16"), ("float64", "bfloat16", "float32")]
+    "dtypes",
+    [
+        ("bfloat16", "bfloat16", "bfloat16"),
+        ("float16", "float32", "float16"),
+        ("float64", "bfloat16", "float32"),
+    ],
 )
 def test_any_mixture_of_dtypes(dtypes, launch):
     """Each tensor is read and written in its own dtype, and computed with in the widest there is."""
     rule = SGD(lr=0.1, momentum=0.9)
     random = np.random.default_rng(4)
     w, g, v = (torch.from_numpy(random.standard_normal(200)).to(getattr(torch, name)) for name in dtypes)
-    before = [t.double().numpy() for t in (w, g, v)]
+    before = [t.double().clone().numpy() for t in (w, g, v)]
     launch(rule, rule.coefficients(2), w, g, [v])
     for found, expected in zip((w, v), (lambda w, v: (w, v))(*_momentum(rule, *before)), strict=True):
         eps = torch.finfo(found.dtype).eps if found.dtype != torch.float64 else 1e-14

@@ -56,7 +56,9 @@ def rmsprop(w, t, gs, past, o):
     root = (size + o["eps"]).sqrt() if o["eps_position"] == "inside" else size.sqrt() + o["eps"]
     steps = past.setdefault("steps", [])
     steps.append(gs[-1] / root)
-    return w - o["lr"] * sum(power(o["momentum"], t - i) * x for i, x in enumerate(steps, 1) if i == t or o["momentum"])
+    return w - o["lr"] * sum(
+        power(o["momentum"], t - i) * x for i, x in enumerate(steps, 1) if i == t or o["momentum"]
+    )
 
 
 def adam(w, t, gs, past, o):
@@ -78,7 +80,7 @@ def nadam(w, t, gs, past, o):
         w = w - o["lr"] * o["weight_decay"] * w
 
     def mu(i):
-        return o["beta1"] * (ONE - Decimal("0.5") * Decimal(0.96) ** (i * o["momentum_decay"]))
+        return o["beta1"] * (ONE - Decimal("0.5") * Decimal("0.96") ** (i * o["momentum_decay"]))
 
     def product(n):
         return ONE if n == 0 else product(n - 1) * mu(n)
@@ -162,7 +164,9 @@ def paper():
             for k, first in enumerate(start.tolist()):
                 w, gs, past = Decimal(first), [], {}
                 for t, g in enumerate(gradients[:, k].tolist(), 1):
-                    gs.append(Decimal(g) + (options.get("weight_decay", Decimal(0)) * w if coupled else Decimal(0)))
+                    gs.append(
+                        Decimal(g) + (options.get("weight_decay", Decimal(0)) * w if coupled else Decimal(0))
+                    )
                     w = PAPERS[name](w, t, gs, past, options)
                     found[t - 1, k] = float(w)
         return found

@@ -36,9 +36,11 @@ def test_a_page_names_all_that_its_updates_take(variant):
     coefficients = rule.coefficients(1, **scalars_of(rule))
     assert names[: 2 + len(rule.slots)] == ["w", "g", *rule.slots]
     assert set(names[2 + len(rule.slots) :]) == coefficients.keys() - set(rule.scalars)
-    assert len(function(1.0, 1.0, *[1.0] * len(rule.slots), **{n: coefficients[n] for n in names[2 + len(rule.slots) :]})) == (
-        1 + len(rule.slots)
-    )
+    assert len(
+        function(
+            1.0, 1.0, *[1.0] * len(rule.slots), **{n: coefficients[n] for n in names[2 + len(rule.slots) :]}
+        )
+    ) == (1 + len(rule.slots))
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -92,7 +94,10 @@ def test_weights_do_not_see_each_other(case, start, decades):
     """Splitting a tensor changes nothing, bit for bit."""
     gradients = decades(STEPS, SIZE, 2)
     whole = path(case.rule, start, gradients)
-    parts = [path(case.rule, start[part], gradients[:, part]) for part in (slice(0, 5), slice(5, 6), slice(6, None))]
+    parts = [
+        path(case.rule, start[part], gradients[:, part])
+        for part in (slice(0, 5), slice(5, 6), slice(6, None))
+    ]
     assert (whole == np.concatenate(parts, axis=1)).all()
 
 
@@ -101,19 +106,31 @@ def test_mirrored_gradients_mirror_the_path(case, start, decades):
     assert (path(case.rule, -start, -gradients) == -path(case.rule, start, gradients)).all()
 
 
-SCALE_FREE = {"Adagrad": ("eps",), "RMSprop": ("eps",), "Adam": ("eps",), "AdamW": ("eps",), "NAdam": ("eps",)}
+SCALE_FREE = {
+    "Adagrad": ("eps",),
+    "RMSprop": ("eps",),
+    "Adam": ("eps",),
+    "AdamW": ("eps",),
+    "NAdam": ("eps",),
+}
 SCALE_FREE |= {"Adamax": ("eps",), "Lion": (), "Rprop": ()}
 
 
 @pytest.mark.parametrize("factor", [2.0**-20, 2.0**20])
 def test_the_scale_of_the_loss(case, start, decades, factor):
     """Rules that measure a gradient in its own units do not feel the scale of the loss, once ε is 0."""
-    if case.name not in SCALE_FREE or case.feels_untouched_rows or case.options.get("initial_accumulator_value"):
+    if (
+        case.name not in SCALE_FREE
+        or case.feels_untouched_rows
+        or case.options.get("initial_accumulator_value")
+    ):
         pytest.skip("feels the scale, as its maths says")
     rule = replace(case.rule, **dict.fromkeys(SCALE_FREE[case.name], 0.0))
     gradients = decades(STEPS, SIZE, 4, -2, 2)
     gradients[gradients == 0] = 1.0
-    np.testing.assert_allclose(path(rule, start, factor * gradients), path(rule, start, gradients), rtol=1e-13)
+    np.testing.assert_allclose(
+        path(rule, start, factor * gradients), path(rule, start, gradients), rtol=1e-13
+    )
 
 
 def test_sgd_scales_with_the_loss(start, decades):
@@ -125,7 +142,7 @@ def test_sgd_scales_with_the_loss(start, decades):
 
 
 def test_infinite_and_missing_gradients_are_never_hidden(case):
-    """A NaN gradient gives a NaN weight; an infinite one gives an infinite or NaN weight, or one step of a sign rule."""
+    """A NaN gradient gives a NaN weight; an infinite one an infinite or NaN weight, or one step of a sign rule."""
     for bad in (math.nan, math.inf, -math.inf):
         reference = Reference(case.rule, np.array([1.0, 1.0]))
         clean = Reference(case.rule, np.array([1.0]))

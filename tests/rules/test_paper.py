@@ -24,7 +24,12 @@ def test_gradients_that_hardly_change(case, paper, starts, close):
     """Steady gradients with a little noise, as a training run's."""
     random = np.random.default_rng(7)
     gradients = random.standard_normal(len(starts)) + 0.3 * random.standard_normal((STEPS, len(starts)))
-    close(path(case.rule, starts, gradients), paper(case.name, case.rule, starts, gradients), 1e-12, condition=100)
+    close(
+        path(case.rule, starts, gradients),
+        paper(case.name, case.rule, starts, gradients),
+        1e-12,
+        condition=100,
+    )
 
 
 def test_asgd_averages_its_path():

@@ -9,8 +9,6 @@ import tempfile
 import warnings
 from pathlib import Path
 
-_SEAL = hashlib.sha256().digest_size
-
 
 def wanted_folder() -> Path:
     """`$SCHUSS_CACHE_DIR`, else `schuss` in the user's cache folder."""
@@ -44,26 +42,27 @@ def folder() -> Path:
     return _usable(wanted_folder())
 
 
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
 def read(name: str) -> bytes | None:
-    """A file that was kept, or None; also where it is not what was written, as after a crash of the machine."""
+    """What was kept with `write_checked`, or None; also if the file was damaged, since a linker would crash on it."""
     try:
-        content = (folder() / name).read_bytes()
+        kept = (folder() / name).read_bytes()
     except OSError:
         return None
-    seal, content = content[:_SEAL], content[_SEAL:]
-    return content if seal == hashlib.sha256(content).digest() else None
+    content, digest = kept[:-32], kept[-32:]
+    return content if digest == _digest(content) else None
+
+
+def write_checked(name: str, content: bytes) -> None:
+    """Keep a file that ends in its own digest."""
+    write(name, content + _digest(content))
 
 
 def write(name: str, content: bytes) -> None:
-    """Keep a file, sealed: whole or not at all, whoever else writes it.
-
-    Where it cannot be kept, on a full disk say, the next process compiles again.
-    """
-    replace(name, hashlib.sha256(content).digest() + content)
-
-
-def replace(name: str, content: bytes) -> None:
-    """Put a file in its place in one move."""
+    """Keep a file: whole or not at all, whoever else writes it; a full disk costs the next process a compilation."""
     place = folder()
     try:
         handle, temporary = tempfile.mkstemp(dir=place)

@@ -196,8 +196,8 @@ def _load(formula: Formula, dtypes: tuple[str, ...]) -> Kernel:
     if code is None:
         filename = str(cache.folder() / f"{name}.py")
         code = _compile(text, filename, machine)
-        cache.replace(f"{name}.py", text.encode())
-        cache.write(f"{name}.o", code)
+        cache.write(f"{name}.py", text.encode())
+        cache.write_checked(f"{name}.o", code)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()

@@ -56,6 +56,8 @@ def step(
     tensors = [_real(t) for t in (w, g, *slots)]
     wide = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
     w32, g32, *slots32 = (t.to(wide) for t in tensors)
-    new = formula.bind(_words(wide))(w32, scale * g32, *slots32, *(scalars[name] for name in formula.coefficients))
+    new = formula.bind(_words(wide))(
+        w32, scale * g32, *slots32, *(scalars[name] for name in formula.coefficients)
+    )
     for old, value in zip((tensors[0], *tensors[2:]), new, strict=True):
         old.copy_(value)

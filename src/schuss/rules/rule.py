@@ -132,7 +132,7 @@ class Rule:
     """
 
     state: ClassVar[tuple[str, ...]] = ()
-    variants: ClassVar[dict[str, tuple[str, ...]]] = {}
+    variants: ClassVar[dict[str, tuple[str, ...]]] = {"": ()}
     scalars: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:

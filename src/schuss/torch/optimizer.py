@@ -129,7 +129,8 @@ class Optimizer(torch.optim.Optimizer):
         cls.__signature__ = inspect.Signature([params, *cls._parameters.values()])  # type: ignore[attr-defined]
         cls._binding = inspect.Signature([first, params, *cls._parameters.values()])
         own = _fields(cls.row.rule)
-        cls.__doc__ = f"{cls.row.rule.__doc__}\n\n    {cls.__doc__}"
+        page = (cls.row.rule.__doc__ or "").split(">>>")[0].rstrip()  # its example is for the page itself
+        cls.__doc__ = f"{page}\n\n    {cls.__doc__}"
         cls.step = _hooked(cls.step)
         cls._names = tuple((n, PAIRS.get(n, (n,))) for n in cls._parameters if n in own or n in PAIRS)
         cls._values = staticmethod(itemgetter(*(n for n, _ in cls._names)))
