@@ -55,7 +55,7 @@ class Case:
     @property
     def feels_untouched_rows(self):
         """Whether L2 decay moves weights that have no gradient."""
-        return self.rule.coefficients(1, **{s: 1.0 for s in self.rule.scalars}).get("l2", 0) != 0
+        return self.rule.coefficients(1, **dict.fromkeys(self.rule.scalars, 1.0)).get("l2", 0) != 0
 
 
 CASES = (

@@ -1,5 +1,6 @@
 """What the tests of the compilers share: one launch by hand, and hyperparameters from all of their domains."""
 
+import itertools
 from dataclasses import fields
 
 import numpy as np
@@ -24,7 +25,7 @@ def launch():
         arrays = [w, g, *slots]
         kernel = cpu.kernel(one, tuple(str(a.dtype).removeprefix("torch.") for a in arrays))
         edges = [0, *cuts, w.numel()]
-        rows = [table_row(arrays, a, b - a, 0) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        rows = [table_row(arrays, a, b - a, 0) for a, b in itertools.pairwise(edges)]
         table = np.array(rows, dtype=np.int64)
         matrix = np.array([[scale, *(coefficients[name] for name in one.coefficients)]], dtype=np.float64)
         kernel(table.ctypes.data, matrix.ctypes.data, 0, len(table))

@@ -1,4 +1,4 @@
-"""Compiled kernels on disk: found again, renewed when a page changes, shared by processes, and never trusted blindly."""
+"""Compiled kernels on disk: found again, renewed with their page, shared by processes, and never trusted blindly."""
 
 import hashlib
 import importlib.util

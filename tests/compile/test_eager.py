@@ -1,4 +1,4 @@
-"""The eager path: the page on whole tensors, right for any dtype, and to the bit of its own arithmetic in any layout."""
+"""The eager path: the page on whole tensors, right for any dtype and any layout."""
 
 import numpy as np
 import pytest

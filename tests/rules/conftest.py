@@ -80,7 +80,7 @@ def nadam(w, t, gs, past, o):
         w = w - o["lr"] * o["weight_decay"] * w
 
     def mu(i):
-        return o["beta1"] * (ONE - Decimal("0.5") * Decimal(0.96) ** (i * o["momentum_decay"]))
+        return o["beta1"] * (ONE - Decimal("0.5") * Decimal("0.96") ** (i * o["momentum_decay"]))
 
     def product(n):
         return ONE if n == 0 else product(n - 1) * mu(n)
