@@ -54,7 +54,12 @@ HYPERPARAMETERS = [
     ("Rprop", dict(etas=(1.5, 1.2)), "eta_minus=1.5 is not in (0, 1)."),
     ("Rprop", dict(etas=(0.5, 0.9)), "eta_plus=0.9 is not a finite number > 1."),
     ("Rprop", dict(step_sizes=(1.0, 0.5)), "step_size_min=1.0 is more than step_size_max=0.5."),
-    ("ASGD", dict(lambd=float("inf")), "lambd=inf is not a finite number."),
+    ("ASGD", dict(lambd=float("inf")), "lambd=inf is not a finite number ≥ 0."),
+    (
+        "ASGD",
+        dict(lambd=-1e-4),
+        "lambd=-0.0001 is not a finite number ≥ 0. Below 0 the rate would grow without bound.",
+    ),
     ("Lion", dict(betas=(0.9, 1.0)), "beta2=1.0 is not in [0, 1)."),
 ]
 
