@@ -21,7 +21,7 @@ ABOVE["curvature"] = ABOVE["newton"] = {*ABOVE["torch"], "torch", "numpy", "curv
 ABOVE["lab"] = ABOVE["newton"] | {"lab"}
 ABOVE["cli"] = ABOVE["lab"] | {"cli"}
 ABOVE["__main__"] = {"cli"}
-PURE = {"__future__", "abc", "collections.abc", "dataclasses", "functools", "math", "numbers", "typing"}
+PURE = {"__future__", "abc", "collections.abc", "dataclasses", "functools", "math", "numbers", "types", "typing"}
 
 
 def imported(path):

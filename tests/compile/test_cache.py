@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Compiled kernels on disk: found again, renewed when a page changes, shared by processes, never trusted blindly."""
-=======
 """Compiled kernels on disk: found again, renewed with their page, shared by processes, and never trusted blindly."""
->>>>>>> fronttests
 
 import hashlib
 import importlib.util

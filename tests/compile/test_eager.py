@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""The eager path: the page on whole tensors, right for any dtype, to the bit of its own arithmetic in any layout."""
-=======
 """The eager path: the page on whole tensors, right for any dtype and any layout."""
->>>>>>> fronttests
 
 import numpy as np
 import pytest

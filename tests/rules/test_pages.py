@@ -142,11 +142,7 @@ def test_sgd_scales_with_the_loss(start, decades):
 
 
 def test_infinite_and_missing_gradients_are_never_hidden(case):
-<<<<<<< HEAD
-    """A NaN gradient gives a NaN weight; an infinite one an infinite or NaN weight, or one step of a sign rule."""
-=======
     """A NaN gradient gives a NaN weight, and neither it nor an infinite one touches a neighbour."""
->>>>>>> fronttests
     for bad in (math.nan, math.inf, -math.inf):
         reference = Reference(case.rule, np.array([1.0, 1.0]))
         clean = Reference(case.rule, np.array([1.0]))
