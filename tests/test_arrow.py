@@ -53,7 +53,9 @@ def test_imports_flow_one_way(path):
             assert rest[0] in ABOVE[mine] | {mine}, f"{mine} imports {module}"
 
 
-@pytest.mark.parametrize(("name", "allowed"), [("rules", PURE), ("schedules", PURE | sys.stdlib_module_names)])
+@pytest.mark.parametrize(
+    ("name", "allowed"), [("rules", PURE), ("schedules", PURE | sys.stdlib_module_names)]
+)
 def test_pages_import_no_library(name, allowed):
     pages = [path for path in SOURCES if room(path) == name]
     for path in pages:

@@ -25,7 +25,11 @@ import llvmlite.binding as llvm
 from schuss.compile import cache
 from schuss.compile.formula import Formula
 
-DTYPES = ("float64", "float32", "bfloat16", "float16")
+_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+DTYPES = tuple(_BYTES)
+
+# Rows of at most so many elements, as of a sparse gradient, are asked for so many rows ahead.
+SHORT, AHEAD = 256, 4
 
 # Products may fuse with sums. NaN, infinity, signed zeros and the order of operations stay what they are.
 _FLAGS = 'error_model="numpy", fastmath={"contract"}'
@@ -78,7 +82,7 @@ def source(formula: Formula, dtypes: tuple[str, ...]) -> str:
         "",
         "from numba import cfunc, njit",
         f"from numba import {real} as real",
-        "from schuss.compile.memory import read_float64, read_int64, slot",
+        "from schuss.compile.memory import prefetch, read_float64, read_int64, slot",
         *(_WORDS[word] for word in formula.words() if word not in ("abs", "where")),
         *([_WORDS["where"]] if "where" in formula.words() else []),
         "",
@@ -97,6 +101,13 @@ def source(formula: Formula, dtypes: tuple[str, ...]) -> str:
         "    for row in range(first, last):",
         *(f"        at_{name} = read_int64(table, {columns} * row + {k})" for k, name in enumerate(names)),
         f"        length = read_int64(table, {columns} * row + {columns - 2})",
+        f"        if length <= {SHORT}:  # far apart in memory: ask for rows to come while this one is worked on",
+        f"            ahead = {columns} * min(row + {AHEAD}, last - 1)",
+        *(
+            f"            for line in range(0, length * {_BYTES[dtype]}, 64):\n"
+            f"                prefetch(read_int64(table, ahead + {k}) + line)"
+            for k, dtype in enumerate(dtypes)
+        ),
         f"        these = {width} * read_int64(table, {columns} * row + {columns - 1})",
         "        scale = real(read_float64(coefficients, these))",
         *(

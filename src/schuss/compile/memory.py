@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 _FLOAT, _DOUBLE, _INT16, _INT32 = ir.FloatType(), ir.DoubleType(), ir.IntType(16), ir.IntType(32)
@@ -104,3 +104,17 @@ def _reader(number: Any, stored: ir.Type) -> Any:
 
 read_int64 = _reader(types.int64, ir.IntType(64))
 read_float64 = _reader(types.float64, _DOUBLE)
+
+
+@intrinsic
+def prefetch(typing: Any, address: Any) -> Any:
+    """Ask for the memory at an address ahead of its use; any address will do."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        pointer = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, _INT32, _INT32, _INT32])
+        function = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
+        b.call(function, [b.inttoptr(args[0], pointer), _constant(1), _constant(3), _constant(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), emit

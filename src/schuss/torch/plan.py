@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from operator import attrgetter
 from typing import Any
 
@@ -112,23 +111,28 @@ def _whole(signature: Signature, items: Sequence[Item]) -> WholeTensors:
 
 
 class _Plain:
-    """Tensors of one signature that lie alike in memory: one table, checked by address."""
+    """Tensors of one signature that lie alike in memory: one table, checked by address.
+
+    Replaced state is noted where it is replaced (`State`); that a slot's own memory moved under it is not looked for.
+    """
 
     def __init__(self, signature: Signature, items: list[Item]) -> None:
         self.places = [item.member for item in items]
         self.whole = self.places == list(range(len(items)))
-        self.dtypes = [
-            items[0].weight.dtype if items[0].weight.is_complex() else getattr(torch, signature[1][1])
-        ]
-        self.dtypes *= len(items)
+        self.weights = [item.weight for item in items]
+        weight = self.weights[0]
+        self.dtypes = [weight.dtype if weight.is_complex() else getattr(torch, signature[1][1])] * len(items)
         self.table = _whole(signature, items)
         self.launch = _launch(signature, items, self.table)
-        columns = [[item.weight for item in items], *zip(*(item.slots for item in items), strict=True)]
-        self.standing = list(chain.from_iterable(columns))
-        self.addresses = list(map(_address, self.standing))
-        addresses = np.array(self.addresses, dtype=np.int64).reshape(len(columns), len(items))
-        for column, here in zip((0, *range(2, len(columns) + 1)), addresses, strict=True):
-            self.table.place(column, here)
+        self.standing = list(map(_address, self.weights))
+        columns = [
+            self.standing,
+            *(list(map(_address, slots)) for slots in zip(*(i.slots for i in items), strict=True)),
+        ]
+        for column, here in zip((0, *range(2, len(columns) + 1)), columns, strict=True):
+            self.table.place(column, np.array(here, dtype=np.int64))
+        # A table holds addresses only: keep the memory alive.
+        self.memory = [slot.untyped_storage() for item in items for slot in item.slots]
         self.moving: list[int] = []
 
     def fits(self, gradients: Sequence[Any]) -> bool:
@@ -138,14 +142,14 @@ class _Plain:
             if self.whole and len(gradients) == len(self.places)
             else [gradients[k] for k in self.places]
         )
+        if list(map(_address, self.weights)) != self.standing:
+            return False
         try:
             moving = list(map(_address, mine))
             alike = all(map(_contiguous, mine)) and list(map(_dtype, mine)) == self.dtypes
         except (RuntimeError, TypeError):  # a sparse gradient has no address, and None is no tensor
             return False
-        if not alike or list(map(_address, self.standing)) != self.addresses:
-            return False
-        if self.dtypes[0].is_complex and any(map(_lazy, mine)):
+        if not alike or (self.dtypes[0].is_complex and any(map(_lazy, mine))):
             return False
         if moving != self.moving:
             self.table.place(1, np.array(moving, dtype=np.int64))
@@ -191,12 +195,18 @@ class _Staged:
             tensor.copy_(copy)
 
 
+def _row_numbers(gradient: Tensor, outer: Sequence[int]) -> Array:
+    return np.asarray(np.ravel_multi_index(tuple(gradient._indices().numpy()), tuple(outer)))
+
+
 def _step_sparse(item: Item, gradient: Tensor, *call: Any) -> None:
     """Move the touched rows only: a row of the table is a row of the weight."""
-    gradient = gradient.coalesce()
     outer, inner = item.weight.shape[: gradient.sparse_dim()], item.weight.shape[gradient.sparse_dim() :]
-    values = gradient.values().resolve_conj().resolve_neg().contiguous()
-    rows = np.asarray(np.ravel_multi_index(tuple(gradient.indices().numpy()), tuple(outer)))
+    rows = _row_numbers(gradient, outer)
+    if not gradient.is_coalesced() and (np.diff(np.sort(rows)) == 0).any():
+        gradient = gradient.coalesce()
+        rows = _row_numbers(gradient, outer)
+    values = gradient._values().resolve_conj().resolve_neg().contiguous()
     width = math.prod(inner) * (2 if item.weight.dtype in _REAL else 1)
     written = [item.weight, *item.slots]
     flat = [
@@ -255,6 +265,8 @@ class Plan:
         """Take one step of every weight; rules and gradient scales are by group."""
         for item in self.sparse:
             _refuse_l2(sparse_rules[item.group])
+        # Kernels write behind autograd's back: a backward pass through an older weight must be able to tell.
+        torch.autograd.graph.increment_version(self.weights)
         for batch in self.plain:
             batch.launch.step(ledger, rules, scales, workers)
         if self.other_ways:
@@ -267,8 +279,6 @@ class Plan:
                     values, ledger[item.member] = advance(rules[item.group], ledger[item.member].tolist())
                     gradient = gradients[item.member]
                     eager.step(item.formula, item.weight, gradient, item.slots, scales[item.group], values)
-        # The kernels wrote behind autograd's back: a backward pass through an older weight must be able to tell.
-        torch.autograd.graph.increment_version(self.weights)
 
 
 def _refuse_l2(rule: Rule) -> None:
