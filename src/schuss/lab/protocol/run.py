@@ -79,7 +79,7 @@ def train(
     run = _Run(task, build, seed, schedule, batch_size, torch.device(device))
     outcome = run.through()
     if open_test and outcome.status == "finished":
-        outcome.test = run.measure("test")
+        outcome.test = run.measure("test", whole=True)
     outcome.seconds = time.perf_counter() - began
     return outcome
 
@@ -106,8 +106,6 @@ class _Run:
         _seed_everything("training", seed)
         self.steps = self.examples = self.gradients = 0
         self.finite = True
-        # The train loss is watched on as many examples as validation has: same cost, same noise.
-        self.watched = task.length("validation")
 
     def through(self) -> Outcome:
         """Train to the horizon, or until the run has diverged."""
@@ -175,18 +173,18 @@ class _Run:
 
     def look(self, rate: float) -> Point:
         """Measure the model as it is now."""
-        train_loss, _ = self.measure("train", self.watched)
+        train_loss, _ = self.measure("train")
         validation_loss, metric = self.measure("validation")
         lr = float(self.optimizer.param_groups[0].get("lr", math.nan))
         return Point(self.steps, self.examples, self.gradients, train_loss, validation_loss, metric, lr, rate)
 
     @torch.no_grad()
-    def measure(self, split: str, limit: int | None = None) -> tuple[float, float]:
+    def measure(self, split: str, whole: bool = False) -> tuple[float, float]:
         """Mean loss and metric over a split, in evaluation mode (the optimizer's too, if it has one)."""
         _switch(self.optimizer, "eval")
         self.model.eval()
         losses, metrics, examples = 0.0, 0.0, 0
-        for held in self.task.batches(split, limit):
+        for held in self.task.batches(split, whole):
             batch = to_device(held, self.device)
             weight = size(batch)
             loss = float(self.task.loss(self.model, batch))

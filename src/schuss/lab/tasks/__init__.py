@@ -14,6 +14,13 @@ from schuss.lab.tasks.task import Task
 BUILT_IN = {
     "digits": "digits:digits",
     "mnist": "digits:mnist",
+    "text": "text:text",
+    "sparse": "sparse:sparse",
+    "diabetes": "convex:diabetes",
+    "breast_cancer": "convex:breast_cancer",
+    "quadratic": "functions:quadratic",
+    "rosenbrock": "functions:rosenbrock",
+    "saddle": "functions:saddle",
 }
 
 
