@@ -10,7 +10,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from schuss.lab.tasks.data import Batch, size, stable_seed, to_device
 from schuss.lab.tasks.task import Task
 
 EVALUATIONS = 30  # rows of a curve after the first
+UNTIMED, TIMED, PATIENCE = 20, 200, 3.0  # steps, steps, seconds: of a calibration
 LOST = 0.20  # share of the horizon that the loss may stay above its start before the run is stopped
 
 Build = Callable[[Iterable[Any]], Optimizer]
@@ -46,11 +47,12 @@ class Point:
 class Outcome:
     """What a run leaves behind."""
 
-    status: Literal["finished", "diverged"] = "finished"
+    status: Literal["finished", "diverged", "crashed"] = "finished"
     curve: list[Point] = field(default_factory=list["Point"])
     diverged_at: int | None = None
     reason: str | None = None
     test: tuple[float, float] | None = None  # loss and metric
+    error: str | None = None
     seconds: float = 0.0
 
     @property
@@ -82,6 +84,51 @@ def train(
         outcome.test = run.measure("test", whole=True)
     outcome.seconds = time.perf_counter() - began
     return outcome
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How long single steps took, alone, and how much state the optimizer keeps."""
+
+    seconds: list[float]
+    bytes_per_weight: float | None
+
+
+def calibrate(
+    task: Task, build: Build, seed: int, batch_size: int | None = None, device: str = "cpu"
+) -> Calibration:
+    """Time `TIMED` steps after `UNTIMED` ones, without evaluations; fewer if they outlast `PATIENCE`."""
+    run = _Run(task, build, seed, None, batch_size, torch.device(device))
+    times: list[float] = []
+    began = time.perf_counter()
+    for count in range(UNTIMED + TIMED):
+        start = time.perf_counter()
+        run.step(watch=False)
+        if device != "cpu":
+            torch.cuda.synchronize()
+        if count >= UNTIMED:
+            times.append(time.perf_counter() - start)
+        if times and time.perf_counter() - began > PATIENCE:
+            break
+    state = sum(_bytes(value) for slots in run.optimizer.state.values() for value in slots.values())
+    return Calibration(times, state / max(1, weights(run.model)))
+
+
+def plain(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as plain data: columns instead of points, None for what is not finite."""
+    curve = {
+        column.name: [_finite(getattr(point, column.name)) for point in outcome.curve]
+        for column in fields(Point)
+    }
+    at, test = outcome.diverged_at, outcome.test
+    return {
+        "status": outcome.status,
+        "curve": curve,
+        "divergence": None if at is None else {"step": at, "reason": outcome.reason},
+        "test": None if test is None else {"loss": _finite(test[0]), "metric": _finite(test[1])},
+        "error": outcome.error,
+        "seconds": outcome.seconds,
+    }
 
 
 class _Run:
@@ -124,7 +171,7 @@ class _Run:
                 continue
             point = self.look(rate)
             outcome.curve.append(point)
-            if not math.isfinite(point.train_loss):
+            if not all(map(math.isfinite, (point.train_loss, point.validation_loss, point.metric))):
                 return self.diverged(outcome, "the loss was not finite")
             if point.train_loss <= outcome.curve[0].train_loss:
                 lost_since = None
@@ -234,6 +281,15 @@ def _switch(optimizer: Optimizer, mode: str) -> None:
     """Optimizers that evaluate on an average (Schedule-Free) have `train()` and `eval()`."""
     if callable(switch := getattr(optimizer, mode, None)):
         switch()
+
+
+def _finite(x: float) -> float | None:
+    return x if math.isfinite(x) else None
+
+
+def _bytes(value: Any) -> int:
+    """Of a state slot; a step count is not state that grows with the weights."""
+    return value.numel() * value.element_size() if isinstance(value, Tensor) and value.numel() > 1 else 0
 
 
 def weights(model: nn.Module) -> int:
