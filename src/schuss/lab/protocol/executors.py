@@ -93,7 +93,7 @@ def _outlive_not(sentinel: int) -> None:
 def dask(address: str) -> tuple[Executor, int]:
     """A running Dask cluster as an executor, and how many threads its workers have."""
     try:
-        from distributed import Client
+        from distributed import Client  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError("--scheduler needs Dask. Try: pip install 'schuss[dask]'") from error
     try:

@@ -23,7 +23,7 @@ Result = Mapping[str, Any]  # as `work.train_run` returns it: plain data
 
 @dataclass(frozen=True)
 class Contestant:
-    """An entry with its schedule, its batch size and the space that is searched: one line of the final table."""
+    """An entry with its schedule, batch size and searched space: one line of the final table."""
 
     name: str
     entry: Entry
@@ -117,7 +117,7 @@ class Plan:
         self.complete = True
 
     def stage(self, name: StageName, configurations: Mapping[str, Sequence[Configuration]]) -> Stage:
-        """Name every run of a stage: seed by seed and trial by trial, so that whoever stops early has been fair."""
+        """Name every run of a stage, seed by seed, so that whoever stops early has been fair."""
         longest = max((len(each) for each in configurations.values()), default=0)
         runs = [
             self.name_run(each[index], name, seed)
@@ -135,7 +135,7 @@ class Plan:
         return Configuration(digest(contestant.identity, parameters), contestant, index, parameters)
 
     def name_run(self, configuration: Configuration, stage: StageName, seed: int) -> Run:
-        """Name a run by what its result depends on: task, code, configuration, seed and what it may look at."""
+        """Name a run by all that its result depends on."""
         split = "test" if stage == "report" else "validation"
         return Run(digest(self.fingerprint, configuration.id, seed, split), configuration, stage, seed)
 
@@ -174,7 +174,7 @@ class Plan:
     def best_first(
         self, configurations: Iterable[Configuration], stage: StageName, results: Mapping[str, Result]
     ) -> list[Configuration]:
-        """Configurations by their mean validation metric, then loss; those of which no run finished are left out.
+        """Configurations by mean validation metric, then loss, without those of which no run finished.
 
         A diverged run counts with the metric of the untrained model, which is what one is left with.
         """

@@ -87,6 +87,43 @@ def train(
 
 
 @dataclass(frozen=True)
+class FirstStep:
+    """A fresh model and its first batch, to be looked at before a race."""
+
+    task: Task
+    model: nn.Module
+    batch: Batch
+    loss: float
+    reached: bool  # whether any weight has a gradient
+
+    @property
+    def finite(self) -> bool:
+        """Whether the loss is a number."""
+        return math.isfinite(self.loss)
+
+    def again(self) -> Tensor:
+        """The same loss, with a graph of its own."""
+        return self.task.loss(self.model, self.batch)
+
+    def validation(self) -> tuple[float, float]:
+        """Loss and metric of the untrained model."""
+        return measure(self.task, self.model, "validation")
+
+
+def first_step(task: Task, seed: int) -> FirstStep:
+    """Make the model and take the gradient of its first batch, without changing a weight."""
+    _seed_everything("weights", seed)
+    model = task.model()
+    batch = next(task.stream(seed))
+    _seed_everything("training", seed)
+    loss = _scalar(task, task.loss(model, batch))
+    loss.backward()
+    reached = any(w.grad is not None for w in model.parameters())
+    model.zero_grad()
+    return FirstStep(task, model, batch, loss.item(), reached)
+
+
+@dataclass(frozen=True)
 class Calibration:
     """How long single steps took, alone, and how much state the optimizer keeps."""
 
@@ -225,28 +262,32 @@ class _Run:
         lr = float(self.optimizer.param_groups[0].get("lr", math.nan))
         return Point(self.steps, self.examples, self.gradients, train_loss, validation_loss, metric, lr, rate)
 
-    @torch.no_grad()
     def measure(self, split: str, whole: bool = False) -> tuple[float, float]:
-        """Mean loss and metric over a split, in evaluation mode (the optimizer's too, if it has one)."""
+        """Loss and metric over a split, on the weights that the optimizer evaluates on."""
         _switch(self.optimizer, "eval")
-        self.model.eval()
-        losses, metrics, examples = 0.0, 0.0, 0
-        for held in self.task.batches(split, whole):
-            batch = to_device(held, self.device)
-            weight = size(batch)
-            loss = float(self.task.loss(self.model, batch))
-            losses += weight * loss
-            metrics += weight * (
-                loss if self.task.metric is None else float(self.task.metric(self.model, batch))
-            )
-            examples += weight
-        self.model.train()
+        found = measure(self.task, self.model, split, whole, self.device)
         _switch(self.optimizer, "train")
-        if examples == 0:
-            raise refusal(
-                split, "no batches", "data", f"The {split} split of {self.task.name!r} gave nothing."
-            )
-        return losses / examples, metrics / examples
+        return found
+
+
+@torch.no_grad()
+def measure(
+    task: Task, model: nn.Module, split: str, whole: bool = False, device: torch.device | None = None
+) -> tuple[float, float]:
+    """Mean loss and metric of a model over a split, in evaluation mode."""
+    model.eval()
+    losses, metrics, examples = 0.0, 0.0, 0
+    for held in task.batches(split, whole):
+        batch = held if device is None else to_device(held, device)
+        weight = size(batch)
+        loss = float(task.loss(model, batch))
+        losses += weight * loss
+        metrics += weight * (loss if task.metric is None else float(task.metric(model, batch)))
+        examples += weight
+    model.train()
+    if examples == 0:
+        raise refusal(split, "no batches", "data", f"The {split} split of {task.name!r} gave nothing.")
+    return losses / examples, metrics / examples
 
 
 def cadence(total: int) -> list[int]:

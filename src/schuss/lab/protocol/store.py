@@ -18,11 +18,11 @@ FILE = "race.sqlite"
 APPLICATION = 0x53434855  # "SCHU", in SQLite's own field for it
 FORMAT = 1
 
-SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID; CREATE TABLE runs (id TEXT
-PRIMARY KEY, task TEXT NOT NULL, plan TEXT NOT NULL, result TEXT NOT NULL) WITHOUT ROWID; CREATE TABLE
-calibrations (id TEXT PRIMARY KEY, result TEXT NOT NULL) WITHOUT ROWID;
-"""
+SCHEMA = (
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE runs (id TEXT PRIMARY KEY, task TEXT NOT NULL, result TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE calibrations (id TEXT PRIMARY KEY, result TEXT NOT NULL) WITHOUT ROWID",
+)
 
 
 class StoreError(RuntimeError):
@@ -30,7 +30,7 @@ class StoreError(RuntimeError):
 
 
 class Store:
-    """The results of one race folder. Open it with `with`; it is locked against a second writer while open."""
+    """The results of one race folder, locked against a second writer while it is open."""
 
     def __init__(self, folder: Path) -> None:
         """Open the folder's store, or make both."""
@@ -82,7 +82,7 @@ class Store:
         run("PRAGMA synchronous = NORMAL")  # a kill loses nothing; a power cut at most the last runs
         if not tables:
             run("BEGIN IMMEDIATE")
-            for statement in filter(str.strip, SCHEMA.split(";")):
+            for statement in SCHEMA:
                 run(statement)
             run(f"PRAGMA application_id = {APPLICATION}")
             run("INSERT INTO meta VALUES ('format', ?)", (str(FORMAT),))
@@ -120,10 +120,10 @@ class Store:
         """Every result, by run id."""
         return {id: json.loads(text) for id, text in self._database.execute("SELECT id, result FROM runs")}
 
-    def save(self, id: str, task: str, plan: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    def save(self, id: str, task: str, result: Mapping[str, Any]) -> None:
         """Keep a run, whole, in one transaction."""
-        row = (id, task, json.dumps(plan), json.dumps(result, allow_nan=False))
-        self._write("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?)", row)
+        row = (id, task, json.dumps(result, allow_nan=False))
+        self._write("INSERT OR REPLACE INTO runs VALUES (?, ?, ?)", row)
 
     def calibration(self, id: str) -> dict[str, Any] | None:
         """A calibration by what it depends on."""
@@ -138,5 +138,5 @@ class Store:
         try:
             self._database.execute(statement, values)
         except sqlite3.Error as error:
-            advice = "What was finished is kept. Make room or race into another --out, then run the same command again."
+            advice = "What was finished is kept. Make room, then run the same command again."
             raise StoreError(f"{self.path} could not be written: {error}. {advice}") from error

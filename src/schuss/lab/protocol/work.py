@@ -12,7 +12,7 @@ import statistics
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -36,7 +36,7 @@ _one_at_a_time = threading.Lock()
 
 @dataclass(frozen=True)
 class Source:
-    """Where a task comes from: a built-in one is named and made anew by the worker, any other travels whole."""
+    """Where a task comes from: a built-in one is made anew by the worker, any other travels whole."""
 
     spec: str
     data: str | None = None
@@ -57,7 +57,7 @@ class Package:
     @classmethod
     def of(cls, source: Source, entries: Sequence[Entry]) -> Package:
         """Pack what all the runs of a task need."""
-        content = cast("bytes", cloudpickle.dumps((source, {entry.name: entry for entry in entries})))
+        content = cloudpickle.dumps((source, {entry.name: entry for entry in entries}))
         return cls(hashlib.blake2b(content, digest_size=8).hexdigest(), content)
 
     def __hash__(self) -> int:
@@ -98,7 +98,7 @@ def train_run(package: Package, work: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def calibrate_entry(package: Package, work: Mapping[str, Any]) -> dict[str, Any]:
-    """Time one step of an entry, alone, and weigh its state: {"step": {"seconds": ...}, "bytes_per_weight": ...}."""
+    """Time one step of an entry, alone, and weigh its state."""
     with quiet_process():
         try:
             task, entries = _unpack(package)
@@ -111,7 +111,7 @@ def calibrate_entry(package: Package, work: Mapping[str, Any]) -> dict[str, Any]
 
 
 @contextmanager
-def quiet_process() -> Iterator[None]:
+def quiet_process() -> Generator[None]:
     """One thread, one run at a time; the process's generators and thread count are put back."""
     with _one_at_a_time:
         threads, states = torch.get_num_threads(), _generators()
