@@ -38,6 +38,7 @@ RankBy = Literal["metric", "steps", "examples", "gradients", "seconds"]
 AXES = ("steps", "examples", "gradients", "seconds")
 QUANTILES = (0.5, 0.9, 1.0)
 RANKING_QUANTILE = 0.9  # near the best, and yet most seeds of a good entry get there
+MANY_SEEDS = 200  # more than anybody will run
 STAGES = ("tune", "confirm", "report")
 
 
@@ -371,8 +372,10 @@ def _sentences(
         first = f"{leader} is best on {raced.task.name}{reached}."
         return f"{first} The closest, {closest}, is {gap.gap:.3g} behind ({span})."
     needed = [behind[name].further_seeds for name in tied]
-    known = [n for n in needed if n is not None]
-    more = f" {max(known)} further seeds would settle it." if known and len(known) == len(needed) else ""
+    most = max((n for n in needed if n is not None), default=0) if None not in needed else 0
+    more = f" {most} further seeds would settle it." if 0 < most <= MANY_SEEDS else ""
+    if most > MANY_SEEDS:
+        more = f" More than {MANY_SEEDS} further seeds would be needed to settle it."
     others = ", ".join(tied)
     first = f"{leader} leads on {raced.task.name}{reached}, tied with {others}."
     return f"{first} Take {ranking.pick}, the cheapest.{more}"

@@ -29,11 +29,7 @@ class LocalProcesses(Executor):
         if workers < 1:
             raise refusal("workers", workers, "at least 1")
         self.workers = workers
-        # A server forks the workers: what they import is imported once. It is there on POSIX alone.
-        methods = multiprocessing.get_all_start_methods()
-        self._context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        if "forkserver" in methods:
-            self._context.set_forkserver_preload(["schuss.lab.protocol.work"])
+        self._context = start_server()
         self._gpus = gpus
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._pools = [self._pool(lane) for lane in range(workers)]
@@ -73,6 +69,22 @@ class LocalProcesses(Executor):
             for process in list((pool._processes or {}).values()):  # pyright: ignore[reportPrivateUsage]
                 process.kill()
         self.shutdown(wait=True, cancel_futures=True)
+
+
+def start_server() -> Any:
+    """The way workers are started: forked from a server that has imported all they need, where there is fork.
+
+    The server starts at once and imports on a core of its own, while the caller goes on; calling this again
+    does nothing.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["schuss.lab.protocol.ready"])
+    forkserver.ensure_running()
+    return context
 
 
 def _begin(device: int | None) -> None:

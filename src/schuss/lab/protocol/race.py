@@ -10,7 +10,7 @@ from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy
 import torch
@@ -23,7 +23,7 @@ from schuss.lab.protocol import assemble
 from schuss.lab.protocol.budget import Budget
 from schuss.lab.protocol.budget import budget as budget_of
 from schuss.lab.protocol.engine import Job, execute
-from schuss.lab.protocol.executors import LocalProcesses, usable_cores
+from schuss.lab.protocol.executors import LocalProcesses, start_server, usable_cores
 from schuss.lab.protocol.plan import Contestant, Plan, Run, Stage, cross, renamed
 from schuss.lab.protocol.preflight import Facts, code_version, look_over
 from schuss.lab.protocol.ranges import search_spaces
@@ -38,6 +38,9 @@ from schuss.lab.tasks.task import Task
 class Watcher(Protocol):
     """Whoever wants to see a race go by. `expected` counts the runs that are still to be done."""
 
+    def began(self, folder: Path) -> None:
+        """The race is kept in this folder."""
+
     def stage(self, name: str, expected: int, known: int) -> None:
         """A stage begins."""
 
@@ -46,6 +49,9 @@ class Watcher(Protocol):
 
 
 class _Nobody:
+    def began(self, folder: Path) -> None:
+        pass
+
     def stage(self, name: str, expected: int, known: int) -> None:
         pass
 
@@ -100,6 +106,8 @@ def race(
     given = [task] if isinstance(task, str | Path | Task) else list(task)
     if not given:
         raise refusal("task", given, "at least one task")
+    if executor is None:
+        start_server()
     preset, spending = budget_of(budget)
     racing = _entries(entries)
     names = [check(name) for name in schedules] or ["constant"]
@@ -115,13 +123,15 @@ def race(
     with Store(folder) as store:
         for lane in lanes:
             store.guard(lane.task.name, lane.facts.fingerprint, code_version())
+        watched = watcher or _Nobody()
+        watched.began(folder)
         before = float(store.note("seconds") or 0)
         own = executor is None
         hands = executor or LocalProcesses(_workers(workers, device), gpus=device == "cuda")
         capacity = hands.workers if isinstance(hands, LocalProcesses) else workers or usable_cores()
         complete = False
         try:
-            _drive(lanes, store, hands, capacity, watcher or _Nobody())
+            _drive(lanes, store, hands, capacity, watched)
             complete = True
         finally:
             if own and isinstance(hands, LocalProcesses):
@@ -131,6 +141,23 @@ def race(
             report = _report(lanes, store, preset, spending, seed, words, seconds)
             report.save(folder)
     return report
+
+
+def repeat_run(
+    spec: str, entries: Sequence[str] | None, data: Path | None, work: Mapping[str, Any]
+) -> Generator[tuple[int, dict[str, Any]]]:
+    """Run again what a report's command names, here; the same numbers, for one seed or each of several."""
+    missing = {"entry", "schedule", "batch_size", "parameters", "seed", "open_test"} - set(work)
+    if missing:
+        raise refusal("run", dict(work), f"complete: {', '.join(sorted(missing))} is missing")
+    racing = _entries(entries)
+    known = {entry.name for entry in racing}
+    if work["entry"] not in known:
+        racing = [*racing, find(work["entry"])]
+    package = Package.of(_task(spec, data)[1], racing)
+    seeds = work["seed"] if isinstance(work["seed"], list) else [work["seed"]]
+    for seed in cast("list[int]", seeds):
+        yield seed, train_run(package, {**work, "seed": seed, "device": work.get("device", "cpu")})
 
 
 @dataclass
@@ -181,15 +208,8 @@ class _Lane:
 
     def job(self, run: Run) -> Job:
         contestant = run.contestant
-        work = {
-            "entry": contestant.entry.name,
-            "schedule": contestant.schedule,
-            "batch_size": contestant.batch_size,
-            "parameters": run.configuration.parameters,
-            "seed": run.seed,
-            "open_test": run.stage == "report",
-            "device": self.device,
-        }
+        again = assemble.run_again(contestant, run.configuration.parameters, run.seed, run.stage == "report")
+        work = again | {"device": self.device}
         return Job(run.id, train_run, self.package, work)
 
 
