@@ -6,9 +6,9 @@ import warnings
 import numpy as np
 import optax
 import pytest
+import torch
 from torch.optim import lr_scheduler as peers
 
-import torch
 from schuss.schedules import (
     Constant,
     Cosine,
