@@ -20,6 +20,6 @@ def make_line(**changes: Any) -> Task:
     return Task(**given | {"train": (x, y), "batch_size": 28, "epochs": 10} | changes)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def line():
     return make_line

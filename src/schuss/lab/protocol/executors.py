@@ -17,6 +17,9 @@ from typing import Any
 from schuss.errors import refusal
 
 
+PATIENCE = "10s"  # with a scheduler that may be busy
+
+
 class LocalProcesses(Executor):
     """Processes on this machine, one run each at a time; one that dies takes no other with it.
 
@@ -109,7 +112,7 @@ def dask(address: str) -> tuple[Executor, int]:
     except ImportError as error:
         raise ImportError("--scheduler needs Dask. Try: pip install 'schuss[dask]'") from error
     try:
-        client = Client(address, timeout="10s")
+        client = Client(address, timeout=PATIENCE)
     except (OSError, ValueError, TimeoutError) as error:
         raise refusal("scheduler", address, "a Dask scheduler that answers", f"It said: {error}") from error
     workers = sum(client.ncores().values())
