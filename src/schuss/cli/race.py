@@ -112,8 +112,8 @@ def command(
         if table is not None:
             check_format(table)
         given = separate(tasks)
-        executor, capacity = dask(scheduler) if scheduler else (None, workers)
-        with Watching(console) as watcher:
+        with here(workers) if scheduler is None else dask(scheduler) as hands, Watching(console) as watcher:
+            executor, capacity = hands
             try:
                 report = race(
                     given,
@@ -153,6 +153,12 @@ def clear_errors() -> Generator[None]:
         yield
     except (ValueError, TypeError, OSError, ImportError, StoreError, ExecutorError) as error:
         raise click.ClickException(str(error)) from error
+
+
+@contextmanager
+def here(workers: int | None) -> Generator[tuple[None, int | None]]:
+    """No executor but this machine's own processes."""
+    yield None, workers
 
 
 class Watching:

@@ -45,10 +45,9 @@ class KillOne:
 def test_a_cluster_gives_the_same_report_though_a_worker_is_killed(line, cluster, tmp_path):
     with ThreadPoolExecutor(1) as thread:
         here = race(line(), ["sgd", "adam"], BUDGET, out=tmp_path / "here", executor=thread, workers=1)
-    executor, workers = dask(cluster.scheduler_address)
-    assert workers == 2
     watcher = KillOne(cluster)
-    with executor:
+    with dask(cluster.scheduler_address) as (executor, workers):
+        assert workers == 2
         there = race(
             line(),
             ["sgd", "adam"],
@@ -64,7 +63,6 @@ def test_a_cluster_gives_the_same_report_though_a_worker_is_killed(line, cluster
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
     monkeypatch.setattr("schuss.lab.protocol.executors.PATIENCE", "0.2s")
-    with pytest.raises(
-        ValueError, match=r"scheduler='tcp://127.0.0.1:9' is not a Dask scheduler that answers"
-    ):
-        dask("tcp://127.0.0.1:9")
+    message = r"scheduler='tcp://127.0.0.1:9' is not a Dask scheduler that answers"
+    with pytest.raises(ValueError, match=message), dask("tcp://127.0.0.1:9"):
+        pass

@@ -8,14 +8,14 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any
 
 from schuss.errors import refusal
-
 
 PATIENCE = "10s"  # with a scheduler that may be busy
 
@@ -105,7 +105,8 @@ def _outlive_not(sentinel: int) -> None:
     os._exit(1)
 
 
-def dask(address: str) -> tuple[Executor, int]:
+@contextmanager
+def dask(address: str) -> Generator[tuple[Executor, int]]:
     """A running Dask cluster as an executor, and how many threads its workers have."""
     try:
         from distributed import Client  # pyright: ignore[reportMissingImports]
@@ -121,7 +122,10 @@ def dask(address: str) -> tuple[Executor, int]:
         raise refusal("scheduler", address, "a cluster with workers", "Start one: dask worker " + address)
     # Every result matters once, and a run that was sent twice gives the same: nothing is remembered between
     # calls.
-    return client.get_executor(pure=False, retries=0), workers
+    try:
+        yield client.get_executor(pure=False, retries=0), workers
+    finally:
+        client.close()
 
 
 def usable_cores() -> int:
