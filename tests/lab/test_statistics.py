@@ -467,7 +467,7 @@ class TestClaims:
         quick = [run("lion", s, 0.0, cost=50 * c) for s, c in enumerate(costs)]
         claim = self.verdicts(runs + quick)["adam-first"]
         assert claim.verdict == "fails"
-        assert "closest rival is lion" in claim.why
+        assert "strongest rival is lion" in claim.why
 
     def test_generalization_is_judged_on_the_test_split(self):
         runs = [run("momentum", s, 5.0 + x, test=1.0 + x) for s, x in enumerate(self.NOISE)]

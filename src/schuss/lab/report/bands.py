@@ -50,9 +50,7 @@ def _table(curves: Sequence[Sequence[float | None]], missing: float) -> Floats:
     return table
 
 
-def _band(
-    curves: Sequence[Sequence[float | None]], worst: float, *, logarithmic: bool
-) -> dict[str, Any]:
+def _band(curves: Sequence[Sequence[float | None]], worst: float, *, logarithmic: bool) -> dict[str, Any]:
     table = _table(curves, worst)
     logarithmic = logarithmic and bool((table > 0).all())
     if logarithmic:
@@ -62,8 +60,7 @@ def _band(
         np.array([getattr(interval, side) for interval in intervals]) for side in ("centre", "low", "high")
     )
     return {
-        side: _plain(x, logarithmic)
-        for side, x in zip(("centre", "low", "high"), sides, strict=True)
+        side: _plain(x, logarithmic) for side, x in zip(("centre", "low", "high"), sides, strict=True)
     } | {"log": logarithmic}
 
 

@@ -44,10 +44,10 @@ def render(report: Mapping[str, Any]) -> str:
     data = {"report": report, "bands": [bands(task) for task in report["tasks"]]}
     return environment.get_template("page.html.j2").render(
         report=report,
-        data=Markup(inline_json(data)),  # noqa: S704 (escaped by inline_json)
-        plotly=Markup(get_plotlyjs()),  # noqa: S704 (a fixed library)
-        style=Markup((files / "style.css").read_text("utf-8")),  # noqa: S704
-        script=Markup((files / "page.js").read_text("utf-8")),  # noqa: S704
+        data=Markup(inline_json(data)),
+        plotly=Markup(get_plotlyjs()),
+        style=Markup((files / "style.css").read_text("utf-8")),
+        script=Markup((files / "page.js").read_text("utf-8")),
     )
 
 
@@ -114,16 +114,15 @@ def duration(seconds: float | None) -> str:
     """
     if seconds is None or not isfinite(seconds):
         return "–"
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= size:
-            break
+    unit, size = ("s", 1.0) if seconds >= 1 else ("ms", 1e-3) if seconds >= 1e-3 else ("µs", 1e-6)
     return f"{number(seconds / size, 3)}{NARROW}{unit}"
 
 
 def settings(parameters: Mapping[str, float]) -> str:
-    """Return a configuration in a line.
+    """Return a configuration in a line, its learning rate first.
 
-    >>> settings({"lr": 0.0123456, "1 - beta1": 0.1})
+    >>> settings({"1 - beta1": 0.1, "lr": 0.0123456})
     'lr 0.0123, 1 − beta1 0.1'
     """
-    return ", ".join(f"{name.replace('-', MINUS)} {x:.3g}" for name, x in parameters.items())
+    names = sorted(parameters, key=lambda name: name != "lr")
+    return ", ".join(f"{name.replace('-', MINUS)} {parameters[name]:.3g}" for name in names)

@@ -22,7 +22,7 @@
     return minus(Math.abs(x) >= 1e6 || Math.abs(x) < 1e-4 ? x.toExponential(2) : x.toPrecision(digits));
   };
   const setting = (parameters) =>
-    Object.entries(parameters).map(([name, x]) => `${minus(name)} ${minus(Number(x.toPrecision(3)).toString())}`).join(", ");
+    Object.entries(parameters).sort(([a], [b]) => (b === "lr") - (a === "lr")).map(([name, x]) => `${minus(name)} ${minus(Number(x.toPrecision(3)).toString())}`).join(", ");
   const unique = (values) => [...new Set(values)];
 
   // ---------------------------------------------------------------- how an entry is drawn: colour, dash, marker
@@ -60,6 +60,20 @@
   const pointer = matchMedia("(pointer: fine)").matches;
   const CONFIG = { displayModeBar: false, responsive: true, showTips: false, doubleClick: "reset" };
 
+  // Round ticks of a logarithmic axis: powers of ten, and 2 and 5 between them where there are few.
+  const power = (exponent) => (exponent >= -3 && exponent <= 4 ? String(Number(`1e${exponent}`)) : `10${[...String(exponent)].map((c) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[c] ?? "⁻").join("")}`);
+  const logTicks = (values) => {
+    const known = values.filter((x) => x > 0), [low, high] = known.length ? [Math.min(...known), Math.max(...known)] : [1, 10];
+    const first = Math.floor(Math.log10(low)), last = Math.ceil(Math.log10(high)), apart = Math.max(1, Math.ceil((last - first) / 6));
+    const tickvals = [], ticktext = [];
+    for (let k = first; k <= last; k += apart) {
+      for (const digit of Math.log10(high / low) < 2.2 ? [1, 2, 5] : [1]) {
+        tickvals.push(digit * 10 ** k);
+        ticktext.push(digit === 1 ? power(k) : k >= -3 && k <= 4 ? String(Number(`${digit}e${k}`)) : `${digit}·${power(k)}`);
+      }
+    }
+    return { type: "log", tickvals, ticktext };
+  };
   const layout = (x, y, more = {}) => {
     const axis = (given) => ({
       gridcolor: css("--grid"), linecolor: css("--line"), zerolinecolor: css("--line"), tickcolor: css("--line"),
@@ -160,9 +174,10 @@
         for (const name of names) traces.push(band(name, bands[index][name][state.axis], bands[index][name][state.what].low, bands[index][name][state.what].high));
         for (const name of names) traces.push(line(name, bands[index][name][state.axis], bands[index][name][state.what].centre));
         const log = state.what !== "metric" && names.every((name) => bands[index][name][state.what].log);
+        const values = names.flatMap((name) => bands[index][name][state.what].centre);
         const title = state.what === "metric" ? `validation ${task.metric.name}` : state.what.replace("_", " ").replace("train ", "training ");
         return [traces, layout({ title: state.axis === "seconds" ? "seconds (steps × the calibrated step)" : state.axis, rangemode: "tozero" },
-          { title, type: log ? "log" : "linear" })];
+          { title, ...(log ? logTicks(values) : {}) })];
       },
     },
     targets: {
@@ -193,7 +208,7 @@
       draw({ index }) {
         const names = shown(Object.keys(bands[index])).filter((name) => bands[index][name].effective_rate.some((x) => x > 0));
         return [names.map((name) => line(name, bands[index][name].steps, bands[index][name].effective_rate)),
-          layout({ title: "steps", rangemode: "tozero" }, { title: "effective rate", type: "log" })];
+          layout({ title: "steps", rangemode: "tozero" }, { title: "effective rate", ...logTicks(names.flatMap((name) => bands[index][name].effective_rate)) })];
       },
     },
     profiles: {
@@ -272,7 +287,7 @@
         const crosses = { mode: "markers", x: lost, y: lost.map(() => bad), text: pick(basin.status, (i) => !good[i]),
           marker: { color: css("--bad"), symbol: "x-thin-open", size: 8, line: { width: 2, color: css("--bad") } }, hovertemplate: "%{text} at lr %{x:.3g}<extra></extra>" };
         const shapes = basin.low === null ? [] : [{ type: "rect", xref: "x", yref: "paper", x0: basin.low / 1.04, x1: basin.high * 1.04, y0: 0, y1: 1, fillcolor: faint(colour, 0.13), line: { width: 0 }, layer: "below" }];
-        Plotly.react(panel, [points, crosses], layout({ title: "", type: "log", dtick: 1 }, { title: "", type: log ? "log" : "linear", range, nticks: 5 }, { shapes, margin: { l: 4, r: 8, t: 6, b: 4 } }), CONFIG);
+        Plotly.react(panel, [points, crosses], layout({ title: "", ...logTicks(basin.lr) }, { title: "", ...(log ? logTicks(all) : { nticks: 5 }), range }, { shapes, margin: { l: 4, r: 8, t: 6, b: 4 } }), CONFIG);
       });
     }
   }
@@ -307,7 +322,7 @@
       const { curve } = run, values = [...curve.train_loss, ...curve.validation_loss].filter((x) => x !== null);
       const trace = (y, dash, symbol, colour, name) => ({ name, x: curve.steps, y, mode: "lines+markers", line: { color: colour, width: 2, dash }, marker: { symbol, size: 6, maxdisplayed: 7 }, hovertemplate: `%{y:.4g} at step %{x}<extra>${name}</extra>` });
       Plotly.react(plot, [trace(curve.train_loss, "solid", "circle", css("--s0"), "training"), trace(curve.validation_loss, "dash", "square", css("--s1"), "validation")],
-        layout({ title: "steps", rangemode: "tozero" }, { title: "loss", type: values.every((x) => x > 0) ? "log" : "linear" }), CONFIG);
+        layout({ title: "steps", rangemode: "tozero" }, { title: "loss", ...(values.every((x) => x > 0) ? logTicks(values) : {}) }), CONFIG);
     };
     return { body, draw };
   };
@@ -327,7 +342,7 @@
       const fitting = task.runs.filter((run) => Object.entries(filter).every(([key, value]) => !value || run[key] === value));
       section.querySelector(".count").textContent = `${Math.min(limit, fitting.length)} of ${fitting.length} runs`;
       list.replaceChildren(...fitting.slice(0, limit).map((run) => {
-        const summary = el("summary", {}, el("span", { class: "id" }, run.id.slice(0, 8)), el("span", {}, run.entry), el("span", { class: "hide" }, run.stage),
+        const summary = el("summary", {}, el("span", { class: "id" }, run.id.slice(0, 8)), el("span", {}, run.entry), el("span", { class: "hide quiet" }, setting(run.parameters)), el("span", { class: "hide" }, run.stage),
           el("span", { class: "hide right" }, `seed ${run.seed}`), el("span", { class: `right ${run.status}` }, run.status === "finished" ? short(run.metric) : run.status));
         const details = el("details", { id: `run-${run.id}` }, summary);
         details.addEventListener("toggle", () => {
@@ -348,7 +363,7 @@
       fill();
       const details = document.getElementById(`run-${id}`);
       details.open = true;
-      details.scrollIntoView({ block: "start" });
+      details.scrollIntoView({ block: "start", behavior: "instant" });
       details.querySelector("summary").focus({ preventScroll: true });
       return true;
     };
