@@ -39,7 +39,7 @@ def render(report: Mapping[str, Any]) -> str:
         "cost": cost,
         "duration": duration,
         "settings": settings,
-        "percent": lambda x: f"{100 * x:.0f}{NARROW}%",
+        "percent": percent,
     }
     data = {"report": report, "bands": [bands(task) for task in report["tasks"]]}
     return environment.get_template("page.html.j2").render(
@@ -116,6 +116,15 @@ def duration(seconds: float | None) -> str:
         return "–"
     unit, size = ("s", 1.0) if seconds >= 1 else ("ms", 1e-3) if seconds >= 1e-3 else ("µs", 1e-6)
     return f"{number(seconds / size, 3)}{NARROW}{unit}"
+
+
+def percent(share: float) -> str:
+    """Return a share in whole per cent.
+
+    >>> percent(0.8)
+    '80\u202f%'
+    """
+    return f"{100 * share:.0f}{NARROW}%"
 
 
 def settings(parameters: Mapping[str, float]) -> str:

@@ -407,14 +407,21 @@
   const dark = () => (root.dataset.theme ?? (system.matches ? "dark" : "light")) === "dark";
   const button = document.getElementById("theme");
   button.addEventListener("click", () => {
-    root.dataset.theme = dark() ? "light" : "dark";
-    try { localStorage.setItem("schuss-theme", root.dataset.theme); } catch { /* it then lasts until the page is closed */ }
+    const wanted = dark() ? "light" : "dark", asSystem = system.matches === (wanted === "dark");
+    if (asSystem) delete root.dataset.theme; // back to following the system
+    else root.dataset.theme = wanted;
+    try {
+      if (asSystem) localStorage.removeItem("schuss-theme");
+      else localStorage.setItem("schuss-theme", wanted);
+    } catch { /* without storage the choice lasts until the page is closed */ }
     redraw();
   });
   system.addEventListener("change", () => { if (!root.dataset.theme) redraw(); });
 
   // On paper everything is drawn, in the light colours, at the paper's width.
+  // Its width is set before the browser lays the paper out, as Plotly draws at the width it finds.
   const onPaper = (printing) => {
+    root.classList.toggle("paper", printing);
     for (const figure of figures) if (printing || figure.drawn) figure.draw();
     for (const plot of document.querySelectorAll(".js-plotly-plot")) Plotly.Plots.resize(plot);
   };
