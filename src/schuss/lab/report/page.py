@@ -14,6 +14,7 @@ from schuss.errors import refusal
 from schuss.lab.report.bands import bands
 
 NARROW = "\u202f"  # no-break space between groups of digits
+UNBROKEN = "\u00a0"
 MINUS = "\u2212"
 
 
@@ -128,10 +129,11 @@ def percent(share: float) -> str:
 
 
 def settings(parameters: Mapping[str, float]) -> str:
-    """Return a configuration in a line, its learning rate first.
+    """Return a configuration in a line that breaks after commas only, its learning rate first.
 
-    >>> settings({"1 - beta1": 0.1, "lr": 0.0123456})
-    'lr 0.0123, 1 − beta1 0.1'
+    >>> settings({"1 - beta1": 0.1, "lr": 1.23456e-7}).replace(UNBROKEN, " ")
+    'lr 1.23e−7, 1 − beta1 0.1'
     """
     names = sorted(parameters, key=lambda name: name != "lr")
-    return ", ".join(f"{name.replace('-', MINUS)} {parameters[name]:.3g}" for name in names)
+    pairs = (f"{name} {parameters[name]:.3g}".replace("e-0", "e-") for name in names)
+    return ", ".join(pair.replace("-", MINUS).replace(" ", UNBROKEN) for pair in pairs)

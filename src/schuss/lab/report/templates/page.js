@@ -22,7 +22,7 @@
     return minus(Math.abs(x) >= 1e6 || Math.abs(x) < 1e-4 ? x.toExponential(2) : x.toPrecision(digits));
   };
   const setting = (parameters) =>
-    Object.entries(parameters).sort(([a], [b]) => (b === "lr") - (a === "lr")).map(([name, x]) => `${minus(name)} ${minus(Number(x.toPrecision(3)).toString())}`).join(", ");
+    Object.entries(parameters).sort(([a], [b]) => (b === "lr") - (a === "lr")).map(([name, x]) => `${minus(name)} ${minus(Number(x.toPrecision(3)).toString())}`.replaceAll(" ", "\u00a0")).join(", ");
   const unique = (values) => [...new Set(values)];
 
   // ---------------------------------------------------------------- how an entry is drawn: colour, dash, marker
@@ -60,14 +60,15 @@
   const pointer = matchMedia("(pointer: fine)").matches;
   const CONFIG = { displayModeBar: false, responsive: true, showTips: false, doubleClick: "reset" };
 
-  // Round ticks of a logarithmic axis: powers of ten, and 2 and 5 between them where there are few.
+  // Round ticks of a logarithmic axis: powers of ten, and between them 2 and 5, or 3, where there are few.
   const power = (exponent) => (exponent >= -3 && exponent <= 4 ? String(Number(`1e${exponent}`)) : `10${[...String(exponent)].map((c) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[c] ?? "⁻").join("")}`);
-  const logTicks = (values) => {
+  const logTicks = (values, narrow = false) => {
     const known = values.filter((x) => x > 0), [low, high] = known.length ? [Math.min(...known), Math.max(...known)] : [1, 10];
     const first = Math.floor(Math.log10(low)), last = Math.ceil(Math.log10(high)), apart = Math.max(1, Math.ceil((last - first) / 6));
-    const tickvals = [], ticktext = [];
+    const tickvals = [], ticktext = [], span = Math.log10(high / low);
+    const digits = span < (narrow ? 1.2 : 2.2) ? [1, 2, 5] : span < 2.2 ? [1, 3] : [1];
     for (let k = first; k <= last; k += apart) {
-      for (const digit of Math.log10(high / low) < 2.2 ? [1, 2, 5] : [1]) {
+      for (const digit of digits) {
         tickvals.push(digit * 10 ** k);
         ticktext.push(digit === 1 ? power(k) : k >= -3 && k <= 4 ? String(Number(`${digit}e${k}`)) : `${digit}·${power(k)}`);
       }
@@ -287,7 +288,7 @@
         const crosses = { mode: "markers", x: lost, y: lost.map(() => bad), text: pick(basin.status, (i) => !good[i]),
           marker: { color: css("--bad"), symbol: "x-thin-open", size: 8, line: { width: 2, color: css("--bad") } }, hovertemplate: "%{text} at lr %{x:.3g}<extra></extra>" };
         const shapes = basin.low === null ? [] : [{ type: "rect", xref: "x", yref: "paper", x0: basin.low / 1.04, x1: basin.high * 1.04, y0: 0, y1: 1, fillcolor: faint(colour, 0.13), line: { width: 0 }, layer: "below" }];
-        Plotly.react(panel, [points, crosses], layout({ title: "", ...logTicks(basin.lr) }, { title: "", ...(log ? logTicks(all) : { nticks: 5 }), range }, { shapes, margin: { l: 4, r: 8, t: 6, b: 4 } }), CONFIG);
+        Plotly.react(panel, [points, crosses], layout({ title: "", tickangle: 0, ...logTicks(basin.lr, true) }, { title: "", ...(log ? logTicks(all) : { nticks: 5 }), range }, { shapes, margin: { l: 4, r: 8, t: 6, b: 4 } }), CONFIG);
       });
     }
   }
