@@ -267,4 +267,9 @@ def test_a_restart_is_never_late():
         for cycle in range(1, 9):
             begin = (multiplier**cycle - 1) // (multiplier - 1)
             assert schedule(begin) == 1.0
-            assert schedule(begin - 1e-3) < 0.1
+            assert schedule(math.nextafter(begin, 0)) < 1e-9
+
+
+def test_defaults_that_depend_on_the_horizon():
+    assert WarmupStableDecay(1, steps=1000).corners(1000) == [0, 50, 900, 1000]
+    assert OneCycle(1, steps=1000).corners(1000) == [0, 300, 1000]

@@ -13,8 +13,10 @@ from schuss.schedules import (
     Constant,
     Cosine,
     CosineRestarts,
+    Cyclic,
     Exponential,
     Linear,
+    OneCycle,
     Polynomial,
     StepDecay,
     Warmup,
@@ -62,6 +64,16 @@ def test_a_warmup_rises_to_the_next_schedules_first_value(steps, fraction, follo
     for n in range(steps):
         assert schedule(n) == pytest.approx((fraction + (1 - fraction) * n / steps) * following(0), rel=1e-12)
     assert [schedule(steps + n) for n in range(60)] == [following(n) for n in range(60)]
+
+
+@given(ending)
+def test_a_changed_warmup_still_rises_to_what_follows(following):
+    top = following(0)
+    assert Warmup(5).shifted(3).then(following)(4) == pytest.approx(top / 5)
+    assert Warmup(5).until(9).then(following)(7) == top
+    assert Warmup(5).in_epochs(2).then(following)(5) == pytest.approx(top / 2)
+    assert Constant(0, steps=2).then(Warmup(5)).then(following)(3) == pytest.approx(top / 5)
+    assert (Warmup(5) * 0.7).then(following)(1) == pytest.approx(0.14)  # its height was said
 
 
 @given(ending, ending, ending)
@@ -149,4 +161,7 @@ def test_corners_name_the_boundaries():
     assert schedule.corners(20_000) == [0, 500, 10_000]
     assert (schedule * 2).shifted(10).until(600).corners(1000) == [0, 10, 510, 600]
     assert CosineRestarts(1, period=10, multiplier=2).corners(80) == [0, 10, 30, 70]
+    assert Warmup(500).then(CosineRestarts(1, period=10, multiplier=2)).shifted(9).corners(400) == [0, 9]
+    assert OneCycle(1, steps=100).corners(20) == [0]
+    assert len(Cyclic(1, period=2).corners(1e12)) < 30_000
     assert StepDecay(1, every=30).in_epochs(2).corners(130) == [0, 60, 120]

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field, replace
 from math import log10
 from typing import Any, Literal, cast
 
-import torch.optim as optimizers
 from torch.optim import Optimizer
 
+import schuss.torch as optimizers
 from schuss.errors import refusal
 from schuss.lab.files import load_name
 from schuss.lab.statistics import Range

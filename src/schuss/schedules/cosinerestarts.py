@@ -9,12 +9,24 @@ https://arxiv.org/abs/1704.00109
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from typing import Any
 
 from schuss.errors import refusal
-from schuss.schedules.schedule import NUMBERS, UNSAID, Length, Page, Positive, Rate, Value, between, cosine
+from schuss.schedules.schedule import (
+    MANY,
+    NUMBERS,
+    UNSAID,
+    Length,
+    Page,
+    Positive,
+    Rate,
+    Value,
+    between,
+    cosine,
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,8 +50,8 @@ class CosineRestarts(Page):
     Several cycles in one epoch: `CosineRestarts(1e-3, cycles=5, epochs=1, steps_per_epoch=390)`.
 
     Where implementations differ: the same as torch's `CosineAnnealingWarmRestarts`, whose `step(epoch)` finds
-    the cycle by a rounded logarithm and is at the floor where a restart is due (T_mult=10, epoch 111); here it
-    is corrected. Keras' `m_mul` is `shrink`; `optax.sgdr_schedule` lists the cycles one by one. Snapshot
+    the cycle by a rounded logarithm and is at the floor where a restart is due (T_mult=10, epoch 111), which
+    here is corrected. Keras' `m_mul` is `shrink`; `optax.sgdr_schedule` lists the cycles one by one. Snapshot
     ensembles round the period up to whole steps.
 
     >>> schedule = CosineRestarts(1e-3, 0, period=100, multiplier=2)
@@ -124,9 +136,8 @@ class CosineRestarts(Page):
         peak = between(self.end, self.start, self.shrink**cycle)
         return between(peak, self.end, cosine(gone, xp))
 
-    def corners(self, horizon: float) -> list[float]:
+    def bends(self, last: float) -> Iterable[float]:
         """Return the restarts."""
-        last = min(horizon, self.length)
         periods, steps = self._all
-        cycles = range(int(min(self._cycle(self._time(last), NUMBERS), self._last)) + 1)
-        return sorted({*super().corners(horizon), *(self._periods(k) * steps / periods for k in cycles)})
+        cycles = min(self._cycle(self._time(last), NUMBERS), self._last, MANY)
+        return (self._periods(k) * steps / periods for k in range(int(cycles) + 1))

@@ -5,12 +5,12 @@ Source: Smith, "Cyclical learning rates for training neural networks", 2017, sec
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from schuss.errors import refusal
-from schuss.schedules.schedule import UNSAID, Length, Page, Rate, Value
+from schuss.schedules.schedule import UNSAID, Length, Page, Rate, Value, multiples
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,8 +31,8 @@ class Cyclic(Page):
     | `steps`      |            | steps    | > 0    | optional horizon: constant after it             |
 
     Where implementations differ: torch's `CyclicLR` says the two halves, `step_size_up` and `step_size_down`;
-    its mode "triangular2" is `shrink=0.5` and "exp_range" is `rate=gamma`. It cycles momentum too; here that is
-    a `Cyclic` for momentum.
+    its mode "triangular2" is `shrink=0.5` and "exp_range" is `rate=gamma`. It cycles momentum too; here that
+    is a `Cyclic` for momentum.
 
     >>> schedule = Cyclic(1e-4, 1e-2, period=200)
     >>> [round(schedule(n), 12) for n in (0, 50, 100, 150, 200)]
@@ -67,9 +67,6 @@ class Cyclic(Page):
         height = xp.minimum(phase / turning, (1 - phase) / (1 - turning))
         return self.start + (self.turn - self.start) * height * self.shrink**cycle * self.rate**n
 
-    def corners(self, horizon: float) -> list[float]:
+    def bends(self, last: float) -> Iterable[float]:
         """Return the turns and the ends of the cycles."""
-        last = min(horizon, self.steps)
-        cycles = range(math.floor(last / self.period) + 1)
-        turns = {k * self.period + after for k in cycles for after in (0, self.turn_after)}
-        return sorted({*super().corners(horizon), *(n for n in turns if n <= last)})
+        return (begin + after for begin in multiples(self.period, last) for after in (0, self.turn_after))

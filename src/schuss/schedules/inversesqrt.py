@@ -5,6 +5,7 @@ Source: Vaswani et al., "Attention is all you need", 2017, equation 3. https://a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -57,6 +58,6 @@ class InverseSqrt(Page):
         falling = 1 / xp.sqrt(1 + xp.maximum(n - self.warmup, 0) / self.timescale)
         return self.start * xp.minimum(rising, falling)
 
-    def corners(self, horizon: float) -> list[float]:
-        """Return the peak too."""
-        return sorted({*super().corners(horizon), min(self.warmup, horizon)})
+    def bends(self, last: float) -> Iterable[float]:
+        """Return the peak."""
+        return (self.warmup,)

@@ -6,6 +6,7 @@ rates", 2018. https://arxiv.org/abs/1708.07120
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -72,6 +73,6 @@ class OneCycle(Page):
         rise, fall = between(self.start, self.peak, way(up, xp)), between(self.peak, self.end, way(down, xp))
         return xp.where(n < self.warmup, rise, fall)
 
-    def corners(self, horizon: float) -> list[float]:
-        """Return the peak too."""
-        return sorted({*super().corners(horizon), min(self.warmup, horizon)})
+    def bends(self, last: float) -> Iterable[float]:
+        """Return the peak."""
+        return (self.warmup,)

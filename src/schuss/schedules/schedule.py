@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import KW_ONLY, InitVar, dataclass, fields
+from dataclasses import KW_ONLY, InitVar, dataclass, fields, replace
 from functools import cache, cached_property
 from numbers import Integral, Real
 from types import SimpleNamespace
@@ -134,8 +134,7 @@ class Schedule(ABC):
         return Until(self, steps)
 
     def in_epochs(self, steps_per_epoch: float) -> Schedule:
-        """Return the schedule in steps, where its lengths were meant in epochs: schedule(n /
-        steps_per_epoch).
+        """Return the schedule read in steps, where all its lengths were meant in epochs.
 
         >>> from schuss.schedules import Cosine, Warmup
         >>> Warmup(5).then(Cosine(0.1, steps=85)).in_epochs(390).length
@@ -249,9 +248,14 @@ class Page(Schedule):
         """Finished steps after which the value stays as it is; infinite where it never does."""
         return self.steps
 
+    def bends(self, last: float) -> Iterable[float]:
+        """Return the steps at which another piece of the formula begins; those after `last` do not matter."""
+        return ()
+
     def corners(self, horizon: float) -> list[float]:
-        """Return the steps up to `horizon` at which another piece of the curve begins, in order."""
-        return [n for n in (0, self.length) if n <= horizon]
+        """Return both ends and the bends between them, as far as the horizon."""
+        last = min(horizon, self.length)
+        return sorted({n for n in (0, self.length, *self.bends(max(last, 0))) if n <= last})
 
     def __repr__(self) -> str:
         """Return the expression that makes it again."""
@@ -284,6 +288,15 @@ def _whole(steps: float) -> float:
 def whole_steps(name: str, values: Iterable[float], steps_per_epoch: float | None) -> tuple[float, ...]:
     """Return several lengths in steps, each checked."""
     return tuple(_whole(_checked(name, value, _FINITE) * (steps_per_epoch or 1)) for value in values)
+
+
+MANY = 10_000
+"""No more bends than this are listed: nobody reads them, and a short period may have a billion."""
+
+
+def multiples(period: float, last: float) -> Iterable[float]:
+    """Return 0, the period, twice the period and so on until `last`, but no more than `MANY`."""
+    return (k * period for k in range(min(int(last // period), MANY) + 1))
 
 
 # Several schedules as one. Each is a schedule again, so they nest.
@@ -323,11 +336,15 @@ class Then(Schedule):
         """The first part, a warm-up at the height of the second."""
         return self.first.leading_to(self.second)
 
+    def leading_to(self, following: Schedule) -> Schedule:
+        """Return both parts, the second at the height of what follows if it is a warm-up."""
+        return Then(self.first, self.second.leading_to(following))
+
     def corners(self, horizon: float) -> list[float]:
         """Return the corners of both parts, the boundary once."""
         boundary = self.first.length
         later = [boundary + n for n in self.second.corners(horizon - boundary)]
-        return sorted({*(n for n in self.first.corners(horizon)), *later})
+        return sorted({*self.first.corners(horizon), *later})
 
     def __repr__(self) -> str:
         """Return the expression that makes it again."""
@@ -335,33 +352,47 @@ class Then(Schedule):
 
 
 @dataclass(frozen=True, repr=False)
-class Scaled(Schedule):
-    """A schedule times a constant; `schedule * factor` makes it."""
+class Changed(Schedule):
+    """Another schedule, seen differently."""
 
     schedule: Schedule
+
+    @property
+    def length(self) -> float:
+        """As it was."""
+        return self.schedule.length
+
+    @property
+    def rise(self) -> float:
+        """As it was."""
+        return self.schedule.rise
+
+    def leading_to(self, following: Schedule) -> Schedule:
+        """Return the same change of the schedule at the height of what follows."""
+        return replace(self, schedule=self.schedule.leading_to(following))
+
+    def corners(self, horizon: float) -> list[float]:
+        """As they were."""
+        return self.schedule.corners(horizon)
+
+
+@dataclass(frozen=True, repr=False)
+class Scaled(Changed):
+    """A schedule times a constant; `schedule * factor` makes it."""
+
     factor: float
 
     def __post_init__(self) -> None:
         """Refuse a factor that is no number."""
         object.__setattr__(self, "factor", float(_checked("factor", self.factor, _FINITE)))
 
-    @property
-    def length(self) -> float:
-        """As without the factor."""
-        return self.schedule.length
-
-    @property
-    def rise(self) -> float:
-        """As without the factor."""
-        return self.schedule.rise
-
     def formula(self, n: Any, xp: Any) -> Any:
         """Return factor · schedule(n)."""
         return self.factor * self.schedule.at(n, xp)
 
-    def corners(self, horizon: float) -> list[float]:
-        """As without the factor."""
-        return self.schedule.corners(horizon)
+    def leading_to(self, following: Schedule) -> Schedule:
+        """Return the schedule itself: a warm-up times a constant has said its height."""
+        return self
 
     def __repr__(self) -> str:
         """Return the expression that makes it again."""
@@ -369,10 +400,9 @@ class Scaled(Schedule):
 
 
 @dataclass(frozen=True, repr=False)
-class Shifted(Schedule):
+class Shifted(Changed):
     """A schedule moved to the right, or below 0 to the left; `schedule.shifted(steps)` makes it."""
 
-    schedule: Schedule
     steps: float
 
     def __post_init__(self) -> None:
@@ -396,7 +426,7 @@ class Shifted(Schedule):
     def corners(self, horizon: float) -> list[float]:
         """Return the corners where they are now."""
         moved = [n + self.steps for n in self.schedule.corners(horizon - self.steps)]
-        return sorted({0, *(n for n in moved if n >= 0)})
+        return sorted({n for n in (0, *moved) if 0 <= n <= horizon})
 
     def __repr__(self) -> str:
         """Return the expression that makes it again."""
@@ -404,10 +434,9 @@ class Shifted(Schedule):
 
 
 @dataclass(frozen=True, repr=False)
-class Until(Schedule):
+class Until(Changed):
     """A schedule cut to a horizon, or held until a later one; `schedule.until(steps)` makes it."""
 
-    schedule: Schedule
     steps: float
 
     def __post_init__(self) -> None:
@@ -419,11 +448,6 @@ class Until(Schedule):
     def length(self) -> float:
         """The horizon."""
         return self.steps
-
-    @property
-    def rise(self) -> float:
-        """As without the horizon."""
-        return self.schedule.rise
 
     def formula(self, n: Any, xp: Any) -> Any:
         """Return schedule(n); `at` never asks beyond the horizon."""
@@ -440,10 +464,9 @@ class Until(Schedule):
 
 
 @dataclass(frozen=True, repr=False)
-class InEpochs(Schedule):
+class InEpochs(Changed):
     """A schedule said in epochs, read in steps; `schedule.in_epochs(steps_per_epoch)` makes it."""
 
-    schedule: Schedule
     steps_per_epoch: float
 
     def __post_init__(self) -> None:

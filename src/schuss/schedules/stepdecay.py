@@ -5,12 +5,12 @@ Source: He et al., "Deep residual learning for image recognition", 2016, section
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from schuss.errors import refusal
-from schuss.schedules.schedule import UNSAID, Length, NotNegative, Page, Rate, whole_steps
+from schuss.schedules.schedule import UNSAID, Length, NotNegative, Page, Rate, multiples, whole_steps
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,8 +63,6 @@ class StepDecay(Page):
         stairs = sum((n >= m) * 1.0 for m in self.milestones) if self.milestones else xp.floor(n / self.every)
         return xp.maximum(self.start * self.rate**stairs, self.end)
 
-    def corners(self, horizon: float) -> list[float]:
+    def bends(self, last: float) -> Iterable[float]:
         """Return the first step of each stair."""
-        last = min(horizon, self.steps)
-        stairs = self.milestones or (k * self.every for k in range(1, math.floor(last / self.every) + 1))
-        return sorted({*super().corners(horizon), *(n for n in stairs if n <= last)})
+        return self.milestones or multiples(self.every, last)

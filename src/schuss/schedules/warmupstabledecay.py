@@ -7,6 +7,7 @@ root-shaped cool-down, which they found best). https://arxiv.org/abs/2405.18392
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -74,7 +75,6 @@ class WarmupStableDecay(Page):
             n < self.warmup, up * self.peak, between(self.peak, self.end, curve(self.shape)(down, xp))
         )
 
-    def corners(self, horizon: float) -> list[float]:
-        """Return both ends of the plateau too."""
-        inner = {n for n in (self.warmup, self.steps - self.decay) if n <= horizon}
-        return sorted({*super().corners(horizon), *inner})
+    def bends(self, last: float) -> Iterable[float]:
+        """Return both ends of the plateau."""
+        return (self.warmup, self.steps - self.decay)

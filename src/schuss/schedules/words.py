@@ -5,8 +5,8 @@
     clause   = word value                     to 1e-5, from 0.1, rate 0.5, milestones 30 80, shape sqrt
 
 The words are the parameters of the pages themselves, so a new page or parameter is known the day it is
-written; `from` and `to` stand for the first and the last value. A phase starts where the one before ended; the
-first one, and the one after a warm-up, start at the peak.
+written; `from` and `to` stand for the first and the last value. A phase starts where the one before ended;
+the first, and the one after a warm-up, start at the peak.
 """
 
 from __future__ import annotations

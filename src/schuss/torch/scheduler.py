@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, SupportsFloat
 from weakref import WeakKeyDictionary, WeakMethod
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from schuss.errors import refusal
-from torch import Tensor
 
 MARK = "finished_steps"
 """Where a saved optimizer keeps the scheduler's step, so that a scheduler built later goes on from there."""
@@ -37,10 +37,10 @@ class _Driver(LRScheduler):
         self.optimizer = optimizer
         self.last_epoch = 0
         for group in optimizer.param_groups:
-            group.setdefault("initial_lr", _number(group["lr"]))
+            group.setdefault("initial_lr", float(group["lr"]))
         self.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
         self._step_count = 1
-        self._last_lr = [_number(group["lr"]) for group in optimizer.param_groups]
+        self._last_lr = [float(group["lr"]) for group in optimizer.param_groups]
 
     def _apply(self, rates: Sequence[float | Tensor]) -> None:
         """Put the rates in force; a tensor lr keeps its memory, since a captured graph may read it."""
@@ -225,15 +225,13 @@ class Plateau(_Driver):
 
     def get_lr(self) -> list[float | Tensor]:
         """Return the lr of each group after the reductions so far."""
-        added = self.optimizer.param_groups[len(self.base_lrs) :]
-        # A group added later joins with its lr as it is now: its base is what reduces to that.
-        self.base_lrs += [_number(group["lr"]) / self.factor**self.reductions for group in added]
         # A floor never lifts an lr that began below it.
         return [max(base * self.factor**self.reductions, min(self.min_lr, base)) for base in self.base_lrs]
 
     def step(self, metrics: SupportsFloat, epoch: int | None = None) -> None:  # type: ignore[override]
         """Take in the metric of one more step (or epoch), and reduce the lr if it is time to."""
         value = float(metrics)
+        self._take_in_new_groups()
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
         self._step_count += 1
         if self._is_better(value):
@@ -249,6 +247,11 @@ class Plateau(_Driver):
             self.cooling = self.cooldown
             self.bad_steps = 0
         self._apply(self.get_lr())
+
+    def _take_in_new_groups(self) -> None:
+        """A group added later joins with the lr that it has, as if that were reduced so far already."""
+        for group in self.optimizer.param_groups[len(self.base_lrs) :]:
+            self.base_lrs.append(float(group["lr"]) / self.factor**self.reductions)
 
     def _is_better(self, value: float) -> bool:
         if not math.isfinite(value):
@@ -272,10 +275,6 @@ class Plateau(_Driver):
         self.base_lrs = list(self.base_lrs)
         self._step_count = self.last_epoch + 1
         self._apply(self.get_lr())
-
-
-def _number(rate: float | Tensor) -> float:
-    return float(rate)
 
 
 def _call(method: WeakMethod[Any], *args: Any) -> None:

@@ -1,0 +1,142 @@
+"""`schuss bench`: measure what a step costs, here and elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from schuss.lab.bench.report import Report
+    from schuss.lab.bench.sizes import Sizes
+
+# As in schuss.lab.bench.jobs, which is not imported for --help.
+SECTIONS = ("gpt2", "pages", "small", "mlp", "first-step", "sparse", "numpy", "memory")
+
+EXAMPLES = """
+\b
+Examples:
+  schuss bench                          all of it
+  schuss bench --quick --only gpt2      AdamW at GPT-2's shapes, a few rounds
+  schuss bench --only small --only mlp  many small tensors, and a small network
+  schuss bench --json here.json         keep every round
+  schuss bench --from here.json --markdown
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.option("--quick", is_flag=True, help="Fewer rounds of everything.")
+@click.option("--only", multiple=True, type=click.Choice(SECTIONS), help="This section; may be repeated.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of every contender.  [default: torch's]")
+@click.option(
+    "--json",
+    "kept",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write all that was measured here.",
+)
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print Markdown, as for a README.")
+@click.option(
+    "--from",
+    "earlier",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Show what --json wrote; measure nothing.",
+)
+def command(
+    quick: bool,
+    only: tuple[str, ...],
+    threads: int | None,
+    kept: Path | None,
+    as_markdown: bool,
+    earlier: Path | None,
+) -> None:
+    """Measure a step of every page beside torch's and others'.
+
+    \b
+    gpt2        AdamW at GPT-2's 148 shapes (up to 8 GB of memory)
+    pages       every page there
+    small, mlp  every page on 400 and 1000 small tensors, on a small network
+    first-step  the first step of a new process, cache empty and warm
+    sparse      an embedding of which 1 % is touched
+    numpy       the NumPy front against plain NumPy
+    memory      the peak of a step
+
+    Contenders take turns in one process. Each is checked against the float64 reference first, and not timed if it is
+    wrong. Ctrl-C prints what is done.
+    """
+    from schuss.lab.bench.report import load
+    from schuss.lab.bench.sizes import FULL, QUICK
+
+    if kept is not None and not kept.absolute().parent.is_dir():
+        raise click.BadParameter(f"there is no folder {kept.absolute().parent}.", param_hint="--json")
+    if earlier is not None:
+        try:
+            report = load(earlier)
+        except ValueError as problem:
+            raise click.ClickException(str(problem)) from None
+    else:
+        report = _measure(QUICK if quick else FULL, only, threads, {"quick": quick, "only": list(only)})
+    if kept is not None:
+        report.save(kept)
+    _show(report, as_markdown)
+    if report.interrupted:
+        raise SystemExit(130)
+
+
+def _measure(sizes: Sizes, only: tuple[str, ...], threads: int | None, settings: dict[str, object]) -> Report:
+    import torch
+
+    from schuss.lab.bench.jobs import jobs
+    from schuss.lab.bench.machine import machine
+    from schuss.lab.bench.report import Report
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    report = Report(machine(), settings)
+    aside = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    try:
+        with Progress(*columns, console=aside, transient=True, disable=not aside.is_terminal) as progress:
+            todo = jobs(sizes, only)
+            bar = progress.add_task("", total=len(todo))
+            for job in todo:
+                progress.update(bar, description=job.title)
+                if not aside.is_terminal:
+                    click.echo(f"{job.title} ...", err=True)
+                report.add(job.run())
+                progress.advance(bar)
+    except KeyboardInterrupt:
+        report.interrupted = True
+    finally:
+        torch.set_num_threads(before)
+    return report
+
+
+def _show(report: Report, as_markdown: bool) -> None:
+    from schuss.lab.bench.grids import READING, grids, headline, markdown, remarks
+
+    if as_markdown:
+        click.echo(markdown(report), nl=False)
+        return
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=160)
+    console.print(headline(report), style="bold", soft_wrap=not console.is_terminal)
+    for grid in grids(report):
+        table = Table(
+            box=box.SIMPLE_HEAD if console.is_terminal else box.ASCII,
+            caption=grid.below or None,
+            caption_justify="left",
+        )
+        for k, head in enumerate(grid.heads):
+            table.add_column(head, justify="right" if k else "left")
+        for row in grid.rows:
+            table.add_row(*row)
+        console.print(f"\n{grid.title}", style="bold")
+        console.print(table)
+    for line in (READING, *remarks(report)):
+        console.print(line, style="dim")

@@ -1,0 +1,60 @@
+"""What the benchmark ran on, and how fast its memory is."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from schuss.compile.threads import available
+
+PACKAGES = ("schuss", "torch", "numpy", "numba", "torch-optimi", "pytorch_optimizer")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def machine() -> dict[str, Any]:
+    """The processor by name, the cores and threads in use, and the versions of all that is compared."""
+    return {
+        "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": available(),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "packages": {package: version for package in PACKAGES if (version := _version(package))},
+    }
+
+
+def free_memory() -> int | None:
+    """The bytes that this process could still take without swapping, where the system says."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    kilobytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return None if kilobytes is None else 1024 * int(kilobytes)
+
+
+def adder(elements: int) -> tuple[Callable[[], object], int]:
+    """A large `torch.add` into a third vector, and the bytes that it cannot but move."""
+    a, b, c = torch.ones(elements), torch.ones(elements), torch.empty(elements)
+    return lambda: torch.add(a, b, out=c), 3 * 4 * elements

@@ -1,0 +1,383 @@
+"""Which memory an update walks over: found once, checked at every update, found anew when anything moved.
+
+Where weight, gradient and state lie alike in memory, the kernel is pointed at them. What lies otherwise goes through a
+contiguous copy, in and out. So do small gradients: to copy one is quicker than to ask NumPy for its address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, cast
+
+import numpy as np
+
+from schuss.compile import cpu
+from schuss.compile.formula import Formula
+from schuss.compile.launch import Launch, TouchedRows, WholeTensors
+from schuss.errors import refusal
+from schuss.numpy.sparse import for_sparse, touched
+from schuss.numpy.tree import Path, name
+from schuss.rules import Rule
+
+Array = np.ndarray[Any, Any]
+
+# Up to this many elements a gradient is copied.
+SMALL = 1024
+
+# What a kernel takes each dtype for. A complex number is two real ones, which the rules move one by one.
+_KERNEL_NAMES = {
+    "float64": "float64",
+    "float32": "float32",
+    "float16": "float16",
+    "complex64": "float32",
+    "complex128": "float64",
+}
+
+_kind = attrgetter("dtype", "shape")
+_layout = attrgetter("dtype", "shape", "strides", "flags.num")
+_strides = attrgetter("strides", "flags.aligned")
+
+
+def address(array: Array) -> int:
+    """Where the array's first element is."""
+    return array.__array_interface__["data"][0]
+
+
+def native(array: Array) -> np.dtype[Any]:
+    """The array's dtype in this machine's byte order."""
+    return array.dtype.newbyteorder("=")
+
+
+def has_kernel(array: Array) -> bool:
+    """Whether a kernel can read and write this dtype, in this byte order at least."""
+    return array.dtype.name in _KERNEL_NAMES
+
+
+def _length(array: Array) -> int:
+    return array.size * (2 if array.dtype.kind == "c" else 1)
+
+
+def _bounds(array: Array) -> tuple[int, int]:
+    return np.lib.array_utils.byte_bounds(array) if array.size else (0, 0)
+
+
+def _pointable(array: Array) -> bool:
+    return array.flags.aligned and array.dtype.isnative
+
+
+def axes_of(array: Array) -> tuple[int, ...]:
+    """The order of axes in which the array is one stretch of memory; their own order if it is none in any."""
+    order = tuple(sorted(range(array.ndim), key=lambda k: -array.strides[k]))
+    return order if array.transpose(order).flags.c_contiguous else tuple(range(array.ndim))
+
+
+def lies(array: Array, axes: Sequence[int]) -> bool:
+    """Whether a kernel can walk over the array's memory as it is, in this order of axes."""
+    return _pointable(array) and array.transpose(axes).flags.c_contiguous
+
+
+def empty(shape: Sequence[int], dtype: np.dtype[Any], axes: Sequence[int]) -> Array:
+    """New memory that lies in this order of axes."""
+    return np.empty([shape[k] for k in axes], dtype).transpose(np.argsort(axes))
+
+
+def laid(array: Array, axes: Sequence[int]) -> Array:
+    """The array, or a copy of it that lies in this order of axes."""
+    if lies(array, axes):
+        return array
+    copy = empty(array.shape, native(array), axes)
+    copy[...] = array
+    return copy
+
+
+@dataclass
+class Item:
+    """One weight with a gradient: its state by slot, laid out in `axes`, and its places in the trees and the ledger."""
+
+    path: Path
+    weight: Array
+    axes: tuple[int, ...]
+    slots: list[Array]
+    place: int
+    member: int
+
+
+def check_weight(path: Path, weight: Any) -> Array:
+    """The weight as a plain array, or the error that says why it cannot be moved in place."""
+    where = name("params", path)
+    if not isinstance(weight, np.ndarray):
+        raise TypeError(
+            f"{where} is of type {type(weight).__name__}, which cannot be changed in place. Give a NumPy array."
+        )
+    _check_numbers(where, weight)
+    array = np.asarray(weight)
+    if not array.flags.writeable:
+        raise ValueError(f"{where} is read-only, so it cannot be updated in place. Try {where}.copy().")
+    if not _apart(array):
+        raise ValueError(f"{where} has elements that share memory with each other. Try {where}.copy().")
+    return array
+
+
+def _check_numbers(where: str, array: Array) -> None:
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{where} is a masked array, whose mask would be ignored. Give a plain array.")
+    if not has_kernel(array):
+        advice = f"Try {where}.astype(float)." if array.dtype.kind in "iub" else ""
+        raise refusal(f"{where} dtype", array.dtype.name, f"one of {', '.join(_KERNEL_NAMES)}", advice)
+
+
+def _apart(array: Array) -> bool:
+    """Whether all elements have memory of their own: each axis strides over all that the smaller ones span."""
+    span = array.itemsize
+    for stride, length in sorted(
+        (abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1
+    ):
+        if stride < span and array.size:
+            return False
+        span += stride * (length - 1)
+    return True
+
+
+def check_apart(paths: Sequence[Path], weights: Sequence[Array]) -> None:
+    """Refuse weights that share memory: a step would move the same number twice."""
+    stretches = sorted((*_bounds(weight), k) for k, weight in enumerate(weights) if weight.size)
+    for place, (_, end, k) in enumerate(stretches):
+        for start, _, other in stretches[place + 1 :]:
+            if start >= end:
+                break
+            if _share(weights[k], weights[other]):
+                one, two = sorted((k, other))
+                raise ValueError(
+                    f"{name('params', paths[one])} and {name('params', paths[two])} share memory, which would be moved "
+                    "twice. Give each array once; for a shared weight, under one key with the sum of its gradients."
+                )
+
+
+def _share(one: Array, two: Array) -> bool:
+    try:
+        return np.shares_memory(one, two, max_work=cast(Any, 10**6))
+    except np.exceptions.TooHardError:
+        return True
+
+
+def check_gradient(path: Path, weight: Array, gradient: Any) -> None:
+    """Refuse a dense gradient that does not fit its weight."""
+    where = name("grads", path)
+    if not isinstance(gradient, np.ndarray | np.generic | float):
+        raise TypeError(
+            f"{where} is of type {type(gradient).__name__}. Give an array, None for no gradient this time, or "
+            "(indices, values) for some rows."
+        )
+    array = gradient if isinstance(gradient, np.ndarray) else np.asarray(gradient)
+    _check_numbers(where, array)
+    _check_field(where, path, weight, array)
+    if array.shape != weight.shape:
+        raise ValueError(
+            f"{where} has shape {array.shape}, but {name('params', path)} has {weight.shape}. They must be the same."
+        )
+
+
+def _check_field(where: str, path: Path, weight: Array, gradient: Array) -> None:
+    if (gradient.dtype.kind == "c") != (weight.dtype.kind == "c"):
+        raise ValueError(
+            f"{where} is {gradient.dtype.name}, but {name('params', path)} is {weight.dtype.name}. "
+            "Give both real, or both complex."
+        )
+
+
+Signature = tuple[Formula, tuple[str, ...]]
+
+
+def _signature(formula: Formula, *arrays: Array) -> Signature:
+    return formula, tuple(_KERNEL_NAMES[array.dtype.name] for array in arrays)
+
+
+def _itemsizes(signature: Signature) -> list[int]:
+    return [np.dtype(dtype).itemsize for dtype in signature[1]]
+
+
+class _Memory:
+    """The memory of all weights, to be asked whether a gradient shares any of it."""
+
+    def __init__(self, weights: Sequence[Array]) -> None:
+        bounds = np.array(sorted(map(_bounds, weights)), dtype=np.int64).reshape(-1, 2)
+        self.starts = bounds[:, 0]
+        self.ends = np.maximum.accumulate(np.append(0, bounds[:, 1]))
+
+    def shared(self, starts: Array, ends: Array) -> bool:
+        """Whether any of these stretches reaches into the weights' stretches."""
+        return bool((self.ends[np.searchsorted(self.starts, ends)] > starts).any())
+
+    def holds(self, array: Array) -> bool:
+        """Whether the array may share memory with a weight."""
+        start, end = _bounds(array)
+        return self.shared(np.array([start]), np.array([end]))
+
+
+class _Batch:
+    """Dense gradients whose weights one kernel moves together."""
+
+    def __init__(
+        self, signature: Signature, items: list[Item], gradients: Sequence[Any], memory: _Memory
+    ) -> None:
+        self.memory = memory
+        self.table = WholeTensors(_itemsizes(signature), [_length(item.weight) for item in items])
+        members = [item.member for item in items]
+        self.launch = Launch(signature[0], cpu.kernel(*signature), self.table, [0] * len(items), members)
+        self.weights_in: list[tuple[Array, Array]] = []
+        self.gradients_in: list[tuple[Array, int]] = []
+        self.direct: list[int] = []  # which of the items
+        columns: list[list[Array]] = [[], *([] for _ in signature[1][1:])]
+        for k, item in enumerate(items):
+            gradient = np.asarray(gradients[item.place])
+            weight = item.weight
+            if not lies(weight, item.axes):
+                weight = empty(weight.shape, native(weight), item.axes)
+                self.weights_in.append((weight, item.weight))
+            if gradient.size > SMALL and lies(gradient, item.axes) and not memory.holds(gradient):
+                self.direct.append(k)
+            else:
+                gradient = empty(gradient.shape, native(gradient), item.axes)
+                self.gradients_in.append((gradient, item.place))
+            for column, array in zip(columns, (weight, gradient, *item.slots), strict=True):
+                column.append(array)
+        self.addresses = [np.array(list(map(address, column)), dtype=np.int64) for column in columns]
+        for column, here in enumerate(self.addresses):
+            self.table.place(column, here)
+        self.slots = columns[2:]  # a table holds addresses only: keep the memory alive
+        pointed = [columns[1][k] for k in self.direct]
+        self.places = [items[k].place for k in self.direct]
+        self.strides = list(map(_strides, pointed))
+        self.sizes = np.array([array.nbytes for array in pointed], dtype=np.int64)
+        self.moving = [address(array) for array in pointed]
+
+    def fits(self, gradients: Sequence[Any]) -> bool:
+        """Point at this update's gradients; False if any no longer lies as it did."""
+        if not self.places:
+            return True
+        mine = [gradients[k] for k in self.places]
+        if list(map(_strides, mine)) != self.strides:
+            return False
+        moving = list(map(address, mine))
+        if moving != self.moving:
+            here = np.array(moving, dtype=np.int64)
+            if self.memory.shared(here, here + self.sizes):
+                return False
+            self.addresses[1][self.direct] = here
+            self.table.place(1, self.addresses[1])
+            self.moving = moving
+        return True
+
+    def prepare(self, gradients: Sequence[Any]) -> None:
+        """Copy in what the kernel cannot be pointed at."""
+        for copy, weight in self.weights_in:
+            copy[...] = weight
+        for copy, place in self.gradients_in:
+            copy[...] = gradients[place]
+
+    def step(self, *call: Any) -> None:
+        """Move the weights, and copy back what was copied in."""
+        self.launch.step(*call)
+        for copy, weight in self.weights_in:
+            weight[...] = copy
+
+
+class _Touched:
+    """One weight of which a sparse gradient moves some rows, at one update."""
+
+    def __init__(self, formula: Formula, item: Item, gradient: tuple[Any, ...], memory: _Memory) -> None:
+        where = name("grads", item.path)
+        self.rows, values = touched(where, item.weight, gradient)
+        _check_numbers(where, values)
+        _check_field(where, item.path, item.weight, values)
+        values = np.require(values, requirements="A")
+        self.values = values.copy() if memory.holds(values) else values
+        arrays = [item.weight, *item.slots]
+        straight = tuple(range(item.weight.ndim))
+        # What is not one stretch of whole rows lends its touched rows, packed.
+        self.lent = [None if lies(array, straight) else array for array in arrays]
+        self.here = [
+            array if lent is None else np.ascontiguousarray(array[self.rows], dtype=native(array))
+            for array, lent in zip(arrays, self.lent, strict=True)
+        ]
+        signature = _signature(formula, self.here[0], self.values, *self.here[1:])
+        width = _length(item.weight[:1]) if len(item.weight) else 0
+        table = TouchedRows(_itemsizes(signature), self.rows, width)
+        table.place(1, address(self.values), packed=True)
+        for column, array, lent in zip((0, *range(2, len(arrays) + 1)), self.here, self.lent, strict=True):
+            table.place(column, address(array), packed=lent is not None)
+        self.launch = Launch(formula, cpu.kernel(*signature), table, [0], [item.member])
+
+    def step(self, *call: Any) -> None:
+        """Move the rows, and give back those that were lent."""
+        self.launch.step(*call)
+        for array, lent in zip(self.here, self.lent, strict=True):
+            if lent is not None:
+                lent[self.rows] = array
+
+
+class Plan:
+    """How one set of weights takes an update. `items` are those with gradients."""
+
+    def __init__(
+        self,
+        formula: Formula,
+        paths: list[Path],
+        weights: list[Any],
+        gradients: list[Any],
+        items: list[Item],
+    ) -> None:
+        """Compile or find the kernels, and write down where everything is."""
+        self.formula, self.paths, self.weights = formula, paths, weights
+        self.moved = [weights[item.place] for item in items]
+        self.layouts = list(map(_layout, self.moved))
+        self.types = list(map(type, gradients))
+        self.arrays = [k for k, gradient in enumerate(gradients) if isinstance(gradient, np.ndarray)]
+        self.all_arrays = len(self.arrays) == len(gradients)
+        self.kinds = [_kind(gradients[k]) for k in self.arrays]
+        self.memory = _Memory([item.weight for item in items])
+        self.sparse = [item for item in items if isinstance(gradients[item.place], tuple)]
+        batches: dict[Signature, list[Item]] = {}
+        for item in items:
+            if not isinstance(gradients[item.place], tuple):
+                gradient = np.asarray(gradients[item.place])
+                batches.setdefault(_signature(formula, item.weight, gradient, *item.slots), []).append(item)
+        self.dense = [_Batch(*batch, gradients, self.memory) for batch in batches.items()]
+
+    def fits(self, formula: Formula, paths: list[Path], weights: list[Any], gradients: list[Any]) -> bool:
+        """Whether all is as it was, but for the numbers and where large gradients are: it then points at these."""
+        return (
+            formula is self.formula
+            and paths == self.paths
+            and list(map(id, weights)) == list(map(id, self.weights))
+            and list(map(_layout, self.moved)) == self.layouts
+            and list(map(type, gradients)) == self.types
+            and list(map(_kind, gradients if self.all_arrays else [gradients[k] for k in self.arrays]))
+            == self.kinds
+            and all(batch.fits(gradients) for batch in self.dense)
+        )
+
+    def prepare(
+        self, gradients: list[Any], rule: Rule, conventions: tuple[tuple[str, Any], ...]
+    ) -> list[tuple[_Batch | _Touched, Rule]]:
+        """What is to be moved, and by which rule. Refuses all that can be refused; no weight has moved then."""
+        work: list[tuple[_Batch | _Touched, Rule]] = []
+        if self.sparse:
+            lazy = for_sparse(rule, conventions)
+            work = [
+                (_Touched(self.formula, item, gradients[item.place], self.memory), lazy)
+                for item in self.sparse
+            ]
+        for batch in self.dense:
+            batch.prepare(gradients)
+            work.append((batch, rule))
+        return work
+
+    def step(
+        self, work: list[tuple[_Batch | _Touched, Rule]], ledger: Array, scale: float, workers: int
+    ) -> None:
+        """Move every weight once."""
+        for part, rule in work:
+            part.step(ledger, [rule], [scale], workers)

@@ -1,0 +1,180 @@
+"""Compiled kernels on disk: found again, renewed when a page changes, shared by processes, never trusted blindly."""
+
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from schuss.compile import cpu
+from schuss.compile.formula import formula
+from schuss.rules import SGD, Adam
+
+SOURCE = Path(__file__).parents[2] / "src"
+
+# Take one step of gradient descent, w = 1 and g = 0.5, by the kernel alone, and print where it goes.
+ONE_STEP = """
+import numpy as np
+from schuss.compile import cpu
+from schuss.compile.formula import formula
+from schuss.rules import SGD
+w, g = np.ones(1), np.full(1, 0.5)
+for dtypes in {dtypes}:
+    kernel = cpu.kernel(formula(SGD), dtypes)
+table = np.array([[w.ctypes.data, g.ctypes.data, 1, 0]], dtype=np.int64)
+matrix = np.array([[1.0, 0.0, 1.0, 0.5]])
+kernel(table.ctypes.data, matrix.ctypes.data, 0, 1)
+print(w.item())
+"""
+FLOAT64 = ("float64", "float64")
+
+
+def start(folder, dtypes=(FLOAT64,)):
+    environment = os.environ | {"SCHUSS_CACHE_DIR": str(folder), "PYTHONPATH": str(SOURCE)}
+    return subprocess.Popen(
+        [sys.executable, "-W", "always", "-c", ONE_STEP.format(dtypes=dtypes)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert float(out) == 0.75
+    return err
+
+
+def test_two_processes_at_once_with_an_empty_folder(tmp_path):
+    processes = [start(tmp_path / "new"), start(tmp_path / "new")]
+    for process in processes:
+        assert "Warning" not in finish(process)
+    kept = sorted(path.suffix for path in (tmp_path / "new").iterdir())
+    assert kept == [".o", ".py"]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda code: code[: len(code) // 2], lambda code: b"", lambda code: b"\0" * 500]
+)
+def test_a_damaged_file_is_not_fatal(damage, tmp_path):
+    finish(start(tmp_path))
+    (kept,) = tmp_path.glob("*.o")
+    whole = kept.read_bytes()
+    kept.write_bytes(damage(whole))
+    finish(start(tmp_path))
+    assert kept.read_bytes() == whole  # compiled anew, and kept again
+
+
+def test_a_folder_that_cannot_be_written_costs_one_warning():
+    """Two kernels, one warning; it says where, why, and what to try."""
+    errors = finish(start("/dev/null/x", (("float32", "float32"), FLOAT64)))
+    assert errors.count("RuntimeWarning") == 1
+    assert "cannot be kept in /dev/null/x" in errors
+    assert "Try setting SCHUSS_CACHE_DIR" in errors
+
+
+PAGE = """
+from dataclasses import dataclass
+from schuss.rules.rule import Rule, number
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(Rule):
+    lr: float = number(0.5, low=0)
+
+    def coefficients(self, step):
+        return dict(lr=self.lr)
+
+    @staticmethod
+    def update(w, g, lr):
+        w = w - lr * g{more}
+        return (w,)
+"""
+
+
+def page(folder, more):
+    path = folder / f"mine{len(list(folder.glob('*.py')))}.py"
+    path.write_text(PAGE.format(more=more))
+    spec = importlib.util.spec_from_file_location("mine", path)
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "mine", module)
+        spec.loader.exec_module(module)
+    return module.Mine
+
+
+def test_a_changed_page_is_compiled_anew(tmp_path, monkeypatch, launch):
+    """The same name, other maths: another key, and the right answer; the old page is found again."""
+    monkeypatch.setenv("SCHUSS_CACHE_DIR", str(tmp_path / "kept"))
+    for more, expected, kernels in (("", 0.5, 1), (" - 0.25", 0.25, 2), ("", 0.5, 2)):
+        rule = page(tmp_path, more)()
+        w = torch.ones(1, dtype=torch.float64)
+        launch(rule, rule.coefficients(1), w, torch.ones_like(w), [])
+        assert w.item() == expected
+        assert len(list((tmp_path / "kept").glob("*.o"))) == kernels
+
+
+def test_the_key_follows_the_page_the_variant_and_the_dtypes():
+    texts = {
+        cpu.source(formula(rule), (dtype,) * (2 + len(rule.slots)))
+        for rule in (SGD(), SGD(momentum=0.9), Adam(), Adam(amsgrad=True))
+        for dtype in cpu.DTYPES
+    }
+    assert len({hashlib.sha256(text.encode()).hexdigest() for text in texts}) == 16
+
+
+def test_hyperparameters_change_no_key(case):
+    """Within one variant, all hyperparameters share one kernel."""
+    usual = formula(case.rule)
+    assert formula(replace(case.rule, lr=0.123)) is usual
+    for name in ("beta1", "eps", "weight_decay"):
+        if hasattr(case.rule, name):
+            assert formula(replace(case.rule, **{name: 0.0123})) is usual
+
+
+def test_nothing_compiles_when_numbers_or_shapes_change(monkeypatch):
+    """After the first step: other rates, betas, shapes, groups and lengths, and not one more kernel."""
+    import schuss.torch
+
+    def step(optimizer):
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = torch.ones_like(p)
+        optimizer.step()
+
+    optimizer = schuss.torch.AdamW([torch.zeros(3, requires_grad=True)])
+    step(optimizer)
+
+    def refuse(*_):
+        raise AssertionError("a kernel was asked for anew")
+
+    monkeypatch.setattr(cpu, "_compile", refuse)
+    monkeypatch.setattr(cpu, "_load", refuse)
+    for lr, betas in ((0.1, (0.5, 0.6)), (0.2, (0.0, 0.9))):
+        optimizer.param_groups[0] |= {"lr": lr, "betas": betas, "weight_decay": lr}
+        step(optimizer)
+    for shape in ((), (0,), (7, 5), (40_000,)):
+        optimizer.add_param_group({"params": [torch.zeros(shape, requires_grad=True)], "eps": 1e-3})
+        step(optimizer)
+    step(schuss.torch.AdamW([torch.zeros(2, 2, requires_grad=True)], lr=3e-4))
+
+
+def test_a_kernel_is_a_readable_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCHUSS_CACHE_DIR", str(tmp_path))
+    kernel = cpu._load(formula(SGD), FLOAT64)
+    (path,) = tmp_path.glob("*.py")
+    text = path.read_text(encoding="utf-8")
+    compile(text, path.name, "exec")
+    assert "w = keep * w - lr * g" in text
+    w, g = np.ones(1), np.full(1, 0.5)
+    table = np.array([[w.ctypes.data, g.ctypes.data, 1, 0]], dtype=np.int64)
+    matrix = np.array([[1.0, 0.0, 1.0, 0.5]])
+    kernel(table.ctypes.data, matrix.ctypes.data, 0, 1)
+    assert w.item() == 0.75

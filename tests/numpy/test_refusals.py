@@ -1,0 +1,203 @@
+"""Bad input: an error that says where, what was given and what to try; and nothing is changed."""
+
+import copy
+
+import numpy as np
+import pytest
+
+import schuss.numpy
+from schuss.numpy import SGD, Adam
+from schuss.rules import TABLE
+
+ROOM = np.zeros((4, 4))
+
+
+def read_only(a):
+    a.flags.writeable = False
+    return a
+
+
+BAD = [
+    # params of key "w" (None for good ones), grads of key "w", error, words
+    (None, np.ones((3, 2)), ValueError, r"grads\['w'\] has shape \(3, 2\), but params\['w'\] has \(2, 3\)"),
+    (None, np.ones(3), ValueError, r"grads\['w'\] has shape \(3,\)"),
+    (None, 1.0, ValueError, r"grads\['w'\] has shape \(\)"),
+    (
+        None,
+        np.ones((2, 3), int),
+        ValueError,
+        r"grads\['w'\] dtype='int64' is not one of float64, float32, float16",
+    ),
+    (None, np.ones((2, 3), bool), ValueError, r"grads\['w'\] dtype='bool'"),
+    (None, np.ones((2, 3), object), ValueError, r"grads\['w'\] dtype='object'"),
+    (None, np.ones((2, 3), complex), ValueError, r"grads\['w'\] is complex128, but params\['w'\] is float64"),
+    (None, np.ma.ones((2, 3)), TypeError, r"grads\['w'\] is a masked array"),
+    (None, [[1.0] * 3] * 2, TypeError, r"grads\['w'\] is of type list. Give an array, None"),
+    (None, "much", TypeError, r"grads\['w'\] is of type str"),
+    (None, {"W": np.ones((2, 3))}, TypeError, r"grads\['w'\] is of type dict"),
+    (
+        np.ones((2, 3), int),
+        np.ones((2, 3)),
+        ValueError,
+        r"params\['w'\] dtype='int64'.*Try params\['w'\].astype",
+    ),
+    (np.ones((2, 3), np.longdouble), np.ones((2, 3)), ValueError, r"params\['w'\] dtype="),
+    (np.ones((2, 3), object), np.ones((2, 3)), ValueError, r"params\['w'\] dtype='object'"),
+    (
+        read_only(np.ones((2, 3))),
+        np.ones((2, 3)),
+        ValueError,
+        r"params\['w'\] is read-only.*Try params\['w'\].copy",
+    ),
+    (np.broadcast_to(1.0, (2, 3)), np.ones((2, 3)), ValueError, r"params\['w'\] is read-only"),
+    (
+        np.float64(1.0),
+        np.float64(1.0),
+        TypeError,
+        r"params\['w'\] is of type float64.*cannot be changed in place",
+    ),
+    (1.0, 1.0, TypeError, r"params\['w'\] is of type float"),
+    (
+        np.lib.stride_tricks.as_strided(np.zeros(4), (2, 3), (8, 8)),
+        np.ones((2, 3)),
+        ValueError,
+        r"params\['w'\] has elements that share memory",
+    ),
+    (np.ma.ones((2, 3)), np.ones((2, 3)), TypeError, r"params\['w'\] is a masked array"),
+    (
+        {"x": np.ones(2)},
+        np.ones(2),
+        TypeError,
+        r"grads\['w'\] is of type ndarray, but params\['w'\] is a dict with 'x'",
+    ),
+    (
+        {"x": np.ones(2)},
+        {"y": np.ones(2)},
+        KeyError,
+        r"grads\['w'\]\['x'\] is missing: grads has 'y'. Give None",
+    ),
+    (
+        [np.ones(2)] * 2,
+        np.ones((2, 2)),
+        TypeError,
+        r"grads\['w'\] is of type ndarray, but params\['w'\] is a list",
+    ),
+    (
+        [np.ones(2), np.ones(2)],
+        [np.ones(2)],
+        KeyError,
+        r"grads\['w'\]\[1\] is missing: params\['w'\] has 2 entries",
+    ),
+    ([np.ones(2)], [np.ones(2)] * 3, KeyError, r"params\['w'\]\[1\] is missing"),
+    ({(1, 2): np.ones(2)}, {(1, 2): np.ones(2)}, TypeError, "a key that is neither a str nor an int"),
+    ({1: np.ones(2), "1": np.ones(2)}, {1: np.ones(2), "1": np.ones(2)}, ValueError, "would both be 'w/1'"),
+]
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["first", "later"])
+@pytest.mark.parametrize(("weight", "gradient", "error", "words"), BAD, ids=[words for *_, words in BAD])
+def test_what_does_not_fit_is_refused_by_key_and_changes_nothing(weight, gradient, error, words, warm):
+    optimizer = Adam(lr=0.1)
+    params = {"first": np.ones(5), "w": np.ones((2, 3)), "z": np.ones(2)}
+    grads = {key: np.ones_like(w) for key, w in params.items()}
+    if warm:
+        optimizer.update(params, grads)
+    kept, state = copy.deepcopy(params), optimizer.state_dict()
+    bad = params if weight is None else params | {"w": weight}
+    with pytest.raises(error, match=words):
+        optimizer.update(bad, grads | {"w": gradient})
+    for key in params:
+        np.testing.assert_array_equal(params[key], kept[key])
+    after = optimizer.state_dict()
+    assert after.keys() == state.keys()
+    assert all(np.array_equal(after[key], state[key]) for key in state)
+    # and it can go on
+    fresh = Adam(lr=0.1)
+    fresh.load_state_dict(state)
+    fresh.update(kept, grads)
+    optimizer.update(params, grads)
+    np.testing.assert_array_equal(params["w"], kept["w"])
+
+
+@pytest.mark.parametrize(
+    ("params", "grads", "words"),
+    [
+        (
+            {"a": ROOM, "b": ROOM},
+            {"a": ROOM + 1, "b": ROOM + 1},
+            r"params\['a'\] and params\['b'\] share memory",
+        ),
+        (
+            {"a": ROOM[:2], "b": [ROOM[1:]]},
+            {"a": ROOM[:2], "b": [ROOM[1:]]},
+            r"params\['a'\] and params\['b'\]\[0\]",
+        ),
+        ({"a": ROOM}, {}, r"grads\['a'\] is missing: grads has nothing. Give None"),
+        (
+            {"a": ROOM},
+            {"a": ROOM, "c": ROOM},
+            r"params\['c'\] is missing, but has a gradient: params has 'a'",
+        ),
+        ({}, {}, "params has no arrays. Give a dict of arrays"),
+    ],
+)
+def test_trees_that_do_not_fit_are_refused(params, grads, words):
+    with pytest.raises(ValueError, match=words):
+        SGD(lr=1.0).update(params, grads)
+    assert not ROOM.any()
+
+
+def test_views_that_interleave_without_sharing_are_moved():
+    room = np.zeros((6, 4))
+    params = {"left": room[:, :2], "right": room[:, 2:]}
+    SGD(lr=1.0).update(params, {"left": np.ones((6, 2)), "right": np.full((6, 2), 2.0)})
+    np.testing.assert_array_equal(room, np.tile([-1.0, -1, -2, -2], (6, 1)))
+
+
+def test_an_array_that_becomes_read_only_is_noticed():
+    params, optimizer = {"w": np.zeros(2)}, Adam()
+    optimizer.update(params, {"w": np.ones(2)})
+    params["w"].flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        optimizer.update(params, {"w": np.ones(2)})
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_an_unknown_option_lists_the_known(name):
+    make = getattr(schuss.numpy, name)
+    with pytest.raises(TypeError, match=rf"{name}: .*'learning_rate'. It takes lr, .*maximize"):
+        make(learning_rate=1e-3)
+    with pytest.raises(TypeError, match="'foreach'"):
+        make(foreach=True)
+    with pytest.raises(AttributeError, match=f"{name} has no 'learning_rate'. It has lr, "):
+        make().learning_rate = 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"lr": -1.0}, "lr=-1.0 is not a finite number ≥ 0"),
+        ({"lr": float("nan")}, "lr=nan is not a finite number"),
+        ({"lr": np.ones(2)}, r"lr=\[1.0, 1.0\] is not a finite number"),
+        ({"lr": "much"}, "lr='much' is not a finite number"),
+        ({"betas": (0.9, 1.0)}, r"beta2=1.0 is not in \[0, 1\). With 1 the average would never learn."),
+        ({"betas": 0.9}, r"betas=0.9 is not a pair of numbers. Try betas=\(0.9, 0.999\)"),
+        ({"betas": (0.9,)}, r"betas=\(0.9,\) is not a pair"),
+        ({"maximize": 1}, "maximize=1 is not True or False"),
+        (
+            {"eps_position": "beside"},
+            "eps_position='beside' is not one of 'outside', 'inside', 'uncorrected'",
+        ),
+        ({"lr": lambda n: -1.0}, "lr=-1.0"),
+        ({"lr": lambda n: None}, "lr=None"),
+    ],
+)
+def test_hyperparameters_outside_their_domain_are_refused_at_once(options, words):
+    with pytest.raises(ValueError, match=words):
+        Adam(**options)
+    optimizer = Adam()
+    ((key, value),) = options.items()
+    before = repr(optimizer)
+    with pytest.raises(ValueError, match=words):
+        setattr(optimizer, key, value)
+    assert repr(optimizer) == before

@@ -1,0 +1,180 @@
+"""The papers, line by line, in sixty decimal digits and in other algebra than the pages'.
+
+An average from zero is written as its weighted sum, a power as a power, a correction as a division: nothing here is
+folded, factored or remembered from step to step but the gradients and the weight.
+"""
+
+from decimal import Decimal, localcontext
+
+import numpy as np
+import pytest
+
+ONE = Decimal(1)
+
+
+def average(xs, beta):
+    """β-average from zero of x₁ … xₜ: Σ (1 − β) βᵗ⁻ⁱ xᵢ."""
+    return sum((ONE - beta) * power(beta, len(xs) - i) * x for i, x in enumerate(xs, 1))
+
+
+def power(base, n):
+    return ONE if n == 0 else base**n
+
+
+def sign(x):
+    return Decimal((x > 0) - (x < 0))
+
+
+def sgd(w, t, gs, past, o):
+    d, mu = o["dampening"], o["momentum"]
+    if o["decoupled_weight_decay"]:
+        w = w - o["lr"] * o["weight_decay"] * w
+    # At a constant rate, the rate inside or outside the velocity is the same path.
+    v = sum(power(mu, t - i) * (g if i == 1 else (ONE - d) * g) for i, g in enumerate(gs, 1))
+    if mu == 0:
+        return w - o["lr"] * gs[-1]
+    return w - o["lr"] * (gs[-1] + mu * v if o["nesterov"] else v)
+
+
+def adagrad(w, t, gs, past, o):
+    s = o["initial_accumulator_value"] + sum(g * g for g in gs)
+    root = (s + o["eps"]).sqrt() if o["eps_position"] == "inside" else s.sqrt() + o["eps"]
+    return w - o["lr"] / (ONE + (t - 1) * o["lr_decay"]) * gs[-1] / root
+
+
+def adadelta(w, t, gs, past, o):
+    xs = past.setdefault("xs", [])
+    v, u = average([g * g for g in gs], o["rho"]), average([x * x for x in xs], o["rho"])
+    # The average of steps ends one step earlier, so it has decayed as often as there were steps.
+    xs.append((u + o["eps"]).sqrt() / (v + o["eps"]).sqrt() * gs[-1])
+    return w - o["lr"] * xs[-1]
+
+
+def rmsprop(w, t, gs, past, o):
+    v, a = average([g * g for g in gs], o["alpha"]), average(gs, o["alpha"])
+    size = v - a * a if o["centered"] else v
+    root = (size + o["eps"]).sqrt() if o["eps_position"] == "inside" else size.sqrt() + o["eps"]
+    steps = past.setdefault("steps", [])
+    steps.append(gs[-1] / root)
+    return w - o["lr"] * sum(
+        power(o["momentum"], t - i) * x for i, x in enumerate(steps, 1) if i == t or o["momentum"]
+    )
+
+
+def adam(w, t, gs, past, o):
+    if o["decoupled_weight_decay"]:
+        w = w - o["lr"] * o["weight_decay"] * w
+    raw = [average([g * g for g in gs[:k]], o["beta2"]) for k in range(1, t + 1)]
+    v = (max(raw) if o["amsgrad"] else raw[-1]) / (ONE - o["beta2"] ** t)
+    m = average(gs, o["beta1"]) / (ONE - power(o["beta1"], t) if o["beta1"] else ONE)
+    if o["eps_position"] == "inside":
+        return w - o["lr"] * m / (v + o["eps"]).sqrt()
+    if o["eps_position"] == "uncorrected":  # the end of section 2: α √(1 − β₂ᵗ)/(1 − β₁ᵗ) · m / (√v + ε̂)
+        c = (ONE - o["beta2"] ** t).sqrt()
+        return w - o["lr"] * c * m / (raw[-1].sqrt() + o["eps"])
+    return w - o["lr"] * m / (v.sqrt() + o["eps"])
+
+
+def nadam(w, t, gs, past, o):
+    if o["decoupled_weight_decay"]:
+        w = w - o["lr"] * o["weight_decay"] * w
+
+    def mu(i):
+        return o["beta1"] * (ONE - Decimal("0.5") * Decimal("0.96") ** (i * o["momentum_decay"]))
+
+    def product(n):
+        return ONE if n == 0 else product(n - 1) * mu(n)
+
+    m, v = average(gs, o["beta1"]), average([g * g for g in gs], o["beta2"]) / (ONE - o["beta2"] ** t)
+    ahead = mu(t + 1) * m / (ONE - product(t + 1)) + (ONE - mu(t)) * gs[-1] / (ONE - product(t))
+    return w - o["lr"] * ahead / (v.sqrt() + o["eps"])
+
+
+def radam(w, t, gs, past, o):
+    if o["decoupled_weight_decay"]:
+        w = w - o["lr"] * o["weight_decay"] * w
+    b2 = o["beta2"]
+    m, v = average(gs, o["beta1"]) / (ONE - o["beta1"] ** t), average([g * g for g in gs], b2)
+    longest = 2 / (ONE - b2) - 1
+    length = longest - 2 * t * b2**t / (ONE - b2**t)
+    if length <= 5:
+        return w - o["lr"] * m
+    r = ((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)).sqrt()
+    return w - o["lr"] * m * r * (ONE - b2**t).sqrt() / (v.sqrt() + o["eps"])
+
+
+def adamax(w, t, gs, past, o):
+    u = max(power(o["beta2"], t - i) * (abs(g) + o["eps"]) for i, g in enumerate(gs, 1))
+    return w - o["lr"] / (ONE - o["beta1"] ** t) * average(gs, o["beta1"]) / u
+
+
+def rprop(w, t, gs, past, o):
+    length, last = past.get("length", o["lr"]), past.get("last", Decimal(0))
+    g = gs[-1]
+    if g * last > 0:
+        length = min(length * o["eta_plus"], o["step_size_max"])
+    elif g * last < 0:
+        length, g = max(length * o["eta_minus"], o["step_size_min"]), Decimal(0)
+    else:  # every length is kept between the bounds
+        length = min(max(length, o["step_size_min"]), o["step_size_max"])
+    past["length"], past["last"] = length, g
+    return w - sign(g) * length
+
+
+def asgd(w, t, gs, past, o):
+    rate = o["lr"] / (ONE + o["lambd"] * o["lr"] * (t - 1)) ** o["alpha"]
+    return w - rate * (gs[-1] + o["lambd"] * w)
+
+
+def lion(w, t, gs, past, o):
+    w = w - o["lr"] * o["weight_decay"] * w
+    return w - o["lr"] * sign(o["beta1"] * average(gs[:-1], o["beta2"]) + (ONE - o["beta1"]) * gs[-1])
+
+
+PAPERS = {
+    "SGD": sgd,
+    "Adagrad": adagrad,
+    "Adadelta": adadelta,
+    "RMSprop": rmsprop,
+    "Adam": adam,
+    "AdamW": adam,
+    "NAdam": nadam,
+    "RAdam": radam,
+    "Adamax": adamax,
+    "Rprop": rprop,
+    "ASGD": asgd,
+    "Lion": lion,
+}
+
+
+def exact(value):
+    return Decimal(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+@pytest.fixture(scope="session")
+def paper():
+    """`paper(name, rule, w, gradients)`: where the paper takes each weight, step by step."""
+
+    def path(name, rule, start, gradients):
+        options = {key: exact(value) for key, value in vars(rule).items()}
+        coupled = not options.get("decoupled_weight_decay", name == "Lion")
+        found = np.empty(gradients.shape)
+        with localcontext() as context:
+            context.prec = 60
+            for k, first in enumerate(start.tolist()):
+                w, gs, past = Decimal(first), [], {}
+                for t, g in enumerate(gradients[:, k].tolist(), 1):
+                    gs.append(
+                        Decimal(g) + (options.get("weight_decay", Decimal(0)) * w if coupled else Decimal(0))
+                    )
+                    w = PAPERS[name](w, t, gs, past, options)
+                    found[t - 1, k] = float(w)
+        return found
+
+    return path
+
+
+@pytest.fixture(scope="session")
+def starts():
+    """Weights to start from: small, usual, large, and zero, where a step shows in all its digits."""
+    return np.array([0.0, 1.0, -1.0, 0.0, 1e-6, -1e3, 0.0, 3.0, 0.0, -0.25, 0.0, 0.0])

@@ -1,0 +1,136 @@
+"""The test of the tests: plausible mistakes in the pages, each of which the comparison with the paper must catch."""
+
+import importlib.util
+import inspect
+
+import numpy as np
+import pytest
+
+from schuss.compile.reference import Reference
+from schuss.rules import TABLE
+
+# (rule, the page's words, a plausible mistake in their place)
+MUTATIONS = [
+    # Adam and AdamW
+    ("Adam", "keep=1 - self.lr * self.weight_decay if", "keep=1 - self.weight_decay if"),
+    ("Adam", "keep=1 - self.lr * self.weight_decay if", "keep=1 + self.lr * self.weight_decay if"),
+    ("Adam", "l2=0.0 if decoupled else self.weight_decay", "l2=self.weight_decay"),
+    ("Adam", "l2=0.0 if decoupled else self.weight_decay", "l2=self.lr * self.weight_decay"),
+    ("Adam", "gain1=1 - self.beta1", "gain1=1 - self.beta2"),
+    ("Adam", "gain2=1 - self.beta2", "gain2=1 - self.beta1"),
+    ("Adam", "gain1=1 - self.beta1", "gain1=1.0"),
+    ("Adam", "decay2=self.beta2", "decay2=self.beta1"),
+    ("Adam", "step=self.lr / correction1", "step=self.lr"),
+    ("Adam", "step=self.lr / correction1", "step=self.lr * correction1"),
+    ("Adam", "root = 1 / math.sqrt(correction2)", "root = 1.0"),
+    ("Adam", "root = 1 / math.sqrt(correction2)", "root = 1 / correction2"),
+    ("Adam", "left_to_average(self.beta2, step)", "left_to_average(self.beta2, step + 1)"),
+    ("Adam", "left_to_average(self.beta1, step),", "left_to_average(self.beta1, step - 1 or 1),"),
+    ("Adam", '{"outside": self.eps,', '{"outside": self.eps * root,'),
+    ("Adam", '"uncorrected": self.eps * root}', '"uncorrected": self.eps}'),
+    ("Adam", "self.eps * correction2 if", "self.eps if"),
+    ("Adam", "(sqrt(v + eps_in) * root + eps)", "((sqrt(v + eps_in) + eps) * root)"),
+    ("Adam", "(sqrt(v + eps_in) * root + eps)", "sqrt(v * root * root + eps_in + eps)"),
+    ("Adam", "m = decay1 * m + gain1 * g\n        v", "m = decay1 * m + g\n        v"),
+    ("Adam", "v = decay2 * v + gain2 * g * g\n        w", "v = decay2 * v + gain2 * g\n        w"),
+    ("Adam", "v = decay2 * v + gain2 * g * g\n        w", "v = decay2 * v + gain2 * m * m\n        w"),
+    ("Adam", "p = maximum(p, v)", "p = v"),
+    ("Adam", "p = maximum(p, v)", "v = p = maximum(p, v)"),
+    ("Adam", "p = maximum(p, v)", "p = maximum(p, v * root * root) / (root * root)"),
+    ("Adam", "w = w - step * m", "w = w - step * g"),
+    ("Adam", "return -math.expm1(step * math.log(beta)) if beta > 0", "return 1 - beta**1 if beta > 0"),
+    # Gradient descent
+    ("SGD", "1.0 if step == 1 else 1 - self.dampening", "1 - self.dampening"),
+    ("SGD", "1.0 if step == 1 else 1 - self.dampening", "1.0"),
+    ("SGD", "step_g=self.lr if self.nesterov else 0.0", "step_g=0.0"),
+    ("SGD", "(self.momentum if self.nesterov else 1.0)", "1.0"),
+    ("SGD", "v = momentum * v + gain * g", "v = momentum * v + gain * (g - l2 * w)"),
+    ("SGD", "enters, leaves = (self.lr, 1.0)", "enters, leaves = (self.lr, self.lr)"),
+    ("SGD", "keep=1 - self.lr * self.weight_decay", "keep=1 - self.weight_decay"),
+    # The others
+    ("Adagrad", "(step - 1) * self.lr_decay", "step * self.lr_decay"),
+    ("Adagrad", "s = s + g * g", "s = s + abs(g)"),
+    ("Adagrad", '{"s": self.initial_accumulator_value}', "{}"),
+    ("Adagrad", "(sqrt(s + eps_in) + eps)", "sqrt(s + eps_in + eps)"),
+    ("Adadelta", "sqrt(u + eps) / sqrt(v + eps)", "(sqrt(u) + eps) / (sqrt(v) + eps)"),
+    ("Adadelta", "u = decay * u + gain * x * x", "u = decay * u + gain * (lr * x) * (lr * x)"),
+    ("RMSprop", "b = momentum * b + enters * g", "b = momentum * b + (1 - momentum) * enters * g"),
+    ("RMSprop", "maximum(v - a * a, 0.0)", "maximum(v - a, 0.0)"),
+    ("RMSprop", "eps_in=self.eps if inside else 0.0", "eps_in=self.eps * self.eps if inside else 0.0"),
+    ("NAdam", "(self.beta1 * (1 - 0.5", "(self.beta1 * (1 - 0.96"),
+    ("NAdam", "0.96 ** (t * self.momentum_decay)", "0.96**t"),
+    ("NAdam", "self.lr * ahead / (1 - product * ahead)", "self.lr * now / (1 - product)"),
+    ("NAdam", "(step, step + 1)", "(step - 1, step)"),
+    ("RAdam", "length > 5", "length > 4"),
+    ("RAdam", "longest = 2 / (1 - self.beta2) - 1", "longest = 2 / (1 - self.beta2)"),
+    ("RAdam", "math.sqrt(correction2 * (length - 4)", "math.sqrt((length - 4)"),
+    ("RAdam", "eps=self.eps if rectified else 1.0", "eps=1.0"),
+    ("Adamax", "maximum(decay2 * u, abs(g) + eps)", "maximum(decay2 * u, abs(g)) + eps"),
+    ("Adamax", "maximum(decay2 * u, abs(g) + eps)", "maximum(u, abs(g) + eps)"),
+    ("Adamax", "abs(g) + eps", "g + eps"),
+    ("Rprop", "g = where(agrees < 0.0, 0.0, g)", "g = g"),
+    ("Rprop", "where(d > longest, longest, d)", "d"),
+    ("Rprop", '{"d": self.lr}', '{"d": 0.01}'),
+    ("ASGD", "eta=self.lr / (1 + self.lambd * self.lr * step)", "eta=self.lr / (1 + self.lambd * step)"),
+    ("ASGD", "keep=1 - self.lambd * eta", "keep=1 - self.lambd"),
+    ("Lion", "blend_m * m + blend_g * g", "decay * m + gain * g"),
+    ("Lion", "w = keep * w - lr * sign", "w = w - lr * sign"),
+    ("Lion", "gain=1 - self.beta2", "gain=1 - self.beta1"),
+]
+
+
+def mutant(name, words, mistake, folder):
+    """The page with a mistake in it, as a class of a module of its own."""
+    text = inspect.getsource(inspect.getmodule(TABLE[name].rule))
+    assert words in text, f"{name}'s page no longer says {words!r}: renew the mutation"
+    path = folder / f"mutant_{name.lower()}.py"
+    path.write_text(text.replace(words, mistake), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(importlib.sys.modules, path.stem, module)
+        spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
+@pytest.fixture(scope="module")
+def expected(cases_of, decades, starts, paper):
+    """`expected(case)`: gradients, and the paper's path with them."""
+    kept = {}
+
+    def find(case):
+        if str(case) not in kept:
+            gradients = decades(8, len(starts), 11, -6, 6)
+            kept[str(case)] = gradients, paper(case.name, case.rule, starts, gradients)
+        return kept[str(case)]
+
+    return find
+
+
+@pytest.mark.parametrize(("name", "words", "mistake"), MUTATIONS)
+def test_a_mistake_is_caught(name, words, mistake, cases_of, expected, starts, close, tmp_path):
+    page = mutant(name, words, mistake, tmp_path)
+    caught = []
+    for case in cases_of(name):
+        gradients, right = expected(case)
+        reference = Reference(page(**vars(case.rule)), starts)
+        path = np.array([reference.step(g) for g in gradients])
+        try:
+            close(path, right, 1e-12)
+        except AssertionError:
+            caught.append(case)
+    assert caught
+
+
+@pytest.mark.parametrize("name", sorted({name for name, *_ in MUTATIONS}))
+def test_the_page_itself_is_not_caught(name, cases_of, expected, starts, close, tmp_path):
+    """The same comparison passes a page without a mistake."""
+    page = mutant(name, "self", "self", tmp_path)
+    for case in cases_of(name):
+        gradients, right = expected(case)
+        reference = Reference(page(**vars(case.rule)), starts)
+        close(np.array([reference.step(g) for g in gradients]), right, 1e-12)
+
+
+def test_every_page_has_mistakes_on_the_list():
+    assert {name for name, *_ in MUTATIONS} == TABLE.keys() - {"AdamW"}  # its update is Adam's

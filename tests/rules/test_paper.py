@@ -1,0 +1,63 @@
+"""Every page against its paper, over twelve decades of gradients with exact zeros among them."""
+
+import numpy as np
+import pytest
+
+from schuss.compile.reference import Reference
+from schuss.rules import ASGD, TABLE
+
+STEPS = 9
+
+
+def path(rule, start, gradients):
+    reference = Reference(rule, start)
+    return np.array([reference.step(g) for g in gradients])
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_page_is_the_paper(case, paper, decades, starts, close, seed):
+    gradients = decades(STEPS, len(starts), seed, -6, 6)
+    close(path(case.rule, starts, gradients), paper(case.name, case.rule, starts, gradients), 1e-12)
+
+
+def test_gradients_that_hardly_change(case, paper, starts, close):
+    """Steady gradients with a little noise, as a training run's."""
+    random = np.random.default_rng(7)
+    gradients = random.standard_normal(len(starts)) + 0.3 * random.standard_normal((STEPS, len(starts)))
+    close(
+        path(case.rule, starts, gradients),
+        paper(case.name, case.rule, starts, gradients),
+        1e-12,
+        condition=100,
+    )
+
+
+def test_asgd_averages_its_path():
+    """From step t₀ + 2 on, the average of all weights since; before, the weight itself."""
+    rule = ASGD(lr=0.1, t0=3)
+    reference = Reference(rule, np.array([2.0]))
+    seen = []
+    for t in range(1, 12):
+        seen.append(reference.step(np.array([np.sin(t)])).item())
+        expected = seen[-1] if t <= 5 else np.mean(seen[4:])
+        assert reference.state[0].item() == pytest.approx(expected, rel=1e-13)
+
+
+def test_a_rate_inside_the_velocity_outlives_its_fall(paper):
+    """Constant rates: the same path. A rate that rises tenfold at step 20: −140 outside, −202 inside, after 40."""
+    from dataclasses import replace
+
+    found = []
+    for inside in (False, True):
+        rule = TABLE["SGD"].rule(lr=1.0, momentum=0.9, lr_inside_velocity=inside)
+        w, v = 0.0, 0.0
+        for t in range(1, 41):
+            now = replace(rule, lr=0.1 if t > 20 else 1.0)
+            w, v = now.update_momentum(w, 1.0, v, **now.coefficients(t))
+        found.append(w)
+    # In closed form: Σ over gradients s of Σ over later steps t of rate · 0.9^(t − s), the rate taken at t or at s.
+    rate = [1.0] * 20 + [0.1] * 20
+    for w, at in zip(found, ((lambda t, s: rate[t]), (lambda t, s: rate[s])), strict=True):
+        expected = -sum(at(t, s) * 0.9 ** (t - s) for t in range(40) for s in range(t + 1))
+        assert w == pytest.approx(expected, rel=1e-12)
+    assert [round(w) for w in found] == [-140, -202]
