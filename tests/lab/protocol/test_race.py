@@ -13,7 +13,7 @@ import torch
 
 from schuss.lab import Budget, Entry, race
 from schuss.lab.protocol import race as module
-from schuss.lab.protocol.engine import DEATHS, Job, execute
+from schuss.lab.protocol.engine import DEATHS, ExecutorError, Job, execute
 from schuss.lab.protocol.executors import LocalProcesses
 from schuss.lab.protocol.export import export
 from schuss.lab.protocol.store import Store, StoreError
@@ -221,15 +221,15 @@ def test_a_diverged_run_is_a_result(line, tmp_path):
 class Dying(ThreadPoolExecutor):
     """Raises as a pool does whose process died."""
 
-    def __init__(self, deaths):
+    def __init__(self, first, last):
         super().__init__(1)
-        self.left, self.tries = deaths, 0
+        self.deadly, self.tries = range(first, last), 0
 
     def submit(self, fn, /, *args, **kwargs):
         from concurrent.futures.process import BrokenProcessPool
 
         self.tries += 1
-        if self.tries <= self.left:
+        if self.tries in self.deadly:
             return super().submit(self.fail, BrokenProcessPool("killed"))
         return super().submit(fn, *args, **kwargs)
 
@@ -244,11 +244,42 @@ class Dying(ThreadPoolExecutor):
 def test_a_run_outlives_its_workers_but_not_for_ever(deaths, status):
     package = Package.of(Source("saddle"), [module.find("sgd")])
     work = {"entry": "sgd", "schedule": "constant", "batch_size": 1, "parameters": {"lr": 0.1}, "seed": 0}
-    job = Job("a", train_run, package, work | {"open_test": False, "device": "cpu"})
+    jobs = [Job(id, train_run, package, work | {"open_test": False, "device": "cpu"}) for id in "ab"]
     seen = []
-    with Dying(deaths) as executor:
-        execute([job], executor, 1, lambda job, result: seen.append(result["status"]))
-    assert seen == [status]
+    with Dying(2, 2 + deaths) as executor:
+        execute(jobs, executor, 1, lambda job, result: seen.append(result["status"]))
+    assert seen == ["finished", status]
+    with Dying(0, 99) as executor, pytest.raises(ExecutorError, match="No worker lives long enough"):
+        execute(jobs, executor, 1, lambda job, result: seen.append(result["status"]))
+    assert len(seen) == 2  # nothing is held against the runs
+
+
+UNGUARDED = """
+import torch
+from schuss.lab import Budget, Task, race
+
+x = torch.linspace(-1, 1, 80).unsqueeze(1)
+task = Task(
+    name="mine",
+    model=lambda: torch.nn.Linear(1, 1),
+    loss=lambda model, batch: (model(batch[0]) - batch[1]).square().mean(),
+    train=(x, 3 * x),
+    batch_size=16,
+    epochs=3,
+)
+report = race(task, ["sgd"], Budget(2, 1, 1, 2), out="race", workers=2)
+print("finished", {run["status"] for run in report.task()["runs"]})
+"""
+
+
+def test_a_plain_script_races_without_being_run_again_by_the_workers(tmp_path):
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3] / "src")}
+    command = [sys.executable, "script.py"]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120
+    )
+    assert ended.stdout.strip() == "finished {'finished'}", ended.stderr
 
 
 def test_entries_of_the_same_optimizer_are_kept_apart(line, tmp_path):

@@ -38,7 +38,7 @@ def execute(
 ) -> None:
     """Do all jobs, at most `capacity` of them at a time, and hand on each result once, in this thread."""
     waiting, running = deque(jobs), dict[Future[dict[str, Any]], Job]()
-    tries, deaths = Counter[str](), Counter[str]()
+    tries, deaths, alive = Counter[str](), Counter[str](), False
     try:
         while waiting or running:
             while waiting and len(running) < capacity:
@@ -49,6 +49,12 @@ def execute(
                 job = running.pop(future)
                 result, died = _result(future)
                 (deaths if died else tries)[job.id] += 1
+                alive = alive or not died
+                if not alive and deaths.total() >= DEATHS * capacity:
+                    advice = "What was finished is kept."
+                    raise ExecutorError(
+                        f"No worker lives long enough to do any work: {result['error']}. {advice}"
+                    )
                 again = deaths[job.id] < DEATHS if died else tries[job.id] < TRIES
                 if result.get("status") == "crashed" and again:
                     waiting.appendleft(job)

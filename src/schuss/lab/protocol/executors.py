@@ -13,6 +13,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait
+from types import ModuleType
 from typing import Any
 
 from schuss.errors import refusal
@@ -46,11 +47,12 @@ class LocalProcesses(Executor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Give work to a free process; waits until there is one."""
         lane = self._free.get()
-        try:
-            future = self._pools[lane].submit(fn, *args, **kwargs)
-        except BrokenProcessPool:  # it died idle
-            self._pools[lane] = self._pool(lane)
-            future = self._pools[lane].submit(fn, *args, **kwargs)
+        with _without_main():
+            try:
+                future = self._pools[lane].submit(fn, *args, **kwargs)
+            except BrokenProcessPool:  # it died idle
+                self._pools[lane] = self._pool(lane)
+                future = self._pools[lane].submit(fn, *args, **kwargs)
 
         def give_back(done: Future[Any]) -> None:
             if not done.cancelled() and isinstance(done.exception(), BrokenProcessPool):
@@ -88,6 +90,20 @@ def start_server() -> Any:
     context.set_forkserver_preload(["schuss.lab.protocol.ready"])
     forkserver.ensure_running()
     return context
+
+
+@contextmanager
+def _without_main() -> Generator[None]:
+    """Start a process that does not run the user's script again, as Python would have it do.
+
+    What workers need is sent to them by value, so a script that races needs no `if __name__ == "__main__":`.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _begin(device: int | None) -> None:

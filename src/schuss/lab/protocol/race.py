@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import platform
 import time
@@ -93,12 +92,7 @@ def race(
 
     The report is the same whatever the executor, the number of workers or the number of interruptions.
     Raises `ValueError` for what cannot be raced, `StoreError` for a folder that cannot be used.
-    In a script, call it under `if __name__ == "__main__":`, as the workers import the script.
     """
-    if multiprocessing.parent_process() is not None and executor is None:
-        raise RuntimeError(
-            'Workers import the script that races: put the call under `if __name__ == "__main__":`.'
-        )
     if rank_by not in ("metric", *assemble.AXES):
         raise refusal("rank_by", rank_by, f"one of {', '.join(('metric', *assemble.AXES))}")
     if workers is not None and workers < 1:

@@ -40,7 +40,7 @@ def digits(model: str = "mlp", data: Path | None = None) -> Task:
         best="max",
         train=(images, labels),
         batch_size=64,
-        epochs=20,
+        epochs=40,
         search="published",
     )
 
