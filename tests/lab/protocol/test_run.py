@@ -111,7 +111,7 @@ def test_a_loss_above_its_start_for_a_fifth_of_the_horizon_ends_the_run():
     outcome = train(task, built("sgd", lr=30.0), 0)
     assert outcome.status == "diverged"
     assert outcome.reason == "the loss stayed above its start for a fifth of the horizon"
-    assert 0.2 * 400 <= outcome.diverged_at < 400
+    assert 0.2 * 800 <= outcome.diverged_at < 800
 
 
 def test_dropout_draws_the_same_whatever_the_optimizer_draws():
