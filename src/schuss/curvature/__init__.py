@@ -1,8 +1,9 @@
 """Why an optimizer does what it does: curvature, noise and stability, measured on the model itself.
 
-Every function takes `model, loss, batch` first, `loss(model, batch)` being a scalar tensor, and leaves the model, its
-buffers, gradients and flags, the optimizer and all random states bit for bit as they were, also after an exception or
-Ctrl-C. For plain functions the model is the point: `hvp(x, loss, None, vector)` with `loss(x, batch)`.
+Every function takes `model, loss, batch` first, `loss(model, batch)` being a scalar tensor, and leaves the
+model, its buffers, gradients and flags, the optimizer and all random states bit for bit as they were, also
+after an exception or Ctrl-C. For plain functions the model is the point: `hvp(x, loss, None, vector)` with
+`loss(x, batch)`.
 
     hvp, ggnvp              products with the Hessian and the Gauss-Newton matrix
     extreme_eigenvalues     both ends of the spectrum, with multiplicity

@@ -1,7 +1,7 @@
 """The whole spectrum as a density, by stochastic Lanczos quadrature.
 
-A random unit vector sees the spectrum through weights (yᵢ · start)² at its Ritz values; averaged over vectors that is the
-density of eigenvalues. The scatter between vectors is the error bar.
+A random unit vector sees the spectrum through weights (yᵢ · start)² at its Ritz values; averaged over vectors
+that is the density of eigenvalues. The scatter between vectors is the error bar.
 
 Sources: Golub and Meurant 1994; Lin, Saad and Yang 2016; Ghorbani, Krishnan and Xiao 2019 (networks).
 """
@@ -26,9 +26,9 @@ from schuss.errors import refusal
 class Spectrum:
     """The density of eigenvalues, as seen by some random vectors.
 
-    `nodes` and `weights` (probes × steps): each row is one vector's quadrature, its weights summing to 1. `density` ±
-    `error` (one standard error) is drawn on `grid` with Gaussians of `width`; it integrates to 1. `trace` ± `trace_error`
-    is the sum of all `n` eigenvalues. Units: loss per weight².
+    `nodes` and `weights` (probes × steps): each row is one vector's quadrature, its weights summing to 1.
+    `density` ± `error` (one standard error) is drawn on `grid` with Gaussians of `width`; it integrates to 1.
+    `trace` ± `trace_error` is the sum of all `n` eigenvalues. Units: loss per weight².
     """
 
     nodes: Array
@@ -90,8 +90,8 @@ def spectrum(
         loss: `loss(model, batch)`, a scalar tensor.
         batch: handed to `loss`.
         probes: random vectors, at least 2; the error bars fall as 1/√probes.
-        steps: Lanczos steps for each vector: the finer, the more detail. Default up to 80, within 24 vectors of memory or
-            16 MiB.
+        steps: Lanczos steps for each vector: the finer, the more detail. Default up to 80, within 24 vectors
+            of memory or 16 MiB.
         matrix: "hessian" or "ggn".
         points: of the grid on which the density is drawn.
         width: of the Gaussians it is drawn with; default 1/50 of the range.

@@ -1,6 +1,7 @@
 """Both ends of the Hessian's spectrum, and the condition number.
 
-Sources: lanczos.py for the method. Power iteration is not used: it returns the largest |λ|, −3 for diag(1, −3).
+Sources: lanczos.py for the method. Power iteration is not used: it returns the largest |λ|, −3 for diag(1,
+−3).
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ DENSE = 2000
 class Extremes:
     """Both ends of a spectrum.
 
-    `largest` is descending, `smallest` ascending, each eigenvalue as often as it occurs; units: loss per weight².
-    `residuals` are ‖H y − λ y‖ for unit y, in the order of `largest` then `smallest`: an eigenvalue lies within that
-    distance of each value. `converged`: all residuals ≤ `tolerance` × the largest |λ|. Repeated eigenvalues are counted
-    reliably up to `block` copies. `products` were spent at the loss `loss` in `n` weights. `largest_vectors` and
-    `smallest_vectors` (k × n, rows of unit length) only if asked for.
+    `largest` is descending, `smallest` ascending, each eigenvalue as often as it occurs; units: loss per
+    weight². `residuals` are ‖H y − λ y‖ for unit y, in the order of `largest` then `smallest`: an eigenvalue
+    lies within that distance of each value. `converged`: all residuals ≤ `tolerance` × the largest |λ|.
+    Repeated eigenvalues are counted reliably up to `block` copies. `products` were spent at the loss `loss`
+    in `n` weights. `largest_vectors` and `smallest_vectors` (k × n, rows of unit length) only if asked for.
     """
 
     largest: Array
@@ -81,11 +82,13 @@ def extreme_eigenvalues(
         k: how many at each end.
         matrix: "hessian", or "ggn" for the Gauss-Newton matrix.
         eigenvectors: also return the directions.
-        tolerance: residual, relative to the largest |λ|, at which a value counts as converged. Default 1e-10 for float64
-            weights, 100 ε of float32 otherwise. The error of an isolated value is of the order of its square.
-        products: at most so many Hessian-vector products; default 100 for large models, more for small ones (10⁷/n).
-        vectors: at most so many vectors of the model's size in memory, gradient and product included. Default 24, or what
-            fits in 16 MiB, or 2 k + 6 if that is more.
+        tolerance: residual, relative to the largest |λ|, at which a value counts as converged. Default 1e-10
+            for float64 weights, 100 ε of float32 otherwise. The error of an isolated value is of the order of
+            its square.
+        products: at most so many Hessian-vector products; default 100 for large models, more for small ones
+            (10⁷/n).
+        vectors: at most so many vectors of the model's size in memory, gradient and product included. Default
+            24, or what fits in 16 MiB, or 2 k + 6 if that is more.
         seed: of the random start; the global random state is not touched.
         progress: called as `progress(done, at_most)` after each block of products.
 
@@ -145,7 +148,7 @@ def ends(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[Ritz, int, float]:
-    """The two ends of an operator at a place, with memory chosen and named; also the block size and the tolerance."""
+    """The ends of an operator at a place, in memory chosen and named; also block size and tolerance."""
     n = place.n
     low, high = min(low, n), min(high, n)
     most = max(low, high)
@@ -186,9 +189,9 @@ def ends(
 class ConditionNumber:
     """κ of the positive part of a spectrum: `largest` / `smallest`, the smallest eigenvalue above `cut`.
 
-    `zeros` eigenvalues lie in [−cut, cut] and `negative` below; None where only the ends of the spectrum are known.
-    `how` says in words how the positive part was found. `converged`: the two eigenvalues are within tolerance;
-    otherwise `value` is a lower bound.
+    `zeros` eigenvalues lie in [−cut, cut] and `negative` below; None where only the ends of the spectrum are
+    known. `how` says in words how the positive part was found. `converged`: the two eigenvalues are within
+    tolerance; otherwise `value` is a lower bound.
     """
 
     value: float
@@ -222,11 +225,12 @@ def condition_number(
 ) -> ConditionNumber:
     """κ = λmax / λmin of the positive part of the Hessian: how much longer the valley is than wide.
 
-    The positive part are the eigenvalues above `cut` × λmax; `cut` defaults to n ε of the weights' dtype (at least 1e-12),
-    the size of rounding. Up to 2000 weights the whole matrix is formed, and the number is exact. Beyond, both ends come
-    from Lanczos: if the smallest is above the cut, that is κ; if not (eigenvalues at or below zero hide the positive part's
-    end), the number is a lower bound: λmax over an upper bound of the smallest positive eigenvalue that was seen (θ plus its
-    residual, where that is below θ/2).
+    The positive part are the eigenvalues above `cut` × λmax; `cut` defaults to n ε of the weights' dtype (at
+    least 1e-12), the size of rounding. Up to 2000 weights the whole matrix is formed, and the number is
+    exact. Beyond, both ends come from Lanczos: if the smallest is above the cut, that is κ; if not
+    (eigenvalues at or below zero hide the positive part's end), the number is a lower bound: λmax over an
+    upper bound of the smallest positive eigenvalue that was seen (θ plus its residual, where that is below
+    θ/2).
 
     Arguments and errors are those of `extreme_eigenvalues`; besides, no eigenvalue above the cut is refused.
 
@@ -251,7 +255,10 @@ def condition_number(
                 int((values < -cut * largest).sum()),
             )
             smallest, converged = float(positive[0]), True
-            how = f"all {place.n} eigenvalues, cut at {cut:.3g} of the largest: {zeros} near zero, {negative} negative"
+            how = (
+                f"all {place.n} eigenvalues, cut at {cut:.3g} of the largest: {zeros} near zero, "
+                f"{negative} negative"
+            )
         else:
             ritz, _, _ = ends(place, apply, 1, 1, seed=seed, progress=progress)
             largest, zeros, negative = _positive(float(ritz.values[-1])), None, None

@@ -1,9 +1,9 @@
 """Measure a model without leaving a trace on it.
 
-Everything that a forward and a backward pass can change is put back: buffers (BatchNorm's running statistics), `.grad`
-fields, `requires_grad` flags, training mode, attributes of modules, and the random state of torch, NumPy and Python.
-Buffers and moved weights are *lent*: for the length of the measurement the tensor points at a copy, so the memory
-that the user holds is never written, whatever happens in between, Ctrl-C included.
+Everything that a forward and a backward pass can change is put back: buffers (BatchNorm's running
+statistics), `.grad` fields, `requires_grad` flags, training mode, attributes of modules, and the random state
+of torch, NumPy and Python. Modules work on copies of their buffers, and weights that must move point at a
+copy of their memory, so what the user holds is never written, whatever happens in between, Ctrl-C included.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
+REGISTRIES = ("_parameters", "_buffers", "_modules")
+
+
 class Randomness:
     """The random state of this moment on the CPU and the given devices; `rewind` returns to it."""
 
@@ -27,7 +30,7 @@ class Randomness:
         self.devices = {device for device in devices if device.type not in ("cpu", "meta")}
         self.cpu = torch.get_rng_state()
         self.accelerators = {device: _generators(device).get_rng_state(device) for device in self.devices}
-        self.numpy = cast("dict[str, Any]", np.random.get_state(legacy=False))  # noqa: NPY002  a loss may draw from it
+        self.numpy = np.random.get_state(legacy=False)  # noqa: NPY002  a loss may draw from it
         self.python = random.getstate()
 
     def rewind(self) -> None:
@@ -54,8 +57,8 @@ def unwrapped(model: Any) -> Any:
 def untouched(modules: Sequence[nn.Module], devices: set[torch.device]) -> Generator[Randomness]:
     """Put modules and random states back as they were, bit for bit, after the block or whatever ends it.
 
-    Inside the block gradients are recorded (also under `no_grad` and `inference_mode`), attention and recurrent cells
-    run on kernels that can be differentiated twice, and compiled parts run uncompiled.
+    Inside the block gradients are recorded (also under `no_grad` and `inference_mode`), attention and
+    recurrent cells run on kernels that can be differentiated twice, and compiled parts run uncompiled.
     Not covered: Python objects that a forward pass changes in place (a list that it appends to).
     """
     randomness = Randomness(devices)
@@ -68,9 +71,7 @@ def untouched(modules: Sequence[nn.Module], devices: set[torch.device]) -> Gener
         for weight in weights:
             undo.append(_flag_restorer(weight))
             weight.grad = None
-        buffers = {id(b): b for part in parts for b in part.buffers(recurse=False)}.values()
-        for buffer in buffers:
-            _lend(buffer, undo)
+        _replace_buffers(parts)
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
@@ -120,9 +121,21 @@ def _flag_restorer(weight: Tensor) -> Callable[[], None]:
     return restore
 
 
+def _replace_buffers(parts: Sequence[nn.Module]) -> None:
+    """Give the modules copies of their buffers, shared where the buffers are; `_restorer` gives the own ones back."""
+    copies: dict[int, Tensor] = {}
+    for part in parts:
+        registry = cast("dict[str, Tensor | None]", part.__dict__.get("_buffers", {}))
+        for name, buffer in registry.items():
+            if buffer is not None:
+                registry[name] = copies.setdefault(id(buffer), buffer.clone())
+
+
 def _restorer(part: nn.Module) -> Callable[[], None]:
     attributes = dict(part.__dict__)
-    registries = {name: dict(attributes[name]) for name in ("_parameters", "_buffers", "_modules")}
+    registries = {
+        name: dict(attributes[name]) for name in REGISTRIES if isinstance(attributes.get(name), dict)
+    }
 
     def restore() -> None:
         for name in [name for name in part.__dict__ if name not in attributes]:

@@ -1,8 +1,8 @@
 """The learning-rate range test: a short training run up a ladder of rates.
 
-It shows at which rates this optimizer makes progress on this model in its first steps. It is no measurement of stability: on
-a noiseless quadratic whose limit is 2 the curve has its minimum near 9 and never rises in time, because a few steps at
-each rate are too few to diverge. `stability_limit` measures that.
+It shows at which rates this optimizer makes progress on this model in its first steps. It is no measurement
+of stability: on a noiseless quadratic whose limit is 2 the curve has its minimum near 9 and never rises in
+time, because a few steps at each rate are too few to diverge. `stability_limit` measures that.
 
 Everything is done in log lr: slopes by linear lr put all weight on the smallest rates, where noise decides.
 
@@ -33,11 +33,12 @@ from schuss.errors import refusal
 class RangeTest:
     """Loss along a ladder of learning rates, for some sweeps.
 
-    `rates` (steps) and `losses` (sweeps × steps): the loss on the batch before the step at each rate, NaN once a sweep had
-    stopped. `interval`: the rates between which the smoothed loss made its progress (from a tenth to nine tenths of its
-    fall), the median of the sweeps; None if it never fell clearly beyond its own noise. `suggestion`: the rate of the
-    steepest fall by log lr, the geometric mean of `suggestions`, one for each sweep that fell; their scatter says how far
-    to trust it. `stopped_at`: for each sweep the rate at which the loss blew up, infinite if it did not.
+    `rates` (steps) and `losses` (sweeps × steps): the loss on the batch before the step at each rate, NaN
+    once a sweep had stopped. `interval`: the rates between which the smoothed loss made its progress (from a
+    tenth to nine tenths of its fall), the median of the sweeps; None if it never fell clearly beyond its own
+    noise. `suggestion`: the rate of the steepest fall by log lr, the geometric mean of `suggestions`, one for
+    each sweep that fell; their scatter says how far to trust it. `stopped_at`: for each sweep the rate at
+    which the loss blew up, infinite if it did not.
     """
 
     rates: Array
@@ -55,7 +56,8 @@ class RangeTest:
                 "Try a wider range, more steps or larger batches."
             )
         return (
-            f"the loss falls from lr {self.interval[0]:.3g} to {self.interval[1]:.3g}, fastest at {self.suggestion:.3g} "
+            f"the loss falls from lr {self.interval[0]:.3g} to {self.interval[1]:.3g}, fastest at "
+            f"{self.suggestion:.3g} "
             f"(sweeps: {', '.join(f'{s:.3g}' for s in self.suggestions)}). "
             "This is no measurement of stability: see stability_limit."
         )
@@ -73,17 +75,17 @@ def range_test(
     sweeps: int = 3,
     progress: Progress | None = None,
 ) -> RangeTest:
-    """Train for a few steps while the learning rate climbs from `lowest` to `highest`, then put everything back.
+    """Train a few steps while the learning rate climbs from `lowest` to `highest`, then put all back.
 
     Args:
         model: an `nn.Module`, or for a plain function leaf tensors that require a gradient.
         loss: `loss(model, batch)`, a scalar tensor.
         batches: any iterable; the first `steps` are used, again from the start if there are fewer.
-        optimizer: holds the model's weights; a copy of it, state included, does the steps. With several groups the rate is
-            the first group's, the others keep their proportion to it.
+        optimizer: holds the model's weights; a copy of it, state included, does the steps. With several
+            groups the rate is the first group's, the others keep their proportion to it.
         lowest, highest: ends of the ladder, of equal rungs in log lr.
-        steps: rungs; every one of them is stepped on until the loss is not finite, or has risen above where it started by more
-            than three times its best fall (and its noise).
+        steps: rungs; every one of them is stepped on until the loss is not finite, or has risen above where
+            it started by more than three times its best fall (and its noise).
         sweeps: runs from the same weights with the batches in another rotation.
         progress: called as `progress(done, at_most)` after each step.
 
@@ -112,7 +114,8 @@ def range_test(
         trained = [weight for group in optimizer.param_groups for weight in group["params"]]
         if not {id(weight) for weight in place.weights} & {id(weight) for weight in trained}:
             raise ValueError(
-                "optimizer holds none of the model's weights. Pass the optimizer of this model; for a plain function the "
+                "optimizer holds none of the model's weights. Pass the optimizer of this model; for a "
+                "plain function the "
                 "tensors must be leaves with requires_grad."
             )
         for sweep in range(sweeps):
@@ -199,7 +202,7 @@ def _read(rates: Array, losses: Array) -> RangeTest:
 
 
 def _fall(x: Array, y: Array) -> tuple[float, float, float] | None:
-    """Where the curve y(x) has fallen by a tenth, falls fastest, and has fallen by nine tenths; None if by noise only.
+    """Where y(x) has fallen by a tenth, falls fastest, has fallen by nine tenths; None if by noise only.
 
     Smoothed by straight lines through windows of a tenth of the points, which give level and slope at once.
     """

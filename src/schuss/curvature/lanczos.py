@@ -1,14 +1,15 @@
 r"""Both ends of a symmetric matrix's spectrum by block Lanczos, restarted thickly, orthogonalised in full.
 
-The basis Q (rows) grows a block at a time: W = H·(last block), made orthogonal to all of Q twice, is the next block. The
-coefficients T = Q H Qᵀ are measured, not assumed tridiagonal, and kept in float64; products of rows are summed in
-float64 whatever the rows are. When memory for rows is full, the basis is replaced by the Ritz vectors nearest the wanted
-ends and the last block. A block that loses rank (an invariant subspace is found) is refilled with random directions, which
-is how further copies of a repeated eigenvalue come in.
+The basis Q (rows) grows a block at a time: W = H·(last block), made orthogonal to all of Q twice, is the next
+block. The coefficients T = Q H Qᵀ are measured, not assumed tridiagonal, and kept in float64; products of
+rows are summed in float64 whatever the rows are. When memory for rows is full, the basis is replaced by the
+Ritz vectors nearest the wanted ends and the last block. A block that loses rank (an invariant subspace is
+found) is refilled with random directions, which is how further copies of a repeated eigenvalue come in.
 
 A block of b rows meets up to b copies of an eigenvalue; one vector alone would meet just one.
 
-Sources: Golub and Underwood 1977 (block); Wu and Simon 2000 (thick restart); Parlett 1998, chapter 13 (why in full).
+Sources: Golub and Underwood 1977 (block); Wu and Simon 2000 (thick restart); Parlett 1998, chapter 13 (why in
+full).
 """
 
 from __future__ import annotations
@@ -46,10 +47,11 @@ def combine(coefficients: Array, rows: Tensor, out: Tensor) -> None:
 
 @dataclass
 class Ritz:
-    """What a Krylov space knows of a matrix: `values` ascending, with `residuals` ‖H y − θ y‖, never below rounding.
+    """What a Krylov space knows of a matrix.
 
-    `coordinates` (m × m) are the Ritz vectors in the rows of `basis`; `exhausted` says that the basis spans the whole
-    space, so the values are all eigenvalues; `converged` that the wanted ones are within tolerance.
+    `values` are ascending, with `residuals` ‖H y − θ y‖, never below rounding.
+    `coordinates` (m × m) are the Ritz vectors in the rows of `basis`; `exhausted` says that the basis spans
+    the whole space, so the values are all eigenvalues; `converged` that the wanted ones are within tolerance.
     """
 
     values: Array
@@ -87,10 +89,10 @@ def lanczos(
 ) -> Ritz:
     """The `low` smallest and `high` largest eigenvalues of the operator `apply(rows, out)`.
 
-    `basis` (rows × n) is the memory to work in, at least low + high + 2·block rows unless it has room for the whole
-    space; its first row may hold a start vector (any row that is 0 is drawn at random). Stops when the wanted
-    residuals are ≤ tolerance × the largest |θ|, when `budget` products are spent, or, without `restart`, when the
-    memory is full.
+    `basis` (rows × n) is the memory to work in, at least low + high + 2·block rows unless it has room for the
+    whole space; its first row may hold a start vector (any row that is 0 is drawn at random). Stops when the
+    wanted residuals are ≤ tolerance × the largest |θ|, when `budget` products are spent, or, without
+    `restart`, when the memory is full.
     """
     rows, n = basis.shape
     space = Krylov(basis, generator)
@@ -121,7 +123,7 @@ def lanczos(
         rounding = torch.finfo(basis.dtype).eps * np.abs(values).max()
         residuals = np.hypot(np.linalg.norm(coupling @ coordinates[m - previous :], axis=0), rounding)
         ends = wanted(m, low, high)
-        # A residual of 0 proves an eigenvalue, not that it is an end: only a basis with more than the wanted ones can tell.
+        # A residual of 0 proves an eigenvalue, not that it is an end: a basis of more than those can tell.
         enough = size == 0 or m >= min(n, low + high + block)
         converged = enough and bool((residuals[ends] <= tolerance * np.abs(values).max()).all())
         if size == 0 or converged or done + size > budget or (full and not restart):
@@ -152,7 +154,7 @@ class Krylov:
         self.basis, self.generator = basis, generator
 
     def remove(self, rows: Tensor, m: int) -> Array:
-        """Make `rows` orthogonal to the first m of the basis, twice; returns the inner products that were removed."""
+        """Make `rows` orthogonal to the first m of the basis, twice; returns what was removed."""
         basis, total = self.basis[:m], np.zeros((m, len(rows)))
         for _ in range(2):
             coefficients = inner(basis, rows)
@@ -161,9 +163,10 @@ class Krylov:
         return total
 
     def orthonormalise(self, m: int, size: int, scale: float, rows: Tensor | None = None) -> Array:
-        """Make the next `size` basis rows orthonormal, from `rows` or where they lie; returns R with rowsᵀ = Qᵀ R.
+        """Make the next `size` basis rows orthonormal, from `rows` or in place; R with rowsᵀ = Qᵀ R.
 
-        A row with nothing new in it (norm at rounding level of `scale`) is replaced by a random direction, at R = 0.
+        A row with nothing new in it (norm at rounding level of `scale`) is replaced by a random direction, at
+        R = 0.
         """
         given = self.basis[m : m + size] if rows is None else rows
         triangle = np.zeros((size, len(given)))

@@ -14,7 +14,7 @@ ROOM = 16 * 2**20
 
 
 def default_rows(n: int, itemsize: int, spare: int = 2) -> int:
-    """How many rows of `n` numbers a basis gets: 24 less `spare` for gradient and product, more where they are small.
+    """How many rows of `n` numbers a basis gets: 24 less `spare` (gradient, product), more of small ones.
 
     >>> default_rows(10_000_000, 4), default_rows(1000, 8)
     (22, 2097)
@@ -42,6 +42,7 @@ def claim(what: str, rows: int, n: int, dtype: torch.dtype, device: torch.device
     needed, free = rows * n * dtype.itemsize, available(device)
     if free is not None and needed > free:
         raise MemoryError(
-            f"{what} needs {rows} vectors of {n:,} numbers, {needed / 1e9:.3g} GB; {free / 1e9:.3g} GB are free "
+            f"{what} needs {rows} vectors of {n:,} numbers, {needed / 1e9:.3g} GB; {free / 1e9:.3g} GB "
+            f"are free "
             f"on {device}. {advice}"
         )

@@ -1,16 +1,16 @@
 r"""How noisy mini-batch gradients are, as the batch size at which noise and signal are equal.
 
-With G the gradient of the expected loss and Σ the covariance of one example's gradient, a batch of B has gradient
-g = G + e, E‖e‖² = tr Σ / B. The noise scale is tr Σ / ‖G‖². From batches i of Bᵢ examples, N in all, K batches,
-ḡ = Σ Bᵢ gᵢ / N,
+With G the gradient of the expected loss and Σ the covariance of one example's gradient, a batch of B has
+gradient g = G + e, E‖e‖² = tr Σ / B. The noise scale is tr Σ / ‖G‖². From batches i of Bᵢ examples, N in all,
+K batches, ḡ = Σ Bᵢ gᵢ / N,
 
     tr Σ ≈ Σ Bᵢ ‖gᵢ − ḡ‖² / (K − 1)        ‖G‖² ≈ ‖ḡ‖² − tr Σ / N
 
-both without bias: numerator and denominator are averaged over all pairs of batches before the one division. (The
-mean of the ratios of single pairs is far off, and their median too.)
+both without bias: numerator and denominator are averaged over all pairs of batches before the one division.
+(The mean of the ratios of single pairs is far off, and their median too.)
 
-Sources: McCandlish, Kaplan, Amodei et al. 2018, appendix A; Fieller 1954 (interval of a ratio); Busing, Meijer and Van der
-Leeden 1999 (jackknife over unequal groups).
+Sources: McCandlish, Kaplan, Amodei et al. 2018, appendix A; Fieller 1954 (interval of a ratio); Busing,
+Meijer and Van der Leeden 1999 (jackknife over unequal groups).
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ GROUPS = 20
 class NoiseScale:
     """The gradient noise scale, in examples.
 
-    `simple` = tr Σ / ‖G‖²: with a batch of that size noise and signal have the same length. `interval` covers the true
-    value with probability `level`; it ends at infinity where the signal is not told from zero. `trace` is tr Σ of one
-    example and `signal` ‖G‖². `weighted` = tr(HΣ) / (GᵀHG), with `weighted_interval`, only if curvature was asked
-    for: the batch beyond which a larger one saves few steps. None otherwise.
+    `simple` = tr Σ / ‖G‖²: with a batch of that size noise and signal have the same length. `interval` covers
+    the true value with probability `level`; it ends at infinity where the signal is not told from zero.
+    `trace` is tr Σ of one example and `signal` ‖G‖². `weighted` = tr(HΣ) / (GᵀHG), with `weighted_interval`,
+    only if curvature was asked for: the batch beyond which a larger one saves few steps. None otherwise.
     """
 
     simple: float
@@ -58,7 +58,8 @@ class NoiseScale:
         """The number with its interval."""
         text = (
             f"noise scale {self.simple:.4g} examples, {self.level:.0%} interval "
-            f"{self.interval[0]:.4g} to {self.interval[1]:.4g} ({self.batches} batches, {self.examples} examples)"
+            f"{self.interval[0]:.4g} to {self.interval[1]:.4g} ({self.batches} batches, {self.examples} "
+            f"examples)"
         )
         if self.weighted is not None and self.weighted_interval is not None:
             low, high = self.weighted_interval
@@ -81,24 +82,28 @@ def gradient_noise_scale(
     Args:
         model: an `nn.Module`, or the point of a plain function.
         loss: `loss(model, batch)`, the *mean* over the batch's examples.
-        batches: at least two batches of independently drawn examples, each seen once; any iterable, also a generator.
-            Sizes may differ. An epoch of a shuffled loader will do: its examples count as draws from the distribution.
-        batch_size: examples in a batch, or a function of the batch; default the first dimension of the first tensor in it.
-        curvature: a batch at which the Hessian is measured, for the `weighted` scale too; one product for each of up to
-            20 groups of batches.
+        batches: at least two batches of independently drawn examples, each seen once; any iterable, also a
+            generator. Sizes may differ. An epoch of a shuffled loader will do: its examples count as draws
+            from the distribution.
+        batch_size: examples in a batch, or a function of the batch; default the first dimension of the first
+            tensor in it.
+        curvature: a batch at which the Hessian is measured, for the `weighted` scale too; one product for
+            each of up to 20 groups of batches.
         level: of the interval, by a jackknife over up to 20 groups of batches and Fieller's theorem.
-        progress: called as `progress(done, at_most)` after each batch; at_most is 0 where the length is unknown.
+        progress: called as `progress(done, at_most)` after each batch; at_most is 0 where the length is
+            unknown.
 
     Dropout draws a new mask for each batch here, as in training: its noise is part of the gradient's.
     Memory: at most 20 gradients, however many batches.
 
     Raises:
-        ValueError: as `hvp`; fewer than two batches; a batch without a size; a loss that changes between two calls.
+        ValueError: as `hvp`; fewer than two batches; a batch without a size; a loss that changes between two
+            calls.
 
     >>> x = torch.tensor([1.0, -1.0], dtype=torch.float64)
     >>> draws = torch.randn(64, 8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     >>> scale = gradient_noise_scale(x, lambda x, b: ((b @ x) ** 2).mean() / 2, draws)
-    >>> scale.interval[0] < 3 < scale.interval[1]  # d + 1 for isotropic draws in d dimensions
+    >>> bool(scale.interval[0] < 3 < scale.interval[1])  # d + 1 for isotropic draws in d dimensions
     True
     """
     if not 0 < level < 1:
@@ -157,7 +162,7 @@ def gradient_noise_scale(
 
 
 class _Groups:
-    """Batches gathered in groups of equal number, at most so many: when there are more, neighbours are joined."""
+    """Batches in groups of equal number; when there are too many groups, neighbours are joined."""
 
     def __init__(self, sums: Tensor) -> None:
         self.sums = sums  # Σ B g, a row for each group
@@ -216,7 +221,7 @@ NDArrayBool = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def fieller(pair: Array, covariance: Array, t: float) -> tuple[float, float]:
-    """The ratios R ≥ 0 with |a − R b| ≤ t · (its standard error), for estimates (a, b) with the given covariance."""
+    """The ratios R ≥ 0 with |a − R b| ≤ t × its standard error, for estimates (a, b) of given covariance."""
     (a, b), v = pair, covariance
     square, half, constant = b * b - t * t * v[1, 1], a * b - t * t * v[0, 1], a * a - t * t * v[0, 0]
     root = math.sqrt(max(half * half - square * constant, 0.0))
@@ -228,7 +233,7 @@ def fieller(pair: Array, covariance: Array, t: float) -> tuple[float, float]:
 
 
 def student_t(probability: float, freedom: int) -> float:
-    """The quantile of Student's t above the median, by its integral over the angle: t = √ν tan θ, density ∝ cosᵛ⁻¹ θ.
+    """The quantile of Student's t above the median, by the angle: t = √ν tan θ, density ∝ cosᵛ⁻¹ θ.
 
     >>> round(student_t(0.975, 10), 4), round(student_t(0.975, 1), 3)
     (2.2281, 12.706)

@@ -1,17 +1,17 @@
 """A place in weight space: one model, one loss, one batch, as a function of a single vector of weights.
 
-Every measurement of this room starts with `visit`, which yields a `Place` and leaves no trace. All of them take the
-same three things first:
+Every measurement of this room starts with `visit`, which yields a `Place` and leaves no trace. All of them
+take the same three things first:
 
 `model`
     an `nn.Module`; or, for plain functions, the point itself: a tensor, or a list or dict of tensors.
 `loss`
-    `loss(model, batch)`, a scalar tensor. For plain functions `loss(x, batch)`, with x in the form it was given. Where
-    a measurement needs the model's outputs (Gauss-Newton), a pair `(forward, criterion)` may stand in its place:
-    the loss is then `criterion(forward(model, batch), batch)`.
+    `loss(model, batch)`, a scalar tensor. For plain functions `loss(x, batch)`, with x in the form it was
+    given. Where a measurement needs the model's outputs (Gauss-Newton), a pair `(forward, criterion)` may
+    stand in its place: the loss is then `criterion(forward(model, batch), batch)`.
 `batch`
-    handed to `loss` as it is: a tensor, a tuple, a dict, None. `Pieces([...])` adds up a batch that is too large for
-    one pass.
+    handed to `loss` as it is: a tensor, a tuple, a dict, None. `Pieces([...])` adds up a batch that is too
+    large for one pass.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ Progress = Callable[[int, int], object]
 class Pieces:
     """A batch in pieces, for models that cannot take it whole: the loss is Σ weightᵢ · loss(model, batchᵢ).
 
-    The weights default to 1/number of pieces, right for a mean loss over pieces of equal size. For a mean loss over
-    unequal pieces give size/total; for a summed loss give ones. BatchNorm in training mode sees each piece alone, so
-    its loss in pieces is not the loss of the whole batch (a warning says so).
+    The weights default to 1/number of pieces, right for a mean loss over pieces of equal size. For a mean
+    loss over unequal pieces give size/total; for a summed loss give ones. BatchNorm in training mode sees
+    each piece alone, so its loss in pieces is not the loss of the whole batch (a warning says so).
 
     >>> Pieces([torch.zeros(2, 3), torch.ones(2, 3)]).shares
     (0.5, 0.5)
@@ -77,10 +77,10 @@ class Pieces:
 
 
 class Place:
-    """The loss of a model on a batch as a function of its weights, laid end to end in one vector of length `n`.
+    """The loss of a model on a batch as a function of its weights, one vector of length `n`.
 
-    Trainable weights count (`requires_grad`), tied ones once. Vectors live in `dtype`: that of the weights, but at
-    least float32. Made by `visit`.
+    Trainable weights count (`requires_grad`), tied ones once. Vectors live in `dtype`: that of the weights,
+    but at least float32. Made by `visit`.
     """
 
     def __init__(self, model: Model, loss: Loss, batch: Any, randomness: Randomness | None = None) -> None:
@@ -143,7 +143,7 @@ class Place:
             return sum(share * float(self.evaluate(piece)) for piece, share in self.pieces)
 
     def gradient(self, rewind: bool = True) -> tuple[float, Tensor]:
-        """The loss and its gradient as one vector, on the whole batch; without `rewind` random draws go on."""
+        """The loss and its gradient as one vector on the whole batch; without `rewind` random draws go on."""
         if rewind:
             self.rewind()
         total, row = 0.0, torch.zeros(self.n, dtype=self.dtype, device=self.device)
@@ -165,9 +165,12 @@ class Place:
         slack = 100 * torch.finfo(min((w.dtype for w in self.weights), key=lambda t: t.itemsize)).eps
         if abs(first - second) > slack * max(abs(first), abs(second)):
             raise ValueError(
-                f"loss(model, batch) changed from {first!r} to {second!r} between two calls with the same weights, batch "
-                "and random state. Likely causes: it draws its own data (a shuffled loader, an iterator), dropout or "
-                "noise from a generator of its own, or a counter in the model. Draw the data once and pass it as the "
+                f"loss(model, batch) changed from {first!r} to {second!r} between two calls with the same "
+                f"weights, batch "
+                "and random state. Likely causes: it draws its own data (a shuffled loader, an "
+                "iterator), dropout or "
+                "noise from a generator of its own, or a counter in the model. Draw the data once and "
+                "pass it as the "
                 "batch; use torch's global random state, which is held fixed here."
             )
         return first
@@ -252,7 +255,8 @@ def checked(loss: Any) -> Tensor:
             "loss(model, batch)",
             float(loss.detach()),
             "finite",
-            "Nothing can be measured here: look at the batch for bad values, or go back to weights before the loss blew up.",
+            "Nothing can be measured here: look at the batch for bad values, or go back to weights "
+            "before the loss blew up.",
         )
     return loss
 
@@ -266,7 +270,8 @@ def derivatives(loss: Tensor, weights: Sequence[Tensor], create_graph: bool = Fa
     )
     if all(gradient is None for gradient in gradients):
         raise ValueError(
-            "loss(model, batch) has no gradient with respect to the model's weights. Likely causes: it was computed "
+            "loss(model, batch) has no gradient with respect to the model's weights. Likely causes: it "
+            "was computed "
             "under no_grad, from .detach()ed or .item() values, or with another model than the one passed."
         )
     return [g.to_dense() if g is not None and g.is_sparse else g for g in gradients]
@@ -277,7 +282,8 @@ def finite(row: Tensor, what: str) -> Tensor:
     if not bool(torch.isfinite(row).all()):
         bad = int((~torch.isfinite(row)).sum())
         raise ValueError(
-            f"the {what} is not finite: {bad} of {row.numel()} numbers are NaN or infinite, though the loss is finite. "
+            f"the {what} is not finite: {bad} of {row.numel()} numbers are NaN or infinite, though the "
+            f"loss is finite. "
             "Likely causes: a square root or a norm at 0, or an overflow in half precision."
         )
     return row
@@ -312,8 +318,10 @@ def _warn_of_batch_statistics(parts: Sequence[nn.Module]) -> None:
         for module in part.modules():
             if isinstance(module, BATCH_NORMS) and module.training:
                 warnings.warn(
-                    "BatchNorm in training mode normalises each piece alone, so the curvature in pieces is not that of "
-                    "the whole batch (off by a third in a measured case). Pass the batch whole, or call model.eval().",
+                    "BatchNorm in training mode normalises each piece alone, so the curvature in pieces "
+                    "is not that of "
+                    "the whole batch (off by a third in a measured case). Pass the batch whole, or call "
+                    "model.eval().",
                     stacklevel=5,
                 )
                 return

@@ -1,13 +1,14 @@
 """Products of a vector with the Hessian or the Gauss-Newton matrix, exact, without ever forming the matrix.
 
-Sources: Pearlmutter 1994 (Hessian-vector products at the cost of two gradients); Schraudolph 2002 (Gauss-Newton).
+Sources: Pearlmutter 1994 (Hessian-vector products at the cost of two gradients); Schraudolph 2002
+(Gauss-Newton).
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,13 +33,14 @@ def hvp(model: Model, loss: Loss, batch: Any, vector: Vector) -> Any:
     Returns:
         H v in the form of `vector`, in units of loss per weight². Detached: no graph is kept.
 
-    Cost: one forward, one backward and one backward of the backward pass, about two to three gradients; memory for
-    two vectors besides the graph. Model, random state and BatchNorm statistics stay bit for bit as they were;
-    dropout draws the mask that the next training step would draw; attention runs on the kernel that has a second
-    derivative.
+    Cost: one forward, one backward and one backward of the backward pass, about two to three gradients;
+    memory for two vectors besides the graph. Model, random state and BatchNorm statistics stay bit for bit as
+    they were; dropout draws the mask that the next training step would draw; attention runs on the kernel
+    that has a second derivative.
 
     Raises:
-        ValueError: the loss is not a finite scalar or has no gradient, the vector does not fit, H v is not finite.
+        ValueError: the loss is not a finite scalar or has no gradient, the vector does not fit, H v is not
+            finite.
 
     >>> x = torch.tensor([1.0, 1.0], dtype=torch.float64)
     >>> rosenbrock = lambda x, _: (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
@@ -51,20 +53,21 @@ def hvp(model: Model, loss: Loss, batch: Any, vector: Vector) -> Any:
 def ggnvp(model: Model, loss: Loss, batch: Any, vector: Vector) -> Any:
     r"""The generalised Gauss-Newton matrix times a vector, G v = Jᵀ (∂²ℓ/∂z²) J v, exact to rounding.
 
-    z are the model's outputs, J their derivative by the weights and ℓ the loss as a function of z. G leaves out the
-    curvature of the model itself; it has no negative eigenvalue where ℓ is convex in z. Terms of the loss that use the
-    weights directly (a penalty ½λ‖w‖²) count in full.
+    z are the model's outputs, J their derivative by the weights and ℓ the loss as a function of z. G leaves
+    out the curvature of the model itself; it has no negative eigenvalue where ℓ is convex in z. Terms of the
+    loss that use the weights directly (a penalty ½λ‖w‖²) count in full.
 
-    The outputs are what `model(...)` returns wherever the loss calls it. For a plain function, or where the loss does
-    not call the model itself, give the pair `(forward, criterion)` as `loss`:
+    The outputs are what `model(...)` returns wherever the loss calls it. For a plain function, or where the
+    loss does not call the model itself, give the pair `(forward, criterion)` as `loss`:
     `criterion(forward(model, batch), batch)`.
 
-    Arguments, return value, guarantees and errors are those of `hvp`; besides, a loss that is computed inside the
-    model's forward is refused, since then there are no outputs to split it at.
+    Arguments, return value, guarantees and errors are those of `hvp`; besides, a loss that is computed inside
+    the model's forward is refused, since then there are no outputs to split it at.
 
     >>> x = torch.tensor([1.0, 1.0], dtype=torch.float64)
     >>> residuals = lambda x, _: torch.stack([1 - x[0], 10 * (x[1] - x[0] ** 2)])
-    >>> ggnvp(x, (residuals, lambda r, _: r.square().sum()), None, torch.tensor([1.0, 0.0], dtype=torch.float64))
+    >>> squares = lambda r, _: r.square().sum()
+    >>> ggnvp(x, (residuals, squares), None, torch.tensor([1.0, 0.0], dtype=torch.float64))
     tensor([ 802., -400.], dtype=torch.float64)
     """
     return _product(model, loss, batch, vector, "ggn")
@@ -81,8 +84,8 @@ def _product(model: Model, loss: Loss, batch: Any, vector: Vector, matrix: str) 
 class Curvature:
     """The Hessian ("hessian") or Gauss-Newton matrix ("ggn") at a place, applied to blocks of rows.
 
-    Keeps the graph of one evaluation for a batch in one piece, so that a further product costs one backward pass of the
-    backward pass; for `Pieces` each block passes over the pieces once.
+    Keeps the graph of one evaluation for a batch in one piece, so that a further product costs one backward
+    pass of the backward pass; for `Pieces` each block passes over the pieces once.
     """
 
     def __init__(self, place: Place, matrix: str = "hessian") -> None:
@@ -119,9 +122,10 @@ def _hessian(place: Place, piece: Any) -> Callable[[Sequence[Tensor]], Sequence[
 
 
 def _gauss_newton(place: Place, piece: Any) -> Callable[[Sequence[Tensor]], Sequence[Tensor | None]]:
-    r"""Record J and ∂²ℓ on one piece, with the loss a function ℓ(z, w) of outputs and of the weights themselves.
+    r"""Record J and ∂²ℓ on one piece, with the loss a function ℓ(z, w) of outputs and weights.
 
-    For u = (J v, v) and (a, b) = ∇²ℓ u the product is G v = Jᵀ a + b. J v is the derivative of Jᵀ y by y along v.
+    For u = (J v, v) and (a, b) = ∇²ℓ u the product is G v = Jᵀ a + b. J v is the derivative of Jᵀ y by y
+    along v.
     """
     weights = place.weights
     outputs, cut, loss = _cut_at_outputs(place, piece)
@@ -141,7 +145,7 @@ def _gauss_newton(place: Place, piece: Any) -> Callable[[Sequence[Tensor]], Sequ
 
 
 def _cut_at_outputs(place: Place, piece: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """The model's outputs z with their graph, detached copies of them, and the loss as a function of the copies."""
+    """The model's outputs z with their graph, detached copies, and the loss as a function of the copies."""
     outputs: list[Tensor] = []
     cut: list[Tensor] = []
 
@@ -181,12 +185,14 @@ def _cut_at_outputs(place: Place, piece: Any) -> tuple[list[Tensor], list[Tensor
         )
     if not outputs:
         raise ValueError(
-            "loss(model, batch) never called the model, or its outputs have no gradient, so there is nothing to split "
+            "loss(model, batch) never called the model, or its outputs have no gradient, so there is "
+            "nothing to split "
             "the loss at. Give the pair (forward, criterion) as loss."
         )
     if any(output.numel() == 1 and bool(output.detach() == loss.detach()) for output in outputs):
         raise ValueError(
-            "the model returns the loss itself, so there are no outputs to split it at. Let the loss be computed "
+            "the model returns the loss itself, so there are no outputs to split it at. Let the loss be "
+            "computed "
             "outside the model, or give the pair (forward, criterion) as loss."
         )
     return outputs, cut, loss
@@ -205,10 +211,11 @@ def _pull(
     ]
     if not pairs:
         return [None] * len(ends)
-    pulled = torch.autograd.grad(
-        [v for v, _ in pairs], list(ends), [a for _, a in pairs], retain_graph=True, allow_unused=True
-    )
-    return [p.to_dense() if p is not None and p.is_sparse else p for p in pulled]
+    values, along = [v for v, _ in pairs], [a for _, a in pairs]
+    pulled = torch.autograd.grad(values, list(ends), along, retain_graph=True, allow_unused=True)
+    return [
+        p.to_dense() if p is not None and p.is_sparse else p for p in cast("Sequence[Tensor | None]", pulled)
+    ]
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -1,7 +1,8 @@
 """How well the quadratic model L + g·s + ½ s·H s foretells the loss along a step.
 
-Where it does, curvature explains the step; where the actual decrease falls short, the step is beyond the model's reach.
-The error of a right model falls as the third power of the step's length: a test of the products themselves.
+Where it does, curvature explains the step; where the actual decrease falls short, the step is beyond the
+model's reach. The error of a right model falls as the third power of the step's length: a test of the
+products themselves.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from schuss.curvature.products import Curvature
 class QuadraticModel:
     """Predicted and actual decrease of the loss along t × step, for each t of `scales`.
 
-    `slope` = g·s and `curvature` = s·H s belong to the whole step. `predicted` = −(t g·s + ½ t² s·H s), `actual` =
-    L(w) − L(w + t s); `ratio` = actual / predicted, 1 where the model is right. `best` = −g·s / s·H s is the t at which the
-    model is lowest (infinite where it has no lowest point).
+    `slope` = g·s and `curvature` = s·H s belong to the whole step. `predicted` = −(t g·s + ½ t² s·H s),
+    `actual` = L(w) − L(w + t s); `ratio` = actual / predicted, 1 where the model is right. `best` = −g·s /
+    s·H s is the t at which the model is lowest (infinite where it has no lowest point).
     """
 
     scales: Array
@@ -65,13 +66,15 @@ def quadratic_model(
     """Compare the decrease that gradient and Hessian predict along a step with the actual one.
 
     Args:
-        model: an `nn.Module`, or the point of a plain function; its weights are moved and put back bit for bit.
+        model: an `nn.Module`, or the point of a plain function; its weights are moved and put back bit for
+            bit.
         loss: `loss(model, batch)`, a scalar tensor.
         batch: handed to `loss`.
         step: a change of the weights, in any form that `hvp` takes.
         scales: the multiples of the step to look at.
 
-    A loss that is not finite after a step counts as an actual decrease of −∞. Other errors are those of `hvp`.
+    A loss that is not finite after a step counts as an actual decrease of −∞. Other errors are those of
+    `hvp`.
 
     >>> x = torch.tensor([3.0, 1.0], dtype=torch.float64)
     >>> bowl = lambda x, _: x[0] ** 2 + 2 * x[1] ** 2
@@ -93,7 +96,7 @@ def quadratic_model(
         for scale in t:
             with moved(place.weights), torch.no_grad():
                 for weight, direction in zip(place.weights, directions, strict=True):
-                    weight.add_(direction, alpha=float(scale))
+                    weight.data = weight.data + float(scale) * direction
                 try:
                     actual.append(value - place.value())
                 except ValueError:

@@ -4,12 +4,13 @@ On ½ h w² every linear method here takes the step
 
     m ← β m + γ g,   w ← (1 − δ) w − (η / P) (c₁ m + c₂ g),   g = h w
 
-with decoupled decay δ = η λ, and P = 1 or the adaptive method's own denominator. With a = η h / P the matrix of one step has
+with decoupled decay δ = η λ, and P = 1 or the adaptive method's own denominator. With a = η h / P the matrix
+of one step has
 
     trace = 1 − δ + β − a (c₁ γ + c₂),    determinant = (1 − δ) β − a β c₂
 
-and its eigenvalues are inside the unit circle until 1 + trace + determinant = (2 − δ)(1 + β) − a (c₁ γ + c₂ (1 + β))
-reaches 0, at
+and its eigenvalues are inside the unit circle until 1 + trace + determinant = (2 − δ)(1 + β) − a (c₁ γ + c₂
+(1 + β)) reaches 0, at
 
     h / P = (2 − δ)(1 + β) / (η (c₁ γ + c₂ (1 + β)))
 
@@ -20,10 +21,11 @@ reaches 0, at
 | Nesterov          | μ   | 1     | μ  | 1  | 2 (1 + μ) / ((1 + 2 μ) η)  |
 | Adam and averages | β₁  | 1 − β₁| 1  | 0  | 2 (1 + β₁) / ((1 − β₁) η)  |
 
-In many dimensions h / P is an eigenvalue of P^-½ H P^-½. An L2 decay λ adds to every h. P moves with training: the limit
-is that of P frozen as it is now.
+In many dimensions h / P is an eigenvalue of P^-½ H P^-½. An L2 decay λ adds to every h. P moves with
+training: the limit is that of P frozen as it is now.
 
-Sources: Polyak 1964; Cohen, Kaur, Li, Kolter and Talwalkar 2021 (edge of stability); Cohen, Ghorbani et al. 2022 (adaptive).
+Sources: Polyak 1964; Cohen, Kaur, Li, Kolter and Talwalkar 2021 (edge of stability); Cohen, Ghorbani et al.
+2022 (adaptive).
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -47,7 +49,7 @@ State = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Linear:
-    """One weight tensor's linear iteration: the letters of this module's formula, P (None: not yet known), and L2 decay λ."""
+    """One weight tensor's iteration in the letters of this module; P is None while it is not known."""
 
     lr: float
     beta: float = 0.0
@@ -73,8 +75,9 @@ class Linear:
 class Sharpness:
     """The largest eigenvalue of the preconditioned Hessian, against the limit of the optimizer in use.
 
-    `value` and `limit` are in the same units; `dial` = value / limit is 1 at the edge of stability. `largest_lr` is the
-    largest stable rate at this sharpness, P frozen (of the group with the smallest limit; the others in proportion).
+    `value` and `limit` are in the same units; `dial` = value / limit is 1 at the edge of stability.
+    `largest_lr` is the largest stable rate at this sharpness, P frozen (of the group with the smallest limit;
+    the others in proportion).
     """
 
     value: float
@@ -95,19 +98,23 @@ class Sharpness:
 
     def __repr__(self) -> str:
         """One line."""
-        return f"sharpness {self.value:.4g} of a bearable {self.limit:.4g}: {self.dial:.0%}; stable up to lr {self.largest_lr:.4g}"
+        return (
+            f"sharpness {self.value:.4g} of a bearable {self.limit:.4g}: {self.dial:.0%}; "
+            f"stable up to lr {self.largest_lr:.4g}"
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class StabilityLimit:
     """What an optimizer's settings can bear.
 
-    `limit`: the largest stable eigenvalue of P^-½ (H + λ) P^-½, in loss per weight² (times the units of P for adaptive
-    methods); for plain methods P is 1 and this is the largest stable sharpness. With several groups, the smallest limit
-    among them; P of the others is scaled so that this one limit holds for all (exact when they share their momentum).
-    `preconditioned`: P is not 1 everywhere. `preconditioner` are the P of each weight tensor in the optimizer's order (a
-    number where it is the same for the whole tensor), None before the first step of an adaptive method.
-    `methods` names the rows of the module's table that each weight tensor follows.
+    `limit`: the largest stable eigenvalue of P^-½ (H + λ) P^-½, in loss per weight² (times the units of P for
+    adaptive methods); for plain methods P is 1 and this is the largest stable sharpness. With several groups,
+    the smallest limit among them; P of the others is scaled so that this one limit holds for all (exact when
+    they share their momentum). `preconditioned`: P is not 1 everywhere. `preconditioner` are the P of each
+    weight tensor in the optimizer's order (a number where it is the same for the whole tensor), None before
+    the first step of an adaptive method. `methods` names the rows of the module's table that each weight
+    tensor follows.
     """
 
     limit: float
@@ -151,12 +158,13 @@ class StabilityLimit:
     ) -> Sharpness:
         """The largest eigenvalue of P^-½ (H + λ) P^-½ for this optimizer's weights, the others held fixed.
 
-        Arguments and errors are those of `extreme_eigenvalues`; besides, an adaptive optimizer that has not taken a step
-        yet is refused, and one that does not hold the model's weights.
+        Arguments and errors are those of `extreme_eigenvalues`; besides, an adaptive optimizer that has not
+        taken a step yet is refused, and one that does not hold the model's weights.
         """
         if self.preconditioner is None:
             raise ValueError(
-                f"{self.optimizer} has no state yet, so its preconditioner is not known. Take a training step first."
+                f"{self.optimizer} has no state yet, so its preconditioner is not known. Take a training "
+                f"step first."
             )
         with visit(model, loss, batch) as place:
             place.steady()
@@ -197,14 +205,15 @@ class StabilityLimit:
 def stability_limit(optimizer: torch.optim.Optimizer) -> StabilityLimit:
     """The largest curvature that the optimizer's present settings and state can bear without diverging.
 
-    Reads `param_groups` and `state` of torch.optim's and Schuss's SGD, ASGD, Adagrad, Adadelta, RMSprop, Adam, AdamW, NAdam,
-    RAdam and Adamax; nothing is changed. Plain methods give a limit on the sharpness (2/lr for gradient descent), adaptive
-    ones on the sharpness of P^-½ H P^-½ with P from their state, which the result's `sharpness(model, loss, batch)`
-    measures. `largest_lr(sharpness)` turns the question round. The module's docstring has the formula and its proof.
+    Reads `param_groups` and `state` of torch.optim's and Schuss's SGD, ASGD, Adagrad, Adadelta, RMSprop,
+    Adam, AdamW, NAdam, RAdam and Adamax; nothing is changed. Plain methods give a limit on the sharpness
+    (2/lr for gradient descent), adaptive ones on the sharpness of P^-½ H P^-½ with P from their state, which
+    the result's `sharpness(model, loss, batch)` measures. `largest_lr(sharpness)` turns the question round.
+    The module's docstring has the formula and its proof.
 
     Raises:
-        ValueError: a method that is not linear in the gradient (Rprop and Lion use only its sign, so no curvature makes their
-            steps grow), one that is not known here, `maximize=True`, or momentum ≥ 1.
+        ValueError: a method that is not linear in the gradient (Rprop and Lion use only its sign, so no
+            curvature makes their steps grow), one that is not known here, `maximize=True`, or momentum ≥ 1.
 
     >>> w = torch.zeros(1, requires_grad=True)
     >>> stability_limit(torch.optim.SGD([w], lr=0.1))
@@ -257,12 +266,13 @@ def _checked(method: Linear) -> Linear:
 
 def _rate(group: Group, state: State) -> float:
     """The learning rate of a group: a number, a tensor, or a schedule of the finished steps."""
-    lr: Any = group["lr"]
-    return float(lr(_steps(state))) if callable(lr) else float(lr)
+    lr = group["lr"]
+    schedule = cast("Callable[[int], float]", lr)
+    return float(schedule(_steps(state)) if callable(lr) else lr)
 
 
 def _steps(state: State) -> int:
-    return int(state.get("step", 0))
+    return int(float(state["step"])) if "step" in state else 0
 
 
 def _decays(group: Group, decoupled: bool = False) -> dict[str, float]:
@@ -365,7 +375,7 @@ def _nadam(group: Group, state: State) -> Linear:
 
 
 def _radam(group: Group, state: State) -> Linear:
-    """Adam's preconditioner over the rectification r once ρ > 5; before that plain averaged momentum, P = 1 − β₁ᵗ."""
+    """Adam's preconditioner over the rectification r once ρ > 5; before that P = 1 − β₁ᵗ."""
     beta1, beta2 = (float(beta) for beta in group["betas"])
     p: Tensor | float | None = None
     if state:

@@ -1,11 +1,11 @@
-"""Minimum, saddle, maximum or flat: what the second derivatives say about a point, and the way out of a saddle."""
+"""Minimum, saddle, maximum or flat: what the curvature says about a point, and the way out of a saddle."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from schuss.curvature.eigenvalues import ends
@@ -17,14 +17,17 @@ from schuss.curvature.products import Curvature
 class StationaryPoint:
     """What the curvature at a point looks like.
 
-    `verdict` is "minimum" (all curvature is positive), "maximum", "saddle" (both signs), "flat" (no negative curvature,
-    but some direction has none: the second derivatives alone cannot tell a valley floor from a degenerate saddle),
-    or "undecided" (the eigenvalues did not converge far enough). `stationary` says whether the gradient is small:
-    ‖g‖ ≤ tolerance × max|λ| × max(1, ‖w‖), that is, a step of relative size `tolerance` would remove it. Elsewhere the
+    `verdict` is "minimum" (all curvature is positive), "maximum", "saddle" (both signs), "flat" (no negative
+    curvature,
+    but some direction has none: the second derivatives alone cannot tell a valley floor from a degenerate
+        saddle),
+    or "undecided" (the eigenvalues did not converge far enough). `stationary` says whether the gradient is
+    small: ‖g‖ ≤ tolerance × max|λ| × max(1, ‖w‖), that is, a step of relative size `tolerance` would remove
+        it. Elsewhere the
     verdict is about the curvature only.
 
-    `escape` is the unit direction of the most negative curvature `smallest`, pointing downhill, in x's shape for a plain
-    tensor and flat otherwise; None where nothing is negative.
+    `escape` is the unit direction of the most negative curvature `smallest`, pointing downhill, in x's shape
+    for a plain tensor and flat otherwise; None where nothing is negative.
     """
 
     verdict: str
@@ -68,9 +71,10 @@ def stationary_point(
 
     Errors are those of `extreme_eigenvalues`.
 
+    >>> import torch
     >>> saddle = lambda x, _: (x[0] ** 2 - x[1] ** 2) / 2
     >>> point = stationary_point(torch.zeros(2, dtype=torch.float64), saddle, None)
-    >>> point.verdict, point.escape.abs().tolist()
+    >>> point.verdict, point.escape.abs().round(decimals=9).tolist()
     ('saddle', [0.0, 1.0])
     """
     with visit(model, loss, batch) as place:
@@ -82,7 +86,7 @@ def stationary_point(
         size = max(abs(smallest), abs(largest))
         zero = max(tolerance * size, residual)
         norm = float(gradient.double().norm())
-        place_norm = float(torch.sqrt(sum((w.detach().double() ** 2).sum().cpu() for w in place.weights)))  # type: ignore[arg-type]
+        here = math.hypot(*(float(weight.detach().double().norm()) for weight in place.weights))
         escape = None
         if smallest < -zero:
             row = ritz.vectors([0])[0]
@@ -91,7 +95,7 @@ def stationary_point(
             escape = place.shaped(row)
         return StationaryPoint(
             verdict=_verdict(smallest, largest, zero, ritz.converged, residual <= tolerance * size),
-            stationary=norm <= tolerance * size * max(1.0, place_norm),
+            stationary=norm <= tolerance * size * max(1.0, here),
             gradient_norm=norm,
             smallest=smallest,
             largest=largest,
@@ -102,7 +106,7 @@ def stationary_point(
 
 
 def _verdict(smallest: float, largest: float, zero: float, converged: bool, sharp: bool) -> str:
-    """Ritz values lie inside the spectrum: a sign that is seen is there; a sign that is not seen needs convergence."""
+    """Ritz values lie inside the spectrum: a sign seen is there; one not seen needs convergence."""
     if smallest < -zero and largest > zero:
         return "saddle"
     if not (converged or sharp):
