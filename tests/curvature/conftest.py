@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, hessian
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 torch.set_num_threads(1)
 
@@ -123,7 +124,7 @@ def dense_hessian():
             return functional_call(wrapped, swapped, ())
 
         flat = torch.cat([w.detach().reshape(-1) for w in weights.values()])
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
             warnings.simplefilter("ignore", DeprecationWarning)  # torch.func's own use of torch.jit
             return hessian(of_flat)(flat).detach()
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import schuss.curvature.memory as memory
 from schuss.curvature import (
     Pieces,
     extreme_eigenvalues,
@@ -17,7 +18,6 @@ from schuss.curvature import (
     spectrum,
     stability_limit,
 )
-import schuss.curvature.memory as memory
 
 
 @pytest.fixture
@@ -88,14 +88,14 @@ def test_vectors_that_do_not_fit(model, vector, said):
 def test_models_without_weights():
     with pytest.raises(ValueError, match="is not a model with a weight that requires a gradient"):
         hvp(nn.ReLU(), square, X, V)
-    with pytest.raises(ValueError, match="is not an nn.Module, a tensor, or a list or dict"):
+    with pytest.raises(ValueError, match=r"is not an nn\.Module, a tensor, or a list or dict"):
         hvp(3.0, square, X, V)
     with pytest.raises(ValueError, match="real floating type"):
         hvp(torch.ones(2, dtype=torch.cfloat, requires_grad=True), lambda x, _: x.abs().sum(), None, V)
 
 
 def test_products_that_are_not_finite():
-    with pytest.raises(ValueError, match="not finite: .* a square root or a norm at 0"):
+    with pytest.raises(ValueError, match=r"not finite: .* a square root or a norm at 0"):
         hvp(torch.zeros(2), lambda x, _: (x**2).sum().sqrt() + 1, None, torch.ones(2))
 
 

@@ -1,4 +1,4 @@
-"""Products against dense matrices from another route, the third-order law, cost, and the forms of a vector."""
+"""Products against dense matrices from another route, the third-order law, cost, forms of a vector."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import contextlib
 import pytest
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.autograd.functional import hessian as double_backward_hessian
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from schuss.curvature import Pieces, ggnvp, hvp, quadratic_model

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from schuss.curvature.lanczos import Apply, Array, Ritz, lanczos
+from schuss.curvature.lanczos import Apply, Array, Ritz, eigh, lanczos
 from schuss.curvature.memory import DEFAULT_VECTORS, claim, default_rows
 from schuss.curvature.place import Loss, Model, Place, Progress, visit
 from schuss.curvature.products import Curvature
@@ -247,7 +247,7 @@ def condition_number(
         eps = max(torch.finfo(weight.dtype).eps for weight in place.weights)
         cut = max(1e-12, place.n * eps) if cut is None else cut
         if place.n <= DENSE:
-            values = np.linalg.eigvalsh(dense(place, apply, progress))
+            values, _ = eigh(dense(place, apply, progress))
             largest = _positive(float(values[-1]))
             positive = values[values > cut * largest]
             zeros, negative = (
@@ -275,7 +275,7 @@ def condition_number(
 
 
 def dense(place: Place, apply: Callable[[Tensor, Tensor], None], progress: Progress | None = None) -> Array:
-    """The whole matrix, symmetrised, by n products with the unit vectors."""
+    """The whole matrix by n products with the unit vectors."""
     n = place.n
     claim("the whole matrix", n, n, torch.float64, place.device, "Measure its ends with extreme_eigenvalues.")
     matrix = np.empty((n, n))
@@ -287,7 +287,7 @@ def dense(place: Place, apply: Callable[[Tensor, Tensor], None], progress: Progr
         matrix[i] = column[0].cpu().numpy()
         if progress is not None:
             progress(i + 1, n)
-    return (matrix + matrix.T) / 2
+    return matrix
 
 
 def _positive(largest: float) -> float:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-
 REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
@@ -122,7 +121,7 @@ def _flag_restorer(weight: Tensor) -> Callable[[], None]:
 
 
 def _replace_buffers(parts: Sequence[nn.Module]) -> None:
-    """Give the modules copies of their buffers, shared where the buffers are; `_restorer` gives the own ones back."""
+    """Give the modules copies of their buffers, shared where those are; `_restorer` undoes it."""
     copies: dict[int, Tensor] = {}
     for part in parts:
         registry = cast("dict[str, Tensor | None]", part.__dict__.get("_buffers", {}))

@@ -45,6 +45,12 @@ def combine(coefficients: Array, rows: Tensor, out: Tensor) -> None:
         out[:, columns] = (matrix @ rows[:, columns].double()).to(rows.dtype)
 
 
+def eigh(matrix: Array) -> tuple[Array, Array]:
+    """Eigenvalues, ascending, and eigenvectors of the symmetric part, on the threads torch may use."""
+    values, vectors = torch.linalg.eigh(torch.from_numpy((matrix + matrix.T) / 2))
+    return values.numpy(), vectors.numpy()
+
+
 @dataclass
 class Ritz:
     """What a Krylov space knows of a matrix.
@@ -119,7 +125,7 @@ def lanczos(
         if not (full or m >= next_look or done + size > budget):
             continue
         next_look = m + max(m // 8, 1)
-        values, coordinates = np.linalg.eigh((projected[:m, :m] + projected[:m, :m].T) / 2)
+        values, coordinates = eigh(projected[:m, :m])
         rounding = torch.finfo(basis.dtype).eps * np.abs(values).max()
         residuals = np.hypot(np.linalg.norm(coupling @ coordinates[m - previous :], axis=0), rounding)
         ends = wanted(m, low, high)
