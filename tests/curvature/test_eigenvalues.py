@@ -217,7 +217,7 @@ def test_known_minima():
 
 
 def test_condition_number_where_only_the_ends_are_known():
-    """Beyond 2000 weights: exact for a positive matrix, a lower bound that says so where zeros hide the end."""
+    """Beyond 2000 weights: exact for a positive matrix, a stated lower bound where zeros hide the end."""
     values = np.geomspace(0.5, 50, 40).repeat(60)
     got = condition_number(*diagonal(values), None)
     assert got.converged
@@ -300,7 +300,7 @@ def test_spectrum_within_its_error_bars(make, loss, dense_hessian):
 
 
 def test_the_error_bars_of_a_trace_are_honest():
-    """Over many seeds, the truth is within two standard errors about as often as Student's t says (90 to 99 %)."""
+    """Over many seeds, the truth is within two standard errors about as often as Student's t says."""
     x, f = diagonal(np.linspace(-1, 3, 60))
     off = [
         (s.trace - 60) / s.trace_error
