@@ -89,8 +89,8 @@ ADAPTIVE = {
 def test_adaptive_limits_are_where_the_real_step_turns_unstable(name):
     """A past of random gradients makes the denominators; tiny gradients then move nothing but w and m.
 
-    So two runs of the optimizer's own next step are the two columns of the iteration's matrix, and the h at which its
-    spectral radius passes 1 is found by bisection, without a formula.
+    So two runs of the optimizer's own next step are the two columns of the iteration's matrix, and the h at
+    which its spectral radius passes 1 is found by bisection, without a formula.
     """
     kind = getattr(torch.optim, name.split()[0])
     w = weight(0.0)
@@ -282,7 +282,7 @@ def half_square(model, batch):
 
 
 def sharpnesses(lr: float, first: int, last: int) -> tuple[float, float]:
-    """The mean over a few looks at the sharpness between two steps of full-batch gradient descent, and the loss."""
+    """The mean of some looks at the sharpness from step first to last of full-batch descent; the loss."""
     model, batch = edge_of_stability()
     optimizer = SGD(model.parameters(), lr=lr)
     limit = stability_limit(optimizer)
@@ -299,8 +299,8 @@ def sharpnesses(lr: float, first: int, last: int) -> tuple[float, float]:
 def test_the_edge_of_stability():
     """Digits, tanh 64-50-50-10: gradient descent sharpens until 2 / lr, and stays there.
 
-    The control: at the same training time (steps × lr) half the rate has gone on to a sharpness that the larger rate could
-    not bear; it is the rate that stops it, not the landscape.
+    The control: at the same training time (steps × lr) half the rate has gone on to a sharpness that the
+    larger rate could not bear; it is the rate that stops it, not the landscape.
     """
     sharp, loss = sharpnesses(0.4, 500, 600)
     assert sharp == pytest.approx(2 / 0.4, rel=0.1)

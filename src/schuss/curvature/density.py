@@ -65,8 +65,8 @@ class Spectrum:
         return (
             f"spectrum of the {self.matrix} of {self.n:,} weights, {len(self.nodes)} random vectors, "
             f"{self.products} products\n"
-            f"  from {self.nodes.min():.4g} to {self.nodes.max():.4g}, "
-            f"trace {self.trace:.4g} ± {self.trace_error:.2g}, below zero {share:.1%} ± {error:.1%}"
+            f"  from {self.nodes.min():.4g} to {self.nodes.max():.4g}, trace {self.trace:.4g} ± "
+            f"{self.trace_error:.2g}, below zero {share:.1%} ± {error:.1%}"
         )
 
 

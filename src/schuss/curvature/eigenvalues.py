@@ -52,8 +52,8 @@ class Extremes:
         """A line for each end."""
         state = "converged" if self.converged else "NOT converged"
         return (
-            f"{self.matrix} of {self.n:,} weights, {self.products} products, {state} "
-            f"(worst residual {self.residuals.max():.1e})\n"
+            f"{self.matrix} of {self.n:,} weights, {self.products} products, {state} (worst residual "
+            f"{self.residuals.max():.1e})\n"
             f"  largest  {_listed(self.largest)}\n"
             f"  smallest {_listed(self.smallest)}"
         )
@@ -256,8 +256,8 @@ def condition_number(
             )
             smallest, converged = float(positive[0]), True
             how = (
-                f"all {place.n} eigenvalues, cut at {cut:.3g} of the largest: {zeros} near zero, "
-                f"{negative} negative"
+                f"all {place.n} eigenvalues, cut at {cut:.3g} of the largest: {zeros} near zero, {negative} "
+                "negative"
             )
         else:
             ritz, _, _ = ends(place, apply, 1, 1, seed=seed, progress=progress)

@@ -57,9 +57,8 @@ class RangeTest:
             )
         return (
             f"the loss falls from lr {self.interval[0]:.3g} to {self.interval[1]:.3g}, fastest at "
-            f"{self.suggestion:.3g} "
-            f"(sweeps: {', '.join(f'{s:.3g}' for s in self.suggestions)}). "
-            "This is no measurement of stability: see stability_limit."
+            f"{self.suggestion:.3g} (sweeps: {', '.join(f'{s:.3g}' for s in self.suggestions)}). This is no "
+            "measurement of stability: see stability_limit."
         )
 
 
@@ -115,8 +114,7 @@ def range_test(
         if not {id(weight) for weight in place.weights} & {id(weight) for weight in trained}:
             raise ValueError(
                 "optimizer holds none of the model's weights. Pass the optimizer of this model; for a "
-                "plain function the "
-                "tensors must be leaves with requires_grad."
+                "plain function the tensors must be leaves with requires_grad."
             )
         for sweep in range(sweeps):
             place.rewind()

@@ -42,7 +42,6 @@ def claim(what: str, rows: int, n: int, dtype: torch.dtype, device: torch.device
     needed, free = rows * n * dtype.itemsize, available(device)
     if free is not None and needed > free:
         raise MemoryError(
-            f"{what} needs {rows} vectors of {n:,} numbers, {needed / 1e9:.3g} GB; {free / 1e9:.3g} GB "
-            f"are free "
-            f"on {device}. {advice}"
+            f"{what} needs {rows} vectors of {n:,} numbers, {needed / 1e9:.3g} GB; {free / 1e9:.3g} GB are "
+            f"free on {device}. {advice}"
         )

@@ -57,9 +57,8 @@ class NoiseScale:
     def __repr__(self) -> str:
         """The number with its interval."""
         text = (
-            f"noise scale {self.simple:.4g} examples, {self.level:.0%} interval "
-            f"{self.interval[0]:.4g} to {self.interval[1]:.4g} ({self.batches} batches, {self.examples} "
-            f"examples)"
+            f"noise scale {self.simple:.4g} examples, {self.level:.0%} interval {self.interval[0]:.4g} to "
+            f"{self.interval[1]:.4g} ({self.batches} batches, {self.examples} examples)"
         )
         if self.weighted is not None and self.weighted_interval is not None:
             low, high = self.weighted_interval

@@ -166,12 +166,10 @@ class Place:
         if abs(first - second) > slack * max(abs(first), abs(second)):
             raise ValueError(
                 f"loss(model, batch) changed from {first!r} to {second!r} between two calls with the same "
-                f"weights, batch "
-                "and random state. Likely causes: it draws its own data (a shuffled loader, an "
-                "iterator), dropout or "
-                "noise from a generator of its own, or a counter in the model. Draw the data once and "
-                "pass it as the "
-                "batch; use torch's global random state, which is held fixed here."
+                "weights, batch and random state. Likely causes: it draws its own data (a shuffled loader, "
+                "an iterator), dropout or noise from a generator of its own, or a counter in the model. "
+                "Draw the data once and pass it as the batch; use torch's global random state, which is "
+                "held fixed here."
             )
         return first
 
@@ -255,8 +253,8 @@ def checked(loss: Any) -> Tensor:
             "loss(model, batch)",
             float(loss.detach()),
             "finite",
-            "Nothing can be measured here: look at the batch for bad values, or go back to weights "
-            "before the loss blew up.",
+            "Nothing can be measured here: look at the batch for bad values, or go back to weights before "
+            "the loss blew up.",
         )
     return loss
 
@@ -270,9 +268,9 @@ def derivatives(loss: Tensor, weights: Sequence[Tensor], create_graph: bool = Fa
     )
     if all(gradient is None for gradient in gradients):
         raise ValueError(
-            "loss(model, batch) has no gradient with respect to the model's weights. Likely causes: it "
-            "was computed "
-            "under no_grad, from .detach()ed or .item() values, or with another model than the one passed."
+            "loss(model, batch) has no gradient with respect to the model's weights. Likely causes: it was "
+            "computed under no_grad, from .detach()ed or .item() values, or with another model than the "
+            "one passed."
         )
     return [g.to_dense() if g is not None and g.is_sparse else g for g in gradients]
 
@@ -282,9 +280,8 @@ def finite(row: Tensor, what: str) -> Tensor:
     if not bool(torch.isfinite(row).all()):
         bad = int((~torch.isfinite(row)).sum())
         raise ValueError(
-            f"the {what} is not finite: {bad} of {row.numel()} numbers are NaN or infinite, though the "
-            f"loss is finite. "
-            "Likely causes: a square root or a norm at 0, or an overflow in half precision."
+            f"the {what} is not finite: {bad} of {row.numel()} numbers are NaN or infinite, though the loss "
+            "is finite. Likely causes: a square root or a norm at 0, or an overflow in half precision."
         )
     return row
 
@@ -318,10 +315,9 @@ def _warn_of_batch_statistics(parts: Sequence[nn.Module]) -> None:
         for module in part.modules():
             if isinstance(module, BATCH_NORMS) and module.training:
                 warnings.warn(
-                    "BatchNorm in training mode normalises each piece alone, so the curvature in pieces "
-                    "is not that of "
-                    "the whole batch (off by a third in a measured case). Pass the batch whole, or call "
-                    "model.eval().",
+                    "BatchNorm in training mode normalises each piece alone, so the curvature in pieces is "
+                    "not that of the whole batch (off by a third in a measured case). Pass the batch "
+                    "whole, or call model.eval().",
                     stacklevel=5,
                 )
                 return

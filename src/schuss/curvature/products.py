@@ -186,14 +186,12 @@ def _cut_at_outputs(place: Place, piece: Any) -> tuple[list[Tensor], list[Tensor
     if not outputs:
         raise ValueError(
             "loss(model, batch) never called the model, or its outputs have no gradient, so there is "
-            "nothing to split "
-            "the loss at. Give the pair (forward, criterion) as loss."
+            "nothing to split the loss at. Give the pair (forward, criterion) as loss."
         )
     if any(output.numel() == 1 and bool(output.detach() == loss.detach()) for output in outputs):
         raise ValueError(
             "the model returns the loss itself, so there are no outputs to split it at. Let the loss be "
-            "computed "
-            "outside the model, or give the pair (forward, criterion) as loss."
+            "computed outside the model, or give the pair (forward, criterion) as loss."
         )
     return outputs, cut, loss
 

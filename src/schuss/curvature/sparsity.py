@@ -36,8 +36,8 @@ class GradientSparsity:
         """The totals, and the sparsest tensor."""
         most = max(self.tensors, key=lambda tensor: tensor.empty_rows)
         return (
-            f"gradient: {self.zeros:.1%} exact zeros, {self.empty_rows:.1%} empty rows (most in {most.name}: "
-            f"{most.empty_rows:.1%}), spread {self.spread:.3g}"
+            f"gradient: {self.zeros:.1%} exact zeros, {self.empty_rows:.1%} empty rows (most in "
+            f"{most.name}: {most.empty_rows:.1%}), spread {self.spread:.3g}"
         )
 
 

@@ -99,8 +99,8 @@ class Sharpness:
     def __repr__(self) -> str:
         """One line."""
         return (
-            f"sharpness {self.value:.4g} of a bearable {self.limit:.4g}: {self.dial:.0%}; "
-            f"stable up to lr {self.largest_lr:.4g}"
+            f"sharpness {self.value:.4g} of a bearable {self.limit:.4g}: {self.dial:.0%}; stable up to lr "
+            f"{self.largest_lr:.4g}"
         )
 
 
@@ -164,7 +164,7 @@ class StabilityLimit:
         if self.preconditioner is None:
             raise ValueError(
                 f"{self.optimizer} has no state yet, so its preconditioner is not known. Take a training "
-                f"step first."
+                "step first."
             )
         with visit(model, loss, batch) as place:
             place.steady()

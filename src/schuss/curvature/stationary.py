@@ -43,8 +43,8 @@ class StationaryPoint:
         """One sentence."""
         where = "" if self.stationary else " (not a stationary point)"
         return (
-            f"{self.verdict}{where}: curvature from {self.smallest:.4g} to {self.largest:.4g} "
-            f"(± {self.residual:.1e}), gradient {self.gradient_norm:.2e}"
+            f"{self.verdict}{where}: curvature from {self.smallest:.4g} to {self.largest:.4g} (± "
+            f"{self.residual:.1e}), gradient {self.gradient_norm:.2e}"
         )
 
 
