@@ -88,7 +88,7 @@ def extreme_eigenvalues(
         products: at most so many Hessian-vector products; default 100 for large models, more for small ones
             (10⁷/n).
         vectors: at most so many vectors of the model's size in memory, gradient and product included. Default
-            24, or what fits in 16 MiB, or 2 k + 6 if that is more.
+            24, or what fits in 16 MiB, or 2 k + 8 if that is more.
         seed: of the random start; the global random state is not touched.
         progress: called as `progress(done, at_most)` after each block of products.
 
@@ -152,12 +152,12 @@ def ends(
     n = place.n
     low, high = min(low, n), min(high, n)
     most = max(low, high)
-    if vectors is not None and vectors < low + high + 4:
+    if vectors is not None and vectors < low + high + 8:
         raise refusal(
-            "vectors", vectors, f"at least {low + high + 4}", "Ask for fewer eigenvalues or more memory."
+            "vectors", vectors, f"at least {low + high + 8}", "Ask for fewer eigenvalues or more memory."
         )
-    rows = max(default_rows(n, place.dtype.itemsize), low + high + 4) if vectors is None else vectors - 2
-    block = max(1, min(most, (rows - low - high) // 6))
+    rows = max(default_rows(n, place.dtype.itemsize), low + high + 4) if vectors is None else vectors - 4
+    block = max(1, min(most, (rows - low - high) // 5))
     rows = min(rows, n + block)
     if tolerance is None:
         tolerance = max(1e-10, 100 * max(torch.finfo(weight.dtype).eps for weight in place.weights))
@@ -165,11 +165,11 @@ def ends(
         budget = max(100, min(2 * n, 10**7 // n))
     claim(
         f"a basis for {low + high} eigenvalues",
-        rows + 2,
+        rows + 4,
         n,
         place.dtype,
         place.device,
-        f"Ask for fewer, or set vectors= below {max(rows + 2, DEFAULT_VECTORS)}.",
+        f"Ask for fewer, or set vectors= below {max(rows + 4, DEFAULT_VECTORS)}.",
     )
     ritz = lanczos(
         apply,

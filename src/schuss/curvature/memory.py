@@ -13,11 +13,11 @@ ROOM = 16 * 2**20
 """Bytes that are always free to use: small models get more vectors, and so fewer products."""
 
 
-def default_rows(n: int, itemsize: int, spare: int = 2) -> int:
-    """How many rows of `n` numbers a basis gets: 24 less `spare` (gradient, product), more of small ones.
+def default_rows(n: int, itemsize: int, spare: int = 4) -> int:
+    """How many rows of `n` numbers a basis gets: 24 less `spare` (gradient, product), more if small.
 
     >>> default_rows(10_000_000, 4), default_rows(1000, 8)
-    (22, 2097)
+    (20, 2097)
     """
     return max(DEFAULT_VECTORS - spare, ROOM // (itemsize * max(n, 1)))
 
