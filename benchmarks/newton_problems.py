@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "newton"))
-import mgh  # noqa: E402
-import nist  # noqa: E402
+import mgh
+import nist
 
-from schuss.newton import LBFGS, GaussNewton, Newton, NewtonCG  # noqa: E402
+from schuss.newton import LBFGS, GaussNewton, Newton, NewtonCG
 
 LIMIT = 1000  # losses a run may take
 
@@ -142,7 +142,9 @@ def scipy_minimize(method: str, **options: Any) -> Callable[[Case], None]:
             arguments["hessp"] = case.hessp
         if method == "trust-exact":
             arguments["hess"] = case.hess
-        scipy.optimize.minimize(x0=case.x0(), method=method, options={"maxiter": LIMIT, **options}, **arguments)
+        scipy.optimize.minimize(
+            x0=case.x0(), method=method, options={"maxiter": LIMIT, **options}, **arguments
+        )
 
     return run
 
@@ -167,7 +169,12 @@ def scipy_least_squares(method: str) -> Callable[[Case], None]:
 def torch_lbfgs(case: Case) -> None:
     w = torch.tensor(case.start, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
-        [w], max_iter=LIMIT, max_eval=LIMIT, tolerance_grad=1e-14, tolerance_change=1e-16, line_search_fn="strong_wolfe"
+        [w],
+        max_iter=LIMIT,
+        max_eval=LIMIT,
+        tolerance_grad=1e-14,
+        tolerance_change=1e-16,
+        line_search_fn="strong_wolfe",
     )
 
     def closure() -> Tensor:
@@ -246,9 +253,12 @@ def main() -> None:
         print(f"\n{title}: medians over the {len(common)} problems that all of these solve")
         print(f"{'method':26} {'MGH':>7} {'NIST':>7} {'losses':>7} {'gradients':>9} {'cost':>7}")
         for name, runs in results.items():
-            solved = [sum(r.is_solved for r in part) for part in (runs[: len(published)], runs[len(published) :])]
+            solved = [
+                sum(r.is_solved for r in part) for part in (runs[: len(published)], runs[len(published) :])
+            ]
             losses, gradients, cost = (
-                statistics.median(getattr(runs[i], what) for i in common) for what in ("losses", "gradients", "cost")
+                statistics.median(getattr(runs[i], what) for i in common)
+                for what in ("losses", "gradients", "cost")
             )
             print(
                 f"{name:26} {solved[0]:>3}/{len(published):<3} {solved[1]:>3}/{len(fits):<3} {losses:>7.0f} "

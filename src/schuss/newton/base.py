@@ -56,7 +56,9 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         self, closure: Closure | None, advance: Callable[[Landscape, Point, float], StepReport]
     ) -> Tensor:
         if closure is None:
-            raise ValueError(f"{type(self).__name__}.step() needs a closure that computes and returns the loss.")
+            raise ValueError(
+                f"{type(self).__name__}.step() needs a closure that computes and returns the loss."
+            )
         lr = self._shared_lr()
         weights = Weights(self.param_groups)
         if not weights.params:
@@ -76,6 +78,25 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             weights.write(before)
         self.report = report
         return start.graph.detach()
+
+    def look(self, closure: Closure) -> tuple[float, Tensor, tuple[int, int, int]]:
+        """The loss, the flat gradient and the counts (closures, gradients, products) where the weights are.
+
+        With `full_batch` the next step begins with what was computed here.
+        """
+        land = Landscape(Weights(self.param_groups), closure, curved=self.curved, reduce=self._reduce)
+        with torch.enable_grad():
+            start = self._start(land)
+            gradient = land.gradient(start)
+        self._last = start
+        return start.loss, gradient, (land.closures, land.gradients, land.products)
+
+    def curves_down(self, closure: Closure) -> tuple[bool, int]:
+        """Whether the loss has negative curvature where the weights are, and the products that took.
+
+        Methods without second derivatives cannot tell and say no.
+        """
+        return False, 0
 
     def _advance(self, land: Landscape, start: Point, lr: float) -> StepReport:
         raise NotImplementedError
@@ -135,6 +156,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         end: Point,
         *,
         predicted: float,
+        promised: float,
         trials: int,
         radius: float,
         negative_curvature: bool,
@@ -145,6 +167,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             loss_before=start.loss,
             loss_after=end.loss,
             predicted=predicted,
+            promised=promised,
             gradient_norm=float(land.gradient(start).norm()),
             step_norm=float((end.x - start.x).norm()) if moved else 0.0,
             closures=land.closures,
@@ -175,6 +198,8 @@ class CurvatureOptimizer(torch.optim.Optimizer):
 
 def _check(lr: Any, weight_decay: Any) -> None:
     if not 0 <= lr <= 1:
-        raise refusal("lr", lr, "in [0, 1]", "It is the fraction of the model's step to take; 1 is Newton's own.")
+        raise refusal(
+            "lr", lr, "in [0, 1]", "It is the fraction of the model's step to take; 1 is Newton's own."
+        )
     if not (weight_decay >= 0 and math.isfinite(weight_decay)):
         raise refusal("weight_decay", weight_decay, "a finite number ≥ 0")

@@ -51,6 +51,11 @@ def free_bytes(device: torch.device) -> int:
     """Memory that a new allocation on `device` could get, in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo") as lines:  # Linux counts what its caches would give back
+            return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        pass
     names = os.sysconf_names if hasattr(os, "sysconf_names") else {}
     for pages in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"):
         if pages in names:

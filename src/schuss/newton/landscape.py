@@ -22,7 +22,9 @@ class Weights:
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
-        moving = [(p, g) for g in groups if g["lr"] != 0 for p in g["params"] if p.requires_grad and p.numel()]
+        moving = [
+            (p, g) for g in groups if g["lr"] != 0 for p in g["params"] if p.requires_grad and p.numel()
+        ]
         self.params: list[Tensor] = [p for p, _ in moving]
         for p in self.params:
             if p.is_complex():
@@ -199,6 +201,10 @@ class Landscape:
         """How far a loss of this size may be off by rounding alone, generously."""
         return 10 * max(self.eps, torch.finfo(point.graph.dtype).eps) * abs(point.loss)
 
+    def faint(self, point: Point) -> float:
+        """A change of the loss that rounding inside the closure may distort: half of the digits are not trusted."""
+        return math.sqrt(max(self.eps, torch.finfo(point.graph.dtype).eps)) * abs(point.loss)
+
     def is_fresh(self, point: Point) -> bool:
         """Whether the weights are still those of this point, untouched since."""
         return point.written == self.weights.versions()
@@ -215,7 +221,10 @@ def as_loss(returned: Any) -> Tensor:
         )
     if returned.numel() != 1:
         raise refusal(
-            "closure()", tuple(returned.shape), "the shape of a loss", "Reduce it to one number with .mean() or .sum()."
+            "closure()",
+            tuple(returned.shape),
+            "the shape of a loss",
+            "Reduce it to one number with .mean() or .sum().",
         )
     if returned.is_complex():
         raise ValueError("The closure returned a complex number. A loss must be real: try .abs() or .real.")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from schuss.errors import refusal
 from schuss.newton.base import CurvatureOptimizer, Params
+from schuss.newton.diagonal import refined
 from schuss.newton.landscape import Closure, Landscape, Point
 from schuss.newton.linesearch import Probe, strong_wolfe
 from schuss.newton.region import EPS
@@ -22,8 +23,8 @@ from schuss.newton.report import StepReport
 class LBFGS(CurvatureOptimizer):
     r"""Step along −B g, with B an inverse Hessian rebuilt from the last m steps, as long as the loss likes.
 
-    With s = w_{k+1} − w_k and y = g_{k+1} − g_k of the last m steps, B is γ I with γ = sᵀy / yᵀy of the last pair,
-    corrected pair by pair so that B y = s (the two-loop recursion); then
+    With s = w_{k+1} − w_k and y = g_{k+1} − g_k of the last m steps, B is a diagonal learned from all pairs so
+    far (Gilbert & Lemaréchal), corrected pair by pair so that B y = s (the two-loop recursion); then
 
         w ← w − t B g        t from a search for the strong Wolfe conditions:
                              loss(t) ≤ loss(0) + c₁ t φ'(0)   and   |φ'(t)| ≤ c₂ |φ'(0)|
@@ -41,7 +42,7 @@ class LBFGS(CurvatureOptimizer):
     Here one `step` is one iteration; torch.optim.LBFGS takes up to 20 in one, and without a line search by default.
     The closure may call `backward()` as torch's does, or leave it. Both gradients of a pair come from one
     closure, so batches may change between steps; with `step(closure, overlap=...)` the pair comes from
-    the overlap of this batch with the next. Memory: (2m + 4) d float64.
+    the overlap of this batch with the next. Memory: (2m + 5) d float64.
 
     >>> w = torch.tensor([-1.2, 1.0], dtype=torch.float64, requires_grad=True)
     >>> optimizer = LBFGS([w], full_batch=True)
@@ -73,7 +74,7 @@ class LBFGS(CurvatureOptimizer):
             raise refusal("max_evaluations", max_evaluations, "≥ 1")
         super().__init__(params, lr, weight_decay, full_batch)
         self.history_size, self.c1, self.c2, self.max_evaluations = history_size, c1, c2, max_evaluations
-        self.memory = {"s": [], "y": []}
+        self._forget()
 
     def step(self, closure: Closure | None = None, *, overlap: Closure | None = None) -> Tensor:  # type: ignore[override]
         """Take one step and return the loss from before it.
@@ -111,7 +112,7 @@ class LBFGS(CurvatureOptimizer):
                 trials += used
             if found is not None or attempt or not self.memory["s"]:
                 break
-            self.memory = {"s": [], "y": []}
+            self._forget()
             words = "the pairs were forgotten"
             land.return_to(start)
         if found is None:
@@ -161,8 +162,7 @@ class LBFGS(CurvatureOptimizer):
         for s, y in reversed(pairs):
             amounts.append(float(torch.dot(s, q)) / float(torch.dot(s, y)))
             q -= amounts[-1] * y
-        s, y = pairs[-1]
-        q *= float(torch.dot(s, y)) / float(torch.dot(y, y))
+        q /= self.memory["diagonal"]
         for (s, y), amount in zip(pairs, reversed(amounts), strict=True):
             q += (amount - float(torch.dot(y, q)) / float(torch.dot(s, y))) * s
         return q
@@ -170,16 +170,26 @@ class LBFGS(CurvatureOptimizer):
     def _remember(self, s: Tensor, y: Tensor) -> None:
         """Keep a pair if it says that the loss curves up along s."""
         if float(torch.dot(s, y)) > EPS * float(torch.dot(y, y)):
-            self.memory = {k: [*self.memory[k], v][-self.history_size :] for k, v in (("s", s), ("y", y))}
+            known = self.memory["diagonal"]
+            self.memory = {
+                "s": [*self.memory["s"], s][-self.history_size :],
+                "y": [*self.memory["y"], y][-self.history_size :],
+                "diagonal": refined(torch.ones_like(s) if known is None else known, s, y),
+            }
+
+    def _forget(self) -> None:
+        self.memory = {"s": [], "y": [], "diagonal": None}
 
     def _told(
         self, land: Landscape, start: Point, end: Point, predicted: float, trials: int, stopped: str
     ) -> StepReport:
+        gradient = land.gradient(start)
         return self._write_report(
             land,
             start,
             end,
             predicted=predicted,
+            promised=0.5 * float(torch.dot(gradient, self._smoothed(gradient))),
             trials=trials,
             radius=math.inf,
             negative_curvature=False,

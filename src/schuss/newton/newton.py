@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +15,12 @@ from torch import Tensor
 from schuss.errors import refusal
 from schuss.newton.base import CurvatureOptimizer, Params
 from schuss.newton.cost import dense_cost, free_bytes, human_bytes
-from schuss.newton.landscape import Landscape, Point, Weights
+from schuss.newton.landscape import Closure, Landscape, Point, Weights
 from schuss.newton.region import SpectralModel, descend
 from schuss.newton.report import StepReport
+
+FIRST_SHARE = 0.03
+"""Where the first Hessian is not positive definite its model is a poor guide: begin with this share of ‖D w‖."""
 
 
 class SingularHessian(ArithmeticError):  # noqa: N818 (it names what was found)
@@ -31,7 +33,7 @@ class Newton(CurvatureOptimizer):
     At weights w with gradient g and Hessian H the loss is close to its second-order Taylor model, and
 
         s = argmin  gᵀs + ½ sᵀH s   over  ‖D s‖ ≤ Δ          D = √|diag H|
-        w ← w + s                   if the loss falls by ≥ 10⁻⁴ of what the model promised
+        w ← w + s                   if the loss falls by ≥ 1/10 of what the model promised
 
     with Δ widened where the model was right and narrowed where not. Inside the region with H positive definite
     that is Newton's θ − H⁻¹∇J. Where H curves down the step follows it down to the region's edge, even
@@ -94,6 +96,15 @@ class Newton(CurvatureOptimizer):
             f"or LBFGS ({human_bytes(8 * 24 * d)})."
         )
 
+    def curves_down(self, closure: Closure) -> tuple[bool, int]:
+        """Whether the lowest eigenvalue of the Hessian is clearly negative."""
+        land = Landscape(Weights(self.param_groups), closure, curved=True)
+        with torch.enable_grad():
+            point = self._start(land)
+            values = spectral_model(land.gradient(point), land.hessian(point)).values
+        self._last = point
+        return float(values[0]) < -1e-7 * float(values.abs().max()), land.products
+
     def _advance(self, land: Landscape, start: Point, lr: float) -> StepReport:
         gradient = land.gradient(start)
         hessian = land.hessian(start)
@@ -106,7 +117,11 @@ class Newton(CurvatureOptimizer):
             return self._pure(land, start, hessian, lr)
         model = spectral_model(gradient, hessian)
         self._warn_if_blurred(model.condition, start.graph.dtype)
-        outcome = descend(land, start, model, self.memory["radius"], lr=lr)
+        radius = self.memory["radius"]
+        if math.isinf(radius) and model.free() is None:
+            size = float((model.scale * start.x).norm())
+            radius = min(model.natural(), FIRST_SHARE * size) if size else model.natural()
+        outcome = descend(land, start, model, radius, lr=lr, keep=0.1)
         self.memory["radius"] = outcome.radius
         self._last = outcome.point
         trial, stopped = outcome.trial, outcome.stopped
@@ -119,6 +134,7 @@ class Newton(CurvatureOptimizer):
             start,
             outcome.point,
             predicted=trial.predicted if trial else 0.0,
+            promised=outcome.promised,
             trials=outcome.trials,
             radius=outcome.radius,
             negative_curvature=bool(trial and trial.negative_curvature),
@@ -150,11 +166,13 @@ class Newton(CurvatureOptimizer):
             stopped = "the pure Newton step"
             self._last = end
         bend = float(step @ (hessian @ step))
+        predicted = -float(gradient @ step) - 0.5 * bend
         return self._write_report(
             land,
             start,
             end,
-            predicted=-float(gradient @ step) - 0.5 * bend,
+            predicted=predicted,
+            promised=predicted,
             trials=1,
             radius=math.inf,
             negative_curvature=bend < 0,
@@ -170,7 +188,6 @@ class Newton(CurvatureOptimizer):
                 "the step along the flattest directions is noise. Use float64 weights.",
                 stacklevel=5,
             )
-
 
 
 def spectral_model(gradient: Tensor, hessian: Tensor) -> SpectralModel:

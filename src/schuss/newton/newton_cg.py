@@ -13,7 +13,7 @@ from torch import Tensor
 
 from schuss.errors import refusal
 from schuss.newton.base import CurvatureOptimizer, Params
-from schuss.newton.landscape import Landscape, Point
+from schuss.newton.landscape import Closure, Landscape, Point, Weights
 from schuss.newton.region import EPS, KrylovModel, descend
 from schuss.newton.report import StepReport
 
@@ -27,14 +27,14 @@ class NewtonCG(CurvatureOptimizer):
         or ‖s‖ reaches Δ            the trust region
         or dᵀH d ≤ 0                then straight on along d to the region's edge
 
-    and w ← w + s is kept if the loss falls by ≥ 10⁻⁴ of what the model promised. Where a step ends with no gradient
+    and w ← w + s is kept if the loss falls by ≥ 1/10 of what the model promised. Where a step ends with no gradient
     left, a few random products look for negative curvature, and if there is any the step goes on along it:
     it does not stop on a saddle.
 
     | here           | symbol | domain      | meaning                                                             |
     | `lr`           |        | [0, 1]      | fraction of s that is taken                                         |
     | `radius`       | Δ      | > 0 or None | first trust region; None: as far as conjugate gradients go          |
-    | `max_products` |        | ≥ 1 or None | limit of products a step; None: min(d, 200)                         |
+    | `max_products` |        | ≥ 1 or None | limit of products a step; None: min(2d, 200)                         |
     | `probes`       |        | ≥ 0         | products spent on looking for negative curvature where g vanishes   |
     | `weight_decay` |        | ≥ 0         | adds ½ weight_decay ‖w‖² to the loss                                |
     | `full_batch`   |        | bool        | the closure is one function: reuse its last evaluation              |
@@ -67,7 +67,20 @@ class NewtonCG(CurvatureOptimizer):
             raise refusal("probes", probes, "≥ 0", "0 accepts any point where the gradient vanishes.")
         super().__init__(params, lr, weight_decay, full_batch)
         self.max_products, self.probes = max_products, probes
-        self.memory = {"radius": math.inf if radius is None else float(radius), "gradient_norm": None, "eta": 0.1}
+        self.memory = {
+            "radius": math.inf if radius is None else float(radius),
+            "gradient_norm": None,
+            "eta": 0.1,
+        }
+
+    def curves_down(self, closure: Closure) -> tuple[bool, int]:
+        """Whether `probes` Lanczos products from a random vector find clearly negative curvature."""
+        land = Landscape(Weights(self.param_groups), closure, curved=True)
+        with torch.enable_grad():
+            point = self._start(land)
+            found = lowest_curvature(land, point, self.probes)
+        self._last = point
+        return found is not None, land.products
 
     def _advance(self, land: Landscape, start: Point, lr: float) -> StepReport:
         gradient = land.gradient(start)
@@ -80,9 +93,9 @@ class NewtonCG(CurvatureOptimizer):
             return self._from_stationary(land, start, lr)
         eta = self._tolerance(size)
         radius = self.memory["radius"]
-        limit = self.max_products or min(len(gradient), 200)
+        limit = self.max_products or min(2 * len(gradient), 200)
         model = KrylovModel(gradient, lambda v: land.hvp(start, v), eta, limit, radius=radius)
-        outcome = descend(land, start, model, radius, lr=lr)
+        outcome = descend(land, start, model, radius, lr=lr, keep=0.1, exact=False)
         end, trial, stopped = outcome.point, outcome.trial, f"{outcome.stopped}; CG ended by {model.why}"
         predicted = trial.predicted if trial else 0.0
         down = bool(trial and trial.negative_curvature)
@@ -90,7 +103,11 @@ class NewtonCG(CurvatureOptimizer):
             further = self._leave_saddle(land, end, lr)
             if further is not None:
                 end, more = further
-                predicted, down, stopped = predicted + more, True, "a saddle left along its negative curvature"
+                predicted, down, stopped = (
+                    predicted + more,
+                    True,
+                    "a saddle left along its negative curvature",
+                )
         self.memory |= {"radius": outcome.radius, "gradient_norm": size, "eta": eta}
         self._last = end
         return self._write_report(
@@ -98,6 +115,7 @@ class NewtonCG(CurvatureOptimizer):
             start,
             end,
             predicted=predicted,
+            promised=outcome.promised,
             trials=outcome.trials,
             radius=outcome.radius,
             negative_curvature=down,
@@ -123,6 +141,7 @@ class NewtonCG(CurvatureOptimizer):
             start,
             end,
             predicted=predicted,
+            promised=predicted,
             trials=1,
             radius=self.memory["radius"],
             negative_curvature=further is not None,

@@ -43,8 +43,10 @@ def pull(
 def flatten(parts: Sequence[Tensor], lead: int = 0) -> Tensor:
     """One vector out of many tensors, on the first one's device; the first `lead` axes are kept."""
     device = parts[0].device
-    return torch.cat([part.flatten(lead).to(device) if part.ndim > lead else part[..., None].to(device)
-                      for part in parts], dim=-1)
+    return torch.cat(
+        [part.flatten(lead).to(device) if part.ndim > lead else part[..., None].to(device) for part in parts],
+        dim=-1,
+    )
 
 
 def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

@@ -86,7 +86,9 @@ class SpectralModel:
         # Hard case: g has nothing along the lowest curvature, so even μ = −λ₁ leaves y inside the sphere.
         shifted = (self.values + floor).clamp(min=0.0)
         inside = torch.where(
-            shifted > self.noise, -self.slope / shifted.clamp(min=self.noise or 1.0), torch.zeros_like(shifted)
+            shifted > self.noise,
+            -self.slope / shifted.clamp(min=self.noise or 1.0),
+            torch.zeros_like(shifted),
         )
         missing = float(self.slope[bottom].norm())
         if lowest <= self.noise and missing <= 1e-12 * size and float(inside.norm()) < radius:
@@ -226,56 +228,74 @@ class Outcome:
     trial: Trial | None
     radius: float
     trials: int
+    promised: float
     stopped: str
 
 
+KEEP = 1e-4  # of the promised decrease, to keep a trial
+
+
 def descend(
-    land: Landscape, start: Point, model: Model, radius: float, *, lr: float = 1.0, max_trials: int = 40
+    land: Landscape,
+    start: Point,
+    model: Model,
+    radius: float,
+    *,
+    lr: float = 1.0,
+    keep: float = KEEP,
+    exact: bool = True,
+    max_trials: int = 40,
 ) -> Outcome:
     """Try the model's step, and shorter ones while the loss disagrees; widen the region where it agrees.
 
-    A trial is kept when the loss falls by at least 10⁻⁴ of what was promised. Where less is promised than
-    rounding could hide, it is kept if the loss does not rise beyond rounding and the gradient shrinks.
+    A trial is kept when the loss falls by at least the share `keep` of what was promised. Where the promise is too
+    small a part of the loss to be seen through rounding, the fall is taken from the slopes at both ends,
+    −½ (g₀ + g₁)ᵀs, whose rounding is smaller by far. An `exact` model's good step says how far to look next, be it
+    nearer; the step of an inexact one may be short for other reasons and only widens the region.
     """
     slope = land.gradient(start)
-    broken = 0
+    broken, promised = 0, 0.0
     for trials in range(1, max_trials + 1):
         trial = model.within(radius)
         if lr != 1.0:
             trial = _shortened(trial, slope, lr)
+        promised = promised or trial.predicted
         if not trial.predicted > 0 or not bool(torch.isfinite(trial.step).all()):
-            return Outcome(start, None, radius, trials - 1, "the model promises no decrease")
+            return Outcome(start, None, radius, trials - 1, promised, "the model promises no decrease")
         point = land.at(start.x + trial.step)
         if torch.equal(point.x, start.x):
-            return Outcome(start, None, radius, trials, "the step is below the rounding of the weights")
-        noise = land.noise(start)
-        actual = start.loss - point.loss
+            return Outcome(
+                start, None, radius, trials, promised, "the step is below the rounding of the weights"
+            )
+        length = trial.length / lr
         if not point.finite:
             broken += 1
-            radius = 0.1 * trial.length / lr
+            radius = 0.1 * length
             continue
+        actual = start.loss - point.loss
+        faint = land.faint(start)
+        if trial.predicted <= faint and abs(actual) <= faint:
+            actual = -0.5 * float(torch.dot(slope + land.gradient(point), trial.step))
         ratio = actual / trial.predicted
-        kept = ratio >= 1e-4
-        if trial.predicted <= noise and abs(actual) <= noise:
-            kept = actual > 0 or float(land.gradient(point).norm()) < float(slope.norm())
-            ratio = 1.0 if kept else 0.0
         if ratio < 0.25:
             # The parabola through both losses and the slope says where along the step its minimum lies.
             along = float(torch.dot(slope, trial.step))
             bend = -actual - along
             guess = -along / (2 * bend) if bend > 0 else 0.5
-            radius = min(max(guess, 0.1), 0.5) * trial.length / lr
+            radius = min(max(guess, 0.1), 0.5) * length
         elif ratio >= 0.75:
-            radius = max(radius, 2 * trial.length / lr)
-        if kept:
+            radius = 2 * length if exact else max(radius, 2 * length)
+        elif math.isinf(radius) and trial.boundary:
+            radius = length
+        if ratio >= keep:
             words = "negative curvature followed" if trial.negative_curvature else "the model's minimum"
             if trial.boundary and not trial.negative_curvature:
                 words = "the boundary of the trust region"
-            return Outcome(point, trial, radius, trials, words)
+            return Outcome(point, trial, radius, trials, promised, words)
     words = "no trial lowered the loss"
     if broken:
         words += f"; {broken} of {max_trials} losses were not finite"
-    return Outcome(start, None, radius, max_trials, words)
+    return Outcome(start, None, radius, max_trials, promised, words)
 
 
 def _shortened(trial: Trial, slope: Tensor, lr: float) -> Trial:

@@ -13,6 +13,7 @@ class StepReport:
     | `loss_before`        | the loss (with weight decay) where the step began                           |
     | `loss_after`         | the loss where it ended; equal to `loss_before` if the step was taken back  |
     | `predicted`          | the decrease that the quadratic model promised for the step taken           |
+    | `promised`           | the decrease that the first, longest trial promised, kept or not            |
     | `gradient_norm`      | ‖g‖₂ where the step began                                                   |
     | `step_norm`          | ‖change of the weights‖₂, 0 if taken back                                   |
     | `closures`           | calls of the closure (forward passes)                                       |
@@ -30,6 +31,7 @@ class StepReport:
     loss_before: float
     loss_after: float
     predicted: float
+    promised: float
     gradient_norm: float
     step_norm: float
     closures: int
