@@ -23,8 +23,8 @@ from schuss.newton.report import StepReport
 class LBFGS(CurvatureOptimizer):
     r"""Step along −B g, with B an inverse Hessian rebuilt from the last m steps, as long as the loss likes.
 
-    With s = w_{k+1} − w_k and y = g_{k+1} − g_k of the last m steps, B is a diagonal learned from all pairs so
-    far (Gilbert & Lemaréchal), corrected pair by pair so that B y = s (the two-loop recursion); then
+    With s = w_{k+1} − w_k and y = g_{k+1} − g_k of the last m steps, B is a diagonal learned from those pairs
+    (Gilbert & Lemaréchal), corrected pair by pair so that B y = s (the two-loop recursion); then
 
         w ← w − t B g        t from a search for the strong Wolfe conditions:
                              loss(t) ≤ loss(0) + c₁ t φ'(0)   and   |φ'(t)| ≤ c₂ |φ'(0)|
@@ -162,7 +162,10 @@ class LBFGS(CurvatureOptimizer):
         for s, y in reversed(pairs):
             amounts.append(float(torch.dot(s, q)) / float(torch.dot(s, y)))
             q -= amounts[-1] * y
-        q /= self.memory["diagonal"]
+        diagonal = torch.ones_like(q)
+        for s, y in pairs:
+            diagonal = refined(diagonal, s, y)
+        q /= diagonal
         for (s, y), amount in zip(pairs, reversed(amounts), strict=True):
             q += (amount - float(torch.dot(y, q)) / float(torch.dot(s, y))) * s
         return q
@@ -170,15 +173,10 @@ class LBFGS(CurvatureOptimizer):
     def _remember(self, s: Tensor, y: Tensor) -> None:
         """Keep a pair if it says that the loss curves up along s."""
         if float(torch.dot(s, y)) > EPS * float(torch.dot(y, y)):
-            known = self.memory["diagonal"]
-            self.memory = {
-                "s": [*self.memory["s"], s][-self.history_size :],
-                "y": [*self.memory["y"], y][-self.history_size :],
-                "diagonal": refined(torch.ones_like(s) if known is None else known, s, y),
-            }
+            self.memory = {k: [*self.memory[k], v][-self.history_size :] for k, v in (("s", s), ("y", y))}
 
     def _forget(self) -> None:
-        self.memory = {"s": [], "y": [], "diagonal": None}
+        self.memory = {"s": [], "y": []}
 
     def _told(
         self, land: Landscape, start: Point, end: Point, predicted: float, trials: int, stopped: str
