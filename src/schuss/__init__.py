@@ -1,3 +1,23 @@
-"""Schuss: every optimizer written once, as a page of maths that is the kernel that runs."""
+"""Schuss: every optimizer written once, as a page of maths that is the kernel that runs.
+
+The rooms are imported when they are first named: `schuss.torch` needs PyTorch, `schuss.numpy` does not.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
 
 __version__ = "0.1.0"
+
+_ROOMS = ("compile", "lab", "numpy", "rules", "schedules", "torch")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _ROOMS:
+        return importlib.import_module(f"schuss.{name}")
+    raise AttributeError(f"module 'schuss' has no attribute {name!r}. Its rooms are {', '.join(_ROOMS)}.")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ROOMS})

@@ -1,0 +1,36 @@
+"""What gives a page legs: the float64 reference, the CPU kernel, and the eager path."""
+
+from __future__ import annotations
+
+from schuss.compile import cpu
+from schuss.compile.formula import formula
+from schuss.rules import Rule
+
+__all__ = ["source"]
+
+
+def source(rule: Rule | type[Rule], device: str = "cpu", dtypes: str | tuple[str, ...] = "float32") -> str:
+    """The generated kernel of a rule, as text.
+
+    `dtypes` is one for all, or those of the weight, the gradient and each slot in turn: "float64", "float32",
+    "bfloat16" or "float16".
+
+    >>> from schuss.rules import Lion
+    >>> print(source(Lion, "cpu").split("@cfunc")[0].split("@njit")[-1].strip())
+    (error_model="numpy", fastmath={"contract"})
+    def update(w, g, m, keep, blend_m, blend_g, decay, gain, lr):
+        w = keep * w - lr * sign(blend_m * m + blend_g * g)
+        m = decay * m + gain * g
+        return (w, m)
+    """
+    if device != "cpu":
+        raise ValueError(f"device={device!r} has no generated kernel. Those that have: 'cpu'.")
+    chosen = formula(rule)
+    each = (dtypes,) * (2 + len(chosen.slots)) if isinstance(dtypes, str) else tuple(dtypes)
+    unknown = [dtype for dtype in each if dtype not in cpu.DTYPES]
+    if unknown or len(each) != 2 + len(chosen.slots):
+        raise ValueError(
+            f"dtypes={dtypes!r} does not fit. Give one of {', '.join(cpu.DTYPES)} for all, or one for each of "
+            f"{', '.join(('w', 'g', *chosen.slots))}."
+        )
+    return cpu.source(chosen, each)

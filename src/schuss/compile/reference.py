@@ -1,0 +1,64 @@
+"""What a rule means: its own `update`, in float64, one plain NumPy expression after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from schuss.compile.formula import formula
+from schuss.rules.rule import Rule
+
+Array = np.ndarray[Any, Any]
+
+
+WORDS: dict[str, Any] = {
+    "abs": np.abs,
+    "exp": np.exp,
+    "log": np.log,
+    "maximum": np.maximum,
+    "minimum": np.minimum,
+    "sign": np.sign,
+    "sqrt": np.sqrt,
+    "where": np.where,
+}
+
+
+class Reference:
+    """A weight array of any shape and all its state, stepped in float64.
+
+    >>> from schuss.rules import Adam
+    >>> reference = Reference(Adam(lr=0.1), np.array([1.0, 2.0]))
+    >>> reference.step(np.array([3.0, -4.0])).round(6)
+    array([0.9, 2.1])
+    """
+
+    def __init__(self, rule: Rule, w: Array) -> None:
+        self.rule = rule
+        self.w = np.array(w, dtype=np.float64)
+        self.steps = 0
+        first = rule.initial()
+        self.state: list[Array] = [np.full_like(self.w, first.get(name, 0.0)) for name in rule.slots]
+        self.scalars = {name: first.get(name, 0.0) for name in rule.scalars}
+
+    def step(self, g: Array) -> Array:
+        """Take one step with gradient `g` (same shape) and return the weights."""
+        self.steps += 1
+        scalars = self.rule.coefficients(self.steps, **self.scalars)
+        self.scalars = {name: scalars[name] for name in self.rule.scalars}
+        one_step = formula(self.rule)
+        with np.errstate(all="ignore"):
+            self.w, *self.state = one_step.bind(WORDS)(
+                self.w,
+                np.asarray(g, dtype=np.float64),
+                *self.state,
+                *(scalars[name] for name in one_step.coefficients),
+            )
+        return self.w
+
+    def run(self, gradients: Sequence[Array]) -> Array:
+        """Take a step with each gradient in turn."""
+        for g in gradients:
+            self.step(g)
+        return self.w

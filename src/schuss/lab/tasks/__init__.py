@@ -1,0 +1,59 @@
+"""The tasks that come with the lab, by name, and the user's own, by file."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+from schuss.errors import refusal
+from schuss.lab.tasks.task import Task
+
+# name -> module and function that builds it; a module is imported when its task is asked for.
+BUILT_IN = {
+    "digits": "digits:digits",
+    "mnist": "digits:mnist",
+}
+
+
+def builder(name: str) -> Callable[..., Task]:
+    """The function that builds a built-in task."""
+    if name not in BUILT_IN:
+        raise refusal(
+            "task", name, f"one of {', '.join(sorted(BUILT_IN))}", "A file of your own ends in .py."
+        )
+    module, function = BUILT_IN[name].split(":")
+    return getattr(importlib.import_module(f"schuss.lab.tasks.{module}"), function)
+
+
+def load(spec: str, data: Path | None = None) -> Task:
+    """The task that a spec names: "digits", "digits:model=convnet", "quadratic:kappa=1000".
+
+    >>> load("digits").metric_name
+    'accuracy'
+    """
+    name, _, settings = spec.partition(":")
+    build = builder(name)
+    known = inspect.signature(build).parameters
+    options: dict[str, object] = {}
+    for setting in filter(None, settings.split(",")):
+        key, equals, value = setting.partition("=")
+        if not equals or key not in known or key == "data":
+            allowed = ", ".join(f"{key}=" for key in known if key != "data") or "nothing"
+            raise refusal("task", spec, f"understood: {setting!r}", f"After {name}: it takes {allowed}.")
+        options[key] = _number(value)
+    if data is not None:
+        if "data" not in known:
+            raise refusal("data", str(data), f"used by the task {name}")
+        options["data"] = data
+    return build(**options)
+
+
+def _number(text: str) -> object:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

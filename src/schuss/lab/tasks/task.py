@@ -1,0 +1,178 @@
+"""A task: what every optimizer in a race is given to learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from schuss.errors import refusal
+from schuss.lab.tasks.data import Batch, Rows, Stream, source, split
+
+SHARES = (0.70, 0.15, 0.15)  # train, validation, test, where nothing else was given
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A model, a loss, data and a measure of success; all that a race needs to know.
+
+    | field         | meaning                                                                                |
+    | `name`        | what it is called; also the salt of the split                                          |
+    | `model`       | makes a fresh model; called once a run under the run's seed                            |
+    | `loss`        | `loss(model, batch)`: the mean loss of a batch, a scalar tensor with a graph           |
+    | `train`       | tensors or arrays (alone, in a tuple or a dict), a Dataset, a DataLoader, a list     |
+    |               | of batches, a function that returns them, or None: `batch` is None, a pure function    |
+    | `validation`  | the same; carved from `train` by hash if not given                                     |
+    | `test`        | the same; opened once, at the very end                                                 |
+    | `metric`      | `metric(model, batch)`: mean over the batch, a number; the loss, if not given          |
+    | `metric_name` | how it is called                                                                       |
+    | `best`        | "max" if a larger metric is better, "min" if a smaller one is                          |
+    | `batch_size`  | examples a step (a stream brings its own)                                              |
+    | `epochs`      | the horizon, in passes over `train`                                                    |
+    | `steps`       | or in steps: needed for a stream or a function                                         |
+    | `optimum`     | the lowest possible training loss, where it is known                                   |
+
+    >>> import torch
+    >>> x = torch.linspace(-1, 1, 200).unsqueeze(1)
+    >>> line = Task(
+    ...     name="line",
+    ...     model=lambda: torch.nn.Linear(1, 1),
+    ...     loss=lambda model, batch: (model(batch[0]) - batch[1]).square().mean(),
+    ...     train=(x, 2 * x),
+    ...     batch_size=20,
+    ...     epochs=10,
+    ... )
+    >>> len(line.rows("train")), len(line.rows("validation")), line.total_steps()
+    (140, 30, 70)
+    """
+
+    name: str
+    model: Callable[[], nn.Module]
+    loss: Callable[[Any, Any], Tensor]
+    train: Any = None
+    validation: Any = None
+    test: Any = None
+    metric: Callable[[Any, Any], Any] | None = None
+    metric_name: str = "loss"
+    best: Literal["max", "min"] = "min"
+    batch_size: int = 64
+    epochs: float | None = None
+    steps: int | None = None
+    optimum: float | None = None
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what no race could run."""
+        if not self.name:
+            raise refusal("name", self.name, "a name")
+        if self.best not in ("max", "min"):
+            raise refusal(
+                "best", self.best, "'max' or 'min'", "Say whether a larger or a smaller metric is better."
+            )
+        if self.batch_size < 1:
+            raise refusal("batch_size", self.batch_size, "at least 1")
+        for name, value in (("epochs", self.epochs), ("steps", self.steps)):
+            if value is not None and not value > 0:
+                raise refusal(name, value, "greater than 0")
+        if (self.epochs is None) == (self.steps is None):
+            given = f"epochs={self.epochs}, steps={self.steps}"
+            raise ValueError(
+                f"Task {self.name!r} got {given}. Give exactly one of them: it is the length of a run."
+            )
+        if self.steps is None and not isinstance(self.splits["train"], Rows):
+            raise refusal(
+                "epochs", self.epochs, "possible here", "This data has no length: give steps= instead."
+            )
+
+    @cached_property
+    def splits(self) -> dict[str, Rows | Stream | None]:
+        """Train, validation and test; what was not given is carved from train by hash."""
+        if self.train is None:
+            return {"train": None, "validation": None, "test": None}
+        given = {"train": self.train, "validation": self.validation, "test": self.test}
+        parts = {name: source(name, data) for name, data in given.items() if data is not None}
+        missing = [name for name in ("validation", "test") if name not in parts]
+        train = parts["train"]
+        if missing and not isinstance(train, Rows):
+            raise refusal(
+                missing[0], None, "possible here", "A stream cannot be split: give validation= and test=."
+            )
+        if missing and isinstance(train, Rows):
+            shares = [1 - 0.15 * len(missing), *[0.15] * len(missing)]
+            carved = split(self.name, train, shares)
+            if min(len(part) for part in carved) == 0:
+                raise refusal(
+                    "train", f"{len(train)} rows", "enough to split", "Give more, or validation= and test=."
+                )
+            parts |= dict(zip(["train", *missing], carved, strict=True))
+        return {name: parts[name] for name in ("train", "validation", "test")}
+
+    @property
+    def how(self) -> str:
+        """How the splits came about, in a sentence."""
+        if self.train is None:
+            return "No data: the same function is trained on and measured."
+        missing = [name for name in ("validation", "test") if getattr(self, name) is None]
+        if not missing:
+            return "Train, validation and test were given."
+        return f"{' and '.join(missing).capitalize()} carved from train by a hash, 15 % each."
+
+    def rows(self, name: str) -> Rows:
+        """A split that has a length; `TypeError` if it has none."""
+        part = self.splits[name]
+        if not isinstance(part, Rows):
+            raise TypeError(f"The {name} split of {self.name!r} has no length.")
+        return part
+
+    def length(self, name: str) -> int | None:
+        """Examples in a split; None for a stream or a function."""
+        part = self.splits[name]
+        return len(part) if isinstance(part, Rows) else None
+
+    def total_steps(self, batch_size: int | None = None) -> int:
+        """Steps in one run at this batch size: as many examples whatever it is."""
+        rows = self.splits["train"]
+        if not isinstance(rows, Rows):
+            return self.steps or 1
+        if self.epochs is not None:
+            return max(1, round(self.epochs * ceil(len(rows) / (batch_size or self.batch_size))))
+        own = (self.steps or 1) * self.batch_size
+        return max(1, ceil(own / (batch_size or self.batch_size)))
+
+    def stream(self, seed: int, batch_size: int | None = None) -> Iterator[Batch]:
+        """Training batches without end, each epoch shuffled by (seed, epoch)."""
+        part, epoch = self.splits["train"], 0
+        while True:
+            if part is None:
+                yield None
+                continue
+            empty = True
+            for batch in part.batches(batch_size or self.batch_size, seed, epoch):
+                empty = False
+                yield batch
+            if empty:
+                raise ValueError(f"The training stream of {self.name!r} gave no batch in epoch {epoch}.")
+            epoch += 1
+
+    def batches(self, name: str, limit: int | None = None) -> Iterator[Batch]:
+        """A split in order, for measuring; at most `limit` examples where it has a length."""
+        part = self.splits[name]
+        if part is None:
+            yield None
+        elif isinstance(part, Rows):
+            # The rows of a split stand in their source's order, so a limited look takes them at even
+            # distances.
+            rows = part if limit is None or len(part) <= limit else part.subset(_even(len(part), limit))
+            yield from rows.batches(1024)
+        else:
+            yield from part.batches(self.batch_size)
+
+
+def _even(length: int, count: int) -> Any:
+    from torch import arange
+
+    return arange(count) * length // count

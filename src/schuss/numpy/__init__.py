@@ -1,0 +1,1 @@
+"""The NumPy front: optimizers for dicts of arrays, and minibatches. Not one formula lives here."""

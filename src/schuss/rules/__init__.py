@@ -1,0 +1,141 @@
+"""The pages, and the one table that docs, fronts and tests are fed from.
+
+A row says how the world knows a page: which arguments PyTorch gives its optimizer, in which order, and what it calls
+the state. Everything else about an optimizer stands on its page. A new page is a file here and a row below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from schuss.rules.adadelta import Adadelta
+from schuss.rules.adagrad import Adagrad
+from schuss.rules.adam import Adam
+from schuss.rules.adamax import Adamax
+from schuss.rules.adamw import AdamW
+from schuss.rules.asgd import ASGD
+from schuss.rules.lion import Lion
+from schuss.rules.nadam import NAdam
+from schuss.rules.radam import RAdam
+from schuss.rules.rmsprop import RMSprop
+from schuss.rules.rprop import Rprop
+from schuss.rules.rule import Rule
+from schuss.rules.sgd import SGD
+
+__all__ = [
+    "ASGD",
+    "PAIRS",
+    "SGD",
+    "TABLE",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Lion",
+    "NAdam",
+    "RAdam",
+    "RMSprop",
+    "Row",
+    "Rprop",
+    "Rule",
+]
+
+# Two hyperparameters that PyTorch passes as one tuple.
+PAIRS = {
+    "betas": ("beta1", "beta2"),
+    "etas": ("eta_minus", "eta_plus"),
+    "step_sizes": ("step_size_min", "step_size_max"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """How the world knows a page.
+
+    `arguments` stand in torch.optim's order, `|` where they become keyword-only; `names` is what torch.optim calls
+    the state; `counts_steps` whether it keeps a `step` beside it; `sparse` what PyTorch's optimizer for sparse
+    gradients sets otherwise.
+    """
+
+    rule: type[Rule]
+    arguments: str
+    names: dict[str, str]
+    counts_steps: bool = True
+    sparse: dict[str, object] = field(default_factory=dict[str, object])
+    state_at_construction: bool = False
+
+    @property
+    def name(self) -> str:
+        """The optimizer's name: that of its page."""
+        return self.rule.__name__
+
+
+_MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq"}
+
+TABLE: dict[str, Row] = {
+    row.name: row
+    for row in (
+        Row(
+            SGD,
+            "lr momentum dampening weight_decay nesterov | maximize foreach differentiable fused",
+            {"v": "momentum_buffer"},
+            counts_steps=False,
+        ),
+        Row(
+            Adagrad,
+            "lr lr_decay weight_decay initial_accumulator_value eps foreach | maximize differentiable fused",
+            {"s": "sum"},
+            state_at_construction=True,
+        ),
+        Row(
+            Adadelta,
+            "lr rho eps weight_decay foreach | capturable maximize differentiable",
+            {"v": "square_avg", "u": "acc_delta"},
+        ),
+        Row(
+            RMSprop,
+            "lr alpha eps weight_decay momentum centered capturable foreach maximize differentiable |",
+            {"v": "square_avg", "b": "momentum_buffer", "a": "grad_avg"},
+        ),
+        Row(
+            Adam,
+            "lr betas eps weight_decay amsgrad | "
+            "foreach maximize capturable differentiable fused decoupled_weight_decay",
+            _MOMENTS | {"p": "max_exp_avg_sq"},
+            sparse={"eps_position": "uncorrected"},
+        ),
+        Row(
+            AdamW,
+            "lr betas eps weight_decay amsgrad | maximize foreach capturable differentiable fused",
+            _MOMENTS | {"p": "max_exp_avg_sq"},
+        ),
+        Row(
+            NAdam,
+            "lr betas eps weight_decay momentum_decay decoupled_weight_decay | "
+            "foreach maximize capturable differentiable",
+            _MOMENTS | {"product": "mu_product"},
+        ),
+        Row(
+            RAdam,
+            "lr betas eps weight_decay decoupled_weight_decay | foreach maximize capturable differentiable",
+            _MOMENTS,
+        ),
+        Row(
+            Adamax,
+            "lr betas eps weight_decay foreach | maximize differentiable capturable",
+            {"m": "exp_avg", "u": "exp_inf"},
+        ),
+        Row(
+            Rprop,
+            "lr etas step_sizes | capturable foreach maximize differentiable",
+            {"h": "prev", "d": "step_size"},
+        ),
+        Row(
+            ASGD,
+            "lr lambd alpha t0 weight_decay foreach maximize differentiable capturable |",
+            {"x": "ax", "eta": "eta", "mu": "mu"},
+        ),
+        Row(Lion, "lr betas weight_decay | maximize", {"m": "exp_avg"}, counts_steps=False),
+    )
+}

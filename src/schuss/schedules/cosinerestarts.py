@@ -1,0 +1,143 @@
+"""Half cosines, one after another, each jumping back up: warm restarts, and cyclic cosine annealing.
+
+Sources: Loshchilov and Hutter, "SGDR: Stochastic gradient descent with warm restarts", 2017, equation 5.
+https://arxiv.org/abs/1608.03983
+Huang et al., "Snapshot ensembles: train 1, get M for free", 2017, equation 2 (whole cycles in the horizon).
+https://arxiv.org/abs/1704.00109
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
+from typing import Any
+
+from schuss.errors import refusal
+from schuss.schedules.schedule import (
+    MANY,
+    NUMBERS,
+    UNSAID,
+    Length,
+    Page,
+    Positive,
+    Rate,
+    Value,
+    between,
+    cosine,
+)
+
+
+@dataclass(frozen=True, repr=False)
+class CosineRestarts(Page):
+    """From the peak to `end` along half a cosine, then back to the peak at once, again and again.
+
+        k = the cycle of step n, x = the share of it that is over
+        value(n) = end + ½ (start − end) shrink^k (1 + cos πx),   cycle k lasts period · multiplier^k steps
+
+    | here         | paper  | units | domain | meaning                                                 |
+    | `start`      | η_max  | value | finite | the first peak                                          |
+    | `end`        | η_min  | value | finite | what each cycle falls to                                |
+    | `period`     | T₀     | steps | > 0    | the length of the first cycle                           |
+    | `multiplier` | T_mult | none  | ≥ 1    | each cycle is so many times longer than the last        |
+    | `shrink`     |        | none  | (0, 1] | each peak stands at this share of the last, above `end` |
+    | `cycles`     | M      | whole | ≥ 1    | how many, and then the value stays at `end`             |
+    | `steps`      | T      | steps | > 0    | the horizon (or `epochs`)                               |
+
+    Say `period` (for ever), `period` and `cycles`, `period` and `steps` (the horizon may fall within a cycle,
+    where the value then stays), or `cycles` and `steps`: cyclic cosine annealing, in equal cycles.
+    Several cycles in one epoch: `CosineRestarts(1e-3, cycles=5, epochs=1, steps_per_epoch=390)`.
+
+    Where implementations differ: the same as torch's `CosineAnnealingWarmRestarts`, whose `step(epoch)` finds
+    the cycle by a rounded logarithm and is at the floor where a restart is due (T_mult=10, epoch 111), which
+    here is corrected. Keras' `m_mul` is `shrink`; `optax.sgdr_schedule` lists the cycles one by one. Snapshot
+    ensembles round the period up to whole steps.
+
+    >>> schedule = CosineRestarts(1e-3, 0, period=100, multiplier=2)
+    >>> [round(schedule(n), 12) for n in (0, 50, 100, 200, 300)]
+    [0.001, 0.0005, 0.001, 0.0005, 0.001]
+    >>> annealed = CosineRestarts(1e-3, cycles=4, steps=1000)
+    >>> annealed(0), annealed(250), annealed(1000), annealed(1250)
+    (0.001, 0.001, 0.0, 0.0)
+    """
+
+    start: Value
+    end: Value = 0.0
+    _: KW_ONLY
+    period: Length = UNSAID
+    multiplier: Positive = 1.0
+    shrink: Rate = 1.0
+    cycles: Positive = UNSAID
+
+    def __post_init__(self, epochs: float | None, steps_per_epoch: float | None) -> None:
+        """Check that the cycles are said, and only once."""
+        super().__post_init__(epochs, steps_per_epoch)
+        if self.multiplier < 1:
+            raise refusal(
+                "multiplier", self.multiplier, "1 or more", "Shrinking cycles would never reach the horizon."
+            )
+        if self.cycles is not UNSAID:
+            if self.cycles != int(self.cycles):
+                raise refusal(
+                    "cycles", self.cycles, "a whole number above 0", "Use steps to stop within a cycle."
+                )
+            self._set("cycles", int(self.cycles))
+        said = (self.period is not UNSAID, self.cycles is not UNSAID, self.steps < math.inf)
+        if said not in ((True, False, False), (True, True, False), (True, False, True), (False, True, True)):
+            raise TypeError(
+                "CosineRestarts needs period, period and cycles, period and steps, or cycles and steps."
+            )
+
+    @property
+    def length(self) -> float:
+        """The horizon, or the end of the last cycle."""
+        if self.period is not UNSAID and self.cycles is not UNSAID:
+            return self.period * self._periods(self.cycles)
+        return self.steps
+
+    def _periods(self, cycle: Any) -> Any:
+        """Return where a cycle begins, measured in first periods: 1 + m + m² + ..."""
+        return cycle if self.multiplier == 1 else (self.multiplier**cycle - 1) / (self.multiplier - 1)
+
+    @cached_property
+    def _all(self) -> tuple[float, float]:
+        """How many first periods there are in how many steps: n · this ratio is exact at equal cycles."""
+        return (1.0, self.period) if self.period is not UNSAID else (self._periods(self.cycles), self.steps)
+
+    @cached_property
+    def _last(self) -> float:
+        """The cycle in which the schedule ends: the one before, if a cycle ends there."""
+        if self.cycles is not UNSAID or self.length == math.inf:
+            return math.inf if self.cycles is UNSAID else self.cycles - 1
+        cycle = self._cycle(self._time(self.length), NUMBERS)
+        return cycle - (self._periods(cycle) == self._time(self.length))
+
+    def _time(self, n: Any) -> Any:
+        periods, steps = self._all
+        return n * periods / steps
+
+    def _cycle(self, time: Any, xp: Any) -> Any:
+        """Return the last cycle that has begun by then."""
+        if self.multiplier == 1:
+            return xp.floor(time)
+        cycle = xp.floor(xp.log(1 + time * (self.multiplier - 1)) / math.log(self.multiplier))
+        # The rounded logarithm may name the cycle before a restart, or just before one the cycle to come.
+        cycle = xp.where(self._periods(cycle + 1) <= time, cycle + 1, cycle)
+        return xp.where(self._periods(cycle) > time, cycle - 1, cycle)
+
+    def formula(self, n: Any, xp: Any) -> Any:
+        """Return the point of the cycle that n falls into."""
+        time = self._time(n)
+        cycle = self._cycle(time, xp)
+        if self._last < math.inf:
+            cycle = xp.minimum(cycle, self._last)
+        gone = (time - self._periods(cycle)) / self.multiplier**cycle
+        peak = between(self.end, self.start, self.shrink**cycle)
+        return between(peak, self.end, cosine(gone, xp))
+
+    def bends(self, last: float) -> Iterable[float]:
+        """Return the restarts."""
+        periods, steps = self._all
+        cycles = min(self._cycle(self._time(last), NUMBERS), self._last, MANY)
+        return (self._periods(k) * steps / periods for k in range(int(cycles) + 1))

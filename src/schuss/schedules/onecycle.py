@@ -1,0 +1,78 @@
+"""Up once, down once: super-convergence.
+
+Source: Smith and Topin, "Super-convergence: very fast training of neural networks using large learning
+rates", 2018. https://arxiv.org/abs/1708.07120
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+from schuss.schedules.schedule import UNSAID, Length, LengthOr0, Page, Value, between, check_warmup, curve
+
+
+@dataclass(frozen=True, repr=False)
+class OneCycle(Page):
+    """Up from `start` to the peak, then down to `end`, both along half a cosine or a line.
+
+        value(n) = start → peak   over the first W steps, then
+        value(n) = peak → end     over the remaining N − W
+
+    | here     | units    | domain         | meaning                                          |
+    | `peak`   | value    | finite         | the value of step W                              |
+    | `end`    | value    | finite         | the value from step N on                         |
+    | `start`  | value    | finite         | the value of the first step; peak/25 if left out |
+    | `warmup` | W, steps | [0, N]         | the way up; 3/10 of the horizon if left out      |
+    | `shape`  |          | cosine, linear | the way from one to the other                    |
+    | `steps`  | N        | > 0            | the horizon (or `epochs`)                        |
+
+    For momentum, which goes the other way: `OneCycle(0.85, 0.95, start=0.95, steps=...)`.
+
+    Where implementations differ: torch's `OneCycleLR(peak, total_steps=T)` places the peak at 0.3·T − 1 and
+    the end at T − 1, ends at peak/250000, and raises after T: `OneCycle(peak, peak / 25e4, steps=T - 1,
+    warmup=0.3 * T - 1)` is the same; `optax.cosine_onecycle_schedule(T, peak)` is `OneCycle(peak, peak /
+    25e4, steps=T)`. torch's `three_phase` is `Cosine(a, peak, steps=W).then(Cosine(peak, a,
+    steps=W)).then(Cosine(a, end, steps=...))`.
+
+    >>> schedule = OneCycle(0.1, steps=1000)
+    >>> schedule(0), schedule(300), schedule(650), schedule(1000)
+    (0.004, 0.1, 0.05, 0.0)
+    """
+
+    peak: Value
+    end: Value = 0.0
+    _: KW_ONLY
+    start: Value = UNSAID
+    warmup: LengthOr0 = UNSAID
+    shape: str = "cosine"
+    steps: Length = UNSAID
+
+    def __post_init__(self, epochs: float | None, steps_per_epoch: float | None) -> None:
+        """Fill in the usual start and warm-up, and check that the peak is reached."""
+        super().__post_init__(epochs, steps_per_epoch)
+        curve(self.shape, ("cosine", "linear"))
+        if self.start is UNSAID:
+            self._set("start", self.peak / 25)
+        if self.warmup is UNSAID:
+            self._set("warmup", int(3 * self.steps // 10))
+        check_warmup(self.warmup, self.steps)
+
+    @property
+    def rise(self) -> float:
+        """The way up."""
+        return self.warmup
+
+    def formula(self, n: Any, xp: Any) -> Any:
+        """Return the point of the rise or of the fall at n."""
+        way = curve(self.shape)
+        up = xp.minimum(n / self.warmup, 1) if self.warmup else 1.0
+        # A way down of no steps is never begun: the last step of the rise is the horizon.
+        down = xp.maximum(n - self.warmup, 0) / ((self.steps - self.warmup) or 1)
+        rise, fall = between(self.start, self.peak, way(up, xp)), between(self.peak, self.end, way(down, xp))
+        return xp.where(n < self.warmup, rise, fall)
+
+    def bends(self, last: float) -> Iterable[float]:
+        """Return the peak."""
+        return (self.warmup,)

@@ -1,0 +1,103 @@
+"""The PyTorch front: torch.optim's optimizers by their own names, each a page of maths in one fused launch.
+
+Changing `from torch.optim import AdamW` to `from schuss.torch import AdamW` is all that there is to do. The constructor
+takes torch.optim's arguments in its order with its defaults, then the page's own options by keyword; any hyperparameter
+may be a number, a tensor, or a schedule: a function of the finished steps.
+"""
+
+from __future__ import annotations
+
+from schuss.rules import TABLE
+from schuss.torch.groups import groups
+from schuss.torch.optimizer import Optimizer
+from schuss.torch.scheduler import Plateau, Scheduler
+
+__all__ = [
+    "ASGD",
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Lion",
+    "NAdam",
+    "Plateau",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "Scheduler",
+    "groups",
+]
+
+
+class SGD(Optimizer):
+    """The page `schuss.rules.SGD` under PyTorch."""
+
+    row = TABLE["SGD"]
+
+
+class Adagrad(Optimizer):
+    """The page `schuss.rules.Adagrad` under PyTorch."""
+
+    row = TABLE["Adagrad"]
+
+
+class Adadelta(Optimizer):
+    """The page `schuss.rules.Adadelta` under PyTorch."""
+
+    row = TABLE["Adadelta"]
+
+
+class RMSprop(Optimizer):
+    """The page `schuss.rules.RMSprop` under PyTorch."""
+
+    row = TABLE["RMSprop"]
+
+
+class Adam(Optimizer):
+    """The page `schuss.rules.Adam` under PyTorch."""
+
+    row = TABLE["Adam"]
+
+
+class AdamW(Optimizer):
+    """The page `schuss.rules.AdamW` under PyTorch."""
+
+    row = TABLE["AdamW"]
+
+
+class NAdam(Optimizer):
+    """The page `schuss.rules.NAdam` under PyTorch."""
+
+    row = TABLE["NAdam"]
+
+
+class RAdam(Optimizer):
+    """The page `schuss.rules.RAdam` under PyTorch."""
+
+    row = TABLE["RAdam"]
+
+
+class Adamax(Optimizer):
+    """The page `schuss.rules.Adamax` under PyTorch."""
+
+    row = TABLE["Adamax"]
+
+
+class Rprop(Optimizer):
+    """The page `schuss.rules.Rprop` under PyTorch."""
+
+    row = TABLE["Rprop"]
+
+
+class ASGD(Optimizer):
+    """The page `schuss.rules.ASGD` under PyTorch."""
+
+    row = TABLE["ASGD"]
+
+
+class Lion(Optimizer):
+    """The page `schuss.rules.Lion` under PyTorch."""
+
+    row = TABLE["Lion"]

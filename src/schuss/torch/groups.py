@@ -1,0 +1,92 @@
+"""Parameter groups as papers train: no decay where it does harm, smaller rates for the layers below."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from schuss.errors import refusal
+
+_NORMS = (
+    nn.modules.batchnorm._NormBase,  # pyright: ignore[reportPrivateUsage]
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+    nn.RMSNorm,
+)
+
+
+def groups(
+    model: nn.Module,
+    weight_decay: float,
+    *,
+    no_decay: Sequence[str] = (),
+    lr: float | None = None,
+    layer_decay: float | None = None,
+) -> list[dict[str, Any]]:
+    """Split a model's trainable weights into groups for any optimizer: with decay, and without.
+
+    Biases, the weights of normalisation layers, and all weights with fewer than two dimensions are not decayed, nor is
+    any whose name matches one of the `no_decay` patterns (as in a shell: `"*embed*"`). Tied weights count once.
+
+    With `layer_decay` (0.65 to 0.9 in the literature) the rate falls by that factor a layer, from `lr` in the last one
+    down: layers are numbered by the first number in a weight's name (`blocks.3.attn.weight`), weights before the
+    first numbered one belong to the bottom, weights after the last to the top (Clark and others 2020, ELECTRA).
+
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    >>> [(g["weight_decay"], g["param_names"]) for g in groups(model, 0.1)]
+    [(0.1, ['0.weight']), (0.0, ['0.bias', '1.weight', '1.bias'])]
+    """
+    if isinstance(no_decay, str):
+        raise refusal("no_decay", no_decay, "a list of patterns", f"Try no_decay=[{no_decay!r}].")
+    if layer_decay is not None and not 0 < layer_decay <= 1:
+        raise refusal("layer_decay", layer_decay, "in (0, 1]")
+    if layer_decay is not None and lr is None:
+        raise ValueError(f"layer_decay={layer_decay!r} scales a rate: give the top layer's, lr=..., too.")
+    normed = {id(w) for m in model.modules() if isinstance(m, _NORMS) for w in m.parameters(recurse=False)}
+    named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    if not named:
+        raise ValueError(
+            "The model has no trainable weights: every requires_grad is False, or there are none."
+        )
+    depths = _depths([name for name, _ in named])
+    found: dict[tuple[int, bool], list[tuple[str, torch.Tensor]]] = {}
+    for (name, weight), depth in zip(named, depths, strict=True):
+        plain = (
+            weight.ndim < 2
+            or id(weight) in normed
+            or name.rpartition(".")[2] == "bias"
+            or any(fnmatchcase(name, pattern) for pattern in no_decay)
+        )
+        found.setdefault((depth if layer_decay is not None else 0, plain), []).append((name, weight))
+    made: list[dict[str, Any]] = []
+    for (depth, plain), pairs in found.items():
+        group: dict[str, Any] = {
+            "params": [weight for _, weight in pairs],
+            "param_names": [name for name, _ in pairs],
+            "weight_decay": 0.0 if plain else weight_decay,
+        }
+        if lr is not None:
+            group["lr"] = lr * (layer_decay or 1.0) ** (max(depths) - depth)
+        made.append(group)
+    return made
+
+
+def _depths(names: Sequence[str]) -> list[int]:
+    """The layer of each weight, 0 at the bottom."""
+    numbers = [
+        int(found[1]) if (found := re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)) else None for name in names
+    ]
+    numbered = [k for k, number in enumerate(numbers) if number is not None]
+    if not numbered:
+        return list(range(len(names)))
+    top = max(number for number in numbers if number is not None) + 2
+    return [
+        number + 1 if number is not None else (0 if k < numbered[0] else top)
+        for k, number in enumerate(numbers)
+    ]

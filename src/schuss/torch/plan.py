@@ -1,0 +1,285 @@
+"""Which memory a step walks over: found once, checked at every step, found anew when anything moved.
+
+Most tensors are plain: weight, gradient and state lie alike in memory, and the kernel is pointed at them. The others
+get the right answer by another way, one by one at each step: *staged* tensors lie differently and go through copies,
+*sparse* gradients touch some rows only, and *eager* ones are on a device or of a dtype without a kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import torch
+
+from schuss.compile import cpu, eager
+from schuss.compile.formula import Formula, formula
+from schuss.compile.launch import Launch, Table, TouchedRows, WholeTensors, advance
+from schuss.rules import Rule
+
+Tensor = torch.Tensor
+Array = np.ndarray[Any, Any]
+
+_address = Tensor.data_ptr
+_contiguous = Tensor.is_contiguous
+_dtype = attrgetter("dtype")
+
+# A complex number is two real ones, which the rules move one by one.
+_REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
+_NAMES = {getattr(torch, name): name for name in cpu.DTYPES}
+_KERNEL_DTYPES = frozenset(_NAMES) | frozenset(_REAL)
+
+
+@dataclass
+class Item:
+    """One weight with a gradient: its state by slot, its group, and its place among all weights and in the ledger."""
+
+    weight: Tensor
+    slots: list[Tensor]
+    formula: Formula
+    group: int
+    member: int
+
+    def way(self, gradient: Tensor) -> str:
+        """How this weight is moved: "plain", "staged", "sparse" or "eager"."""
+        if gradient.layout == torch.sparse_coo:
+            return "sparse"
+        tensors = (self.weight, gradient, *self.slots)
+        if any(not _has_kernel(t) for t in tensors):
+            return "eager"
+        return "plain" if all(map(_contiguous, tensors)) and not any(map(_lazy, tensors)) else "staged"
+
+
+def _has_kernel(tensor: Tensor) -> bool:
+    return (
+        tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and tensor.dtype in _KERNEL_DTYPES
+        and type(tensor) in (Tensor, torch.nn.Parameter, torch.nn.Buffer)
+    )
+
+
+def _lazy(tensor: Tensor) -> bool:
+    """A conjugate or negative that is noted, not yet computed: its memory holds something else."""
+    return tensor.is_conj() or tensor.is_neg()
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Whether the tensor fills one stretch of memory, in whatever order."""
+    return torch.ops.aten.is_non_overlapping_and_dense.default(tensor)
+
+
+def _length(tensor: Tensor) -> int:
+    return tensor.numel() * (2 if tensor.dtype in _REAL else 1)
+
+
+def _name(tensor: Tensor) -> str:
+    return _NAMES[_REAL.get(tensor.dtype, tensor.dtype)]
+
+
+Signature = tuple[Formula, tuple[str, ...]]
+
+
+def _signature(item: Item, gradient: Tensor) -> Signature:
+    return item.formula, tuple(map(_name, (item.weight, gradient, *item.slots)))
+
+
+def _by_signature(pairs: Sequence[tuple[Item, Tensor]]) -> list[tuple[Signature, list[Item]]]:
+    """What one kernel can move together; complex weights apart from real ones."""
+    batches: dict[Any, tuple[Signature, list[Item]]] = {}
+    for item, gradient in pairs:
+        signature = _signature(item, gradient)
+        batches.setdefault((signature, gradient.dtype), (signature, []))[1].append(item)
+    return list(batches.values())
+
+
+def _itemsizes(dtypes: Sequence[str]) -> list[int]:
+    return [getattr(torch, name).itemsize for name in dtypes]
+
+
+def _launch(signature: Signature, items: Sequence[Item], table: Table) -> Launch:
+    groups, members = [item.group for item in items], [item.member for item in items]
+    return Launch(signature[0], cpu.kernel(*signature), table, groups, members)
+
+
+def _whole(signature: Signature, items: Sequence[Item]) -> WholeTensors:
+    return WholeTensors(_itemsizes(signature[1]), [_length(item.weight) for item in items])
+
+
+class _Plain:
+    """Tensors of one signature that lie alike in memory: one table, checked by address."""
+
+    def __init__(self, signature: Signature, items: list[Item]) -> None:
+        self.places = [item.member for item in items]
+        self.whole = self.places == list(range(len(items)))
+        self.dtypes = [
+            items[0].weight.dtype if items[0].weight.is_complex() else getattr(torch, signature[1][1])
+        ]
+        self.dtypes *= len(items)
+        self.table = _whole(signature, items)
+        self.launch = _launch(signature, items, self.table)
+        columns = [[item.weight for item in items], *zip(*(item.slots for item in items), strict=True)]
+        self.standing = list(chain.from_iterable(columns))
+        self.addresses = list(map(_address, self.standing))
+        addresses = np.array(self.addresses, dtype=np.int64).reshape(len(columns), len(items))
+        for column, here in zip((0, *range(2, len(columns) + 1)), addresses, strict=True):
+            self.table.place(column, here)
+        self.moving: list[int] = []
+
+    def fits(self, gradients: Sequence[Any]) -> bool:
+        """Point at this step's gradients; False if anything no longer lies as it did."""
+        mine = (
+            gradients
+            if self.whole and len(gradients) == len(self.places)
+            else [gradients[k] for k in self.places]
+        )
+        try:
+            moving = list(map(_address, mine))
+            alike = all(map(_contiguous, mine)) and list(map(_dtype, mine)) == self.dtypes
+        except (RuntimeError, TypeError):  # a sparse gradient has no address, and None is no tensor
+            return False
+        if not alike or list(map(_address, self.standing)) != self.addresses:
+            return False
+        if self.dtypes[0].is_complex and any(map(_lazy, mine)):
+            return False
+        if moving != self.moving:
+            self.table.place(1, np.array(moving, dtype=np.int64))
+            self.moving = moving
+        return True
+
+
+class _Staged:
+    """Tensors of one signature that do not lie alike: what differs goes through a copy, in and out."""
+
+    def __init__(self, signature: Signature, items: list[Item]) -> None:
+        self.items = items
+        self.table = _whole(signature, items)
+        self.launch = _launch(signature, items, self.table)
+
+    def step(self, gradients: Sequence[Any], *call: Any) -> None:
+        alike: list[list[Tensor]] = []
+        back: list[tuple[Tensor, Tensor]] = []
+        for item in self.items:
+            weight = item.weight
+            model = weight if _dense(weight) and not _lazy(weight) else torch.empty_like(weight).contiguous()
+
+            def laid(tensor: Tensor, written: bool, model: Tensor = model) -> Tensor:
+                if tensor is model or (tensor.stride() == model.stride() and not _lazy(tensor)):
+                    return tensor
+                copy = torch.empty_strided(model.shape, model.stride(), dtype=tensor.dtype).copy_(tensor)
+                if written:
+                    back.append((tensor, copy))
+                return copy
+
+            alike.append(
+                [
+                    laid(weight, True),
+                    laid(gradients[item.member], False),
+                    *(laid(slot, True) for slot in item.slots),
+                ]
+            )
+        addresses = np.array([list(map(_address, tensors)) for tensors in alike], dtype=np.int64)
+        for column, here in enumerate(addresses.T):
+            self.table.place(column, here)
+        self.launch.step(*call)
+        for tensor, copy in back:
+            tensor.copy_(copy)
+
+
+def _step_sparse(item: Item, gradient: Tensor, *call: Any) -> None:
+    """Move the touched rows only: a row of the table is a row of the weight."""
+    gradient = gradient.coalesce()
+    outer, inner = item.weight.shape[: gradient.sparse_dim()], item.weight.shape[gradient.sparse_dim() :]
+    values = gradient.values().resolve_conj().resolve_neg().contiguous()
+    rows = np.asarray(np.ravel_multi_index(tuple(gradient.indices().numpy()), tuple(outer)))
+    width = math.prod(inner) * (2 if item.weight.dtype in _REAL else 1)
+    written = [item.weight, *item.slots]
+    flat = [
+        t if _contiguous(t) and not _lazy(t) else t.clone(memory_format=torch.contiguous_format)
+        for t in written
+    ]
+    signature = _signature(item, values)
+    table = TouchedRows(_itemsizes(signature[1]), rows, width)
+    table.place(1, values.data_ptr(), packed=True)
+    for column, tensor in zip((0, *range(2, len(flat) + 1)), flat, strict=True):
+        table.place(column, tensor.data_ptr())
+    _launch(signature, [item], table).step(*call)
+    for tensor, copy in zip(written, flat, strict=True):
+        if tensor is not copy:
+            tensor.copy_(copy)
+
+
+class Plan:
+    """How one set of weights with gradients takes a step."""
+
+    def __init__(self, items: list[Item], gradients: Sequence[Tensor | None]) -> None:
+        self.weights = [item.weight for item in items]
+        self.absent = [k for k, gradient in enumerate(gradients) if gradient is None]
+        pairs = [(item, gradient) for item in items if (gradient := gradients[item.member]) is not None]
+        ways: dict[str, list[tuple[Item, Tensor]]] = {"plain": [], "staged": [], "sparse": [], "eager": []}
+        for item, gradient in pairs:
+            ways[item.way(gradient)].append((item, gradient))
+        self.plain = [_Plain(*batch) for batch in _by_signature(ways["plain"])]
+        self.staged = [_Staged(*batch) for batch in _by_signature(ways["staged"])]
+        self.sparse = [item for item, _ in ways["sparse"]]
+        self.eager = [item for item, _ in ways["eager"]]
+        self.other_ways = [(item, way) for way, found in ways.items() if way != "plain" for item, _ in found]
+        for batch in self.plain:
+            batch.fits(gradients)
+
+    def fits(self, gradients: Sequence[Tensor | None]) -> bool:
+        """Whether each tensor is still moved the way that was found for it; points at this step's gradients."""
+        return (
+            all(gradients[k] is None for k in self.absent)
+            and all(batch.fits(gradients) for batch in self.plain)
+            and all(
+                (gradient := gradients[item.member]) is not None and item.way(gradient) == way
+                for item, way in self.other_ways
+            )
+        )
+
+    def step(
+        self,
+        gradients: Sequence[Any],
+        ledger: Array,
+        rules: Sequence[Rule],
+        sparse_rules: Sequence[Rule],
+        scales: Sequence[float],
+        workers: int,
+    ) -> None:
+        """Take one step of every weight; rules and gradient scales are by group."""
+        for item in self.sparse:
+            _refuse_l2(sparse_rules[item.group])
+        for batch in self.plain:
+            batch.launch.step(ledger, rules, scales, workers)
+        if self.other_ways:
+            with torch.no_grad():
+                for batch in self.staged:
+                    batch.step(gradients, ledger, rules, scales, workers)
+                for item in self.sparse:
+                    _step_sparse(item, gradients[item.member], ledger, sparse_rules, scales, workers)
+                for item in self.eager:
+                    values, ledger[item.member] = advance(rules[item.group], ledger[item.member].tolist())
+                    gradient = gradients[item.member]
+                    eager.step(item.formula, item.weight, gradient, item.slots, scales[item.group], values)
+        # The kernels wrote behind autograd's back: a backward pass through an older weight must be able to tell.
+        torch.autograd.graph.increment_version(self.weights)
+
+
+def _refuse_l2(rule: Rule) -> None:
+    if "l2" in formula(rule).coefficients and rule.coefficients(1, **_first_scalars(rule))["l2"]:
+        decay = getattr(rule, "weight_decay", None)
+        raise RuntimeError(
+            f"weight_decay={decay!r} (L2) is not possible with sparse gradients: it would need every row, and only the "
+            "touched ones move. Set weight_decay=0, or use an optimizer with decoupled decay, which the touched rows "
+            "alone then feel."
+        )
+
+
+def _first_scalars(rule: Rule) -> dict[str, float]:
+    return {name: rule.initial().get(name, 0.0) for name in rule.scalars}

@@ -1,0 +1,284 @@
+"""Schedules where a framework asks for a torch `LRScheduler`; and the one scheduler that needs a state,
+`Plateau`.
+
+With the optimizers of this library nothing of this is needed: `lr=schedule` does it. `Scheduler` drives any
+torch optimizer, `torch.optim`'s own included, through the interface that trainers know.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, SupportsFloat
+from weakref import WeakKeyDictionary, WeakMethod
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from schuss.errors import refusal
+
+MARK = "finished_steps"
+"""Where a saved optimizer keeps the scheduler's step, so that a scheduler built later goes on from there."""
+
+_hooks: WeakKeyDictionary[Optimizer, list[Any]] = WeakKeyDictionary()
+
+
+class _Driver(LRScheduler):
+    """What both schedulers share: an optimizer whose `group["lr"]` they set, without torch's bookkeeping.
+
+    `LRScheduler.__init__` wraps `optimizer.step` to warn about the order of calls and takes a step of its
+    own; neither is wanted where the lr is a function of the step and a step may be skipped by loss scaling.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        if not isinstance(optimizer, Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"{type(optimizer).__name__} is not an Optimizer. The optimizer comes first.")
+        self.optimizer = optimizer
+        self.last_epoch = 0
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", float(group["lr"]))
+        self.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+        self._step_count = 1
+        self._last_lr = [float(group["lr"]) for group in optimizer.param_groups]
+
+    def _apply(self, rates: Sequence[float | Tensor]) -> None:
+        """Put the rates in force; a tensor lr keeps its memory, since a captured graph may read it."""
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        self._last_lr = list(rates)
+
+
+class Scheduler(_Driver):
+    """Set `group["lr"]` to `schedule(n)`, where n counts the calls of `step()`.
+
+    | here         | meaning                                                                              |
+    | `optimizer`  | any `torch.optim.Optimizer`, also this library's                                     |
+    | `schedule`   | one for all groups, or a list with one for each                                      |
+    | `last_epoch` | as torch says it: finished steps − 1. Left out, it goes on from a loaded optimizer's |
+    |              | checkpoint, or starts at 0; −1 starts at 0 in any case                               |
+
+    The lr is a function of the step alone. A new schedule on resume, a longer one for example, counts from
+    the first step after loading; what was saved of the old one is for reading only. Calling
+    `optimizer.step()` is not required before `step()`, and never warned about. Loading the optimizer and the
+    scheduler may come in any order.
+
+    Groups added later: with one schedule they follow it from the next step; with a list, append theirs to
+    `schedules`.
+
+    >>> import torch
+    >>> from schuss.schedules import Linear
+    >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    >>> scheduler = Scheduler(optimizer, Linear(1e-3, steps=4))
+    >>> for _ in range(3):
+    ...     optimizer.step()
+    ...     scheduler.step()
+    >>> optimizer.param_groups[0]["lr"]
+    0.00025
+    >>> scheduler.state_dict()
+    {'last_epoch': 3, 'schedules': ['Linear(0.001, steps=4)']}
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        schedule: Callable[[int], float] | Sequence[Callable[[int], float]],
+        last_epoch: int | None = None,
+    ) -> None:
+        """Set the lr of step 0, or of the step that the optimizer's checkpoint had reached."""
+        super().__init__(optimizer)
+        self._shared = callable(schedule)
+        self.schedules: list[Callable[[int], float]] = [schedule] if callable(schedule) else list(schedule)
+        for one in self.schedules:
+            if not callable(one):
+                raise TypeError(f"schedule={one!r} is not callable. Try Constant({one!r}).")
+        marked = self._take_mark()
+        self.last_epoch = (marked or 0) if last_epoch is None else last_epoch + 1
+        self._apply(self.get_lr())
+        self._hook()
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the lr of each group at the present step; it may be called at any time."""
+        groups = len(self.optimizer.param_groups)
+        schedules = self.schedules * groups if self._shared else self.schedules
+        if len(schedules) != groups:
+            raise ValueError(
+                f"{len(schedules)} schedules do not fit {groups} parameter groups. Give one for all or one "
+                "for each; after add_param_group, append the new group's to scheduler.schedules."
+            )
+        return [float(schedule(self.last_epoch)) for schedule in schedules]
+
+    def step(self, epoch: int | None = None) -> None:
+        """Go on by one step, or to a given one, and put its lr in force."""
+        self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
+        self._step_count += 1
+        self._apply(self.get_lr())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the step, and for reading only the expressions of the schedules."""
+        return {"last_epoch": self.last_epoch, "schedules": [repr(one) for one in self.schedules]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go to the saved step; the schedule stays the one that this scheduler was built with."""
+        self.last_epoch = int(state_dict["last_epoch"])
+        self._step_count = self.last_epoch + 1
+        self._apply(self.get_lr())
+
+    def _hook(self) -> None:
+        """Keep the step in the optimizer's checkpoint, and let no loaded lr outlive the schedule.
+
+        The latest scheduler of an optimizer replaces the one before, and is not kept alive by it.
+        """
+        for old in _hooks.pop(self.optimizer, []):
+            old.remove()
+        saving, loading = WeakMethod(self._mark), WeakMethod(self._loaded)
+        _hooks[self.optimizer] = [
+            self.optimizer.register_state_dict_post_hook(lambda _, state: _call(saving, state)),
+            self.optimizer.register_load_state_dict_post_hook(lambda _: _call(loading)),
+        ]
+
+    def _mark(self, state_dict: dict[str, Any]) -> None:
+        for group in state_dict["param_groups"]:
+            group[MARK] = self.last_epoch
+
+    def _take_mark(self) -> int | None:
+        """Take the step out of the groups of an optimizer that was loaded; None if there is none."""
+        marks = [group.pop(MARK, None) for group in self.optimizer.param_groups]
+        return next((mark for mark in marks if mark is not None), None)
+
+    def _loaded(self) -> None:
+        marked = self._take_mark()
+        self.last_epoch = self.last_epoch if marked is None else marked
+        self._apply(self.get_lr())
+
+
+class Plateau(_Driver):
+    """Multiply the lr by `factor` when a metric has not improved for more than `patience` steps.
+
+    It needs a state, the best value so far and how long ago, so it is no schedule. The lr is always
+    max(initial lr · factor^reductions, min_lr), and the state is saved whole.
+
+    | here             | domain   | meaning                                                        |
+    | `mode`           | min, max | whether a lower or a higher metric is better                   |
+    | `factor`         | (0, 1)   | what a reduction multiplies by                                 |
+    | `patience`       | ≥ 0      | how many steps in a row without improvement are borne          |
+    | `threshold`      | ≥ 0      | a smaller improvement is none                                  |
+    | `threshold_mode` | rel, abs | the threshold as a share of the best value, or as a difference |
+    | `cooldown`       | ≥ 0      | steps after a reduction in which nothing is counted            |
+    | `min_lr`         | ≥ 0      | a floor                                                        |
+
+    A metric of NaN or infinity is never an improvement. Settings are not loaded: a changed `patience` holds
+    at once.
+
+    Where implementations differ: the same as torch's `ReduceLROnPlateau`, but a relative threshold is a share
+    of the best value's *size*, so that it asks for an improvement of negative metrics too (torch takes values
+    that are worse); and there is no `eps`, below which torch leaves the lr as it is.
+
+    >>> import torch
+    >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
+    >>> plateau = Plateau(optimizer, factor=0.5, patience=1)
+    >>> for loss in (1.0, 0.5, 0.5, 0.5):
+    ...     plateau.step(loss)
+    >>> plateau.get_last_lr()
+    [0.25]
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        mode: str = "min",
+        factor: float = 0.1,
+        patience: int = 10,
+        threshold: float = 1e-4,
+        threshold_mode: str = "rel",
+        cooldown: int = 0,
+        min_lr: float = 0.0,
+    ) -> None:
+        """Check the settings; the lr stays as it is until a metric stops improving."""
+        for name, value, known in (
+            ("mode", mode, ("min", "max")),
+            ("threshold_mode", threshold_mode, ("rel", "abs")),
+        ):
+            if value not in known:
+                raise refusal(name, value, f"one of {', '.join(known)}")
+        if not 0 < factor < 1:
+            raise refusal("factor", factor, "in (0, 1)", "It multiplies the lr, for example 0.1.")
+        for name, value in (
+            ("patience", patience),
+            ("threshold", threshold),
+            ("cooldown", cooldown),
+            ("min_lr", min_lr),
+        ):
+            if not 0 <= value < math.inf:
+                raise refusal(name, value, "a finite number, 0 or more")
+        super().__init__(optimizer)
+        self.mode, self.threshold, self.threshold_mode = mode, threshold, threshold_mode
+        self.factor, self.patience, self.cooldown, self.min_lr = factor, patience, cooldown, min_lr
+        self.base_lrs = list(self._last_lr)
+        self.best: float | None = None
+        self.bad_steps = 0
+        self.cooling = 0
+        self.reductions = 0
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the lr of each group after the reductions so far."""
+        # A floor never lifts an lr that began below it.
+        return [max(base * self.factor**self.reductions, min(self.min_lr, base)) for base in self.base_lrs]
+
+    def step(self, metrics: SupportsFloat, epoch: int | None = None) -> None:  # type: ignore[override]
+        """Take in the metric of one more step (or epoch), and reduce the lr if it is time to."""
+        value = float(metrics)
+        self._take_in_new_groups()
+        self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
+        self._step_count += 1
+        if self._is_better(value):
+            self.best = value
+            self.bad_steps = 0
+        else:
+            self.bad_steps += 1
+        if self.cooling:
+            self.cooling -= 1
+            self.bad_steps = 0
+        if self.bad_steps > self.patience:
+            self.reductions += 1
+            self.cooling = self.cooldown
+            self.bad_steps = 0
+        self._apply(self.get_lr())
+
+    def _take_in_new_groups(self) -> None:
+        """A group added later joins with the lr that it has, as if that were reduced so far already."""
+        for group in self.optimizer.param_groups[len(self.base_lrs) :]:
+            self.base_lrs.append(float(group["lr"]) / self.factor**self.reductions)
+
+    def _is_better(self, value: float) -> bool:
+        if not math.isfinite(value):
+            return False
+        if self.best is None:
+            return True
+        margin = self.threshold * (abs(self.best) if self.threshold_mode == "rel" else 1.0)
+        gain = self.best - value if self.mode == "min" else value - self.best
+        return gain > margin
+
+    _STATE = ("last_epoch", "base_lrs", "best", "bad_steps", "cooling", "reductions")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what it has seen, as plain numbers."""
+        return {name: getattr(self, name) for name in self._STATE}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what was seen, and put the lr in force that follows under the present settings."""
+        for name in self._STATE:
+            setattr(self, name, state_dict[name])
+        self.base_lrs = list(self.base_lrs)
+        self._step_count = self.last_epoch + 1
+        self._apply(self.get_lr())
+
+
+def _call(method: WeakMethod[Any], *args: Any) -> None:
+    """Call a method unless what it belonged to is gone."""
+    alive = method()
+    if alive is not None:
+        alive(*args)

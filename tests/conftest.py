@@ -1,0 +1,155 @@
+"""One table of every rule with every option feeds the tests of all rooms: a new page adds its rows here."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from schuss.rules import PAIRS, TABLE
+
+
+@dataclass(frozen=True)
+class Case:
+    """A rule with some of its options, in PyTorch's words; `own` are those that torch.optim does not have."""
+
+    name: str
+    options: dict[str, object] = field(default_factory=dict)
+    own: dict[str, object] = field(default_factory=dict)
+
+    def __str__(self):
+        words = [
+            f"{key}={value}".replace("=True", "") for key, value in (self.options | self.own).items() if key != "lr"
+        ]
+        return "-".join([self.name, *words]).replace(" ", "")
+
+    @property
+    def row(self):
+        return TABLE[self.name]
+
+    @property
+    def rule(self):
+        """The page with these options."""
+        chosen = {}
+        for key, value in (self.options | self.own).items():
+            chosen |= zip(PAIRS[key], value, strict=True) if key in PAIRS else {key: value}
+        return self.row.rule(**chosen)
+
+    def ours(self, params, **more):
+        """The optimizer of `schuss.torch`."""
+        import schuss.torch
+
+        return getattr(schuss.torch, self.name)(params, **(self.options | self.own | more))
+
+    def theirs(self, params, **more):
+        """The optimizer of `torch.optim`."""
+        import torch
+
+        return getattr(torch.optim, self.name)(params, **(self.options | more))
+
+    @property
+    def in_torch(self):
+        return self.name != "Lion" and not self.own
+
+    @property
+    def feels_untouched_rows(self):
+        """Whether L2 decay moves weights that have no gradient."""
+        return self.rule.coefficients(1, **{s: 1.0 for s in self.rule.scalars}).get("l2", 0) != 0
+
+
+CASES = (
+    Case("SGD"),
+    Case("SGD", dict(lr=0.03, weight_decay=0.1)),
+    Case("SGD", dict(lr=0.03, momentum=0.9)),
+    Case("SGD", dict(lr=0.03, momentum=0.8, dampening=0.3, weight_decay=0.1)),
+    Case("SGD", dict(lr=0.03, momentum=0.9, nesterov=True, weight_decay=0.1)),
+    Case("SGD", dict(lr=0.03, momentum=0.9), dict(lr_inside_velocity=True)),
+    Case("SGD", dict(lr=0.03, momentum=0.9, nesterov=True), dict(lr_inside_velocity=True)),
+    Case("SGD", dict(lr=0.03, momentum=0.9, weight_decay=0.1), dict(decoupled_weight_decay=True)),
+    Case("Adagrad"),
+    Case("Adagrad", dict(lr=0.1, lr_decay=0.1, weight_decay=0.1, initial_accumulator_value=0.5, eps=1e-3)),
+    Case("Adagrad", dict(lr=0.1, eps=1e-3), dict(eps_position="inside")),
+    Case("Adadelta"),
+    Case("Adadelta", dict(lr=0.5, rho=0.95, eps=1e-4, weight_decay=0.1)),
+    Case("RMSprop"),
+    Case("RMSprop", dict(lr=0.02, alpha=0.9, eps=1e-3, weight_decay=0.1)),
+    Case("RMSprop", dict(lr=0.02, momentum=0.9)),
+    Case("RMSprop", dict(lr=0.02, centered=True)),
+    Case("RMSprop", dict(lr=0.02, alpha=0.9, centered=True, momentum=0.9, weight_decay=0.1)),
+    Case("RMSprop", dict(lr=0.02, eps=1e-3), dict(eps_position="inside")),
+    Case("RMSprop", dict(lr=0.02, momentum=0.9), dict(lr_inside_velocity=True)),
+    Case("Adam"),
+    Case("Adam", dict(lr=0.02, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.1)),
+    Case("Adam", dict(lr=0.02, amsgrad=True, betas=(0.9, 0.9))),
+    Case("Adam", dict(lr=0.02, weight_decay=0.1, decoupled_weight_decay=True)),
+    Case("Adam", dict(lr=0.02, eps=1e-3), dict(eps_position="inside")),
+    Case("Adam", dict(lr=0.02, eps=1e-3), dict(eps_position="uncorrected")),
+    Case("AdamW"),
+    Case("AdamW", dict(lr=0.02, betas=(0.0, 0.5), weight_decay=0.3, amsgrad=True)),
+    Case("NAdam"),
+    Case("NAdam", dict(lr=0.02, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.1, momentum_decay=0.1)),
+    Case("NAdam", dict(lr=0.02, weight_decay=0.1, decoupled_weight_decay=True)),
+    Case("RAdam"),
+    Case("RAdam", dict(lr=0.02, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.1)),
+    Case("RAdam", dict(lr=0.02, weight_decay=0.1, decoupled_weight_decay=True)),
+    Case("Adamax"),
+    Case("Adamax", dict(lr=0.02, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.1)),
+    Case("Rprop"),
+    Case("Rprop", dict(lr=0.1, etas=(0.3, 1.5), step_sizes=(0.05, 0.2))),
+    Case("ASGD"),
+    Case("ASGD", dict(lr=0.03, lambd=0.1, alpha=0.5, t0=2, weight_decay=0.1)),
+    Case("Lion"),
+    Case("Lion", dict(lr=0.02, betas=(0.8, 0.95), weight_decay=0.1)),
+)
+
+
+def _first_of_each(cases, key):
+    """One case for each `key`: the first."""
+    found = {}
+    for case in cases:
+        found.setdefault(key(case), case)
+    return tuple(found.values())
+
+
+# What a test may ask for: every case, those that torch.optim has too, one for each kernel, one for each rule, and
+# where the question is one of memory and not of maths, a stateless rule, a usual one and one that counts by tensor.
+PARAMETERS = {
+    "case": CASES,
+    "torch_case": tuple(case for case in CASES if case.in_torch),
+    "variant": _first_of_each(CASES, lambda case: (case.name, case.rule.variant)),
+    "plain": _first_of_each(CASES, lambda case: case.name),
+    "sample": tuple(case for case in CASES if str(case) in ("SGD", "AdamW", "NAdam")),
+}
+
+
+def pytest_generate_tests(metafunc):
+    for name, cases in PARAMETERS.items():
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, cases, ids=str)
+
+
+@pytest.fixture(scope="session")
+def decades():
+    """`decades(steps, size, seed)`: gradients of all sizes from 1e-12 to 1e6, both signs, and exact zeros."""
+
+    def make(steps, size, seed=0, low=-12.0, high=6.0):
+        random = np.random.default_rng(seed)
+        g = random.choice([-1.0, 1.0], (steps, size)) * 10 ** random.uniform(low, high, (steps, size))
+        return np.where(random.random((steps, size)) < 0.1, 0.0, g)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def close():
+    """`close(path, expected, relative)`: every number within `relative` of the largest it has been on its path."""
+
+    def check(path, expected, relative, condition=1.0):
+        path, expected = np.asarray(path, dtype=np.float64), np.asarray(expected, dtype=np.float64)
+        scale = np.maximum.accumulate(np.abs(expected), axis=0)
+        same = (path == expected) | (np.isnan(path) & np.isnan(expected))
+        with np.errstate(invalid="ignore"):
+            off = np.where(same, 0.0, np.abs(path - expected) / np.where(scale > 0, scale, 1.0) / condition)
+        assert not np.isnan(off).any(), "a number is NaN or infinite that should not be, or the other way round"
+        assert off.max(initial=0.0) <= relative, f"off by {off.max():.3g} at {np.unravel_index(off.argmax(), off.shape)}"
+
+    return check

@@ -1,0 +1,417 @@
+"""Save, load and continue: within Schuss, to and from torch.optim, and with state replaced by hand."""
+
+import copy
+import io
+import pickle
+from collections import defaultdict
+
+import pytest
+import torch
+
+import schuss.torch
+
+SHAPES = [(3, 4), (7,), ()]
+STEPS = 4
+
+
+@pytest.fixture(autouse=True)
+def _float64(float64_default):
+    """Torch's own scalars in float64, as its weights here."""
+
+
+@pytest.fixture
+def fresh(noise):
+    def make(dtype=torch.float64):
+        return [noise(*shape, seed=k).to(dtype).requires_grad_() for k, shape in enumerate(SHAPES)]
+
+    return make
+
+
+@pytest.fixture
+def steps(noise):
+    """`steps(optimizer, weights, first, last)`: take these steps, with gradients that depend on the number alone."""
+
+    def take(optimizer, weights, first, last):
+        for step in range(first, last):
+            for k, w in enumerate(weights):
+                w.grad = noise(*w.shape, seed=100 * step + k).to(w.dtype)
+            optimizer.step()
+
+    return take
+
+
+def through_a_file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def assert_same(weights, others, exactly=True):
+    for w, other in zip(weights, others, strict=True):
+        if exactly:
+            assert torch.equal(w, other)
+        else:
+            torch.testing.assert_close(w.detach(), other.detach(), rtol=1e-12, atol=1e-12)
+
+
+def copies(weights):
+    return [w.detach().clone().requires_grad_() for w in weights]
+
+
+def test_ours_continues_ours(case, fresh, steps):
+    whole, first = fresh(), fresh()
+    steps(case.ours(whole), whole, 0, 2 * STEPS)
+    saved = case.ours(first)
+    steps(saved, first, 0, STEPS)
+    second = copies(first)
+    loaded = case.ours(second)
+    loaded.load_state_dict(through_a_file(saved.state_dict()))
+    steps(loaded, second, STEPS, 2 * STEPS)
+    assert_same(whole, second)
+
+
+def test_torch_to_ours_to_torch(torch_case, fresh, steps):
+    whole, moved = fresh(), fresh()
+    steps(torch_case.theirs(whole), whole, 0, 3 * STEPS)
+    optimizer = torch_case.theirs(moved)
+    for leg, make in enumerate((None, torch_case.ours, torch_case.theirs)):
+        if make is not None:
+            moved = copies(moved)
+            saved = through_a_file(optimizer.state_dict())
+            optimizer = make(moved)
+            optimizer.load_state_dict(saved)
+        steps(optimizer, moved, STEPS * leg, STEPS * (leg + 1))
+    assert_same(whole, moved, exactly=False)
+
+
+def test_ours_to_torch_to_ours(torch_case, fresh, steps):
+    whole, moved = fresh(), fresh()
+    steps(torch_case.ours(whole), whole, 0, 3 * STEPS)
+    optimizer = torch_case.ours(moved)
+    for leg, make in enumerate((None, torch_case.theirs, torch_case.ours)):
+        if make is not None:
+            moved = copies(moved)
+            saved = through_a_file(optimizer.state_dict())
+            optimizer = make(moved)
+            optimizer.load_state_dict(saved)
+        steps(optimizer, moved, STEPS * leg, STEPS * (leg + 1))
+    assert_same(whole, moved, exactly=False)
+
+
+def test_the_layout_is_torchs(torch_case, fresh, steps):
+    mine, other = fresh(), fresh()
+    ours, theirs = torch_case.ours(mine), torch_case.theirs(other)
+    for optimizer, weights in ((ours, mine), (theirs, other)):
+        steps(optimizer, weights, 0, 2)
+    a, b = ours.state_dict(), theirs.state_dict()
+    assert a.keys() == b.keys()
+    assert a["state"].keys() == b["state"].keys()
+    for key in b["state"]:
+        expected = {name for name, value in b["state"][key].items() if value is not None}
+        assert {name for name, value in a["state"][key].items() if value is not None} == expected
+        for name in expected:
+            assert a["state"][key][name].shape == b["state"][key][name].shape
+    for mine_group, their_group in zip(a["param_groups"], b["param_groups"], strict=True):
+        assert their_group.keys() <= mine_group.keys()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_state_is_never_cast(dtype, plain, fresh, steps):
+    """16-bit weights, float32 state: torch's own loading would cast the state to 16 bits."""
+    whole, first = fresh(dtype), fresh(dtype)
+    steps(plain.ours(whole), whole, 0, 6)
+    saved = plain.ours(first)
+    steps(saved, first, 0, 3)
+    second = copies(first)
+    loaded = plain.ours(second)
+    loaded.load_state_dict(through_a_file(saved.state_dict()))
+    for slot in plain.rule.slots:
+        name = plain.row.names[slot]
+        for w, v in zip(first, second, strict=True):
+            assert loaded.state[v][name].dtype == torch.float32
+            assert torch.equal(loaded.state[v][name], saved.state[w][name])
+    steps(loaded, second, 3, 6)
+    assert_same(whole, second)
+
+
+@pytest.mark.parametrize("way", [lambda x: pickle.loads(pickle.dumps(x)), copy.deepcopy], ids=["pickle", "deepcopy"])
+def test_a_copied_optimizer_continues_alike(way, case, fresh, steps):
+    weights = fresh()
+    optimizer = case.ours(weights)
+    steps(optimizer, weights, 0, STEPS)
+    twin, twins = way((optimizer, weights))
+    assert [id(p) for p in twin.param_groups[0]["params"]] == [id(w) for w in twins]
+    steps(optimizer, weights, STEPS, 2 * STEPS)
+    steps(twin, twins, STEPS, 2 * STEPS)
+    assert_same(weights, twins)
+
+
+def test_saving_changes_nothing_and_is_not_changed_by_stepping_on_another(plain, fresh, steps):
+    weights = fresh()
+    optimizer = plain.ours(weights)
+    steps(optimizer, weights, 0, 2)
+    saved = optimizer.state_dict()
+    kept = copy.deepcopy(saved)
+    others = fresh()
+    other = plain.ours(others)
+    other.load_state_dict(saved)
+    steps(other, others, 2, 4)
+    for key, entry in kept["state"].items():
+        for name, value in entry.items():
+            torch.testing.assert_close(saved["state"][key][name], value, rtol=0, atol=0)
+
+
+def test_momentum_resumes_where_it_was(fresh, steps):
+    """The first velocity is undampened; a resumed one is not the first."""
+
+    def make(p, cls):
+        return cls(p, lr=0.1, momentum=0.9, dampening=0.5)
+
+    whole, first = fresh(), fresh()
+    steps(make(whole, torch.optim.SGD), whole, 0, 4)
+    saved = make(first, torch.optim.SGD)
+    steps(saved, first, 0, 1)
+    second = copies(first)
+    loaded = make(second, schuss.torch.SGD)
+    loaded.load_state_dict(saved.state_dict())
+    steps(loaded, second, 1, 4)
+    assert_same(whole, second, exactly=False)
+
+
+def test_momentum_switched_on_after_some_steps(fresh, steps):
+    """The first velocity is the gradient, whenever momentum begins."""
+    weights = []
+    for cls in (schuss.torch.SGD, torch.optim.SGD):
+        mine = fresh()
+        optimizer = cls(mine, lr=0.1, dampening=0.5)
+        steps(optimizer, mine, 0, 2)
+        optimizer.param_groups[0]["momentum"] = 0.9
+        steps(optimizer, mine, 2, 5)
+        weights.append(mine)
+    assert_same(*weights, exactly=False)
+
+
+def test_loading_before_the_first_step(plain, fresh, steps):
+    weights = fresh()
+    optimizer = plain.ours(weights)
+    optimizer.load_state_dict(through_a_file(plain.ours(fresh()).state_dict()))
+    steps(optimizer, weights, 0, 3)
+    straight = fresh()
+    steps(plain.ours(straight), straight, 0, 3)
+    assert_same(weights, straight)
+
+
+def test_the_loaded_hyperparameters_rule(fresh, steps):
+    weights, others = fresh(), fresh()
+    loaded = schuss.torch.Adam(weights, lr=0.5)
+    loaded.load_state_dict(schuss.torch.Adam(others, lr=0.0).state_dict())
+    steps(loaded, weights, 0, 2)
+    assert_same(weights, others)
+
+
+def test_a_schedule_is_configuration_and_its_step_is_state(fresh, steps):
+    def rate(n):
+        return 0.1 / (1 + n)
+
+    whole, first = fresh(), fresh()
+    steps(schuss.torch.Adam(whole, lr=rate), whole, 0, 6)
+    saved = schuss.torch.Adam(first, lr=rate)
+    steps(saved, first, 0, 3)
+    second = copies(first)
+    loaded = schuss.torch.Adam(second, lr=rate)
+    loaded.load_state_dict(through_a_file(saved.state_dict()))
+    assert loaded.param_groups[0]["lr"] == rate(3)
+    steps(loaded, second, 3, 6)
+    assert_same(whole, second)
+
+
+def test_weights_that_never_had_a_gradient_have_no_state(plain, fresh, steps):
+    weights = fresh()
+    optimizer = plain.ours(weights)
+    for k in (0, 2):
+        weights[k].grad = torch.ones_like(weights[k])
+    optimizer.step()
+    others = copies(weights)
+    loaded = plain.ours(others)
+    loaded.load_state_dict(through_a_file(optimizer.state_dict()))
+    for group in (weights, others):
+        for w in group:
+            w.grad = torch.ones_like(w)
+    optimizer.step()
+    loaded.step()
+    assert_same(weights, others)
+
+
+def test_counts_beyond_float32s(fresh, steps):
+    """A float32 count would stop at 2²⁴; ours goes on, also through a checkpoint."""
+    weights = fresh()
+    optimizer = schuss.torch.Adam(weights)
+    steps(optimizer, weights, 0, 1)
+    for w in weights:
+        optimizer.state[w]["step"] = torch.tensor(2.0**24)
+    steps(optimizer, weights, 1, 4)
+    assert [optimizer.state[w]["step"].item() for w in weights] == [2**24 + 3] * 3
+    others = copies(weights)
+    loaded = schuss.torch.Adam(others)
+    loaded.load_state_dict(through_a_file(optimizer.state_dict()))
+    steps(loaded, others, 4, 5)
+    assert loaded.state[others[0]]["step"].item() == 2**24 + 4
+
+
+# State that is changed from outside
+
+
+def compare_after(change, torch_case, fresh, steps):
+    """Change the state of ours and of torch's in the same way: they go on alike."""
+    found = []
+    for make in (torch_case.ours, torch_case.theirs):
+        weights = fresh()
+        optimizer = make(weights)
+        steps(optimizer, weights, 0, 3)
+        change(optimizer, weights)
+        steps(optimizer, weights, 3, 6)
+        found.append(weights)
+    assert_same(*found, exactly=False)
+
+
+def slot_names(case):
+    return [case.row.names[slot] for slot in case.rule.slots]
+
+
+def test_a_replaced_slot_is_honoured(torch_case, fresh, steps):
+    def change(optimizer, weights):
+        for name in slot_names(torch_case):
+            optimizer.state[weights[1]][name] = torch.full_like(weights[1], 0.25)
+
+    compare_after(change, torch_case, fresh, steps)
+
+
+def test_a_slot_changed_in_place_is_honoured(torch_case, fresh, steps):
+    def change(optimizer, weights):
+        for name in slot_names(torch_case):
+            optimizer.state[weights[0]][name].mul_(0.5)
+
+    compare_after(change, torch_case, fresh, steps)
+
+
+def test_an_entry_that_is_a_new_dict_is_honoured(torch_case, fresh, steps):
+    def change(optimizer, weights):
+        old = optimizer.state[weights[0]]
+        optimizer.state[weights[0]] = {k: v.clone() * 1 if v is not None else v for k, v in old.items()}
+        for name in slot_names(torch_case):
+            optimizer.state[weights[0]][name].zero_()
+
+    if torch_case.row.rule.state or torch_case.rule.slots:
+        compare_after(change, torch_case, fresh, steps)
+
+
+def test_a_step_count_set_by_hand_is_honoured(torch_case, fresh, steps):
+    if not torch_case.row.counts_steps:
+        pytest.skip("keeps no count")
+
+    def change(optimizer, weights):
+        optimizer.state[weights[0]]["step"] = torch.tensor(40.0)
+        optimizer.state[weights[1]]["step"].fill_(70.0)
+
+    compare_after(change, torch_case, fresh, steps)
+
+
+STARTS_AT_CONSTRUCTION = {"Adagrad"}  # torch's cannot begin again from an empty state
+
+
+def test_a_cleared_state_begins_again(torch_case, fresh, steps):
+    if torch_case.name in STARTS_AT_CONSTRUCTION:
+        pytest.skip("torch's own fails")
+    compare_after(lambda optimizer, weights: optimizer.state.clear(), torch_case, fresh, steps)
+
+
+def test_a_new_state_begins_again(torch_case, fresh, steps):
+    if torch_case.name in STARTS_AT_CONSTRUCTION:
+        pytest.skip("torch's own fails")
+
+    def change(optimizer, weights):
+        optimizer.state = defaultdict(dict)
+
+    compare_after(change, torch_case, fresh, steps)
+
+
+def test_one_weights_state_removed_begins_again(torch_case, fresh, steps):
+    if torch_case.name in STARTS_AT_CONSTRUCTION:
+        pytest.skip("torch's own fails")
+
+    def change(optimizer, weights):
+        optimizer.state.pop(weights[1], None)
+
+    compare_after(change, torch_case, fresh, steps)
+
+
+def test_adagrad_begins_again_from_an_empty_state(fresh, steps):
+    weights, straight = fresh(), fresh()
+    optimizer = schuss.torch.Adagrad(weights, initial_accumulator_value=0.5)
+    steps(optimizer, weights, 0, 2)
+    for w, s in zip(weights, straight, strict=True):
+        w.data.copy_(s.data)
+    optimizer.state.clear()
+    steps(optimizer, weights, 0, 2)
+    steps(schuss.torch.Adagrad(straight, initial_accumulator_value=0.5), straight, 0, 2)
+    assert_same(weights, straight)
+
+
+def test_load_hooks_are_called(fresh):
+    weights = fresh()
+    optimizer = schuss.torch.Adam(weights)
+    called = []
+    optimizer.register_load_state_dict_pre_hook(lambda o, s: called.append("before"))
+    optimizer.register_load_state_dict_post_hook(lambda o: called.append("after"))
+    optimizer.register_state_dict_pre_hook(lambda o: called.append("save before"))
+    optimizer.register_state_dict_post_hook(lambda o, s: called.append("save after"))
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert called == ["save before", "save after", "before", "after"]
+
+
+# Checkpoints that do not fit
+
+
+def snapshot(optimizer):
+    return copy.deepcopy(optimizer.state_dict())
+
+
+def assert_refused(optimizer, state, match):
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match=match):
+        optimizer.load_state_dict(state)
+    after = optimizer.state_dict()
+    assert before["param_groups"] == after["param_groups"]
+    torch.testing.assert_close(after["state"], before["state"], rtol=0, atol=0)
+
+
+def test_another_optimizers_checkpoint_is_refused(fresh, steps):
+    weights, others = fresh(), fresh()
+    optimizer, other = schuss.torch.Adam(weights), schuss.torch.RMSprop(others)
+    steps(optimizer, weights, 0, 1)
+    steps(other, others, 0, 1)
+    assert_refused(optimizer, other.state_dict(), r"'square_avg'; Adam keeps 'exp_avg'.*another optimizer's\?")
+
+
+def test_other_shapes_are_refused_by_key(fresh, steps, noise):
+    weights, others = fresh(), [noise(3, 4).requires_grad_(), noise(9).requires_grad_(), noise().requires_grad_()]
+    optimizer, other = schuss.torch.Adam(weights), schuss.torch.Adam(others)
+    steps(optimizer, weights, 0, 1)
+    steps(other, others, 0, 1)
+    assert_refused(
+        optimizer, other.state_dict(), r"'exp_avg' of weight 1 has shape \(9,\), the weight \(7,\)\. Is the model"
+    )
+
+
+def test_other_groups_are_refused(fresh):
+    optimizer = schuss.torch.Adam(fresh())
+    other = schuss.torch.Adam(fresh()[:2])
+    assert_refused(optimizer, other.state_dict(), r"groups of \[2\] weights, this optimizer of \[3\]")
+
+
+def test_a_checkpoint_with_impossible_hyperparameters_is_refused(fresh):
+    optimizer = schuss.torch.Adam(fresh())
+    state = snapshot(optimizer)
+    state["param_groups"][0]["betas"] = (0.9, 1.0)
+    assert_refused(optimizer, state, r"beta2=1\.0 is not in \[0, 1\)")

@@ -1,0 +1,184 @@
+"""Bad input: what was given, what is allowed, what to try; and nothing half done."""
+
+import copy
+import re
+
+import pytest
+import torch
+
+import schuss.torch
+
+
+def weight(*shape):
+    return torch.ones(*shape or (3,), requires_grad=True)
+
+
+HYPERPARAMETERS = [
+    ("SGD", dict(lr=-0.1), "lr=-0.1 is not a finite number ≥ 0."),
+    ("SGD", dict(lr=float("nan")), "lr=nan is not a finite number ≥ 0."),
+    ("SGD", dict(lr=float("inf")), "lr=inf is not a finite number ≥ 0."),
+    ("SGD", dict(lr="0.1"), "lr='0.1' is not a finite number ≥ 0."),
+    ("SGD", dict(lr=None), "lr=None is not a finite number ≥ 0."),
+    ("SGD", dict(lr=torch.tensor(-1.0)), "lr=-1.0 is not a finite number ≥ 0."),
+    ("SGD", dict(momentum=-0.5), "momentum=-0.5 is not a finite number ≥ 0."),
+    ("SGD", dict(nesterov=True), "nesterov=True needs momentum > 0 and dampening = 0"),
+    ("SGD", dict(nesterov=True, momentum=0.9, dampening=0.5), "Try momentum=0.9, dampening=0."),
+    ("SGD", dict(nesterov=1), "nesterov=1 is not True or False."),
+    ("SGD", dict(weight_decay=-1), "weight_decay=-1 is not a finite number ≥ 0."),
+    ("Adagrad", dict(lr_decay=-1), "lr_decay=-1 is not a finite number ≥ 0."),
+    ("Adagrad", dict(initial_accumulator_value=-1), "initial_accumulator_value=-1 is not a finite number ≥ 0."),
+    ("Adagrad", dict(eps=-1e-3), "eps=-0.001 is not a finite number ≥ 0."),
+    ("Adagrad", dict(eps_position="under"), "eps_position='under' is not one of 'outside', 'inside'."),
+    ("Adadelta", dict(rho=1.5), "rho=1.5 is not in [0, 1]. It is a share of the past."),
+    ("RMSprop", dict(alpha=-0.1), "alpha=-0.1 is not in [0, 1]. It is a share of the past."),
+    ("RMSprop", dict(momentum=-0.1), "momentum=-0.1 is not a finite number ≥ 0."),
+    ("Adam", dict(betas=(1.0, 0.9)), "beta1=1.0 is not in [0, 1). With 1 the average would never learn."),
+    ("Adam", dict(betas=(0.9, 1.0)), "beta2=1.0 is not in [0, 1). With 1 the average would never learn."),
+    ("Adam", dict(betas=(-0.1, 0.9)), "beta1=-0.1 is not in [0, 1)."),
+    ("Adam", dict(betas=0.9), "betas=0.9 is not a pair of numbers. Try betas=(0.9, 0.999)."),
+    ("Adam", dict(betas=(0.9, 0.99, 0.999)), "is not a pair of numbers. Try betas=(0.9, 0.999)."),
+    ("Adam", dict(eps=-1), "eps=-1 is not a finite number ≥ 0."),
+    ("Adam", dict(amsgrad="yes"), "amsgrad='yes' is not True or False."),
+    ("AdamW", dict(betas=(0.9, float("nan"))), "beta2=nan is not in [0, 1)."),
+    ("NAdam", dict(momentum_decay=-1), "momentum_decay=-1 is not a finite number ≥ 0."),
+    ("RAdam", dict(betas=(0.9, 1)), "beta2=1 is not in [0, 1)."),
+    ("Adamax", dict(betas=(0.9, 1)), "beta2=1 is not in [0, 1). With 1 the first gradient would rule for ever."),
+    ("Rprop", dict(etas=(1.5, 1.2)), "eta_minus=1.5 is not in (0, 1)."),
+    ("Rprop", dict(etas=(0.5, 0.9)), "eta_plus=0.9 is not a finite number > 1."),
+    ("Rprop", dict(step_sizes=(1.0, 0.5)), "step_size_min=1.0 is more than step_size_max=0.5."),
+    ("ASGD", dict(lambd=float("inf")), "lambd=inf is not a finite number."),
+    ("Lion", dict(betas=(0.9, 1.0)), "beta2=1.0 is not in [0, 1)."),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "text"), HYPERPARAMETERS)
+def test_impossible_hyperparameters(name, options, text):
+    with pytest.raises(ValueError, match=re.escape(text)):
+        getattr(schuss.torch, name)([weight()], **options)
+
+
+@pytest.mark.parametrize(("name", "options", "text"), HYPERPARAMETERS)
+def test_impossible_hyperparameters_of_an_added_group(name, options, text):
+    optimizer = getattr(schuss.torch, name)([weight()])
+    with pytest.raises(ValueError, match=re.escape(text)):
+        optimizer.add_param_group({"params": [weight()], **options})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_impossible_hyperparameters_at_a_step_move_nothing():
+    """A group made impossible after construction stops the step of every group, before it starts."""
+    weights = [weight(), weight()]
+    optimizer = schuss.torch.Adam([{"params": [w]} for w in weights])
+    for w in weights:
+        w.grad = torch.ones_like(w)
+    optimizer.step()
+    kept = [w.detach().clone() for w in weights], copy.deepcopy(optimizer.state_dict())
+    optimizer.param_groups[1]["betas"] = (0.9, 1.0)
+    with pytest.raises(ValueError, match=r"beta2=1\.0 is not in \[0, 1\)"):
+        optimizer.step()
+    assert all(map(torch.equal, weights, kept[0]))
+    torch.testing.assert_close(optimizer.state_dict()["state"], kept[1]["state"], rtol=0, atol=0)
+
+
+def test_a_schedule_that_leaves_the_domain_moves_nothing():
+    one = weight()
+    optimizer = schuss.torch.SGD([one], lr=lambda n: 0.1 if n < 1 else -0.1)
+    one.grad = torch.ones_like(one)
+    optimizer.step()
+    before = one.detach().clone()
+    with pytest.raises(ValueError, match=r"lr=-0\.1 is not a finite number ≥ 0"):
+        optimizer.step()
+    assert torch.equal(one, before)
+
+
+def test_a_schedule_is_checked_at_construction():
+    with pytest.raises(ValueError, match=r"lr=-1 is not a finite number ≥ 0"):
+        schuss.torch.SGD([weight()], lr=lambda n: -1)
+
+
+WEIGHTS = [
+    ([], ValueError, "empty parameter list"),
+    (weight(), TypeError, "iterable"),
+    ([torch.ones(3, dtype=torch.int64)], ValueError, "params[0] is of torch.int64, which has no gradients."),
+    ([weight(), torch.ones(3) > 0], ValueError, "params[1] is of torch.bool, which has no gradients."),
+    ([weight() * 2], ValueError, "non-leaf"),
+    ([3.0], TypeError, "can only optimize Tensors"),
+    ([{"lr": 0.1}], ValueError, "but no 'params'"),
+]
+
+
+@pytest.mark.parametrize(("params", "error", "text"), WEIGHTS)
+def test_impossible_weights(params, error, text):
+    with pytest.raises(error, match=re.escape(text)):
+        schuss.torch.Adam(params)
+
+
+def test_a_weight_given_twice():
+    one = weight(2, 3)
+    with pytest.raises(ValueError, match=re.escape("params[2], of shape (2, 3), is given twice")):
+        schuss.torch.SGD([one, weight(), one])
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        schuss.torch.SGD([{"params": [one]}, {"params": [one]}])
+
+
+def test_a_set_has_no_order():
+    with pytest.raises(TypeError, match="ordered"):
+        schuss.torch.SGD([{"params": {weight()}}])
+
+
+def test_an_unknown_option():
+    with pytest.raises(TypeError, match=r"Adam: .*'beta1'.* It takes params, then lr, betas, eps"):
+        schuss.torch.Adam([weight()], beta1=0.9)
+
+
+def test_keywords_only_as_in_torch():
+    with pytest.raises(TypeError, match="too many positional"):
+        schuss.torch.AdamW([weight()], 1e-3, (0.9, 0.99), 1e-8, 0.01, False, True)
+
+
+def test_no_weights_given():
+    with pytest.raises(TypeError, match="missing a required argument: 'params'"):
+        schuss.torch.AdamW()
+
+
+def test_a_step_is_not_differentiable():
+    with pytest.raises(ValueError, match=r"differentiable=True is not possible.*Use torch\.optim\.Adam for that"):
+        schuss.torch.Adam([weight()], differentiable=True)
+
+
+def test_an_added_group_that_is_no_group():
+    optimizer = schuss.torch.SGD([weight()])
+    with pytest.raises(TypeError, match="param_group must be a dict"):
+        optimizer.add_param_group([weight()])
+
+
+def test_a_sparse_refusal_text():
+    one = weight(4, 2)
+    one.grad = torch.sparse_coo_tensor([[1]], torch.ones(1, 2), (4, 2), check_invariants=True)
+    with pytest.raises(RuntimeError, match=re.escape("weight_decay=0.5 (L2) is not possible with sparse gradients")):
+        schuss.torch.SGD([one], weight_decay=0.5).step()
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CS[RC] tensor support is in beta state")
+@pytest.mark.parametrize("layout", ["csr", "csc"])
+def test_other_sparse_layouts_are_refused_or_right(layout):
+    """Compressed gradients are no way of autograd's: they may be refused, but not misread."""
+    one = weight(4, 4)
+    dense = torch.arange(16.0).reshape(4, 4)
+    compressed = torch.sparse_compressed_tensor(
+        torch.arange(0, 17, 4),
+        torch.arange(4).repeat(4),
+        dense.reshape(-1) if layout == "csr" else dense.T.reshape(-1),
+        (4, 4),
+        layout=getattr(torch, f"sparse_{layout}"),
+        check_invariants=True,
+    )
+    before = one.detach().clone()
+    optimizer = schuss.torch.SGD([one], lr=1.0)
+    try:
+        one.grad = compressed
+        optimizer.step()
+    except (RuntimeError, TypeError, ValueError):
+        assert torch.equal(one, before)
+    else:
+        torch.testing.assert_close(one.detach(), 1 - dense)
