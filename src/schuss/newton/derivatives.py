@@ -1,4 +1,4 @@
-"""A plain function of an array or tensor as a closure that torch can differentiate, wherever its gradient comes from."""
+"""A plain function of an array or tensor as a closure that torch can differentiate."""
 
 from __future__ import annotations
 

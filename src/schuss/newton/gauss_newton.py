@@ -202,7 +202,7 @@ class Squares:
                 )
             returned = outputs - targets
         _tensors(returned)
-        self.z: Tensor = returned
+        self.z = cast(Tensor, returned)
         self.weight = 1.0 if reduction == "sum" else 1.0 / max(self.z.numel(), 1)
 
     def loss(self) -> Tensor:

@@ -95,7 +95,7 @@ class LBFGS(CurvatureOptimizer):
             raise ValueError(
                 f"The loss is {start.loss:.6g}, but its gradient is not finite there. The weights are unchanged."
             )
-        shared = None
+        shared, shared_slope = None, gradient
         if overlap is not None:
             shared = Landscape(land.weights, overlap, curved=False, reduce=self._reduce)
             shared_slope = shared.gradient(shared.here())

@@ -1,4 +1,4 @@
-"""One door to every optimizer for a plain function of an array or a tensor, in the manner of `scipy.optimize.minimize`."""
+"""One door to every optimizer for a plain function of an array or tensor, in the manner of SciPy."""
 
 from __future__ import annotations
 
@@ -119,8 +119,9 @@ def minimize(
             f"options={settings} do not fit {make.__name__}: {error}. Allowed besides maxiter: "
             f"{', '.join(list(inspect.signature(make).parameters)[1:])}."
         ) from error
-    run = _curved if isinstance(optimizer, CurvatureOptimizer) else _plain
-    return run(optimizer, problem, method, maxiter, tol, callback)
+    if isinstance(optimizer, CurvatureOptimizer):
+        return _curved(optimizer, problem, method, maxiter, tol, callback)
+    return _plain(optimizer, problem, method, maxiter, tol, callback)
 
 
 def _optimizer(method: str) -> type[torch.optim.Optimizer]:
@@ -230,6 +231,13 @@ def _curved(
                 4, f"Failed: {report.stopped}; {words}, tol={tol:g}. Is the gradient right?"
             )
         progress.steps += 1
+        if report.promised <= 1e-20 * abs(
+            report.loss_before
+        ):  # ten thousand times less than float64 could show
+            loss, gradient, counts = optimizer.look(problem.closure)
+            progress.count(*counts)
+            progress.saw(problem.start, loss, gradient)
+            return progress.result(2, f"Converged as far as rounding shows; {words}, tol={tol:g}.")
         if progress.wants_to_stop(problem.start, report.loss_after):
             progress.saw(problem.start, report.loss_after, None)
             return progress.result(3, f"Stopped by the callback after {progress.steps} steps.")
@@ -254,7 +262,7 @@ def _plain(
                 raise ValueError(f"fun(x0)={value} is not finite, so there is nothing to step from.")
             return progress.result(
                 4,
-                f"Failed: the loss is {value} after {progress.steps} steps; x is the best point before. Try a smaller lr.",
+                f"Failed: the loss is {value} after {progress.steps} steps; x is the best before. Try a smaller lr.",
             )
         if not loss.requires_grad:
             raise ValueError("fun returned a tensor that does not depend on x.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class StepReport:
         """
         return self.closures / 3 + 2 * self.gradients / 3 + 2 * self.products
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self) -> dict[str, Any]:
         """The fields and the derived numbers, for a table or a log."""
         return asdict(self) | {
             "actual": self.actual,
