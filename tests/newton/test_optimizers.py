@@ -82,6 +82,19 @@ def test_a_saved_optimizer_continues_the_same_path(method):
     assert same(weights(model), weights(twin))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_copied_optimizer_continues_the_same_path(method):
+    model, x, y = network()
+    optimizer = method(model.parameters(), full_batch=True)
+    for _ in range(3):
+        optimizer.step(closure_for(method, model, x, y))
+    twin, other = copy.deepcopy((model, optimizer))
+    for _ in range(3):
+        optimizer.step(closure_for(method, model, x, y))
+        other.step(closure_for(method, twin, x, y))
+    assert same(weights(model), weights(twin))
+
+
 def test_a_state_of_another_kind_is_refused():
     w = torch.zeros(2, requires_grad=True)
     with pytest.raises(ValueError, match="not saved by Newton"):

@@ -107,7 +107,7 @@ def test_the_pure_step_lands_on_the_saddle_as_the_textbook_says():
 
 def test_a_singular_hessian_is_said_and_the_weights_stay():
     w = leaf(1.0, 2.0)
-    with pytest.raises(SingularHessian, match="has no inverse here.*weights are unchanged"):
+    with pytest.raises(SingularHessian, match=r"has no inverse here.*weights are unchanged"):
         Newton([w], damping=None).step(lambda: (w[0] + w[1] - 1) ** 2)
     assert w.tolist() == [1.0, 2.0]
     optimizer = Newton([w])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
     """A `torch.optim.Optimizer` whose `step(closure)` evaluates the loss where and as often as it must.
 
     The closure computes the loss at the weights as they stand and returns it; it need not call `backward()`.
+    Before the first step it is called twice, to see that it returns the same loss at the same weights.
     All vectors and scalars are float64, whatever the weights are. After every step `report` says what happened.
     If anything goes wrong in between (an exception, Ctrl-C, a loss that is not finite), the weights are
     those from before the step.
@@ -191,8 +192,19 @@ class CurvatureOptimizer(torch.optim.Optimizer):
                 f"It has {sorted(state_dict)}."
             )
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "memory"})
-        self.memory = dict(state_dict["memory"])
+        device = self.param_groups[0]["params"][0].device
+        self.memory = {key: _moved(value, device) for key, value in state_dict["memory"].items()}
         self._last = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but hooks and the last point, whose graph cannot be copied or pickled."""
+        return {k: v for k, v in self.__dict__.items() if not k.startswith("_optimizer_")} | {"_last": None}
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    return [_moved(v, device) for v in cast(list[Any], value)] if isinstance(value, list) else value
 
 
 def _check(lr: Any, weight_decay: Any) -> None:
