@@ -127,9 +127,11 @@ def minimize(
 def _optimizer(method: str) -> type[torch.optim.Optimizer]:
     if method.lower() in CURVED:
         return CURVED[method.lower()]
+    front = importlib.import_module("schuss.torch")
+    named = {name.lower(): getattr(front, name) for name in front.__all__}
     found = {
-        name.lower(): value
-        for name, value in vars(importlib.import_module("schuss.torch")).items()
+        name: value
+        for name, value in named.items()
         if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
     }
     if method.lower() not in found:
