@@ -101,11 +101,12 @@ class LBFGS(CurvatureOptimizer):
             shared_slope = shared.gradient(shared.here())
         if size == 0.0:
             self._last = start
-            return self._told(land, start, start, 0.0, 0, "the gradient is zero: a minimum or a saddle")
-        found, direction, slope, trials, words = None, gradient, 0.0, 0, ""
+            return self._told(land, start, start, 0.0, 0.0, 0, "the gradient is zero: a minimum or a saddle")
+        found, direction, slope, promised, trials, words = None, gradient, 0.0, 0.0, 0, ""
         for attempt in range(2):
             direction = -self._smoothed(gradient)
             slope = float(torch.dot(gradient, direction))
+            promised = promised or -0.5 * slope
             if slope < 0 and math.isfinite(slope):
                 first = lr if self.memory["s"] else lr * self._first_length(start, gradient)
                 found, used, words = self._along(land, start, direction, slope, first)
@@ -116,7 +117,7 @@ class LBFGS(CurvatureOptimizer):
             words = "the pairs were forgotten"
             land.return_to(start)
         if found is None:
-            return self._told(land, start, start, 0.0, trials, f"taken back: {words}")
+            return self._told(land, start, start, 0.0, promised, trials, f"taken back: {words}")
         end = found.place
         if not land.is_fresh(end):
             land.return_to(end)
@@ -130,7 +131,7 @@ class LBFGS(CurvatureOptimizer):
         self._last = end
         # Along the direction the model's curvature is that of B⁻¹, so it promises (t − t²/2) |φ'(0)|.
         predicted = -slope * (found.t - 0.5 * found.t**2)
-        return self._told(land, start, end, predicted, trials, words)
+        return self._told(land, start, end, predicted, promised, trials, words)
 
     def _first_length(self, start: Point, gradient: Tensor) -> float:
         return min(1.0, 1.0 / float(gradient.norm()))
@@ -179,15 +180,21 @@ class LBFGS(CurvatureOptimizer):
         self.memory = {"s": [], "y": []}
 
     def _told(
-        self, land: Landscape, start: Point, end: Point, predicted: float, trials: int, stopped: str
+        self,
+        land: Landscape,
+        start: Point,
+        end: Point,
+        predicted: float,
+        promised: float,
+        trials: int,
+        stopped: str,
     ) -> StepReport:
-        gradient = land.gradient(start)
         return self._write_report(
             land,
             start,
             end,
             predicted=predicted,
-            promised=0.5 * float(torch.dot(gradient, self._smoothed(gradient))),
+            promised=promised,
             trials=trials,
             radius=math.inf,
             negative_curvature=False,
