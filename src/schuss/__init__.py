@@ -6,18 +6,22 @@ The rooms are imported when they are first named: `schuss.torch` needs PyTorch, 
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 __version__ = "0.1.0"
 
-_ROOMS = ("compile", "lab", "numpy", "rules", "schedules", "torch")
+_ROOMS = ("compile", "curvature", "lab", "newton", "numpy", "rules", "schedules", "torch")
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return importlib.import_module(f"schuss.{name}")
+    if name == "minimize":
+        from schuss.newton import minimize
+
+        return minimize
     raise AttributeError(f"module 'schuss' has no attribute {name!r}. Its rooms are {', '.join(_ROOMS)}.")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ROOMS})
+    return sorted({*globals(), *_ROOMS, "minimize"})

@@ -1,0 +1,216 @@
+"""What the Newton family shares: groups, one closure per step, weights that come back when a step fails."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from schuss.errors import refusal
+from schuss.newton.landscape import Closure, Landscape, Point, Weights, as_loss
+from schuss.newton.report import StepReport
+
+Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+
+
+class CurvatureOptimizer(torch.optim.Optimizer):
+    """A `torch.optim.Optimizer` whose `step(closure)` evaluates the loss where and as often as it must.
+
+    The closure computes the loss at the weights as they stand and returns it; it need not call `backward()`.
+    Before the first step it is called twice, to see that it returns the same loss at the same weights.
+    All vectors and scalars are float64, whatever the weights are. After every step `report` says what happened.
+    If anything goes wrong in between (an exception, Ctrl-C, a loss that is not finite), the weights are
+    those from before the step.
+
+    Groups may differ in `weight_decay`, which adds ½ weight_decay ‖w‖² to the loss. They share one `lr`, the
+    fraction of each step that is taken, because curvature couples all weights; `lr=0` holds a group still.
+    """
+
+    curved: ClassVar[bool] = True
+    report: StepReport | None
+
+    def __init__(self, params: Params, lr: float, weight_decay: float, full_batch: bool) -> None:
+        _check(lr, weight_decay)
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self.full_batch = full_batch
+        self.report = None
+        self.memory: dict[str, Any] = {}
+        self._last: Point | None = None
+        self._checked = full_batch
+        for group in self.param_groups:
+            _check(group["lr"], group["weight_decay"])
+        Weights(self.param_groups)
+
+    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
+        """Take one step and return the loss from before it, as torch's optimizers do.
+
+        Raises:
+            ValueError: where the closure returns no loss, a loss that is not finite at the weights as they
+                are, or two losses at the same weights.
+        """
+        return self._guarded(closure, self._advance)
+
+    def _guarded(
+        self, closure: Closure | None, advance: Callable[[Landscape, Point, float], StepReport]
+    ) -> Tensor:
+        if closure is None:
+            raise ValueError(
+                f"{type(self).__name__}.step() needs a closure that computes and returns the loss."
+            )
+        lr = self._shared_lr()
+        weights = Weights(self.param_groups)
+        if not weights.params:
+            raise ValueError("No weight can move: every group has lr=0 or weights without requires_grad.")
+        self._affordable(weights)
+        land = Landscape(weights, closure, curved=self.curved, reduce=self._reduce)
+        before = weights.read()
+        try:
+            with torch.enable_grad():
+                start = self._start(land)
+                report = advance(land, start, lr)
+        except BaseException:
+            weights.write(before)
+            self._last = None
+            raise
+        if not report.accepted:
+            weights.write(before)
+        self.report = report
+        return start.graph.detach()
+
+    def look(self, closure: Closure) -> tuple[float, Tensor, tuple[int, int, int]]:
+        """The loss, the flat gradient and the counts (closures, gradients, products) where the weights are.
+
+        With `full_batch` the next step begins with what was computed here.
+        """
+        land = Landscape(Weights(self.param_groups), closure, curved=self.curved, reduce=self._reduce)
+        with torch.enable_grad():
+            start = self._start(land)
+            gradient = land.gradient(start)
+        self._last = start
+        return start.loss, gradient, (land.closures, land.gradients, land.products)
+
+    def curves_down(self, closure: Closure) -> tuple[bool, int]:
+        """Whether the loss has negative curvature where the weights are, and the products that took.
+
+        Methods without second derivatives cannot tell and say no.
+        """
+        return False, 0
+
+    def _advance(self, land: Landscape, start: Point, lr: float) -> StepReport:
+        raise NotImplementedError
+
+    def _reduce(self, returned: Any) -> Tensor:
+        return as_loss(returned)
+
+    def _affordable(self, weights: Weights) -> None:
+        """Refuse what would not fit, before anything is computed."""
+
+    def _start(self, land: Landscape) -> Point:
+        """The point to step from: the last step's end where that is known to be the same function."""
+        last, self._last = self._last, None
+        if self.full_batch and last is not None and land.is_fresh(last):
+            return last
+        start = land.here()
+        if not start.finite:
+            raise ValueError(
+                f"The loss is {start.loss} at the weights as they are, so there is nothing to step from. "
+                "The weights are unchanged."
+            )
+        if not self._checked:
+            start = self._repeated(land, start)
+            self._checked = True
+        return start
+
+    def _repeated(self, land: Landscape, first: Point) -> Point:
+        """A closure that draws its own batch or dropout mask gives two losses at the same weights."""
+        again = land.here()
+        tolerance = math.sqrt(land.eps) * max(abs(first.loss), abs(again.loss))
+        if abs(again.loss - first.loss) > tolerance:
+            raise ValueError(
+                f"The closure returned {first.loss:.6g} and then {again.loss:.6g} at the same weights. "
+                "A step compares losses, so the closure must not change within it: draw the batch outside "
+                "the closure, and switch dropout off or fix its seed. The weights are unchanged."
+            )
+        return again
+
+    def _shared_lr(self) -> float:
+        rates = {float(g["lr"]) for g in self.param_groups} - {0.0}
+        for group in self.param_groups:
+            _check(group["lr"], group["weight_decay"])
+        if len(rates) > 1:
+            raise refusal(
+                "lr",
+                sorted(rates),
+                "one number for all groups",
+                "Curvature couples all weights, so groups share one lr; lr=0 holds a group still.",
+            )
+        return rates.pop() if rates else 0.0
+
+    def _write_report(
+        self,
+        land: Landscape,
+        start: Point,
+        end: Point,
+        *,
+        predicted: float,
+        promised: float,
+        trials: int,
+        radius: float,
+        negative_curvature: bool,
+        stopped: str,
+    ) -> StepReport:
+        moved = end is not start
+        return StepReport(
+            loss_before=start.loss,
+            loss_after=end.loss,
+            predicted=predicted,
+            promised=promised,
+            gradient_norm=float(land.gradient(start).norm()),
+            step_norm=float((end.x - start.x).norm()) if moved else 0.0,
+            closures=land.closures,
+            gradients=land.gradients,
+            products=land.products,
+            trials=trials,
+            radius=radius,
+            negative_curvature=negative_curvature,
+            accepted=moved,
+            stopped=stopped,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's layout, and under "memory" what this method carries from step to step, in float64."""
+        return {**super().state_dict(), "memory": dict(self.memory)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where `state_dict()` was taken."""
+        if "memory" not in state_dict:
+            raise ValueError(
+                f"This state was not saved by {type(self).__name__}: it has no 'memory'. "
+                f"It has {sorted(state_dict)}."
+            )
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != "memory"})
+        device = self.param_groups[0]["params"][0].device
+        self.memory = {key: _moved(value, device) for key, value in state_dict["memory"].items()}
+        self._last = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but hooks and the last point, whose graph cannot be copied or pickled."""
+        return {k: v for k, v in self.__dict__.items() if not k.startswith("_optimizer_")} | {"_last": None}
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    return [_moved(v, device) for v in cast(list[Any], value)] if isinstance(value, list) else value
+
+
+def _check(lr: Any, weight_decay: Any) -> None:
+    if not 0 <= lr <= 1:
+        raise refusal(
+            "lr", lr, "in [0, 1]", "It is the fraction of the model's step to take; 1 is Newton's own."
+        )
+    if not (weight_decay >= 0 and math.isfinite(weight_decay)):
+        raise refusal("weight_decay", weight_decay, "a finite number ≥ 0")

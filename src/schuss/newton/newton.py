@@ -1,0 +1,204 @@
+"""Newton's method with the whole Hessian: exact, and dear.
+
+Sources: Moré & Sorensen, "Computing a trust region step", SIAM J. Sci. Stat. Comput. 4 (1983), §3;
+Conn, Gould & Toint, "Trust-Region Methods" (2000), ch. 6-7.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+from schuss.errors import refusal
+from schuss.newton.base import CurvatureOptimizer, Params
+from schuss.newton.cost import dense_cost, free_bytes, human_bytes
+from schuss.newton.landscape import Closure, Landscape, Point, Weights
+from schuss.newton.region import SpectralModel, descend
+from schuss.newton.report import StepReport
+
+FIRST_SHARE = 0.03
+"""Where the first Hessian is not positive definite its model is a poor guide: begin with this share of ‖D w‖."""
+
+
+class SingularHessian(ArithmeticError):  # noqa: N818 (it names what was found)
+    """The pure Newton step does not exist: the Hessian has no inverse."""
+
+
+class Newton(CurvatureOptimizer):
+    r"""Jump to the lowest point of the loss's own parabola, as far as that parabola can be trusted.
+
+    At weights w with gradient g and Hessian H the loss is close to its second-order Taylor model, and
+
+        s = argmin  gᵀs + ½ sᵀH s   over  ‖D s‖ ≤ Δ          D = √|diag H|
+        w ← w + s                   if the loss falls by ≥ 1/10 of what the model promised
+
+    with Δ widened where the model was right and narrowed where not. Inside the region with H positive definite
+    that is Newton's θ − H⁻¹∇J. Where H curves down the step follows it down to the region's edge, even
+    from a point where g is exactly zero along it; it never lands on the saddle.
+
+    | here           | symbol | domain         | meaning                                                          |
+    | `lr`           |        | [0, 1]         | fraction of s that is taken                                      |
+    | `radius`       | Δ      | > 0 or None    | first trust region; None begins with the whole Newton step       |
+    | `damping`      |        | "region", None | None takes −H⁻¹g whatever the loss does: the textbook's pure step |
+    | `weight_decay` |        | ≥ 0            | adds ½ weight_decay ‖w‖² to the loss                             |
+    | `memory_limit` |        | bytes or None  | refuse a larger d² than this; None: three quarters of what is free |
+    | `full_batch`   |        | bool           | the closure is one function: reuse its last evaluation           |
+
+    One step costs d products, 24 d² bytes and about 9 d³ flops; `dense_cost(d)` says what that is here.
+
+    >>> w = torch.tensor([-1.2, 1.0], dtype=torch.float64, requires_grad=True)
+    >>> optimizer = Newton([w])
+    >>> def closure():
+    ...     return (1 - w[0]) ** 2 + 100 * (w[1] - w[0] ** 2) ** 2
+    >>> for _ in range(30):
+    ...     _ = optimizer.step(closure)
+    >>> w.detach().numpy().round(6)
+    array([1., 1.])
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1.0,
+        *,
+        radius: float | None = None,
+        damping: str | None = "region",
+        weight_decay: float = 0.0,
+        memory_limit: int | None = None,
+        full_batch: bool = False,
+    ) -> None:
+        if damping not in ("region", None):
+            raise refusal("damping", damping, '"region" or None')
+        if radius is not None and not radius > 0:
+            raise refusal("radius", radius, "> 0", "None begins with the whole Newton step.")
+        super().__init__(params, lr, weight_decay, full_batch)
+        self.damping = damping
+        self.memory_limit = memory_limit
+        self.memory = {"radius": math.inf if radius is None else float(radius)}
+        self._warned = False
+        weights = Weights(self.param_groups)
+        if weights.params:
+            self._affordable(weights)
+
+    def _affordable(self, weights: Weights) -> None:
+        device = weights.params[0].device
+        needed = 24 * weights.count**2
+        limit = self.memory_limit if self.memory_limit is not None else 0.75 * free_bytes(device)
+        if needed <= limit:
+            return
+        cost, d = dense_cost(weights.count, device), weights.count
+        raise MemoryError(
+            f"Newton needs the whole Hessian. {cost}; {human_bytes(limit)} may be used. Try NewtonCG (the same model "
+            f"by products, about {human_bytes(8 * 30 * d)}), GaussNewton(solver='cg') for least squares and softmax, "
+            f"or LBFGS ({human_bytes(8 * 24 * d)})."
+        )
+
+    def curves_down(self, closure: Closure) -> tuple[bool, int]:
+        """Whether the lowest eigenvalue of the Hessian is clearly negative."""
+        land = Landscape(Weights(self.param_groups), closure, curved=True)
+        with torch.enable_grad():
+            point = self._start(land)
+            values = spectral_model(land.gradient(point), land.hessian(point)).values
+        self._last = point
+        return float(values[0]) < -1e-7 * float(values.abs().max()), land.products
+
+    def _advance(self, land: Landscape, start: Point, lr: float) -> StepReport:
+        gradient = land.gradient(start)
+        hessian = land.hessian(start)
+        if not (bool(torch.isfinite(gradient).all()) and bool(torch.isfinite(hessian).all())):
+            raise ValueError(
+                f"The loss is {start.loss:.6g}, but its gradient or Hessian is not finite there. "
+                "The weights are unchanged."
+            )
+        if self.damping is None:
+            return self._pure(land, start, hessian, lr)
+        model = spectral_model(gradient, hessian)
+        self._warn_if_blurred(model.condition, start.graph.dtype)
+        radius = self.memory["radius"]
+        if math.isinf(radius) and model.free() is None:
+            size = float((model.scale * start.x).norm())
+            radius = min(model.natural(), FIRST_SHARE * size) if size else model.natural()
+        outcome = descend(land, start, model, radius, lr=lr, keep=0.1)
+        self.memory["radius"] = outcome.radius
+        self._last = outcome.point
+        trial, stopped = outcome.trial, outcome.stopped
+        if trial is None and not float(gradient.norm()):
+            stopped = "the gradient is zero and no curvature is negative: a minimum"
+        if model.rank < len(gradient):
+            stopped += f" (H is singular, rank {model.rank} of {len(gradient)}: the shortest such step)"
+        return self._write_report(
+            land,
+            start,
+            outcome.point,
+            predicted=trial.predicted if trial else 0.0,
+            promised=outcome.promised,
+            trials=outcome.trials,
+            radius=outcome.radius,
+            negative_curvature=bool(trial and trial.negative_curvature),
+            stopped=stopped,
+        )
+
+    def _pure(self, land: Landscape, start: Point, hessian: Tensor, lr: float) -> StepReport:
+        gradient = land.gradient(start)
+        scale = _scale(hessian)
+        factor, pivots, info = torch.linalg.lu_factor_ex(hessian / torch.outer(scale, scale))
+        diagonal = factor.diagonal().abs()
+        tiny = len(gradient) * torch.finfo(torch.float64).eps * float(diagonal.max())
+        if int(info) or float(diagonal.min()) <= tiny:
+            raise SingularHessian(
+                "The Hessian has no inverse here: the loss is flat along some direction, so −H⁻¹g does not exist. "
+                "The weights are unchanged. Try damping='region', which takes the shortest such step, or a little "
+                "weight_decay."
+            )
+
+        def solve(right: Tensor) -> Tensor:
+            return torch.linalg.lu_solve(factor, pivots, (right / scale)[:, None])[:, 0] / scale
+
+        step = solve(-gradient)
+        step = lr * (step + solve(-gradient - hessian @ step))
+        end = land.at(start.x + step)
+        if not end.finite:
+            end, stopped = start, f"taken back: the loss is {end.loss} after the pure Newton step"
+        else:
+            stopped = "the pure Newton step"
+            self._last = end
+        bend = float(step @ (hessian @ step))
+        predicted = -float(gradient @ step) - 0.5 * bend
+        return self._write_report(
+            land,
+            start,
+            end,
+            predicted=predicted,
+            promised=predicted,
+            trials=1,
+            radius=math.inf,
+            negative_curvature=bend < 0,
+            stopped=stopped,
+        )
+
+    def _warn_if_blurred(self, condition: float, dtype: torch.dtype) -> None:
+        resolution = 1 / torch.finfo(dtype).eps
+        if dtype != torch.float64 and condition > 0.1 * resolution and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"The Hessian's condition number is {condition:.1e}, and {dtype} gradients resolve {resolution:.1e}: "
+                "the step along the flattest directions is noise. Use float64 weights.",
+                stacklevel=5,
+            )
+
+
+def spectral_model(gradient: Tensor, hessian: Tensor) -> SpectralModel:
+    """The quadratic model in the eigenvectors of D⁻¹HD⁻¹, D = √|diag H|: units of the weights drop out."""
+    scale = _scale(hessian)
+    values, basis = torch.linalg.eigh(hessian / torch.outer(scale, scale))
+    return SpectralModel(values, basis, scale, basis.T @ (gradient / scale))
+
+
+def _scale(hessian: Tensor) -> Tensor:
+    diagonal = hessian.diagonal().abs()
+    largest = hessian.abs().amax(dim=1)
+    scale = torch.maximum(diagonal, 1e-8 * largest).sqrt()
+    return torch.where(scale > 0, scale, 1.0)

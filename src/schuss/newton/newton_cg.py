@@ -1,0 +1,200 @@
+"""Newton's method without a Hessian: conjugate gradients on products, inside a trust region.
+
+Sources: Steihaug, SIAM J. Numer. Anal. 20 (1983); Martens, "Deep learning via Hessian-free optimization" (2010);
+Eisenstat & Walker, SIAM J. Sci. Comput. 17 (1996), choice 2, for how exactly to solve.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from schuss.errors import refusal
+from schuss.newton.base import CurvatureOptimizer, Params
+from schuss.newton.landscape import Closure, Landscape, Point, Weights
+from schuss.newton.region import EPS, KrylovModel, descend
+from schuss.newton.report import StepReport
+
+
+class NewtonCG(CurvatureOptimizer):
+    r"""Approach the lowest point of the loss's parabola by conjugate gradients, and leave along any fall.
+
+    At weights w with gradient g, conjugate gradients on H s = −g build a path from s = 0 until
+
+        ‖H s + g‖ ≤ η ‖g‖           η by Eisenstat & Walker: loose far away, tight near the end
+        or ‖s‖ reaches Δ            the trust region
+        or dᵀH d ≤ 0                then straight on along d to the region's edge
+
+    and w ← w + s is kept if the loss falls by ≥ 1/10 of what the model promised. Where a step ends with no gradient
+    left, a few random products look for negative curvature, and if there is any the step goes on along it:
+    it does not stop on a saddle.
+
+    | here           | symbol | domain      | meaning                                                             |
+    | `lr`           |        | [0, 1]      | fraction of s that is taken                                         |
+    | `radius`       | Δ      | > 0 or None | first trust region; None: as far as conjugate gradients go          |
+    | `max_products` |        | ≥ 1 or None | limit of products a step; None: min(2d, 200)                         |
+    | `probes`       |        | ≥ 0         | products spent on looking for negative curvature where g vanishes   |
+    | `weight_decay` |        | ≥ 0         | adds ½ weight_decay ‖w‖² to the loss                                |
+    | `full_batch`   |        | bool        | the closure is one function: reuse its last evaluation              |
+
+    Memory is about 30 vectors of d float64; a product costs about two gradients.
+
+    >>> w = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
+    >>> optimizer = NewtonCG([w])
+    >>> _ = optimizer.step(lambda: 0.5 * (w[0] ** 2 - w[1] ** 2))
+    >>> optimizer.report.negative_curvature
+    True
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1.0,
+        *,
+        radius: float | None = None,
+        max_products: int | None = None,
+        probes: int = 20,
+        weight_decay: float = 0.0,
+        full_batch: bool = False,
+    ) -> None:
+        if radius is not None and not radius > 0:
+            raise refusal("radius", radius, "> 0", "None lets conjugate gradients go as far as they do.")
+        if max_products is not None and max_products < 1:
+            raise refusal("max_products", max_products, "≥ 1")
+        if probes < 0:
+            raise refusal("probes", probes, "≥ 0", "0 accepts any point where the gradient vanishes.")
+        super().__init__(params, lr, weight_decay, full_batch)
+        self.max_products, self.probes = max_products, probes
+        self.memory = {
+            "radius": math.inf if radius is None else float(radius),
+            "gradient_norm": None,
+            "eta": 0.1,
+        }
+
+    def curves_down(self, closure: Closure) -> tuple[bool, int]:
+        """Whether `probes` Lanczos products from a random vector find clearly negative curvature."""
+        land = Landscape(Weights(self.param_groups), closure, curved=True)
+        with torch.enable_grad():
+            point = self._start(land)
+            found = lowest_curvature(land, point, self.probes)
+        self._last = point
+        return found is not None, land.products
+
+    def _advance(self, land: Landscape, start: Point, lr: float) -> StepReport:
+        gradient = land.gradient(start)
+        size = float(gradient.norm())
+        if not math.isfinite(size):
+            raise ValueError(
+                f"The loss is {start.loss:.6g}, but its gradient is not finite there. The weights are unchanged."
+            )
+        if size == 0.0:
+            return self._from_stationary(land, start, lr)
+        eta = self._tolerance(size)
+        radius = self.memory["radius"]
+        limit = self.max_products or min(2 * len(gradient), 200)
+        model = KrylovModel(gradient, lambda v: land.hvp(start, v), eta, limit, radius=radius)
+        outcome = descend(land, start, model, radius, lr=lr, keep=0.1, exact=False)
+        end, trial, stopped = outcome.point, outcome.trial, f"{outcome.stopped}; CG ended by {model.why}"
+        predicted = trial.predicted if trial else 0.0
+        down = bool(trial and trial.negative_curvature)
+        if end is not start and float(land.gradient(end).norm()) <= 1e-8 * size:
+            further = self._leave_saddle(land, end, lr)
+            if further is not None:
+                end, more = further
+                predicted, down, stopped = (
+                    predicted + more,
+                    True,
+                    "a saddle left along its negative curvature",
+                )
+        self.memory |= {"radius": outcome.radius, "gradient_norm": size, "eta": eta}
+        self._last = end
+        return self._write_report(
+            land,
+            start,
+            end,
+            predicted=predicted,
+            promised=outcome.promised,
+            trials=outcome.trials,
+            radius=outcome.radius,
+            negative_curvature=down,
+            stopped=stopped,
+        )
+
+    def _tolerance(self, size: float) -> float:
+        previous, eta = self.memory["gradient_norm"], self.memory["eta"]
+        if not previous:
+            return eta
+        wanted = 0.9 * (size / previous) ** 2
+        if 0.9 * eta**2 > 0.1:
+            wanted = max(wanted, 0.9 * eta**2)
+        return min(max(wanted, 1e-10), 0.5)
+
+    def _from_stationary(self, land: Landscape, start: Point, lr: float) -> StepReport:
+        further = self._leave_saddle(land, start, lr)
+        end, predicted = further or (start, 0.0)
+        self._last = end
+        words = "a saddle left along its negative curvature"
+        return self._write_report(
+            land,
+            start,
+            end,
+            predicted=predicted,
+            promised=predicted,
+            trials=1,
+            radius=self.memory["radius"],
+            negative_curvature=further is not None,
+            stopped=words if further else "the gradient is zero and no product found negative curvature",
+        )
+
+    def _leave_saddle(self, land: Landscape, point: Point, lr: float) -> tuple[Point, float] | None:
+        """A lower point along the most negative curvature that `probes` Lanczos products find, if any."""
+        found = lowest_curvature(land, point, self.probes)
+        if found is None or found[0] >= 0:
+            return None
+        value, direction = found
+        slope = float(torch.dot(land.gradient(point), direction))
+        direction = -direction if slope > 0 else direction
+        radius = self.memory["radius"]
+        length = lr * (radius if math.isfinite(radius) else max(1.0, float(point.x.norm())))
+        for _ in range(40):
+            end = land.at(point.x + length * direction)
+            predicted = abs(slope) * length - 0.5 * value * length**2
+            if end.finite and point.loss - end.loss >= 1e-4 * predicted:
+                return end, predicted
+            length *= 0.25
+        land.at(point.x)
+        return None
+
+
+def lowest_curvature(land: Landscape, point: Point, products: int) -> tuple[float, Tensor] | None:
+    """The smallest Ritz value and its vector after some Lanczos products from a random vector, orthogonalised.
+
+    None where the value is not clearly below zero, or there was nothing to look at.
+    """
+    d = len(point.x)
+    generator = torch.Generator().manual_seed(d)
+    v = torch.randn(d, dtype=torch.float64, generator=generator).to(point.x.device)
+    basis: list[Tensor] = []
+    columns: list[Tensor] = []
+    for _ in range(min(products, d)):
+        for _ in range(2):
+            for b in basis:
+                v = v - torch.dot(b, v) * b
+        size = float(v.norm())
+        if not size > 1e-10:
+            break
+        v = v / size
+        column = land.hvp(point, v)
+        basis.append(v)
+        columns.append(column)
+        v = column / max(float(column.norm()), 1e-300)
+    if not basis:
+        return None
+    q, hq = torch.stack(basis), torch.stack(columns)
+    small = q @ hq.T
+    values, vectors = torch.linalg.eigh(0.5 * (small + small.T))
+    if not float(values[0]) < -math.sqrt(EPS) * float(values.abs().max()):
+        return None
+    return float(values[0]), q.T @ vectors[:, 0]

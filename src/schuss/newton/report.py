@@ -1,0 +1,72 @@
+"""What one step by curvature did, what it had promised, and what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """One step's account, left in `optimizer.report`.
+
+    | field                | meaning                                                                     |
+    | `loss_before`        | the loss (with weight decay) where the step began                           |
+    | `loss_after`         | the loss where it ended; equal to `loss_before` if the step was taken back  |
+    | `predicted`          | the decrease that the quadratic model promised for the step taken           |
+    | `promised`           | the decrease that the first, longest trial promised, kept or not            |
+    | `gradient_norm`      | ‖g‖₂ where the step began                                                   |
+    | `step_norm`          | ‖change of the weights‖₂, 0 if taken back                                   |
+    | `closures`           | calls of the closure (forward passes)                                       |
+    | `gradients`          | backward passes                                                             |
+    | `products`           | Hessian-, Gauss-Newton- or Jacobian-vector products; a dense matrix is many |
+    | `trials`             | points tried before one was kept                                            |
+    | `radius`             | the trust region for the next step, in the method's own norm; inf if none   |
+    | `negative_curvature` | whether the step used a direction along which the loss curves down          |
+    | `accepted`           | whether the weights moved                                                   |
+    | `stopped`            | why the step ended, in words                                                |
+
+    `actual` is the decrease that came, `ratio` is `actual / predicted`: 1 where the model is the loss.
+    """
+
+    loss_before: float
+    loss_after: float
+    predicted: float
+    promised: float
+    gradient_norm: float
+    step_norm: float
+    closures: int
+    gradients: int
+    products: int
+    trials: int
+    radius: float
+    negative_curvature: bool
+    accepted: bool
+    stopped: str
+
+    @property
+    def actual(self) -> float:
+        """The decrease of the loss that came."""
+        return self.loss_before - self.loss_after
+
+    @property
+    def ratio(self) -> float:
+        """Actual over predicted decrease; nan where nothing was promised."""
+        return self.actual / self.predicted if self.predicted else float("nan")
+
+    @property
+    def gradient_equivalents(self) -> float:
+        """Cost in units of one forward and one backward pass.
+
+        A forward pass counts 1/3, a backward pass 2/3, a product 2 (a backward pass through a gradient's
+        graph, which is twice as long as the loss's).
+        """
+        return self.closures / 3 + 2 * self.gradients / 3 + 2 * self.products
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields and the derived numbers, for a table or a log."""
+        return asdict(self) | {
+            "actual": self.actual,
+            "ratio": self.ratio,
+            "gradient_equivalents": self.gradient_equivalents,
+        }

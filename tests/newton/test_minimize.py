@@ -1,0 +1,183 @@
+"""`minimize`: kinds in and out, where gradients come from, counts and messages that are true."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from schuss.newton import minimize
+from schuss.newton.minimize import Result
+
+scipy_optimize = pytest.importorskip("scipy.optimize")
+rosen, rosen_der = scipy_optimize.rosen, scipy_optimize.rosen_der
+X0 = [1.3, 0.7, 0.8, 1.9, 1.2]
+
+
+def rosenbrock(x):
+    return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+
+
+@pytest.mark.parametrize("method", ["newton", "Newton-CG", "lbfgs"])
+@pytest.mark.parametrize(
+    ("fun", "jac", "source"),
+    [(rosenbrock, None, "autograd"), (rosen, rosen_der, "given"), (rosen, None, "finite differences")],
+)
+def test_rosenbrock_by_every_source_of_gradients(method, fun, jac, source):
+    calls = 0
+
+    def counted(x):
+        nonlocal calls
+        calls += 1
+        return fun(x)
+
+    found = minimize(counted, X0, method=method, jac=jac, tol=1e-6)
+    assert found.derivative == source
+    assert found.success
+    assert found.status == 0
+    assert found.x == pytest.approx(np.ones(5), abs=1e-5)
+    assert found.nfev == calls
+    assert np.abs(found.jac).max() <= 1e-6
+    assert f"{np.abs(found.jac).max():.2g}" in found.message
+    assert isinstance(found, scipy_optimize.OptimizeResult)
+    if source == "autograd":
+        assert found.nit <= {"newton": 20, "Newton-CG": 30, "lbfgs": 30}[method]
+
+
+def test_python_floats_inside_fun_do_not_fool_autograd():
+    found = minimize(lambda x: math.exp(x[0]) - x[0] + (x[1] - x[0] - 1) ** 2, np.array([1.0, 5.0]))
+    assert found.derivative == "finite differences"
+    assert found.x == pytest.approx([0, 1], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "x0",
+    [
+        np.zeros((2, 3)),
+        np.zeros((2, 3), dtype=np.float32),
+        np.zeros((2, 3), dtype=int),
+        torch.zeros(2, 3),
+        torch.zeros(2, 3, dtype=torch.float64),
+    ],
+)
+def test_x_comes_back_as_it_went_in(x0):
+    found = minimize(lambda x: ((x - 3) ** 2).sum(), x0, method="newton")
+    assert type(found.x) is type(x0)
+    assert found.x.shape == x0.shape
+    assert found.x.dtype == (x0.dtype if "float" in str(x0.dtype) else np.float64)
+    assert np.asarray(found.x) == pytest.approx(np.full((2, 3), 3.0))
+    assert np.asarray(x0).max() == 0
+
+
+def test_gauss_newton_takes_residuals():
+    t = np.arange(6.0)
+    y = 2 * np.exp(-0.5 * t)
+
+    def residual(b, scale):
+        return scale * (b[0] * np.exp(b[1] * t) - y)
+
+    def jacobian(b, scale):
+        return scale * np.stack([np.exp(b[1] * t), b[0] * t * np.exp(b[1] * t)], axis=1)
+
+    for jac, source in ((None, "finite differences"), (jacobian, "given")):
+        found = minimize(residual, [1.0, 0.0], (2.0,), method="gauss-newton", jac=jac)
+        assert found.x == pytest.approx([2, -0.5], abs=1e-7)
+        assert (found.derivative, found.success) == (source, True)
+
+
+def test_the_message_tells_a_limit_from_a_minimum():
+    found = minimize(rosenbrock, X0, method="lbfgs", options={"maxiter": 3})
+    assert (found.success, found.status, found.nit) == (False, 1, 3)
+    assert "maxiter=3" in found.message
+    assert found.fun < rosenbrock(np.array(X0))
+
+
+def test_a_wrong_gradient_is_not_called_success():
+    found = minimize(rosen, X0, method="lbfgs", jac=lambda x: -rosen_der(x))
+    assert not found.success
+    assert found.status == 4
+    assert "Is the gradient right?" in found.message
+    assert found.x == pytest.approx(X0)
+
+
+def test_rounding_is_said_where_tol_cannot_be_met():
+    found = minimize(
+        lambda x: 1e6 + ((x - 1 / 3) ** 2).sum() ** 2 + (x * 1e8).cos().sum() * 0, torch.ones(2), tol=0.0
+    )
+    assert found.status in (0, 2)
+    assert "tol=0" in found.message
+
+
+def test_a_start_on_a_saddle_is_left():
+    found = minimize(lambda x: (x[0] ** 2 - 1) ** 2 + x[1] ** 2, [0.0, 0.0], method="newton")
+    assert abs(found.x[0]) == pytest.approx(1)
+    found = minimize(lambda x: (x[0] ** 2 - 1) ** 2 + x[1] ** 2, [0.0, 0.0], method="newton-cg")
+    assert abs(found.x[0]) == pytest.approx(1)
+
+
+def test_callbacks_see_every_step_and_may_end_the_run():
+    seen = []
+
+    def plain(x):
+        seen.append(x)
+        if len(seen) == 4:
+            raise StopIteration
+
+    found = minimize(rosenbrock, X0, callback=plain)
+    assert (found.status, found.nit, len(seen)) == (3, 4, 4)
+    assert found.x == pytest.approx(seen[-1])
+    losses = []
+    minimize(rosenbrock, X0, callback=lambda intermediate_result: losses.append(intermediate_result.fun))
+    assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("adam", {"lr": 0.05}), ("SGD", {"lr": 0.02}), ("rmsprop", {})]
+)
+def test_first_order_methods_by_name(method, options):
+    found = minimize(
+        lambda x: ((x - 2) ** 2).sum(),
+        np.zeros(3),
+        method=method,
+        tol=1e-4,
+        options={**options, "maxiter": 3000},
+    )
+    assert found.x == pytest.approx(np.full(3, 2.0), abs=0.02)
+    assert found.success == (np.abs(found.jac).max() <= 1e-4)
+
+
+def test_a_run_that_explodes_returns_its_best_point():
+    found = minimize(lambda x: (x**4).sum(), np.ones(2), method="sgd", options={"lr": 10.0})
+    assert (found.success, found.status) == (False, 4)
+    assert found.x == pytest.approx([1, 1])
+    assert "Try a smaller lr" in found.message
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (
+            lambda: minimize(rosenbrock, X0, method="simplex"),
+            "method='simplex' is not a method here. Try one of adadelta, .*newton-cg, radam",
+        ),
+        (lambda: minimize(rosenbrock, X0, options={"rate": 1}), "Allowed besides maxiter: lr, history_size"),
+        (lambda: minimize(rosenbrock, X0, tol=-1.0), "tol=-1.0 is not ≥ 0"),
+        (lambda: minimize(lambda x: x * 2, X0), "is not .*one number"),
+        (lambda: minimize(lambda x: float("nan"), X0), "nan"),
+        (lambda: minimize(lambda x: "high", X0), "fun returned str"),
+        (lambda: minimize(rosenbrock, []), "x0 is empty"),
+        (lambda: minimize(rosen, X0, jac=lambda x: np.ones(3)), r"jac\(x\).shape"),
+    ],
+)
+def test_bad_input(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_the_own_result_reads_like_scipys():
+    result = Result(x=1.0, fun=2.0)
+    assert result.fun == 2.0
+    assert dir(result) == ["fun", "x"]
+    assert "fun: 2.0" in repr(result)
+    with pytest.raises(AttributeError):
+        _ = result.missing
