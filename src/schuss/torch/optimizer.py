@@ -102,7 +102,9 @@ def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(step)
     def hooked(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():  # a step is compiled code already: a traced program calls it as it is
+        if (
+            torch.compiler.is_compiling()
+        ):  # a step is compiled code already: a traced program calls it as it is
             return untraced(self, *args, **kwargs)
         if self._step_hooks() or torch.autograd._profiler_enabled():  # pyright: ignore
             return with_hooks(self, *args, **kwargs)
@@ -386,6 +388,12 @@ class Optimizer(torch.optim.Optimizer):
                 state[key] = copy.deepcopy(entry)
         groups: list[dict[str, Any]] = []
         for mine, other in zip(self.param_groups, saved, strict=True):
+            missing = [name for name in self._needed() if name not in other]
+            if missing:
+                raise ValueError(
+                    f"The checkpoint's parameter groups have no {', '.join(map(repr, missing))}, which {self.row.name} "
+                    f"needs; they have {', '.join(map(repr, other))}. Is it another optimizer's?"
+                )
             fitted = {**mine, **copy.deepcopy({k: v for k, v in other.items() if k != "params"})}
             fitted["step"] = other.get("step", _steps_in(state, mine["params"]))
             fitted |= {"params": mine["params"], "schedules": mine["schedules"]}
@@ -395,6 +403,13 @@ class Optimizer(torch.optim.Optimizer):
         self.__setstate__({"state": State(state), "param_groups": groups})
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
+
+    def _needed(self) -> list[str]:
+        """The hyperparameters that every checkpoint of this optimizer has: torch's numbers, not its switches."""
+        theirs = set(self.row.arguments.split())
+        return [
+            name for name, _ in self._names if name in theirs and self._parameters[name].default is not False
+        ]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
