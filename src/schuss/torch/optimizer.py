@@ -98,7 +98,7 @@ def _state_like(weight: Tensor, value: float) -> Tensor:
 def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
     """`step` with torch's hooks and profiler label, which cost as much as a small step, only where there are any."""
     with_hooks = torch.optim.Optimizer.profile_hook_step(step)
-    untraced = torch.compiler.disable(with_hooks)
+    untraced = torch.compiler.disable(cast(Any, with_hooks))
 
     @functools.wraps(step)
     def hooked(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
