@@ -98,13 +98,12 @@ def _state_like(weight: Tensor, value: float) -> Tensor:
 def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
     """`step` with torch's hooks and profiler label, which cost as much as a small step, only where there are any."""
     with_hooks = torch.optim.Optimizer.profile_hook_step(step)
-    untraced = torch.compiler.disable(cast(Any, with_hooks))
+    untraced: Any = cast(Any, torch.compiler.disable)(with_hooks)
 
     @functools.wraps(step)
     def hooked(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
-        if (
-            torch.compiler.is_compiling()
-        ):  # a step is compiled code already: a traced program calls it as it is
+        if torch.compiler.is_compiling():
+            # A step is compiled code already: a traced program calls it as it is.
             return untraced(self, *args, **kwargs)
         if self._step_hooks() or torch.autograd._profiler_enabled():  # pyright: ignore
             return with_hooks(self, *args, **kwargs)
