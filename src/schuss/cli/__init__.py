@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-COMMANDS = ("bench", "race", "schedule")
+COMMANDS = ("bench", "list", "race", "schedule")
 
 
 def main() -> None:

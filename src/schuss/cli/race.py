@@ -1,113 +1,304 @@
-"""`schuss race`: race the optimizers on a task and print who won."""
+"""`schuss race`: race optimizers on a task, and go on where an earlier race stopped."""
 
 from __future__ import annotations
 
-import statistics
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-
-SEEDS = {"quick": 3, "default": 5, "careful": 10}
 
 EXAMPLES = """
 \b
 Examples:
-  schuss race digits                        all entries on scikit-learn's digits
-  schuss race digits --entries sgd,adam     only these two
-  schuss race mnist --data ~/mnist          MNIST, from its own IDX files
+  schuss race digits                            scikit-learn's digits, every usual entry
+  schuss race digits --preset quick             the same, in about a minute
+  schuss race mnist --data ~/mnist              MNIST, from its own IDX files
+  schuss race my_task.py                        your own model: a file with a schuss.lab.Task
+  schuss race digits --entries adam,opt.py:Mine your own optimizer against Adam
+  schuss race digits --schedules constant,cosine,warmup+cosine
+  schuss race digits --entries sgd --batch-sizes 1,32,256,full
+  schuss race digits,text,sparse                several tasks, with performance profiles
+  schuss race digits --export runs.csv          every run as a table
+
+Interrupt it whenever you like: the same command goes on. `schuss list` shows tasks, entries and schedules.
 """
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("task")
+@click.argument("tasks", metavar="TASK[,TASK...]")
+@click.option("--entries", help="Comma-separated names or file.py:name; the usual ones if not given.")
+@click.option("--entry", "more", multiple=True, help="One more entry, as file.py:name. May be repeated.")
 @click.option(
-    "--data", type=click.Path(path_type=Path), help="Folder with the task's own data (MNIST: its IDX files)."
+    "--preset", type=click.Choice(["quick", "default", "careful"]), help="5, 20 or 50 trials an entry."
 )
-@click.option("--entries", help="Comma-separated; all of them if not given.")
+@click.option("--trials", type=click.IntRange(1), help="Trials an entry, instead of a preset.")
 @click.option(
-    "--preset", type=click.Choice(list(SEEDS)), default="quick", show_default=True, help="How thorough."
+    "--schedules", default="constant", show_default=True, help="Race every entry with each of these."
 )
-def command(task: str, data: Path | None, entries: str | None, preset: str) -> None:
-    """Race the optimizers on TASK and print who won."""
-    import torch
+@click.option("--batch-sizes", help="And at each of these; `full` is the whole training split.")
+@click.option(
+    "--rank-by", type=click.Choice(["metric", "steps", "examples", "gradients", "seconds"]), default="metric"
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the race.  [default: runs/TASK]")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Files for the task (MNIST: the folder of its IDX files)."
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Another seed is another race."
+)
+@click.option("--workers", type=click.IntRange(1), help="Runs at a time.  [default: one a core]")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="cuda: one worker a GPU.",
+)
+@click.option("--scheduler", help="Address of a running Dask cluster, as tcp://host:8786.")
+@click.option(
+    "--export", "table", type=click.Path(path_type=Path), help="Write all runs to a .csv, .json or .parquet."
+)
+@click.option("--run", "words", help="Repeat a single run, in the words that the report gives for it.")
+def command(
+    tasks: str,
+    entries: str | None,
+    more: tuple[str, ...],
+    preset: str | None,
+    trials: int | None,
+    schedules: str,
+    batch_sizes: str | None,
+    rank_by: str,
+    out: Path | None,
+    data: Path | None,
+    seed: int,
+    workers: int | None,
+    device: str,
+    scheduler: str | None,
+    table: Path | None,
+    words: str | None,
+) -> None:
+    """Race optimizers on a task and print who won, by how much, and how sure that is.
 
-    from schuss.lab.entries import ENTRIES, find
-    from schuss.lab.protocol.heats import Heat, heats
-    from schuss.lab.tasks import load
+    Every entry is tuned with as many trials, its best settings are confirmed on fresh seeds, and the winner
+    of those is reported on fresh seeds again. TASK is a built-in one or a file of your own.
+    """
+    console = Console()
+    if preset and trials:
+        raise click.UsageError("Give --preset or --trials, not both.")
+    if scheduler is None and words is None:
+        from schuss.lab.protocol.executors import start_server
+
+        start_server()  # it imports torch on another core while this process does
+    with clear_errors():
+        from schuss.lab.entries import DEFAULT
+        from schuss.lab.protocol.executors import dask
+        from schuss.lab.protocol.export import check_format, export
+        from schuss.lab.protocol.race import race
+        from schuss.lab.tasks import separate
+
+        named = entries.split(",") if entries else list(DEFAULT) if more else None
+        racing = None if named is None else [*map(str.strip, named), *more]
+        if words is not None:
+            repeat(console, tasks, racing, data, words)
+            return
+        if table is not None:
+            check_format(table)
+        given = separate(tasks)
+        executor, capacity = dask(scheduler) if scheduler else (None, workers)
+        with Watching(console) as watcher:
+            try:
+                report = race(
+                    given,
+                    racing,
+                    trials or preset or "default",
+                    schedules=schedules.split(","),
+                    batch_sizes=batch_sizes.split(",") if batch_sizes else (),
+                    out=out,
+                    executor=executor,
+                    workers=capacity,
+                    seed=seed,
+                    rank_by=rank_by,  # type: ignore[arg-type]  # click has checked it
+                    device=device,
+                    data=data,
+                    watcher=watcher,
+                ).data
+            except KeyboardInterrupt:
+                watcher.stop()
+                interrupted(console, watcher.folder)
+                sys.exit(130)
+        for task in report["tasks"]:
+            show(console, task)
+        assert watcher.folder is not None
+        console.print(f"Report: {watcher.folder / 'report.html'}", soft_wrap=True)
+        if table is not None:
+            export(report, table)
+            console.print(f"Runs: {table}", soft_wrap=True)
+
+
+@contextmanager
+def clear_errors() -> Generator[None]:
+    """What the user can put right is said in a line, without a traceback."""
+    from schuss.lab.protocol.engine import ExecutorError
+    from schuss.lab.protocol.store import StoreError
 
     try:
-        racing = load(task, data)
-        entrants = [find(name.strip()) for name in entries.split(",")] if entries else list(ENTRIES.values())
-    except (ValueError, OSError) as error:
+        yield
+    except (ValueError, TypeError, OSError, ImportError, StoreError, ExecutorError) as error:
         raise click.ClickException(str(error)) from error
-    seeds = range(SEEDS[preset])
-    # Small models are fastest on one thread, and then a run does not depend on how many cores there are.
-    torch.set_num_threads(1)
-    console, done = Console(), list[Heat]()
-    console.print(f"{racing.name}: {racing.description}; {racing.total_steps()} steps, {len(seeds)} seeds.")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    stopped = False
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("racing", total=len(seeds) * len(entrants))
-        try:
-            for heat in heats(racing, entrants, seeds):
-                done.append(heat)
-                line = _line(heat, racing.metric_name)
-                progress.update(bar, advance=1, description=line)
-                if not console.is_terminal:
-                    console.print(line)
-        except KeyboardInterrupt:
-            stopped = True
-    if done:
-        console.print(_table(done, racing.metric_name, racing.best))
-    if stopped:
-        console.print(f"Stopped after {len(done)} of {len(seeds) * len(entrants)} runs.")
-        sys.exit(130)
 
 
-def _line(heat: object, metric: str) -> str:
-    from schuss.lab.protocol.heats import Heat
+class Watching:
+    """Shows a race as it goes: a live bar in a terminal, a line now and then elsewhere."""
 
-    assert isinstance(heat, Heat)
-    last = heat.outcome.last
-    result = (
-        f"{metric} {last.metric:.4f}"
-        if heat.outcome.status == "finished"
-        else f"diverged: {heat.outcome.reason}"
-    )
-    return f"{heat.entry}, seed {heat.seed}: {result}"
+    def __init__(self, console: Console) -> None:
+        """Watch on this console."""
+        self.console = console
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self.best: dict[str, tuple[float, str]] = {}
+        self.bar, self.name, self.total, self.count = None, "", 0, 0
+        self.folder: Path | None = None
+
+    def __enter__(self) -> Watching:
+        """Begin to watch."""
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Leave the console in order."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop drawing."""
+        self.progress.stop()
+
+    def began(self, folder: Path) -> None:
+        """A race is kept in this folder."""
+        self.folder = folder
+
+    def stage(self, name: str, expected: int, known: int) -> None:
+        """A stage begins."""
+        self.name, self.total, self.count = name, expected, 0
+        self.best = {}
+        again = f", {known} known already" if known else ""
+        if self.console.is_terminal:
+            self.bar = self.progress.add_task(name, total=expected + known, completed=known)
+        else:
+            self.console.print(f"{name}: {expected} runs{again}")
+
+    def finished(self, task: str, run: Any, result: Mapping[str, Any]) -> None:
+        """A run has ended."""
+        self.count += 1
+        better = ""
+        if result["status"] == "finished":
+            loss, metric = result["curve"]["validation_loss"][-1], result["curve"]["metric"][-1]
+            leading = self.best.get(task)
+            if leading is None or loss < leading[0]:
+                self.best[task] = loss, f"{run.contestant.name} {metric:.4g}"
+        better = "; ".join(f"{name}: {leader}" for name, (_, leader) in self.best.items())
+        line = f"{self.name}, lowest loss so far: {better}" if better else self.name
+        if self.bar is not None:
+            self.progress.update(self.bar, advance=1, description=escape(line))
+        elif self.count * 10 // self.total > (self.count - 1) * 10 // self.total:
+            self.console.print(f"  {self.count} of {self.total}; {line}", markup=False)
 
 
-def _table(done: Sequence[object], metric: str, best: str) -> Table:
-    from schuss.lab.protocol.heats import Heat
-
-    heats = [heat for heat in done if isinstance(heat, Heat)]
-    table = Table(title="Validation, mean over seeds (sample standard deviation)")
-    for heading in ("entry", metric, "loss", "steps", "s a run", "finished"):
-        table.add_column(heading, justify="left" if heading == "entry" else "right")
-    rows: list[tuple[float, list[str]]] = []
-    for entry in dict.fromkeys(heat.entry for heat in heats):
-        outcomes = [heat.outcome for heat in heats if heat.entry == entry]
-        ended = [outcome for outcome in outcomes if outcome.status == "finished"]
-        share = f"{len(ended)} of {len(outcomes)}"
-        seconds = f"{statistics.median(outcome.seconds for outcome in outcomes):.2f}"
-        if not ended:
-            rows.append((float("inf"), [entry, "–", "–", "–", seconds, share]))
-            continue
-        metrics = [outcome.last.metric for outcome in ended]
-        spread = f" ({statistics.stdev(metrics):.4f})" if len(metrics) > 1 else ""
-        mean, loss = (
-            statistics.mean(metrics),
-            statistics.mean(outcome.last.validation_loss for outcome in ended),
+def show(console: Console, task: Mapping[str, Any]) -> None:
+    """The final table and the verdict of one task."""
+    metric, seeds = task["metric"]["name"], max((row["metric"]["n"] for row in task["ranking"]), default=0)
+    table = Table(title=f"{task['name']}: {metric} on validation, 95 % over {seeds} fresh seeds")
+    for heading in ("", "entry", "settings"):
+        table.add_column(heading)
+    for heading in (metric, "test", "reached", "gradients", "lr width", "bytes/w", "µs a step"):
+        table.add_column(heading, justify="right")
+    for row in task["ranking"]:
+        table.add_row(
+            f"{row['rank']}{'=' if row['tied'] else ''}",
+            escape(row["entry"]),
+            escape(
+                " ".join(f"{name.replace(' ', '')}={value:.3g}" for name, value in row["parameters"].items())
+            ),
+            spread(row["metric"]),
+            number(row["test_metric"]["mean"]),
+            f"{100 * row['reached']:.0f} %",
+            number(row["cost"]["gradients"]),
+            "–" if row["sensitivity"] is None else f"{row['sensitivity']:.1f} dec",
+            number(row["bytes_per_weight"]),
+            number(None if row["step"]["seconds"] is None else 1e6 * row["step"]["seconds"], 3),
         )
-        steps = str(ended[0].last.steps)
-        key = -mean if best == "max" else mean
-        rows.append((key, [entry, f"{mean:.4f}{spread}", f"{loss:.4f}", steps, seconds, share]))
-    for _, cells in sorted(rows, key=lambda row: row[0]):
-        table.add_row(*cells)
-    return table
+    if task["ranking"]:
+        console.print(table)
+    console.print(task["verdict"]["text"], markup=False)
+    for failed in ("diverged", "crashed"):
+        if task[failed]:
+            console.print(f"{len(task[failed])} runs {failed}.")
+    limited = [entry["name"] for entry in task["entries"] if "lr" in entry["space_limited"]]
+    if limited:
+        names = ", ".join(limited)
+        console.print(
+            f"Limited by the space: the best learning rate lies at the edge for {names}.", markup=False
+        )
+
+
+def interrupted(console: Console, folder: Path | None) -> None:
+    """Say what is kept and how to go on."""
+    if folder is None:
+        console.print("Stopped before any run.")
+        return
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    for task in report["tasks"]:
+        if task["ranking"]:
+            show(console, task)
+        else:
+            tuned = [c for c in task["configurations"] if c["tune"] is not None]
+            sign = 1 if task["metric"]["best"] == "max" else -1
+            best: dict[str, Mapping[str, Any]] = {}
+            for configuration in sorted(tuned, key=lambda c: sign * c["tune"]):
+                best[configuration["entry"]] = configuration
+            for name, configuration in best.items():
+                line = f"  {name}: {task['metric']['name']} {configuration['tune']:.4g} in tuning, so far"
+                console.print(line, markup=False)
+    kept = sum(len(task["runs"]) for task in report["tasks"])
+    console.print(
+        f"Stopped. {kept} finished runs are kept in {folder}; the same command goes on.", soft_wrap=True
+    )
+
+
+def repeat(console: Console, spec: str, entries: list[str] | None, data: Path | None, words: str) -> None:
+    """Run again what a line of the report names, in this process."""
+    from schuss.lab.protocol.race import repeat_run
+
+    try:
+        work = json.loads(words)
+    except ValueError as error:
+        raise click.BadParameter(f"--run is not what a report gives: {error}") from error
+    for seed, result in repeat_run(spec, entries, data, work):
+        curve = result["curve"]
+        if result["status"] == "finished":
+            last = {name: curve[name][-1] for name in ("steps", "train_loss", "validation_loss", "metric")}
+        else:
+            last = {"status": result["status"], **(result["divergence"] or {"error": result["error"]})}
+        test = {f"test_{name}": value for name, value in (result["test"] or {}).items()}
+        console.print_json(data={"seed": seed, **last, **test})
+
+
+def spread(found: Mapping[str, Any]) -> str:
+    """Mean ± half the interval."""
+    if found["mean"] is None:
+        return "–"
+    return f"{found['mean']:.4g}" + (
+        f" ± {found['high'] - found['mean']:.2g}" if found["high"] is not None else ""
+    )
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number, or a dash."""
+    return "–" if value is None else f"{value:.{digits}g}"

@@ -1,1 +1,30 @@
 """The lab: races optimizers fairly on a task and says how sure it is."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from schuss.lab.entries import Entry
+    from schuss.lab.protocol.budget import Budget
+    from schuss.lab.protocol.race import race
+    from schuss.lab.protocol.report import Report
+    from schuss.lab.tasks.task import Task
+
+__all__ = ["Budget", "Entry", "Report", "Task", "race"]
+
+_HOMES = {
+    "Budget": "protocol.budget",
+    "Entry": "entries",
+    "Report": "protocol.report",
+    "Task": "tasks.task",
+    "race": "protocol.race",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: a worker's server can be started before torch is there."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"schuss.lab.{_HOMES[name]}"), name)

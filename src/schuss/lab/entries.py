@@ -1,37 +1,72 @@
-"""Who races: each optimizer with its usual settings.
+"""Who races: each optimizer with its usual settings and the space that is searched for it.
 
-An entry names an optimizer class and the keyword arguments it is usually given. Arguments that are written
-`1 - x` are handed to the class as `x`, and `beta1, beta2` as `betas`: a search space is log-uniform in 1 −
-β, not in β.
+Hyperparameters are searched in the names of their spaces: `1 - beta1` is handed to the class as `betas[0] =
+1 − x`, since what is log-uniform is 1 − β. Spaces marked (A) are AlgoPerf's published ones; the others
+follow them: the same width, round the values that the optimizer's own paper uses.
+
+Source: Dahl et al., "Benchmarking neural network training algorithms", 2023,
+https://arxiv.org/abs/2306.07179; Chen et al., "Symbolic discovery of optimization algorithms", 2023,
+section 5 (Lion: a learning rate 3 to 10 times smaller than AdamW's, decay as many times larger).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from math import log10
+from typing import Any, Literal, cast
 
 from torch.optim import Optimizer
 
 import schuss.torch as optimizers
 from schuss.errors import refusal
+from schuss.lab.files import load_name
+from schuss.lab.statistics import Range
+
+DECADES = log10(250)  # of learning rate, the same for every entry: the widest of the published ranges
+
+MOMENTUM: Range = (5e-3, 0.3, True)  # of 1 − β (A)
+L2: Range = (1e-7, 5e-5, True)  # (A)
+DECOUPLED: Range = (5e-3, 1.0, True)  # (A)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One way to train: an optimizer class and its settings.
+    """One way to train: an optimizer class, what is fixed and what is searched.
 
-    | field       | meaning                                                          |
-    | `name`      | what it is called in the table                                   |
-    | `optimizer` | the class                                                        |
-    | `fixed`     | keyword arguments that every run of this entry gets              |
-    | `usual`     | the settings it is usually given, in the names of a search space |
+    | field       | meaning                                                                         |
+    | `name`      | what it is called in the report                                                 |
+    | `optimizer` | the class: `optimizer(weights, lr=..., ...)`                                    |
+    | `space`     | name -> (low, high, log-uniform); must hold "lr"                                |
+    | `usual`     | settings it is usually given, in the names of the space                         |
+    | `fixed`     | keyword arguments that every run gets                                           |
+    | `kind`      | "gradient": a step is as long as the gradient; "unit": as long as its lr        |
+    | `source`    | the text of the file it came from, if any: part of what names its runs        |
+
+    >>> import torch
+    >>> Entry(name="mine", optimizer=torch.optim.SGD, space={"lr": (1e-3, 0.1, True)}).arguments({"lr": 1})
+    {'lr': 1}
     """
 
     name: str
     optimizer: type[Optimizer]
-    fixed: Mapping[str, Any]
-    usual: Mapping[str, float]
+    space: Mapping[str, Range]
+    usual: Mapping[str, float] = field(default_factory=dict[str, float])
+    fixed: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    kind: Literal["gradient", "unit"] = "unit"
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a space that cannot be searched."""
+        if "lr" not in self.space:
+            raise refusal(
+                "space", sorted(self.space), "a space with lr", f"{self.name} needs a learning rate to race."
+            )
+        for name, (low, high, log) in self.space.items():
+            if not (low < high and (low > 0 or not log)):
+                raise refusal(
+                    f"{self.name}: {name}", (low, high), "low < high, and above 0 where it is logarithmic"
+                )
 
     def arguments(self, parameters: Mapping[str, float]) -> dict[str, Any]:
         """The class's keyword arguments at a point of the search space.
@@ -56,26 +91,121 @@ class Entry:
         return self.optimizer(weights, **self.arguments(parameters))
 
 
-def _entry(name: str, optimizer: str, usual: Mapping[str, float], **fixed: Any) -> Entry:
-    return Entry(name=name, optimizer=getattr(optimizers, optimizer), usual=usual, fixed=fixed)
+def even(low: float, high: float, decades: float = DECADES) -> Range:
+    """Widen a range of learning rates on both sides alike, to as many decades as everyone's.
+
+    >>> low, high, log = even(1e-4, 1e-2, 4)
+    >>> round(low, 12), round(high, 12)
+    (1e-05, 0.1)
+    """
+    extra = 10 ** ((decades - log10(high / low)) / 2)
+    return low / extra, high * extra, True
 
 
-ENTRIES = {
-    entry.name: entry
-    for entry in (
-        _entry("sgd", "SGD", {"lr": 0.1}),
-        _entry("momentum", "SGD", {"lr": 0.1, "1 - momentum": 0.1}),
-        _entry("nesterov", "SGD", {"lr": 0.1, "1 - momentum": 0.1}, nesterov=True),
-        _entry("adagrad", "Adagrad", {"lr": 0.01}),
-        _entry("rmsprop", "RMSprop", {"lr": 0.001}),
-        _entry("adam", "Adam", {"lr": 0.001}),
-        _entry("adamw", "AdamW", {"lr": 0.001}),
-    )
-}
+def _entry(name: str, optimizer: str, low: float, high: float, usual: float, **more: Any) -> Entry | None:
+    """An entry if this optimizer is there; `more` holds other dimensions, the kind, and what is fixed."""
+    cls = getattr(optimizers, optimizer, None)
+    if cls is None:
+        return None
+    names = {"beta1": "1 - beta1", "momentum": "1 - momentum", "decay": "weight_decay"}
+    space = {"lr": even(low, high)} | {names[key]: more.pop(key) for key in names if key in more}
+    kind, settings = more.pop("kind", "unit"), {"lr": usual} | more.pop("settings", {})
+    return Entry(name=name, optimizer=cls, space=space, usual=settings, kind=kind, fixed=more)
+
+
+_OFFERED = (
+    _entry("sgd", "SGD", 2e-2, 5.0, 0.1, decay=L2, kind="gradient"),
+    _entry(
+        "momentum",
+        "SGD",
+        *(2e-2, 5.0, 0.1),  # (A)
+        momentum=MOMENTUM,
+        decay=L2,
+        kind="gradient",
+        settings={"1 - momentum": 0.1},
+    ),
+    _entry(
+        "nesterov",
+        "SGD",
+        *(2e-2, 5.0, 0.1),  # (A)
+        momentum=MOMENTUM,
+        decay=L2,
+        kind="gradient",
+        settings={"1 - momentum": 0.1},
+        nesterov=True,
+    ),
+    _entry("adagrad", "Adagrad", 1e-3, 1e-1, 1e-2, decay=L2),
+    _entry("rmsprop", "RMSprop", 1e-4, 1e-2, 1e-3, decay=L2),
+    _entry("adam", "Adam", 1e-4, 1e-2, 1e-3, beta1=(2e-2, 0.5, True), decay=L2),
+    _entry("adamw", "AdamW", 1e-4, 1e-2, 1e-3, beta1=(2e-2, 0.5, True), decay=DECOUPLED),  # (A)
+    _entry(
+        "nadamw",
+        "NAdam",
+        *(1e-4, 1e-2, 1e-3),  # (A)
+        beta1=(4e-3, 0.1, True),
+        decay=DECOUPLED,
+        decoupled_weight_decay=True,
+    ),
+    _entry(
+        "lion", "Lion", 1e-5, 1e-3, 1e-4, beta1=(2e-2, 0.5, True), decay=(5e-2, 10.0, True), betas=(0.9, 0.99)
+    ),
+    _entry("adadelta", "Adadelta", 1e-1, 1e1, 1.0, decay=L2),
+    _entry("adamax", "Adamax", 2e-4, 2e-2, 2e-3, beta1=(2e-2, 0.5, True), decay=L2),
+    _entry("nadam", "NAdam", 1e-4, 1e-2, 2e-3, beta1=(2e-2, 0.5, True), decay=L2),
+    _entry("radam", "RAdam", 1e-4, 1e-2, 1e-3, beta1=(2e-2, 0.5, True), decay=L2),
+    _entry("asgd", "ASGD", 2e-2, 5.0, 1e-2, decay=L2, kind="gradient"),
+)
+
+ENTRIES = {entry.name: entry for entry in _OFFERED if entry is not None}
+DEFAULT = tuple(
+    name
+    for name in ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "nadamw", "lion")
+    if name in ENTRIES
+)
 
 
 def find(name: str) -> Entry:
-    """The entry of that name."""
+    """The entry of that name, or of `file.py:name`: an optimizer class, a function or an `Entry`."""
+    if ".py:" in name:
+        return own(*name.rsplit(":", 1))
     if name not in ENTRIES:
-        raise refusal("entry", name, f"one of {', '.join(ENTRIES)}")
+        raise refusal("entry", name, f"one of {', '.join(ENTRIES)}", "Your own: --entry file.py:name.")
     return ENTRIES[name]
+
+
+def own(file: str, name: str) -> Entry:
+    """An entry from the user's file.
+
+    What is found there may be an `Entry`, or anything that makes an optimizer from weights and `lr`; a
+    `space` attribute on it is its search space, else `lr` is searched round its own default.
+    """
+    found, source = load_name(file, name)
+    label = f"{file}:{name}"
+    if isinstance(found, Entry):
+        return replace(found, source=source)
+    if not callable(found):
+        raise refusal("entry", label, "an optimizer class, a function that makes one, or an Entry")
+    return wrap(label, found, source)
+
+
+def wrap(name: str, make: Any, source: str = "") -> Entry:
+    """An entry from an optimizer class, with its own `space` or its learning rate round its default."""
+    import inspect
+
+    space = getattr(make, "space", None)
+    if space is None:
+        default = inspect.signature(make).parameters.get("lr")
+        usual = (
+            1e-3
+            if default is None or not isinstance(default.default, int | float)
+            else float(default.default)
+        )
+        space = {"lr": even(usual, usual)}
+    ranges = {
+        key: (*map(float, bounds[:2]), bool(bounds[2]) if len(bounds) > 2 else True)
+        for key, bounds in space.items()
+    }
+    usual = {"lr": (ranges["lr"][0] * ranges["lr"][1]) ** 0.5} if "lr" in ranges else {}
+    return Entry(
+        name=name, optimizer=make, space=cast("Mapping[str, Range]", ranges), usual=usual, source=source
+    )

@@ -10,7 +10,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from schuss.lab.tasks.data import Batch, size, stable_seed, to_device
 from schuss.lab.tasks.task import Task
 
 EVALUATIONS = 30  # rows of a curve after the first
+UNTIMED, TIMED, PATIENCE = 20, 200, 3.0  # steps, steps, seconds: of a calibration
 LOST = 0.20  # share of the horizon that the loss may stay above its start before the run is stopped
 
 Build = Callable[[Iterable[Any]], Optimizer]
@@ -46,11 +47,12 @@ class Point:
 class Outcome:
     """What a run leaves behind."""
 
-    status: Literal["finished", "diverged"] = "finished"
+    status: Literal["finished", "diverged", "crashed"] = "finished"
     curve: list[Point] = field(default_factory=list["Point"])
     diverged_at: int | None = None
     reason: str | None = None
     test: tuple[float, float] | None = None  # loss and metric
+    error: str | None = None
     seconds: float = 0.0
 
     @property
@@ -79,9 +81,91 @@ def train(
     run = _Run(task, build, seed, schedule, batch_size, torch.device(device))
     outcome = run.through()
     if open_test and outcome.status == "finished":
-        outcome.test = run.measure("test")
+        outcome.test = run.measure("test", whole=True)
     outcome.seconds = time.perf_counter() - began
     return outcome
+
+
+@dataclass(frozen=True)
+class FirstStep:
+    """A fresh model and its first batch, to be looked at before a race."""
+
+    task: Task
+    model: nn.Module
+    batch: Batch
+    loss: float
+    reached: bool  # whether any weight has a gradient
+
+    @property
+    def finite(self) -> bool:
+        """Whether the loss is a number."""
+        return math.isfinite(self.loss)
+
+    def again(self) -> Tensor:
+        """The same loss, with a graph of its own."""
+        return self.task.loss(self.model, self.batch)
+
+    def validation(self) -> tuple[float, float]:
+        """Loss and metric of the untrained model."""
+        return measure(self.task, self.model, "validation")
+
+
+def first_step(task: Task, seed: int) -> FirstStep:
+    """Make the model and take the gradient of its first batch, without changing a weight."""
+    _seed_everything("weights", seed)
+    model = task.model()
+    batch = next(task.stream(seed))
+    _seed_everything("training", seed)
+    loss = _scalar(task, task.loss(model, batch))
+    loss.backward()
+    reached = any(w.grad is not None for w in model.parameters())
+    model.zero_grad()
+    return FirstStep(task, model, batch, loss.item(), reached)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How long single steps took, alone, and how much state the optimizer keeps."""
+
+    seconds: list[float]
+    bytes_per_weight: float | None
+
+
+def calibrate(
+    task: Task, build: Build, seed: int, batch_size: int | None = None, device: str = "cpu"
+) -> Calibration:
+    """Time `TIMED` steps after `UNTIMED` ones, without evaluations; fewer if they outlast `PATIENCE`."""
+    run = _Run(task, build, seed, None, batch_size, torch.device(device))
+    times: list[float] = []
+    began = time.perf_counter()
+    for count in range(UNTIMED + TIMED):
+        start = time.perf_counter()
+        run.step(watch=False)
+        if device != "cpu":
+            torch.cuda.synchronize()
+        if count >= UNTIMED:
+            times.append(time.perf_counter() - start)
+        if times and time.perf_counter() - began > PATIENCE:
+            break
+    state = sum(_bytes(value) for slots in run.optimizer.state.values() for value in slots.values())
+    return Calibration(times, state / max(1, weights(run.model)))
+
+
+def plain(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as plain data: columns instead of points, None for what is not finite."""
+    curve = {
+        column.name: [_finite(getattr(point, column.name)) for point in outcome.curve]
+        for column in fields(Point)
+    }
+    at, test = outcome.diverged_at, outcome.test
+    return {
+        "status": outcome.status,
+        "curve": curve,
+        "divergence": None if at is None else {"step": at, "reason": outcome.reason},
+        "test": None if test is None else {"loss": _finite(test[0]), "metric": _finite(test[1])},
+        "error": outcome.error,
+        "seconds": outcome.seconds,
+    }
 
 
 class _Run:
@@ -106,8 +190,6 @@ class _Run:
         _seed_everything("training", seed)
         self.steps = self.examples = self.gradients = 0
         self.finite = True
-        # The train loss is watched on as many examples as validation has: same cost, same noise.
-        self.watched = task.length("validation")
 
     def through(self) -> Outcome:
         """Train to the horizon, or until the run has diverged."""
@@ -126,7 +208,7 @@ class _Run:
                 continue
             point = self.look(rate)
             outcome.curve.append(point)
-            if not math.isfinite(point.train_loss):
+            if not all(map(math.isfinite, (point.train_loss, point.validation_loss, point.metric))):
                 return self.diverged(outcome, "the loss was not finite")
             if point.train_loss <= outcome.curve[0].train_loss:
                 lost_since = None
@@ -175,33 +257,37 @@ class _Run:
 
     def look(self, rate: float) -> Point:
         """Measure the model as it is now."""
-        train_loss, _ = self.measure("train", self.watched)
+        train_loss, _ = self.measure("train")
         validation_loss, metric = self.measure("validation")
         lr = float(self.optimizer.param_groups[0].get("lr", math.nan))
         return Point(self.steps, self.examples, self.gradients, train_loss, validation_loss, metric, lr, rate)
 
-    @torch.no_grad()
-    def measure(self, split: str, limit: int | None = None) -> tuple[float, float]:
-        """Mean loss and metric over a split, in evaluation mode (the optimizer's too, if it has one)."""
+    def measure(self, split: str, whole: bool = False) -> tuple[float, float]:
+        """Loss and metric over a split, on the weights that the optimizer evaluates on."""
         _switch(self.optimizer, "eval")
-        self.model.eval()
-        losses, metrics, examples = 0.0, 0.0, 0
-        for held in self.task.batches(split, limit):
-            batch = to_device(held, self.device)
-            weight = size(batch)
-            loss = float(self.task.loss(self.model, batch))
-            losses += weight * loss
-            metrics += weight * (
-                loss if self.task.metric is None else float(self.task.metric(self.model, batch))
-            )
-            examples += weight
-        self.model.train()
+        found = measure(self.task, self.model, split, whole, self.device)
         _switch(self.optimizer, "train")
-        if examples == 0:
-            raise refusal(
-                split, "no batches", "data", f"The {split} split of {self.task.name!r} gave nothing."
-            )
-        return losses / examples, metrics / examples
+        return found
+
+
+@torch.no_grad()
+def measure(
+    task: Task, model: nn.Module, split: str, whole: bool = False, device: torch.device | None = None
+) -> tuple[float, float]:
+    """Mean loss and metric of a model over a split, in evaluation mode."""
+    model.eval()
+    losses, metrics, examples = 0.0, 0.0, 0
+    for held in task.batches(split, whole):
+        batch = held if device is None else to_device(held, device)
+        weight = size(batch)
+        loss = float(task.loss(model, batch))
+        losses += weight * loss
+        metrics += weight * (loss if task.metric is None else float(task.metric(model, batch)))
+        examples += weight
+    model.train()
+    if examples == 0:
+        raise refusal(split, "no batches", "data", f"The {split} split of {task.name!r} gave nothing.")
+    return losses / examples, metrics / examples
 
 
 def cadence(total: int) -> list[int]:
@@ -236,6 +322,15 @@ def _switch(optimizer: Optimizer, mode: str) -> None:
     """Optimizers that evaluate on an average (Schedule-Free) have `train()` and `eval()`."""
     if callable(switch := getattr(optimizer, mode, None)):
         switch()
+
+
+def _finite(x: float) -> float | None:
+    return x if math.isfinite(x) else None
+
+
+def _bytes(value: Any) -> int:
+    """Of a state slot; a step count is not state that grows with the weights."""
+    return value.numel() * value.element_size() if isinstance(value, Tensor) and value.numel() > 1 else 0
 
 
 def weights(model: nn.Module) -> int:

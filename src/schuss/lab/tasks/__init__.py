@@ -14,6 +14,13 @@ from schuss.lab.tasks.task import Task
 BUILT_IN = {
     "digits": "digits:digits",
     "mnist": "digits:mnist",
+    "text": "text:text",
+    "sparse": "sparse:sparse",
+    "diabetes": "convex:diabetes",
+    "breast_cancer": "convex:breast_cancer",
+    "quadratic": "functions:quadratic",
+    "rosenbrock": "functions:rosenbrock",
+    "saddle": "functions:saddle",
 }
 
 
@@ -48,6 +55,21 @@ def load(spec: str, data: Path | None = None) -> Task:
             raise refusal("data", str(data), f"used by the task {name}")
         options["data"] = data
     return build(**options)
+
+
+def separate(specs: str) -> list[str]:
+    """The specs in a comma-separated list; a setting after a comma belongs to the task before it.
+
+    >>> separate("digits,quadratic:kappa=10,dim=3,text")
+    ['digits', 'quadratic:kappa=10,dim=3', 'text']
+    """
+    found: list[str] = []
+    for part in filter(None, map(str.strip, specs.split(","))):
+        if found and "=" in part and ":" not in part and ":" in found[-1]:
+            found[-1] += f",{part}"
+        else:
+            found.append(part)
+    return found
 
 
 def _number(text: str) -> object:

@@ -41,6 +41,7 @@ def digits(model: str = "mlp", data: Path | None = None) -> Task:
         train=(images, labels),
         batch_size=64,
         epochs=20,
+        search="published",
     )
 
 
@@ -62,6 +63,7 @@ def mnist(model: str = "mlp", data: Path | None = None) -> Task:
         test=_images(data, "t10k"),
         batch_size=128,
         epochs=5,
+        search="published",
     )
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from math import ceil
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor, arange, nn
 
 from schuss.errors import refusal
 from schuss.lab.tasks.data import Batch, Rows, Stream, source, split
@@ -34,7 +34,10 @@ class Task:
     | `batch_size`  | examples a step (a stream brings its own)                                              |
     | `epochs`      | the horizon, in passes over `train`                                                    |
     | `steps`       | or in steps: needed for a stream or a function                                         |
+    | `measured_on` | at most so many examples of a split are measured at each evaluation                    |
     | `optimum`     | the lowest possible training loss, where it is known                                   |
+    | `search`      | learning rates to search: "measured" on this model, or the "published" ranges          |
+    | `decay`       | whether weight decay is searched; not where it would move the optimum                  |
 
     >>> import torch
     >>> x = torch.linspace(-1, 1, 200).unsqueeze(1)
@@ -62,19 +65,26 @@ class Task:
     batch_size: int = 64
     epochs: float | None = None
     steps: int | None = None
+    measured_on: int = 2048
     optimum: float | None = None
+    search: Literal["measured", "published"] = "measured"
+    decay: bool = True
     description: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what no race could run."""
         if not self.name:
             raise refusal("name", self.name, "a name")
+        if self.measured_on < 1:
+            raise refusal("measured_on", self.measured_on, "at least 1")
         if self.best not in ("max", "min"):
             raise refusal(
                 "best", self.best, "'max' or 'min'", "Say whether a larger or a smaller metric is better."
             )
         if self.batch_size < 1:
             raise refusal("batch_size", self.batch_size, "at least 1")
+        if self.search not in ("measured", "published"):
+            raise refusal("search", self.search, "'measured' or 'published'")
         for name, value in (("epochs", self.epochs), ("steps", self.steps)):
             if value is not None and not value > 0:
                 raise refusal(name, value, "greater than 0")
@@ -158,21 +168,20 @@ class Task:
                 raise ValueError(f"The training stream of {self.name!r} gave no batch in epoch {epoch}.")
             epoch += 1
 
-    def batches(self, name: str, limit: int | None = None) -> Iterator[Batch]:
-        """A split in order, for measuring; at most `limit` examples where it has a length."""
+    def batches(self, name: str, whole: bool = False) -> Iterator[Batch]:
+        """A split in order, for measuring; at most `measured_on` examples of it unless `whole`."""
         part = self.splits[name]
         if part is None:
             yield None
         elif isinstance(part, Rows):
             # The rows of a split stand in their source's order, so a limited look takes them at even
             # distances.
-            rows = part if limit is None or len(part) <= limit else part.subset(_even(len(part), limit))
+            limited = not whole and len(part) > self.measured_on
+            rows = part.subset(_even(len(part), self.measured_on)) if limited else part
             yield from rows.batches(1024)
         else:
             yield from part.batches(self.batch_size)
 
 
-def _even(length: int, count: int) -> Any:
-    from torch import arange
-
+def _even(length: int, count: int) -> Tensor:
     return arange(count) * length // count

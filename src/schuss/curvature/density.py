@@ -1,0 +1,159 @@
+"""The whole spectrum as a density, by stochastic Lanczos quadrature.
+
+A random unit vector sees the spectrum through weights (yᵢ · start)² at its Ritz values; averaged over vectors
+that is the density of eigenvalues. The scatter between vectors is the error bar.
+
+Sources: Golub and Meurant 1994; Lin, Saad and Yang 2016; Ghorbani, Krishnan and Xiao 2019 (networks).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from schuss.curvature.lanczos import Array, lanczos
+from schuss.curvature.memory import claim, default_rows
+from schuss.curvature.place import Loss, Model, Progress, visit
+from schuss.curvature.products import Curvature
+from schuss.errors import refusal
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """The density of eigenvalues, as seen by some random vectors.
+
+    `nodes` and `weights` (probes × steps): each row is one vector's quadrature, its weights summing to 1.
+    `density` ± `error` (one standard error) is drawn on `grid` with Gaussians of `width`; it integrates to 1.
+    `trace` ± `trace_error` is the sum of all `n` eigenvalues. Units: loss per weight².
+    """
+
+    nodes: Array
+    weights: Array
+    n: int
+    grid: Array
+    density: Array
+    error: Array
+    width: float
+    trace: float
+    trace_error: float
+    products: int
+    matrix: str
+
+    def mean(self, function: Any) -> tuple[float, float]:
+        """The mean of function(λ) over all eigenvalues, and its standard error.
+
+        `function` maps an array of eigenvalues to an array; the trace is n times the mean of λ.
+        """
+        return _mean_and_error((self.weights * function(self.nodes)).sum(axis=1))
+
+    def below(self, value: float) -> tuple[float, float]:
+        """The share of eigenvalues under `value`, and its standard error: `below(0)` is the negative part."""
+        return self.mean(lambda nodes: nodes < value)
+
+    def on(self, grid: ArrayLike, width: float) -> tuple[Array, Array]:
+        """The density and its standard error at other points, blurred by Gaussians of another width."""
+        points = np.asarray(grid, dtype=np.float64)
+        return _blurred(self.nodes, self.weights, points, width)
+
+    def __repr__(self) -> str:
+        """Range, mean and negative part, each with its error."""
+        share, error = self.below(0.0)
+        return (
+            f"spectrum of the {self.matrix} of {self.n:,} weights, {len(self.nodes)} random vectors, "
+            f"{self.products} products\n"
+            f"  from {self.nodes.min():.4g} to {self.nodes.max():.4g}, trace {self.trace:.4g} ± "
+            f"{self.trace_error:.2g}, below zero {share:.1%} ± {error:.1%}"
+        )
+
+
+def spectrum(
+    model: Model,
+    loss: Loss,
+    batch: Any,
+    *,
+    probes: int = 8,
+    steps: int | None = None,
+    matrix: str = "hessian",
+    points: int = 400,
+    width: float | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Spectrum:
+    """The density of the Hessian's eigenvalues, with error bars.
+
+    Args:
+        model: an `nn.Module`, or the point of a plain function.
+        loss: `loss(model, batch)`, a scalar tensor.
+        batch: handed to `loss`.
+        probes: random vectors, at least 2; the error bars fall as 1/√probes.
+        steps: Lanczos steps for each vector: the finer, the more detail. Default up to 80, within 24 vectors
+            of memory or 16 MiB.
+        matrix: "hessian" or "ggn".
+        points: of the grid on which the density is drawn.
+        width: of the Gaussians it is drawn with; default 1/50 of the range.
+        seed: of the random vectors; the global random state is not touched.
+        progress: called as `progress(done, at_most)` after each product.
+
+    Errors are those of `extreme_eigenvalues`.
+
+    >>> x = torch.zeros(3, dtype=torch.float64)
+    >>> bowl = lambda x, _: (torch.tensor([1.0, 2.0, 6.0]) * x**2).sum() / 2
+    >>> spectrum(x, bowl, None).below(4.0)[0] < 1
+    True
+    """
+    if probes < 2:
+        raise refusal("probes", probes, "at least 2", "One vector has no error bar.")
+    with visit(model, loss, batch) as place:
+        place.steady()
+        n = place.n
+        room = default_rows(n, place.dtype.itemsize) - 1
+        steps = min(n, steps or min(80, room))
+        rows = steps + 1
+        claim(f"{steps} Lanczos steps", rows + 2, n, place.dtype, place.device, "Ask for fewer steps.")
+        basis = torch.zeros(rows, n, dtype=place.dtype, device=place.device)
+        generator = torch.Generator(place.device).manual_seed(seed)
+        apply = Curvature(place, matrix)
+        nodes, weights = np.zeros((2, probes, steps))
+        for probe in range(probes):
+            basis.zero_()
+            basis[0].normal_(generator=generator)
+            ritz = lanczos(
+                apply,
+                basis,
+                block=1,
+                low=1,
+                high=1,
+                tolerance=0.0,
+                budget=steps,
+                generator=generator,
+                progress=_shifted(progress, probe * steps, probes * steps),
+                restart=False,
+            )
+            nodes[probe] = ritz.values
+            weights[probe] = ritz.coordinates[0] ** 2
+        reach = float(nodes.max() - nodes.min()) or abs(float(nodes.max())) or 1.0
+        width = reach / 50 if width is None else width
+        grid = np.linspace(nodes.min() - 3 * width, nodes.max() + 3 * width, points)
+        density, error = _blurred(nodes, weights, grid, width)
+        trace, trace_error = _mean_and_error((weights * nodes).sum(axis=1) * n)
+        return Spectrum(
+            nodes, weights, n, grid, density, error, width, trace, trace_error, probes * steps, matrix
+        )
+
+
+def _shifted(progress: Progress | None, before: int, at_most: int) -> Progress | None:
+    return None if progress is None else lambda done, _: progress(before + done, at_most)
+
+
+def _mean_and_error(values: Array) -> tuple[float, float]:
+    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def _blurred(nodes: Array, weights: Array, grid: Array, width: float) -> tuple[Array, Array]:
+    bells = np.exp(-(((grid - nodes[..., None]) / width) ** 2) / 2) / (width * np.sqrt(2 * np.pi))
+    by_probe = (weights[..., None] * bells).sum(axis=1)
+    return by_probe.mean(axis=0), by_probe.std(axis=0, ddof=1) / np.sqrt(len(nodes))

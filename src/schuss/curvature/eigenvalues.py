@@ -1,0 +1,302 @@
+"""Both ends of the Hessian's spectrum, and the condition number.
+
+Sources: lanczos.py for the method. Power iteration is not used: it returns the largest |λ|, −3 for diag(1,
+−3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from schuss.curvature.lanczos import Apply, Array, Ritz, eigh, lanczos
+from schuss.curvature.memory import DEFAULT_VECTORS, claim, default_rows
+from schuss.curvature.place import Loss, Model, Place, Progress, visit
+from schuss.curvature.products import Curvature
+from schuss.errors import refusal
+
+DENSE = 2000
+"""Up to this many weights the condition number forms the whole matrix."""
+
+
+@dataclass(frozen=True, eq=False)
+class Extremes:
+    """Both ends of a spectrum.
+
+    `largest` is descending, `smallest` ascending, each eigenvalue as often as it occurs; units: loss per
+    weight². `residuals` are ‖H y − λ y‖ for unit y, in the order of `largest` then `smallest`: an eigenvalue
+    lies within that distance of each value. `converged`: all residuals ≤ `tolerance` × the largest |λ|.
+    Repeated eigenvalues are counted reliably up to `block` copies. `products` were spent at the loss `loss`
+    in `n` weights. `largest_vectors` and `smallest_vectors` (k × n, rows of unit length) only if asked for.
+    """
+
+    largest: Array
+    smallest: Array
+    residuals: Array
+    converged: bool
+    products: int
+    n: int
+    block: int
+    tolerance: float
+    matrix: str
+    loss: float
+    largest_vectors: Tensor | None = None
+    smallest_vectors: Tensor | None = None
+
+    def __repr__(self) -> str:
+        """A line for each end."""
+        state = "converged" if self.converged else "NOT converged"
+        return (
+            f"{self.matrix} of {self.n:,} weights, {self.products} products, {state} (worst residual "
+            f"{self.residuals.max():.1e})\n"
+            f"  largest  {_listed(self.largest)}\n"
+            f"  smallest {_listed(self.smallest)}"
+        )
+
+
+def extreme_eigenvalues(
+    model: Model,
+    loss: Loss,
+    batch: Any,
+    k: int = 5,
+    *,
+    matrix: str = "hessian",
+    eigenvectors: bool = False,
+    tolerance: float | None = None,
+    products: int | None = None,
+    vectors: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Extremes:
+    """The k largest and k smallest eigenvalues of the Hessian of the loss, with multiplicity.
+
+    Args:
+        model: an `nn.Module`, or the point of a plain function (a tensor, a list or dict of tensors).
+        loss: `loss(model, batch)`, a scalar tensor.
+        batch: handed to `loss`; `Pieces([...])` for one that does not fit at once.
+        k: how many at each end.
+        matrix: "hessian", or "ggn" for the Gauss-Newton matrix.
+        eigenvectors: also return the directions.
+        tolerance: residual, relative to the largest |λ|, at which a value counts as converged. Default 1e-10
+            for float64 weights, 100 ε of float32 otherwise. The error of an isolated value is of the order of
+            its square.
+        products: at most so many Hessian-vector products; default 100 for large models, more for small ones
+            (10⁷/n).
+        vectors: at most so many vectors of the model's size in memory, gradient and product included. Default
+            24, or what fits in 16 MiB, or 2 k + 8 if that is more.
+        seed: of the random start; the global random state is not touched.
+        progress: called as `progress(done, at_most)` after each block of products.
+
+    Raises:
+        ValueError: as `hvp`; also if the loss changes between two calls, saying why it may.
+        MemoryError: before the memory is taken, naming it.
+
+    >>> x = torch.tensor([1.0, 1.0], dtype=torch.float64)
+    >>> rosenbrock = lambda x, _: (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
+    >>> extreme_eigenvalues(x, rosenbrock, None, k=1)
+    hessian of 2 weights, 2 products, converged (worst residual 2.2e-13)
+      largest  1001.6
+      smallest 0.399361
+    """
+    if not k >= 1:
+        raise refusal("k", k, "at least 1")
+    with visit(model, loss, batch) as place:
+        value = place.steady()
+        ritz, block, tolerance = ends(
+            place,
+            Curvature(place, matrix),
+            k,
+            k,
+            tolerance=tolerance,
+            budget=products,
+            vectors=vectors,
+            seed=seed,
+            progress=progress,
+        )
+        k, m = min(k, place.n), len(ritz.values)
+        high, low = list(range(m - 1, m - 1 - k, -1)), list(range(k))
+        return Extremes(
+            largest=ritz.values[high],
+            smallest=ritz.values[low],
+            residuals=ritz.residuals[high + low],
+            converged=ritz.converged,
+            products=ritz.products,
+            n=place.n,
+            block=block,
+            tolerance=tolerance,
+            matrix=matrix,
+            loss=value,
+            largest_vectors=ritz.vectors(high) if eigenvectors else None,
+            smallest_vectors=ritz.vectors(low) if eigenvectors else None,
+        )
+
+
+def ends(
+    place: Place,
+    apply: Apply,
+    low: int,
+    high: int,
+    *,
+    tolerance: float | None = None,
+    budget: int | None = None,
+    vectors: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[Ritz, int, float]:
+    """The ends of an operator at a place, in memory chosen and named; also block size and tolerance."""
+    n = place.n
+    low, high = min(low, n), min(high, n)
+    most = max(low, high)
+    if vectors is not None and vectors < low + high + 8:
+        raise refusal(
+            "vectors", vectors, f"at least {low + high + 8}", "Ask for fewer eigenvalues or more memory."
+        )
+    rows = max(default_rows(n, place.dtype.itemsize), low + high + 4) if vectors is None else vectors - 4
+    block = max(1, min(most, (rows - low - high) // 5))
+    rows = min(rows, n + block)
+    if tolerance is None:
+        tolerance = max(1e-10, 100 * max(torch.finfo(weight.dtype).eps for weight in place.weights))
+    if budget is None:
+        budget = max(100, min(2 * n, 10**7 // n))
+    claim(
+        f"a basis for {low + high} eigenvalues",
+        rows + 4,
+        n,
+        place.dtype,
+        place.device,
+        f"Ask for fewer, or set vectors= below {max(rows + 4, DEFAULT_VECTORS)}.",
+    )
+    ritz = lanczos(
+        apply,
+        torch.zeros(rows, n, dtype=place.dtype, device=place.device),
+        block=block,
+        low=low,
+        high=high,
+        tolerance=tolerance,
+        budget=budget,
+        generator=torch.Generator(place.device).manual_seed(seed),
+        progress=progress,
+    )
+    return ritz, block, tolerance
+
+
+@dataclass(frozen=True, eq=False)
+class ConditionNumber:
+    """κ of the positive part of a spectrum: `largest` / `smallest`, the smallest eigenvalue above `cut`.
+
+    `zeros` eigenvalues lie in [−cut, cut] and `negative` below; None where only the ends of the spectrum are
+    known. `how` says in words how the positive part was found. `converged`: the two eigenvalues are within
+    tolerance; otherwise `value` is a lower bound.
+    """
+
+    value: float
+    largest: float
+    smallest: float
+    cut: float
+    zeros: int | None
+    negative: int | None
+    converged: bool
+    how: str
+
+    def __float__(self) -> float:
+        """The number itself."""
+        return self.value
+
+    def __repr__(self) -> str:
+        """The number, and how it was cut."""
+        bound = "" if self.converged else "at least "
+        return f"κ = {bound}{self.value:.6g} = {self.largest:.6g} / {self.smallest:.6g} ({self.how})"
+
+
+def condition_number(
+    model: Model,
+    loss: Loss,
+    batch: Any,
+    *,
+    matrix: str = "hessian",
+    cut: float | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> ConditionNumber:
+    """κ = λmax / λmin of the positive part of the Hessian: how much longer the valley is than wide.
+
+    The positive part are the eigenvalues above `cut` × λmax; `cut` defaults to n ε of the weights' dtype (at
+    least 1e-12), the size of rounding. Up to 2000 weights the whole matrix is formed, and the number is
+    exact. Beyond, both ends come from Lanczos: if the smallest is above the cut, that is κ; if not
+    (eigenvalues at or below zero hide the positive part's end), the number is a lower bound: λmax over an
+    upper bound of the smallest positive eigenvalue that was seen (θ plus its residual, where that is below
+    θ/2).
+
+    Arguments and errors are those of `extreme_eigenvalues`; besides, no eigenvalue above the cut is refused.
+
+    >>> x = torch.tensor([1.0, 1.0], dtype=torch.float64)
+    >>> rosenbrock = lambda x, _: (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
+    >>> condition_number(x, rosenbrock, None)
+    κ = 2508.01 = 1001.6 / 0.399361 (all 2 eigenvalues, cut at 1e-12 of the largest: 0 near zero, 0 negative)
+    """
+    if cut is not None and not 0 <= cut < 1:
+        raise refusal("cut", cut, "in [0, 1)", "It is relative to the largest eigenvalue.")
+    with visit(model, loss, batch) as place:
+        place.steady()
+        apply = Curvature(place, matrix)
+        eps = max(torch.finfo(weight.dtype).eps for weight in place.weights)
+        cut = max(1e-12, place.n * eps) if cut is None else cut
+        if place.n <= DENSE:
+            values, _ = eigh(dense(place, apply, progress))
+            largest = _positive(float(values[-1]))
+            positive = values[values > cut * largest]
+            zeros, negative = (
+                int((np.abs(values) <= cut * largest).sum()),
+                int((values < -cut * largest).sum()),
+            )
+            smallest, converged = float(positive[0]), True
+            how = (
+                f"all {place.n} eigenvalues, cut at {cut:.3g} of the largest: {zeros} near zero, {negative} "
+                "negative"
+            )
+        else:
+            ritz, _, _ = ends(place, apply, 1, 1, seed=seed, progress=progress)
+            largest, zeros, negative = _positive(float(ritz.values[-1])), None, None
+            sure = (ritz.values > cut * largest) & (ritz.residuals < ritz.values / 2)
+            trusted, around = ritz.values[sure], ritz.residuals[sure]
+            converged = ritz.converged and float(ritz.values[0]) > cut * largest
+            smallest = float(ritz.values[0]) if converged else float((trusted + around).min())
+            how = f"ends by {ritz.products} products, cut at {cut:.3g} of the largest"
+            if not converged:
+                how += f"; the smallest eigenvalue of all is {ritz.values[0]:.3g}"
+        return ConditionNumber(
+            largest / smallest, largest, smallest, cut * largest, zeros, negative, converged, how
+        )
+
+
+def dense(place: Place, apply: Callable[[Tensor, Tensor], None], progress: Progress | None = None) -> Array:
+    """The whole matrix by n products with the unit vectors."""
+    n = place.n
+    claim("the whole matrix", n, n, torch.float64, place.device, "Measure its ends with extreme_eigenvalues.")
+    matrix = np.empty((n, n))
+    unit, column = (torch.zeros(1, n, dtype=place.dtype, device=place.device) for _ in range(2))
+    for i in range(n):
+        unit.zero_()
+        unit[0, i] = 1
+        apply(unit, column)
+        matrix[i] = column[0].cpu().numpy()
+        if progress is not None:
+            progress(i + 1, n)
+    return matrix
+
+
+def _positive(largest: float) -> float:
+    if largest <= 0:
+        raise refusal(
+            "the largest eigenvalue", largest, "positive", "There is no positive part to speak of here."
+        )
+    return largest
+
+
+def _listed(values: Array) -> str:
+    return "  ".join(f"{value:.6g}" for value in values)

@@ -1,0 +1,223 @@
+"""The learning-rate range test: a short training run up a ladder of rates.
+
+It shows at which rates this optimizer makes progress on this model in its first steps. It is no measurement
+of stability: on a noiseless quadratic whose limit is 2 the curve has its minimum near 9 and never rises in
+time, because a few steps at each rate are too few to diverge. `stability_limit` measures that.
+
+Everything is done in log lr: slopes by linear lr put all weight on the smallest rates, where noise decides.
+
+Sources: Smith 2017 (range test).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from schuss.curvature.guard import moved
+from schuss.curvature.lanczos import Array
+from schuss.curvature.place import Loss, Model, Place, Progress, checked, derivatives, visit
+from schuss.errors import refusal
+
+
+@dataclass(frozen=True, eq=False)
+class RangeTest:
+    """Loss along a ladder of learning rates, for some sweeps.
+
+    `rates` (steps) and `losses` (sweeps × steps): the loss on the batch before the step at each rate, NaN
+    once a sweep had stopped. `interval`: the rates between which the smoothed loss made its progress (from a
+    tenth to nine tenths of its fall), the median of the sweeps; None if it never fell clearly beyond its own
+    noise. `suggestion`: the rate of the steepest fall by log lr, the geometric mean of `suggestions`, one for
+    each sweep that fell; their scatter says how far to trust it. `stopped_at`: for each sweep the rate at
+    which the loss blew up, infinite if it did not.
+    """
+
+    rates: Array
+    losses: Array
+    interval: tuple[float, float] | None
+    suggestion: float | None
+    suggestions: tuple[float, ...]
+    stopped_at: tuple[float, ...]
+
+    def __repr__(self) -> str:
+        """The interval, and what it is not."""
+        if self.interval is None or self.suggestion is None:
+            return (
+                f"the loss never fell beyond its noise from lr {self.rates[0]:.3g} to {self.rates[-1]:.3g}. "
+                "Try a wider range, more steps or larger batches."
+            )
+        return (
+            f"the loss falls from lr {self.interval[0]:.3g} to {self.interval[1]:.3g}, fastest at "
+            f"{self.suggestion:.3g} (sweeps: {', '.join(f'{s:.3g}' for s in self.suggestions)}). This is no "
+            "measurement of stability: see stability_limit."
+        )
+
+
+def range_test(
+    model: Model,
+    loss: Loss,
+    batches: Iterable[Any],
+    optimizer: torch.optim.Optimizer,
+    *,
+    lowest: float = 1e-6,
+    highest: float = 10.0,
+    steps: int = 100,
+    sweeps: int = 3,
+    progress: Progress | None = None,
+) -> RangeTest:
+    """Train a few steps while the learning rate climbs from `lowest` to `highest`, then put all back.
+
+    Args:
+        model: an `nn.Module`, or for a plain function leaf tensors that require a gradient.
+        loss: `loss(model, batch)`, a scalar tensor.
+        batches: any iterable; the first `steps` are used, again from the start if there are fewer.
+        optimizer: holds the model's weights; a copy of it, state included, does the steps. With several
+            groups the rate is the first group's, the others keep their proportion to it.
+        lowest, highest: ends of the ladder, of equal rungs in log lr.
+        steps: rungs; every one of them is stepped on until the loss is not finite, or has risen above where
+            it started by more than three times its best fall (and its noise).
+        sweeps: runs from the same weights with the batches in another rotation.
+        progress: called as `progress(done, at_most)` after each step.
+
+    Raises:
+        ValueError: as `hvp`; no batch; an empty or reversed ladder; an optimizer of other weights.
+
+    >>> x = torch.tensor([2.0, -1.0], requires_grad=True)
+    >>> result = range_test(x, lambda x, _: (x**2).sum() / 2, [None], torch.optim.SGD([x]), highest=1.0)
+    >>> result.interval[0] < result.suggestion < result.interval[1], x.tolist()
+    (True, [2.0, -1.0])
+    """
+    if not 0 < lowest < highest < math.inf:
+        raise refusal("lowest, highest", (lowest, highest), "0 < lowest < highest")
+    if steps < 10:
+        raise refusal("steps", steps, "at least 10", "A slope needs some rungs.")
+    if sweeps < 1:
+        raise refusal("sweeps", sweeps, "at least 1")
+    rates = np.geomspace(lowest, highest, steps)
+    losses = np.full((sweeps, steps), np.nan)
+    with visit(model, loss, None) as place:
+        held = list(islice(batches, steps))
+        if not held:
+            raise refusal("batches", held, "at least one batch")
+        place.batch = held[0]
+        place.steady()
+        trained = [weight for group in optimizer.param_groups for weight in group["params"]]
+        if not {id(weight) for weight in place.weights} & {id(weight) for weight in trained}:
+            raise ValueError(
+                "optimizer holds none of the model's weights. Pass the optimizer of this model; for a "
+                "plain function the tensors must be leaves with requires_grad."
+            )
+        for sweep in range(sweeps):
+            place.rewind()
+            turn = sweep * len(held) // sweeps
+            for rung, value in enumerate(_climb(place, held[turn:] + held[:turn], optimizer, trained, rates)):
+                losses[sweep, rung] = value
+                if progress is not None:
+                    progress(sweep * steps + rung + 1, sweeps * steps)
+    return _read(rates, losses)
+
+
+def _climb(
+    place: Place, batches: list[Any], optimizer: torch.optim.Optimizer, trained: list[Tensor], rates: Array
+) -> list[float]:
+    """The losses of one sweep; ends early when the loss has blown up."""
+    losses: list[float] = []
+    buffers = (
+        list({id(b): b for b in place.model.buffers()}.values()) if hasattr(place.model, "buffers") else []
+    )
+    with moved([*trained, *buffers]):
+        runner = copy.deepcopy(optimizer, {id(weight): weight for weight in trained})
+        first = float(runner.param_groups[0]["lr"]) or 1.0
+        shares = [float(group["lr"]) / first or 1.0 for group in runner.param_groups]
+        for rung, rate in enumerate(rates):
+            for group, share in zip(runner.param_groups, shares, strict=True):
+                group["lr"] = rate * share
+            place.batch = batches[rung % len(batches)]
+            seen: list[float] = []
+            try:
+                runner.step(partial(_closure, place, seen))
+            except ValueError:
+                if not losses:
+                    raise
+                break
+            losses.append(seen[0])
+            fall, noise = losses[0] - min(losses), float(np.std(np.diff(losses[:10]))) if rung > 1 else 0.0
+            if losses[-1] - losses[0] > 3 * max(fall, noise, 1e-12 * abs(losses[0])) and rung >= 10:
+                break
+    return losses
+
+
+def _closure(place: Place, seen: list[float]) -> float:
+    """One gradient, put where an optimizer looks for it."""
+    total = 0.0
+    with torch.enable_grad():
+        for weight in place.weights:
+            weight.grad = None
+        torch.clear_autocast_cache()
+        for piece, share in place.pieces:
+            value = checked(place.evaluate(piece))
+            total += share * float(value.detach())
+            for weight, gradient in zip(place.weights, derivatives(value, place.weights), strict=True):
+                if gradient is not None:
+                    weight.grad = share * gradient if weight.grad is None else weight.grad + share * gradient
+    seen.append(total)
+    return total
+
+
+def _read(rates: Array, losses: Array) -> RangeTest:
+    """Interval and steepest rate of each sweep by its smoothed curve over log lr, and what they agree on."""
+    ends: list[tuple[float, float]] = []
+    steepest: list[float] = []
+    stopped: list[float] = []
+    for curve in losses:
+        reached = int(np.isfinite(curve).sum())
+        stopped.append(float(rates[reached]) if reached < len(rates) else math.inf)
+        found = _fall(np.log(rates[:reached]), curve[:reached])
+        if found is not None:
+            low, fastest, high = np.exp(found)
+            ends.append((float(low), float(high)))
+            steepest.append(float(fastest))
+    agreed = len(ends) > len(losses) / 2
+    return RangeTest(
+        rates=rates,
+        losses=losses,
+        interval=(float(np.median([low for low, _ in ends])), float(np.median([high for _, high in ends])))
+        if agreed
+        else None,
+        suggestion=float(np.exp(np.mean(np.log(steepest)))) if agreed else None,
+        suggestions=tuple(steepest),
+        stopped_at=tuple(stopped),
+    )
+
+
+def _fall(x: Array, y: Array) -> tuple[float, float, float] | None:
+    """Where y(x) has fallen by a tenth, falls fastest, has fallen by nine tenths; None if by noise only.
+
+    Smoothed by straight lines through windows of a tenth of the points, which give level and slope at once.
+    """
+    half = max(len(y) // 20, 2)
+    if len(y) < 4 * half:
+        return None
+    level, slope, scatter = np.empty((3, len(y)))
+    for i in range(len(y)):
+        window = slice(max(i - half, 0), i + half + 1)
+        centred = x[window] - x[i]
+        slope[i], level[i] = np.polyfit(centred, y[window], 1)
+        scatter[i] = np.std(y[window] - level[i] - slope[i] * centred)
+    start, bottom = float(level[: 2 * half].mean()), int(level.argmin())
+    fall = start - float(level[bottom])
+    if bottom == 0 or fall <= 3 * float(np.median(scatter)) or fall <= 1e-9 * abs(start):
+        return None
+    low = int(np.argmax(level <= start - 0.1 * fall))
+    high = int(np.argmax(level <= start - 0.9 * fall))
+    fastest = low + int(slope[low : high + 1].argmin())
+    return float(x[low]), float(x[fastest]), float(x[high])

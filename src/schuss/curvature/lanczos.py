@@ -1,0 +1,219 @@
+r"""Both ends of a symmetric matrix's spectrum by block Lanczos, restarted thickly, orthogonalised in full.
+
+The basis Q (rows) grows a block at a time: W = H·(last block), made orthogonal to all of Q twice, is the next
+block. The coefficients T = Q H Qᵀ are measured, not assumed tridiagonal, and kept in float64; products of
+rows are summed in float64 whatever the rows are. When memory for rows is full, the basis is replaced by the
+Ritz vectors nearest the wanted ends and the last block. A block that loses rank (an invariant subspace is
+found) is refilled with random directions, which is how further copies of a repeated eigenvalue come in.
+
+A block of b rows meets up to b copies of an eigenvalue; one vector alone would meet just one.
+
+Sources: Golub and Underwood 1977 (block); Wu and Simon 2000 (thick restart); Parlett 1998, chapter 13 (why in
+full).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[np.float64]
+Apply = Callable[[Tensor, Tensor], None]
+CHUNK = 1 << 15
+"""Columns that are raised to float64 at a time."""
+
+
+def inner(a: Tensor, b: Tensor) -> Array:
+    """All inner products of rows, a bᵀ, summed in float64 without float64 copies of the rows."""
+    total = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
+    for start in range(0, a.shape[1], CHUNK):
+        columns = slice(start, start + CHUNK)
+        total += a[:, columns].double() @ b[:, columns].double().T
+    return total.cpu().numpy()
+
+
+def combine(coefficients: Array, rows: Tensor, out: Tensor) -> None:
+    """out ← coefficients @ rows, in chunks, so that `out` may be the head of `rows`."""
+    matrix = torch.from_numpy(np.ascontiguousarray(coefficients)).to(rows.device)
+    for start in range(0, rows.shape[1], CHUNK):
+        columns = slice(start, start + CHUNK)
+        out[:, columns] = (matrix @ rows[:, columns].double()).to(rows.dtype)
+
+
+def eigh(matrix: Array) -> tuple[Array, Array]:
+    """Eigenvalues, ascending, and eigenvectors of the symmetric part, on the threads torch may use."""
+    values, vectors = torch.linalg.eigh(torch.from_numpy((matrix + matrix.T) / 2))
+    return values.numpy(), vectors.numpy()
+
+
+@dataclass
+class Ritz:
+    """What a Krylov space knows of a matrix.
+
+    `values` are ascending, with `residuals` ‖H y − θ y‖, never below rounding.
+    `coordinates` (m × m) are the Ritz vectors in the rows of `basis`; `exhausted` says that the basis spans
+    the whole space, so the values are all eigenvalues; `converged` that the wanted ones are within tolerance.
+    """
+
+    values: Array
+    residuals: Array
+    coordinates: Array
+    basis: Tensor
+    products: int
+    exhausted: bool
+    converged: bool
+
+    def vectors(self, which: list[int]) -> Tensor:
+        """The Ritz vectors of the given indices, as rows of unit length."""
+        out = self.basis.new_empty(len(which), self.basis.shape[1])
+        combine(self.coordinates[:, which].T, self.basis[: len(self.values)], out)
+        return out
+
+
+def wanted(size: int, low: int, high: int) -> list[int]:
+    """The indices of the `low` first and `high` last of `size`, without repetition, ascending."""
+    return sorted(set(range(min(low, size))) | set(range(max(size - high, 0), size)))
+
+
+def lanczos(
+    apply: Apply,
+    basis: Tensor,
+    *,
+    block: int,
+    low: int,
+    high: int,
+    tolerance: float,
+    budget: int,
+    generator: torch.Generator,
+    progress: Callable[[int, int], object] | None = None,
+    restart: bool = True,
+) -> Ritz:
+    """The `low` smallest and `high` largest eigenvalues of the operator `apply(rows, out)`.
+
+    `basis` (rows × n) is the memory to work in, at least low + high + 2·block rows unless it has room for the
+    whole space; its first row may hold a start vector (any row that is 0 is drawn at random). Stops when the
+    wanted residuals are ≤ tolerance × the largest |θ|, when `budget` products are spent, or, without
+    `restart`, when the memory is full.
+    """
+    rows, n = basis.shape
+    space = Krylov(basis, generator)
+    size = min(block, n)
+    space.orthonormalise(0, size, scale=1.0)
+    done, m, next_look, projected = 0, 0, 0, np.zeros((rows, rows))
+    while True:
+        new = slice(m, m + size)
+        products = basis[m + size : m + 2 * size] if m + 2 * size <= rows else basis.new_empty(size, n)
+        apply(basis[new], products)
+        done += size
+        if progress is not None:
+            progress(min(done, budget), budget)
+        coefficients = space.remove(products, m + size)
+        projected[: m + size, new] = coefficients
+        projected[new, : m + size] = coefficients.T
+        m, previous = m + size, size
+        scale = float(np.abs(projected[:m, :m]).max())
+        size = min(block, n - m)
+        full = m + 2 * size > rows or size == 0
+        coupling = np.zeros((0, previous))
+        if size:
+            coupling = space.orthonormalise(m, size, scale, products)
+        if not (full or m >= next_look or done + size > budget):
+            continue
+        next_look = m + max(m // 8, 1)
+        values, coordinates = eigh(projected[:m, :m])
+        rounding = torch.finfo(basis.dtype).eps * np.abs(values).max()
+        residuals = np.hypot(np.linalg.norm(coupling @ coordinates[m - previous :], axis=0), rounding)
+        ends = wanted(m, low, high)
+        # A residual of 0 proves an eigenvalue, not that it is an end: a basis of more than those can tell.
+        enough = size == 0 or m >= min(n, low + high + block)
+        converged = enough and bool((residuals[ends] <= tolerance * np.abs(values).max()).all())
+        if size == 0 or converged or done + size > budget or (full and not restart):
+            return Ritz(values, residuals, coordinates, basis, done, m == n, converged or size == 0)
+        if full:
+            kept = _kept(m, low, high, rows - 2 * block)
+            combine(coordinates[:, kept].T, basis[:m], basis[: len(kept)])
+            for i in range(size):
+                basis[len(kept) + i] = basis[m + i]
+            m = len(kept)
+            projected[:] = 0
+            projected[range(m), range(m)] = values[kept]
+            next_look = m + max(m // 8, 1)
+
+
+def _kept(m: int, low: int, high: int, room: int) -> list[int]:
+    """What survives a restart: the wanted ends and, beside them, up to a third of what room is left."""
+    extra = max((min(room, m) - low - high) // 3, 0)
+    at_low = extra // 2 if low and high else extra if low else 0
+    return wanted(m, low + at_low, high + extra - at_low)
+
+
+class Krylov:
+    """Orthonormal rows in one block of memory."""
+
+    def __init__(self, basis: Tensor, generator: torch.Generator) -> None:
+        """Work in `basis`; random directions come from `generator`."""
+        self.basis, self.generator = basis, generator
+
+    def remove(self, rows: Tensor, m: int) -> Array:
+        """Make `rows` orthogonal to the first m of the basis, twice; returns what was removed."""
+        basis, total = self.basis[:m], np.zeros((m, len(rows)))
+        for _ in range(2):
+            coefficients = inner(basis, rows)
+            rows.addmm_(torch.from_numpy(coefficients.T.copy()).to(rows), basis, alpha=-1)
+            total += coefficients
+        return total
+
+    def orthonormalise(self, m: int, size: int, scale: float, rows: Tensor | None = None) -> Array:
+        """Make the next `size` basis rows orthonormal, from `rows` or in place; R with rowsᵀ = Qᵀ R.
+
+        A row with nothing new in it (norm at rounding level of `scale`) is replaced by a random direction, at
+        R = 0.
+        """
+        given = self.basis[m : m + size] if rows is None else rows
+        triangle = np.zeros((size, len(given)))
+        found = 0
+        floor = 50 * torch.finfo(self.basis.dtype).eps * scale
+        for column in range(len(given)):
+            if found == size:
+                break
+            row = given[column : column + 1]
+            if found:
+                triangle[:found, column] = self._project(row, m, m + found)[:, 0]
+            norm = float(np.sqrt(inner(row, row)[0, 0]))
+            if norm > floor:
+                target = self.basis[m + found]
+                target.copy_(row[0])
+                target /= norm
+                triangle[found, column] = norm
+                if rows is not None:
+                    self._tidy(m + found)
+                found += 1
+        while found < size:
+            fresh = self.basis[m + found]
+            fresh.normal_(generator=self.generator)
+            self._tidy(m + found)
+            self._tidy(m + found)
+            found += 1
+        return triangle
+
+    def _project(self, row: Tensor, start: int, stop: int) -> Array:
+        total = np.zeros((stop - start, 1))
+        for _ in range(2):
+            coefficients = inner(self.basis[start:stop], row)
+            row.addmm_(torch.from_numpy(coefficients.T.copy()).to(row), self.basis[start:stop], alpha=-1)
+            total += coefficients
+        return total
+
+    def _tidy(self, m: int) -> None:
+        """Once more orthogonal to all rows before, and of unit length: rounding left by a small remainder."""
+        row = self.basis[m : m + 1]
+        if m:
+            row.addmm_(
+                torch.from_numpy(inner(self.basis[:m], row).T.copy()).to(row), self.basis[:m], alpha=-1
+            )
+        row /= float(np.sqrt(inner(row, row)[0, 0]))

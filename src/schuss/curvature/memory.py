@@ -1,0 +1,47 @@
+"""Name the memory that a measurement needs before it is taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+DEFAULT_VECTORS = 24
+"""Vectors of the model's size that a measurement holds unless it is asked for more."""
+
+ROOM = 16 * 2**20
+"""Bytes that are always free to use: small models get more vectors, and so fewer products."""
+
+
+def default_rows(n: int, itemsize: int, spare: int = 4) -> int:
+    """How many rows of `n` numbers a basis gets: 24 less `spare` (gradient, product), more if small.
+
+    >>> default_rows(10_000_000, 4), default_rows(1000, 8)
+    (20, 2097)
+    """
+    return max(DEFAULT_VECTORS - spare, ROOM // (itemsize * max(n, 1)))
+
+
+def available(device: torch.device) -> int | None:
+    """Bytes of free memory on the device, or None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo")
+    if device.type != "cpu" or not meminfo.exists():
+        return None
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+    return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None
+
+
+def claim(what: str, rows: int, n: int, dtype: torch.dtype, device: torch.device, advice: str) -> None:
+    """Refuse, before it is taken, memory that is not there.
+
+    Raises:
+        MemoryError: names what needs how much, how much is free, and what to try.
+    """
+    needed, free = rows * n * dtype.itemsize, available(device)
+    if free is not None and needed > free:
+        raise MemoryError(
+            f"{what} needs {rows} vectors of {n:,} numbers, {needed / 1e9:.3g} GB; {free / 1e9:.3g} GB are "
+            f"free on {device}. {advice}"
+        )

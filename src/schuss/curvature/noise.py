@@ -1,0 +1,256 @@
+r"""How noisy mini-batch gradients are, as the batch size at which noise and signal are equal.
+
+With G the gradient of the expected loss and Σ the covariance of one example's gradient, a batch of B has
+gradient g = G + e, E‖e‖² = tr Σ / B. The noise scale is tr Σ / ‖G‖². From batches i of Bᵢ examples, N in all,
+K batches, ḡ = Σ Bᵢ gᵢ / N,
+
+    tr Σ ≈ Σ Bᵢ ‖gᵢ − ḡ‖² / (K − 1)        ‖G‖² ≈ ‖ḡ‖² − tr Σ / N
+
+both without bias: numerator and denominator are averaged over all pairs of batches before the one division.
+(The mean of the ratios of single pairs is far off, and their median too.)
+
+Sources: McCandlish, Kaplan, Amodei et al. 2018, appendix A; Fieller 1954 (interval of a ratio); Busing,
+Meijer and Van der Leeden 1999 (jackknife over unequal groups).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from schuss.curvature.lanczos import Array, inner
+from schuss.curvature.memory import claim
+from schuss.curvature.place import Loss, Model, Pieces, Progress, tensors_in, visit
+from schuss.curvature.products import Curvature
+from schuss.errors import refusal
+
+GROUPS = 20
+"""Sums of gradients that are kept for the interval: with the current gradient under 24 vectors."""
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseScale:
+    """The gradient noise scale, in examples.
+
+    `simple` = tr Σ / ‖G‖²: with a batch of that size noise and signal have the same length. `interval` covers
+    the true value with probability `level`; it ends at infinity where the signal is not told from zero.
+    `trace` is tr Σ of one example and `signal` ‖G‖². `weighted` = tr(HΣ) / (GᵀHG), with `weighted_interval`,
+    only if curvature was asked for: the batch beyond which a larger one saves few steps. None otherwise.
+    """
+
+    simple: float
+    interval: tuple[float, float]
+    level: float
+    trace: float
+    signal: float
+    batches: int
+    examples: int
+    weighted: float | None = None
+    weighted_interval: tuple[float, float] | None = None
+
+    def __repr__(self) -> str:
+        """The number with its interval."""
+        text = (
+            f"noise scale {self.simple:.4g} examples, {self.level:.0%} interval {self.interval[0]:.4g} to "
+            f"{self.interval[1]:.4g} ({self.batches} batches, {self.examples} examples)"
+        )
+        if self.weighted is not None and self.weighted_interval is not None:
+            low, high = self.weighted_interval
+            text += f"\n  weighted by curvature {self.weighted:.4g}, {low:.4g} to {high:.4g}"
+        return text
+
+
+def gradient_noise_scale(
+    model: Model,
+    loss: Loss,
+    batches: Iterable[Any],
+    *,
+    batch_size: int | Callable[[Any], int] | None = None,
+    curvature: Any = None,
+    level: float = 0.95,
+    progress: Progress | None = None,
+) -> NoiseScale:
+    """The gradient noise scale tr Σ / ‖G‖² of a model at its weights, with an interval.
+
+    Args:
+        model: an `nn.Module`, or the point of a plain function.
+        loss: `loss(model, batch)`, the *mean* over the batch's examples.
+        batches: at least two batches of independently drawn examples, each seen once; any iterable, also a
+            generator. Sizes may differ. An epoch of a shuffled loader will do: its examples count as draws
+            from the distribution.
+        batch_size: examples in a batch, or a function of the batch; default the first dimension of the first
+            tensor in it.
+        curvature: a batch at which the Hessian is measured, for the `weighted` scale too; one product for
+            each of up to 20 groups of batches.
+        level: of the interval, by a jackknife over up to 20 groups of batches and Fieller's theorem.
+        progress: called as `progress(done, at_most)` after each batch; at_most is 0 where the length is
+            unknown.
+
+    Dropout draws a new mask for each batch here, as in training: its noise is part of the gradient's.
+    Memory: at most 20 gradients, however many batches.
+
+    Raises:
+        ValueError: as `hvp`; fewer than two batches; a batch without a size; a loss that changes between two
+            calls.
+
+    >>> x = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    >>> draws = torch.randn(64, 8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    >>> scale = gradient_noise_scale(x, lambda x, b: ((b @ x) ** 2).mean() / 2, draws)
+    >>> bool(scale.interval[0] < 3 < scale.interval[1])  # d + 1 for isotropic draws in d dimensions
+    True
+    """
+    if not 0 < level < 1:
+        raise refusal("level", level, "in (0, 1)", "0.95 is usual.")
+    at_most = len(batches) if hasattr(batches, "__len__") else 0  # type: ignore[arg-type]
+    with visit(model, loss, None) as place:
+        groups, count = None, 0
+        for batch in batches:
+            place.batch = batch
+            if groups is None:
+                place.steady()
+                claim(
+                    "the noise scale",
+                    GROUPS + 2,
+                    place.n,
+                    place.dtype,
+                    place.device,
+                    "Measure a part of the model.",
+                )
+                groups = _Groups(torch.empty(GROUPS, place.n, dtype=place.dtype, device=place.device))
+            size = _examples(batch, batch_size)
+            _, gradient = place.gradient(rewind=False)
+            groups.add(gradient, size)
+            count += 1
+            if progress is not None:
+                progress(count, at_most)
+        if groups is None or count < 2:
+            raise refusal(
+                "batches", f"{count} batches", "at least two", "Noise is a difference between batches."
+            )
+        rows = groups.sums[: len(groups.counts)]
+        sizes, counts = np.array(groups.sizes, dtype=float), np.array(groups.counts, dtype=float)
+        gram = inner(rows, rows)
+        trace, signal, interval = _scale(gram, sizes, np.array(groups.squares), counts, level)
+        result = NoiseScale(
+            simple=trace / signal if signal > 0 else math.inf,
+            interval=interval,
+            level=level,
+            trace=trace,
+            signal=signal,
+            batches=count,
+            examples=int(sizes.sum()),
+        )
+        if curvature is None:
+            return result
+        place.batch = curvature
+        curved, product = np.zeros_like(gram), torch.empty_like(rows[:1])
+        apply = Curvature(place)
+        for i in range(len(rows)):
+            apply(rows[i : i + 1], product)
+            curved[i] = inner(product, rows)[0]
+        own = np.diag(curved) / sizes
+        trace, signal, interval = _scale(curved, sizes, own, np.ones(len(rows)), level)
+        weighted = trace / signal if signal > 0 else math.inf
+        return replace(result, weighted=weighted, weighted_interval=interval)
+
+
+class _Groups:
+    """Batches in groups of equal number; when there are too many groups, neighbours are joined."""
+
+    def __init__(self, sums: Tensor) -> None:
+        self.sums = sums  # Σ B g, a row for each group
+        self.per_group = 1
+        self.sizes: list[int] = []  # Σ B
+        self.squares: list[float] = []  # Σ B ‖g‖²
+        self.counts: list[int] = []  # batches
+
+    def add(self, gradient: Tensor, size: int) -> None:
+        if not self.counts or self.counts[-1] == self.per_group:
+            if len(self.counts) == len(self.sums):
+                self._join_neighbours()
+                self.add(gradient, size)
+                return
+            self.sums[len(self.counts)] = 0
+            for totals in (self.sizes, self.squares, self.counts):
+                totals.append(0)
+        self.sums[len(self.counts) - 1].add_(gradient, alpha=size)
+        self.sizes[-1] += size
+        self.squares[-1] += size * float(inner(gradient[None], gradient[None])[0, 0])
+        self.counts[-1] += 1
+
+    def _join_neighbours(self) -> None:
+        for i in range(len(self.sums) // 2):
+            torch.add(self.sums[2 * i], self.sums[2 * i + 1], out=self.sums[i])
+        self.sizes = [a + b for a, b in zip(self.sizes[::2], self.sizes[1::2], strict=True)]
+        self.squares = [a + b for a, b in zip(self.squares[::2], self.squares[1::2], strict=True)]
+        self.counts = [a + b for a, b in zip(self.counts[::2], self.counts[1::2], strict=True)]
+        self.per_group *= 2
+
+
+def _scale(
+    gram: Array, sizes: Array, squares: Array, counts: Array, level: float
+) -> tuple[float, float, tuple[float, float]]:
+    """tr Σ and ‖G‖² from the groups' sums, and the interval of their ratio."""
+
+    def estimate(keep: NDArrayBool) -> Array:
+        n = sizes[keep].sum()
+        total = gram[np.ix_(keep, keep)].sum()
+        trace = (squares[keep].sum() - total / n) / (counts[keep].sum() - 1)
+        return np.array([trace, total / n**2 - trace / n])
+
+    g, everything = len(sizes), np.ones(len(sizes), dtype=bool)
+    whole = estimate(everything)
+    if counts.sum() - counts.max() < 2:
+        return float(whole[0]), float(whole[1]), (0.0, math.inf)
+    left_out = np.array([estimate(np.arange(g) != j) for j in range(g)])
+    h = (sizes.sum() / sizes)[:, None]
+    centre = g * whole - ((1 - 1 / h) * left_out).sum(axis=0)
+    off = (h * whole - (h - 1) * left_out - centre) / np.sqrt(h - 1)
+    covariance = off.T @ off / g
+    return float(whole[0]), float(whole[1]), fieller(whole, covariance, student_t((1 + level) / 2, g - 1))
+
+
+NDArrayBool = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+def fieller(pair: Array, covariance: Array, t: float) -> tuple[float, float]:
+    """The ratios R ≥ 0 with |a − R b| ≤ t × its standard error, for estimates (a, b) of given covariance."""
+    (a, b), v = pair, covariance
+    square, half, constant = b * b - t * t * v[1, 1], a * b - t * t * v[0, 1], a * a - t * t * v[0, 0]
+    root = math.sqrt(max(half * half - square * constant, 0.0))
+    if square > 0 and b > 0:  # the denominator is told from zero
+        return max((half - root) / square, 0.0), max((half + root) / square, 0.0)
+    if square < 0 and constant > 0:  # only the numerator is: everything beyond one root
+        return max((half - root) / square, (half + root) / square, 0.0), math.inf
+    return (0.0, math.inf) if constant <= 0 else (math.inf, math.inf)
+
+
+def student_t(probability: float, freedom: int) -> float:
+    """The quantile of Student's t above the median, by the angle: t = √ν tan θ, density ∝ cosᵛ⁻¹ θ.
+
+    >>> round(student_t(0.975, 10), 4), round(student_t(0.975, 1), 3)
+    (2.2281, 12.706)
+    """
+    angle = np.linspace(0, np.pi / 2, 100_001)
+    density = np.cos(angle) ** (freedom - 1)
+    area = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return math.sqrt(freedom) * math.tan(float(np.interp((2 * probability - 1) * area[-1], area, angle)))
+
+
+def _examples(batch: Any, batch_size: int | Callable[[Any], int] | None) -> int:
+    if callable(batch_size):
+        return batch_size(batch)
+    if batch_size is not None:
+        return batch_size
+    if isinstance(batch, Pieces):
+        return sum(_examples(piece, None) for piece in batch.batches)
+    first = next((tensor for tensor in tensors_in(batch) if tensor.dim()), None)
+    if first is None or not len(first):
+        raise refusal("batch", type(batch).__name__, "a batch with a tensor of examples", "Give batch_size=.")
+    return len(first)

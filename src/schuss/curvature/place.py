@@ -1,0 +1,323 @@
+"""A place in weight space: one model, one loss, one batch, as a function of a single vector of weights.
+
+Every measurement of this room starts with `visit`, which yields a `Place` and leaves no trace. All of them
+take the same three things first:
+
+`model`
+    an `nn.Module`; or, for plain functions, the point itself: a tensor, or a list or dict of tensors.
+`loss`
+    `loss(model, batch)`, a scalar tensor. For plain functions `loss(x, batch)`, with x in the form it was
+    given. Where a measurement needs the model's outputs (Gauss-Newton), a pair `(forward, criterion)` may
+    stand in its place: the loss is then `criterion(forward(model, batch), batch)`.
+`batch`
+    handed to `loss` as it is: a tensor, a tuple, a dict, None. `Pieces([...])` adds up a batch that is too
+    large for one pass.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from schuss.curvature.guard import Randomness, untouched, unwrapped
+from schuss.errors import refusal
+
+Model = nn.Module | Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+"""A module, or the point of a plain function: a tensor, a list or a dict of tensors."""
+
+Loss = Callable[[Any, Any], Tensor] | tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Tensor]]
+"""`loss(model, batch)`, or the pair `(forward, criterion)`."""
+
+Vector = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+"""A direction in weight space: flat, one tensor per weight tensor in order, or by name."""
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+Progress = Callable[[int, int], object]
+"""Called as `progress(done, at_most)` after each product of long work."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A batch in pieces, for models that cannot take it whole: the loss is Σ weightᵢ · loss(model, batchᵢ).
+
+    The weights default to 1/number of pieces, right for a mean loss over pieces of equal size. For a mean
+    loss over unequal pieces give size/total; for a summed loss give ones. BatchNorm in training mode sees
+    each piece alone, so its loss in pieces is not the loss of the whole batch (a warning says so).
+
+    >>> Pieces([torch.zeros(2, 3), torch.ones(2, 3)]).shares
+    (0.5, 0.5)
+    """
+
+    batches: Sequence[Any]
+    weights: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse no pieces, and weights that do not fit them."""
+        if not self.batches:
+            raise refusal("batches", list(self.batches), "a list of at least one batch")
+        if self.weights is not None and (
+            len(self.weights) != len(self.batches) or not all(math.isfinite(w) for w in self.weights)
+        ):
+            raise refusal(
+                "weights", self.weights, f"one finite number for each of {len(self.batches)} pieces"
+            )
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The weight of each piece."""
+        return tuple(self.weights or [1 / len(self.batches)] * len(self.batches))
+
+
+class Place:
+    """The loss of a model on a batch as a function of its weights, one vector of length `n`.
+
+    Trainable weights count (`requires_grad`), tied ones once. Vectors live in `dtype`: that of the weights,
+    but at least float32. Made by `visit`.
+    """
+
+    def __init__(self, model: Model, loss: Loss, batch: Any, randomness: Randomness | None = None) -> None:
+        """Collect the weights of `model`. `batch` may be exchanged later."""
+        self.model: Any
+        self.names: list[str]
+        self.weights: list[Tensor]
+        self.given: list[Tensor]
+        if isinstance(model, nn.Module):
+            self.model = model
+            named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+            self.names, self.given = [name for name, _ in named], [weight for _, weight in named]
+            self.weights = self.given
+        else:
+            self.names, self.given, rebuild = _point(model)
+            self.weights = [
+                tensor if tensor.is_leaf and tensor.requires_grad else tensor.detach().requires_grad_()
+                for tensor in self.given
+            ]
+            self.model = rebuild(self.weights)
+        if not self.weights:
+            raise refusal("model", type(model).__name__, "a model with a weight that requires a gradient")
+        for name, weight in zip(self.names, self.weights, strict=True):
+            if not weight.is_floating_point():
+                raise refusal(
+                    name, weight.dtype, "of a real floating type", "Curvature is measured over real weights."
+                )
+        self.loss, self.batch, self.randomness = loss, batch, randomness
+        self.sizes = [weight.numel() for weight in self.weights]
+        self.n = sum(self.sizes)
+        self.device = self.weights[0].device
+        self.dtype = torch.float32
+        for weight in self.weights:
+            self.dtype = torch.promote_types(self.dtype, weight.dtype)
+
+    @property
+    def pieces(self) -> list[tuple[Any, float]]:
+        """The batch as (piece, weight); a whole batch is one piece of weight 1."""
+        if isinstance(self.batch, Pieces):
+            return list(zip(self.batch.batches, self.batch.shares, strict=True))
+        return [(self.batch, 1.0)]
+
+    def rewind(self) -> None:
+        """Return to the random state of the visit: the same dropout mask in every pass."""
+        if self.randomness is not None:
+            self.randomness.rewind()
+        torch.clear_autocast_cache()
+
+    def evaluate(self, piece: Any) -> Tensor:
+        """The loss on one piece, a finite scalar; with a graph if gradients are on."""
+        if isinstance(self.loss, tuple):
+            forward, criterion = self.loss
+            return checked(criterion(forward(self.model, piece), piece))
+        return checked(self.loss(self.model, piece))
+
+    def value(self) -> float:
+        """The loss on the whole batch, without a graph."""
+        self.rewind()
+        with torch.no_grad():
+            return sum(share * float(self.evaluate(piece)) for piece, share in self.pieces)
+
+    def gradient(self, rewind: bool = True) -> tuple[float, Tensor]:
+        """The loss and its gradient as one vector on the whole batch; without `rewind` random draws go on."""
+        if rewind:
+            self.rewind()
+        total, row = 0.0, torch.zeros(self.n, dtype=self.dtype, device=self.device)
+        for piece, share in self.pieces:
+            value = self.evaluate(piece)
+            total += share * float(value.detach())
+            for part, gradient in zip(self.split(row), derivatives(value, self.weights), strict=True):
+                if gradient is not None:
+                    part.add_(gradient.to(part), alpha=share)
+        return total, finite(row, "gradient")
+
+    def steady(self) -> float:
+        """The loss, after a second call has given the same number.
+
+        Raises:
+            ValueError: the loss changed between two calls with the same weights, batch and random state.
+        """
+        first, second = self.value(), self.value()
+        slack = 100 * torch.finfo(min((w.dtype for w in self.weights), key=lambda t: t.itemsize)).eps
+        if abs(first - second) > slack * max(abs(first), abs(second)):
+            raise ValueError(
+                f"loss(model, batch) changed from {first!r} to {second!r} between two calls with the same "
+                "weights, batch and random state. Likely causes: it draws its own data (a shuffled loader, "
+                "an iterator), dropout or noise from a generator of its own, or a counter in the model. "
+                "Draw the data once and pass it as the batch; use torch's global random state, which is "
+                "held fixed here."
+            )
+        return first
+
+    def split(self, row: Tensor) -> list[Tensor]:
+        """Views of one vector, shaped as the weights."""
+        parts = row.split(self.sizes)
+        return [part.view(weight.shape) for part, weight in zip(parts, self.weights, strict=True)]
+
+    def directions(self, row: Tensor) -> list[Tensor]:
+        """One vector as tensors of the weights' own shape, dtype and device."""
+        return [part.to(weight) for part, weight in zip(self.split(row), self.weights, strict=True)]
+
+    def row(self, vector: Vector) -> tuple[Tensor, Callable[[Tensor], Any]]:
+        """A user's vector as one row, and the function that gives a row that vector's form."""
+        names, weights = self.names, self.weights
+        if isinstance(vector, Tensor):
+            shaped = isinstance(self.model, Tensor) and vector.shape == self.model.shape
+            if not shaped and vector.shape != (self.n,):
+                raise refusal(
+                    "vector", tuple(vector.shape), f"of shape ({self.n},), one number for each weight"
+                )
+            return vector.detach().reshape(-1).to(self.device, self.dtype), lambda row: row.view(vector.shape)
+        if isinstance(vector, Mapping):
+            if set(vector) != set(names):
+                raise refusal("vector", sorted(vector), f"a dict with the keys {sorted(names)}")
+            tensors = [vector[name] for name in names]
+        else:
+            tensors = list(vector)
+            if len(tensors) != len(weights):
+                raise refusal(
+                    "vector", f"{len(tensors)} tensors", f"one for each of the {len(weights)} weights"
+                )
+        for name, tensor, weight in zip(names, tensors, weights, strict=True):
+            if tensor.shape != weight.shape:
+                raise refusal(
+                    f"vector[{name}]", tuple(tensor.shape), f"of the weight's shape {tuple(weight.shape)}"
+                )
+        row = torch.cat([tensor.detach().reshape(-1).to(self.device, self.dtype) for tensor in tensors])
+        if isinstance(vector, Mapping):
+            order = list(vector)
+            return row, lambda row: {
+                name: dict(zip(names, self.directions(row), strict=True))[name] for name in order
+            }
+        return row, lambda row: type(vector)(self.directions(row))  # type: ignore[call-arg]
+
+    def shaped(self, row: Tensor) -> Tensor:
+        """A row as the user gets it: flat for a module, in x's shape for a plain tensor x."""
+        return row.view(self.model.shape) if isinstance(self.model, Tensor) else row
+
+
+@contextmanager
+def visit(model: Model, loss: Loss, batch: Any) -> Generator[Place]:
+    """The `Place` of a model; on leaving, the model and all random states are bit for bit what they were."""
+    model = unwrapped(model)
+    parts = [
+        part
+        for part in (model, *(loss if isinstance(loss, tuple) else (loss,)))
+        if isinstance(part, nn.Module)
+    ]
+    tensors = [t for part in parts for t in (*part.parameters(), *part.buffers())]
+    if not isinstance(model, nn.Module):
+        tensors += _point(model)[1]
+    with untouched(parts, {tensor.device for tensor in tensors}) as randomness:
+        place = Place(model, loss, batch, randomness)
+        if isinstance(batch, Pieces) and len(batch.batches) > 1:
+            _warn_of_batch_statistics(parts)
+        yield place
+
+
+def checked(loss: Any) -> Tensor:
+    """The loss as a scalar, refused unless it is one finite number."""
+    if not isinstance(loss, Tensor):
+        raise refusal("loss(model, batch)", loss, "a scalar tensor", "Return the tensor itself, not .item().")
+    if loss.numel() != 1:
+        raise refusal(
+            "loss(model, batch).shape", tuple(loss.shape), "a scalar's", "Reduce it with .mean() or .sum()."
+        )
+    loss = loss.reshape(())
+    if not bool(torch.isfinite(loss.detach())):
+        raise refusal(
+            "loss(model, batch)",
+            float(loss.detach()),
+            "finite",
+            "Nothing can be measured here: look at the batch for bad values, or go back to weights before "
+            "the loss blew up.",
+        )
+    return loss
+
+
+def derivatives(loss: Tensor, weights: Sequence[Tensor], create_graph: bool = False) -> list[Tensor | None]:
+    """The gradient of a scalar by weight, None where a weight plays no part; refused if none does."""
+    gradients: Sequence[Tensor | None] = (
+        torch.autograd.grad(loss, list(weights), create_graph=create_graph, allow_unused=True)
+        if loss.requires_grad
+        else [None] * len(weights)
+    )
+    if all(gradient is None for gradient in gradients):
+        raise ValueError(
+            "loss(model, batch) has no gradient with respect to the model's weights. Likely causes: it was "
+            "computed under no_grad, from .detach()ed or .item() values, or with another model than the "
+            "one passed."
+        )
+    return [g.to_dense() if g is not None and g.is_sparse else g for g in gradients]
+
+
+def finite(row: Tensor, what: str) -> Tensor:
+    """The row, refused if a number in it is not finite."""
+    if not bool(torch.isfinite(row).all()):
+        bad = int((~torch.isfinite(row)).sum())
+        raise ValueError(
+            f"the {what} is not finite: {bad} of {row.numel()} numbers are NaN or infinite, though the loss "
+            "is finite. Likely causes: a square root or a norm at 0, or an overflow in half precision."
+        )
+    return row
+
+
+def tensors_in(thing: Any) -> Iterator[Tensor]:
+    """All tensors in nested tuples, lists and dicts, in order."""
+    if isinstance(thing, Tensor):
+        yield thing
+    elif isinstance(thing, Mapping):
+        for value in thing.values():
+            yield from tensors_in(value)
+    elif isinstance(thing, Iterable) and not isinstance(thing, str | bytes):
+        for value in thing:
+            yield from tensors_in(value)
+
+
+def _point(x: Any) -> tuple[list[str], list[Tensor], Callable[[list[Tensor]], Any]]:
+    """Names, tensors and the way back for the point of a plain function."""
+    if isinstance(x, Tensor):
+        return ["x"], [x], lambda tensors: tensors[0]
+    if isinstance(x, Mapping) and all(isinstance(value, Tensor) for value in x.values()):
+        names = list(x)
+        return names, [x[name] for name in names], lambda tensors: dict(zip(names, tensors, strict=True))
+    if isinstance(x, list | tuple) and all(isinstance(value, Tensor) for value in x):
+        return [str(i) for i in range(len(x))], list(x), list
+    raise refusal("model", type(x).__name__, "an nn.Module, a tensor, or a list or dict of tensors")
+
+
+def _warn_of_batch_statistics(parts: Sequence[nn.Module]) -> None:
+    for part in parts:
+        for module in part.modules():
+            if isinstance(module, BATCH_NORMS) and module.training:
+                warnings.warn(
+                    "BatchNorm in training mode normalises each piece alone, so the curvature in pieces is "
+                    "not that of the whole batch (off by a third in a measured case). Pass the batch "
+                    "whole, or call model.eval().",
+                    stacklevel=5,
+                )
+                return

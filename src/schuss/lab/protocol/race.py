@@ -1,0 +1,419 @@
+"""Race optimizers on tasks: the protocol from the first look at a task to the report."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import time
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy
+import torch
+
+import schuss
+from schuss.errors import refusal
+from schuss.lab.entries import DEFAULT, Entry, find, wrap
+from schuss.lab.files import load_file
+from schuss.lab.protocol import assemble
+from schuss.lab.protocol.budget import Budget
+from schuss.lab.protocol.budget import budget as budget_of
+from schuss.lab.protocol.engine import Job, execute
+from schuss.lab.protocol.executors import LocalProcesses, start_server, usable_cores
+from schuss.lab.protocol.plan import Contestant, Plan, Run, Stage, cross, renamed
+from schuss.lab.protocol.preflight import Facts, code_version, look_over
+from schuss.lab.protocol.ranges import search_spaces
+from schuss.lab.protocol.report import Report
+from schuss.lab.protocol.store import Store
+from schuss.lab.protocol.work import Package, Source, calibrate_entry, train_run
+from schuss.lab.schedules import check
+from schuss.lab.tasks import load
+from schuss.lab.tasks.task import Task
+
+
+class Watcher(Protocol):
+    """Whoever wants to see a race go by. `expected` counts the runs that are still to be done."""
+
+    def began(self, folder: Path) -> None:
+        """The race is kept in this folder."""
+
+    def stage(self, name: str, expected: int, known: int) -> None:
+        """A stage begins."""
+
+    def finished(self, task: str, run: Run, result: Mapping[str, Any]) -> None:
+        """A run has ended."""
+
+
+class _Nobody:
+    def began(self, folder: Path) -> None:
+        pass
+
+    def stage(self, name: str, expected: int, known: int) -> None:
+        pass
+
+    def finished(self, task: str, run: Run, result: Mapping[str, Any]) -> None:
+        pass
+
+
+def race(
+    task: str | Path | Task | Sequence[str | Path | Task],
+    entries: Sequence[str | Entry | type] | None = None,
+    budget: str | int | Budget = "default",
+    *,
+    schedules: Sequence[str] = ("constant",),
+    batch_sizes: Sequence[int | str] = (),
+    out: str | Path | None = None,
+    executor: Executor | None = None,
+    workers: int | None = None,
+    seed: int = 0,
+    rank_by: assemble.RankBy = "metric",
+    device: str = "cpu",
+    data: str | Path | None = None,
+    watcher: Watcher | None = None,
+) -> Report:
+    """Race entries on a task or several and return the report; go on where a race in `out` ended.
+
+    | argument      | meaning                                                                              |
+    | `task`        | a name ("digits", "quadratic:kappa=100"), a file of your own, a `Task`, or a list     |
+    | `entries`     | names, `file.py:name`, `Entry` objects or optimizer classes; the usual ones if None   |
+    | `budget`      | "quick", "default", "careful", a number of trials an entry, or a `Budget`             |
+    | `schedules`   | every entry is raced with each of them                                                |
+    | `batch_sizes` | and at each of these; "full" is the whole training split                              |
+    | `out`         | the folder of the race; `runs/TASK` if None                                           |
+    | `executor`    | any `concurrent.futures.Executor`; local processes if None                            |
+    | `workers`     | runs at a time; the usable cores if None                                              |
+    | `seed`        | races with different seeds share no seed                                              |
+    | `rank_by`     | "metric" at the horizon, or the cost to the target on one of the four axes            |
+    | `device`      | "cpu" or "cuda" (one worker for each GPU)                                             |
+    | `data`        | handed to a built-in task that reads files                                            |
+
+    The report is the same whatever the executor, the number of workers or the number of interruptions.
+    Raises `ValueError` for what cannot be raced, `StoreError` for a folder that cannot be used.
+    In a script, call it under `if __name__ == "__main__":`, as the workers import the script.
+    """
+    if multiprocessing.parent_process() is not None and executor is None:
+        raise RuntimeError(
+            'Workers import the script that races: put the call under `if __name__ == "__main__":`.'
+        )
+    if rank_by not in ("metric", *assemble.AXES):
+        raise refusal("rank_by", rank_by, f"one of {', '.join(('metric', *assemble.AXES))}")
+    if workers is not None and workers < 1:
+        raise refusal("workers", workers, "at least 1")
+    given = [task] if isinstance(task, str | Path | Task) else list(task)
+    if not given:
+        raise refusal("task", given, "at least one task")
+    if executor is None:
+        start_server()
+    preset, spending = budget_of(budget)
+    racing = _entries(entries)
+    names = [check(name) for name in schedules] or ["constant"]
+    words = _words(entries, budget, schedules, batch_sizes, seed, rank_by, data)
+    lanes = [
+        _Lane.of(each, racing, names, list(batch_sizes), spending, seed, rank_by, device, data, words)
+        for each in given
+    ]
+    if len({lane.task.name for lane in lanes}) < len(lanes):
+        raise refusal("task", [lane.task.name for lane in lanes], "a list of different tasks")
+    folder = Path(out) if out is not None else Path("runs") / "+".join(lane.task.name for lane in lanes)
+    began = time.perf_counter()
+    with Store(folder) as store:
+        for lane in lanes:
+            store.guard(lane.task.name, lane.facts.fingerprint, code_version())
+        watched = watcher or _Nobody()
+        watched.began(folder)
+        before = float(store.note("seconds") or 0)
+        own = executor is None
+        hands = executor or LocalProcesses(_workers(workers, device), gpus=device == "cuda")
+        capacity = hands.workers if isinstance(hands, LocalProcesses) else workers or usable_cores()
+        complete = False
+        try:
+            _drive(lanes, store, hands, capacity, watched)
+            complete = True
+        finally:
+            if own and isinstance(hands, LocalProcesses):
+                hands.shutdown() if complete else hands.kill()
+            seconds = before + time.perf_counter() - began
+            store.write_note("seconds", repr(seconds))
+            report = _report(lanes, store, preset, spending, seed, words, seconds)
+            report.save(folder)
+    return report
+
+
+def repeat_run(
+    spec: str, entries: Sequence[str] | None, data: Path | None, work: Mapping[str, Any]
+) -> Generator[tuple[int, dict[str, Any]]]:
+    """Run again what a report's command names, here; the same numbers, for one seed or each of several."""
+    missing = {"entry", "schedule", "batch_size", "parameters", "seed", "open_test"} - set(work)
+    if missing:
+        raise refusal("run", dict(work), f"complete: {', '.join(sorted(missing))} is missing")
+    racing = _entries(entries)
+    known = {entry.name for entry in racing}
+    if work["entry"] not in known:
+        racing = [*racing, find(work["entry"])]
+    package = Package.of(_task(spec, data)[1], racing)
+    seeds = work["seed"] if isinstance(work["seed"], list) else [work["seed"]]
+    for seed in cast("list[int]", seeds):
+        yield seed, train_run(package, {**work, "seed": seed, "device": work.get("device", "cpu")})
+
+
+@dataclass
+class _Lane:
+    """One task on its way through the protocol."""
+
+    task: Task
+    spec: str
+    facts: Facts
+    plan: Plan
+    stages: Generator[Stage, Mapping[str, Any]]
+    package: Package
+    rank_by: assemble.RankBy
+    device: str
+    command: str
+    stage: Stage | None = None
+
+    @classmethod
+    def of(
+        cls,
+        given: str | Path | Task,
+        entries: list[Entry],
+        schedules: list[str],
+        batch_sizes: list[int | str],
+        spending: Budget,
+        seed: int,
+        rank_by: assemble.RankBy,
+        device: str,
+        data: str | Path | None,
+        words: str,
+    ) -> _Lane:
+        task, source, text = _task(given, data)
+        facts = look_over(task, text)
+        sizes = _batch_sizes(task, batch_sizes)
+        contestants = cross(entries, schedules, sizes, search_spaces(task, entries, sizes))
+        plan = Plan(facts.fingerprint, task.best, contestants, spending, spending.seeds(seed))
+        package = Package.of(source, entries)
+        command = f"schuss race {source.spec}{words}"
+        return cls(task, source.spec, facts, plan, plan.stages(), package, rank_by, device, command)
+
+    def advance(self, results: Mapping[str, Any] | None) -> bool:
+        """Go on to the next stage; False after the last."""
+        try:
+            self.stage = next(self.stages) if results is None else self.stages.send(results)
+        except StopIteration:
+            self.stage = None
+        return self.stage is not None
+
+    def job(self, run: Run) -> Job:
+        contestant = run.contestant
+        again = assemble.run_again(contestant, run.configuration.parameters, run.seed, run.stage == "report")
+        work = again | {"device": self.device}
+        return Job(run.id, train_run, self.package, work)
+
+
+def _drive(lanes: Sequence[_Lane], store: Store, executor: Executor, capacity: int, watcher: Watcher) -> None:
+    """All tasks through all stages, side by side; results go to the store as they come."""
+    results: dict[str, dict[str, Any]] = store.results()
+    going = [lane for lane in lanes if lane.advance(None)]
+    while going:
+        owner = {run.id: (lane, run) for lane in going if lane.stage for run in lane.stage.runs}
+        todo = [lane.job(run) for id, (lane, run) in owner.items() if id not in results]
+        name = next(lane.stage.name for lane in going if lane.stage)
+        if name == "report":
+            _calibrate(going, store, executor)
+        watcher.stage(name, len(todo), len(owner) - len(todo))
+
+        def done(job: Job, result: dict[str, Any], owner: Mapping[str, tuple[_Lane, Run]] = owner) -> None:
+            lane, run = owner[job.id]
+            store.save(job.id, lane.task.name, result)
+            results[job.id] = result
+            watcher.finished(lane.task.name, run, result)
+
+        execute(todo, executor, capacity, done)
+        going = [lane for lane in going if lane.advance(results)]
+
+
+def _calibrate(lanes: Sequence[_Lane], store: Store, executor: Executor) -> None:
+    """Time each contestant's step, one at a time: nothing else runs."""
+    for lane in lanes:
+        for configuration in lane.plan.chosen.values():
+            id = assemble.calibration_id(lane.plan.fingerprint, configuration)
+            if store.calibration(id) is None:
+                contestant = configuration.contestant
+                seed = lane.plan.seeds["tune"][0]
+                work = {
+                    "entry": contestant.entry.name,
+                    "batch_size": contestant.batch_size,
+                    "parameters": configuration.parameters,
+                    "seed": seed,
+                    "device": lane.device,
+                }
+                job = Job(id, calibrate_entry, lane.package, work)
+                execute([job], executor, 1, lambda job, result: store.save_calibration(job.id, result))
+
+
+def _report(
+    lanes: Sequence[_Lane], store: Store, preset: str, spending: Budget, seed: int, words: str, seconds: float
+) -> Report:
+    results = store.results()
+    tasks: list[Any] = []
+    for lane in lanes:
+        calibrations = {
+            name: found
+            for name, configuration in lane.plan.chosen.items()
+            if (found := store.calibration(assemble.calibration_id(lane.plan.fingerprint, configuration)))
+        }
+        raced = assemble.Raced(
+            *(lane.task, lane.spec, lane.facts, lane.plan, results, calibrations, lane.rank_by, lane.command)
+        )
+        tasks.append(assemble.task_report(raced))
+    data: dict[str, Any] = {
+        "format": "schuss-race-report",
+        "version": 1,
+        "schuss": schuss.__version__,
+        "title": f"The race on {', '.join(lane.task.name for lane in lanes)}",
+        "command": f"schuss race {','.join(lane.spec for lane in lanes)}{words}",
+        "preset": preset,
+        "trials": spending.trials,
+        "seeds": spending.seeds(seed),
+        "tasks": tasks,
+        "profiles": assemble.profiles(tasks),
+        "machine": machine(),
+        "complete": all(lane.plan.complete for lane in lanes),
+        "seconds": seconds,
+    }
+    contestants: dict[tuple[str, str], Contestant] = {
+        (lane.task.name, contestant.name): contestant
+        for lane in lanes
+        for contestant in lane.plan.contestants
+    }
+    return Report(data, contestants)
+
+
+def machine() -> dict[str, Any]:
+    """Where this is."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
+
+
+def _task(given: str | Path | Task, data: str | Path | None) -> tuple[Task, Source, str]:
+    """The task, where its workers get it from, and the text of its file if it has one."""
+    if isinstance(given, Task):
+        return given, Source(given.name, task=given), ""
+    spec = str(given)
+    if spec.endswith(".py") or ".py:" in spec:
+        file, _, name = spec.partition(".py")
+        module, text = load_file(f"{file}.py")
+        task = _pick(spec, vars(module), name.removeprefix(":"))
+        return task, Source(spec, task=task), text
+    place = None if data is None else Path(data)
+    return load(spec, place), Source(spec, None if place is None else str(place.resolve())), ""
+
+
+def _pick(spec: str, names: Mapping[str, Any], name: str) -> Task:
+    """The one task in a file, or the one that was named."""
+    tasks = {key: value for key, value in names.items() if isinstance(value, Task)}
+    if name:
+        if name not in tasks:
+            raise refusal("task", spec, f"a task in that file: {', '.join(tasks) or 'there is none'}")
+        return tasks[name]
+    if len(tasks) != 1:
+        found = (
+            f"it has {', '.join(tasks)}: name one as {spec}:NAME"
+            if tasks
+            else "it has none: assign a schuss.lab.Task"
+        )
+        raise refusal("task", spec, "a file with one task", found.capitalize() + ".")
+    return next(iter(tasks.values()))
+
+
+def _entries(given: Sequence[str | Entry | type] | None) -> list[Entry]:
+    found = list(DEFAULT) if given is None else list(given)
+    if not found:
+        raise refusal("entries", found, "at least one entry")
+    return renamed([_entry(each) for each in found])
+
+
+def _entry(given: Any) -> Entry:
+    if isinstance(given, Entry):
+        return given
+    return find(given) if isinstance(given, str) else wrap(getattr(given, "__name__", "own"), given)
+
+
+def _batch_sizes(task: Task, given: Sequence[int | str]) -> list[int]:
+    if not given:
+        return [task.batch_size]
+    rows = task.length("train")
+    if rows is None:
+        raise refusal(
+            "batch_sizes", list(given), "possible here", f"The data of {task.name!r} has no length."
+        )
+    sizes: list[int] = []
+    for size in given:
+        number = rows if size == "full" else int(size)
+        if not 1 <= number <= rows:
+            raise refusal(
+                "batch_size", size, f"in 1 .. {rows}", f"{task.name!r} has {rows} training examples."
+            )
+        sizes.append(number)
+    return list(dict.fromkeys(sizes))
+
+
+def _workers(given: int | None, device: str) -> int:
+    if device == "cuda":
+        there = torch.cuda.device_count()
+        if there == 0:
+            raise refusal("device", device, "usable here", "torch sees no GPU.")
+        return min(given or there, there)
+    return given or usable_cores()
+
+
+def _words(
+    entries: Sequence[Any] | None,
+    budget: str | int | Budget,
+    schedules: Sequence[str],
+    batch_sizes: Sequence[Any],
+    seed: int,
+    rank_by: str,
+    data: str | Path | None,
+) -> str:
+    """The options of the command line that say the same."""
+    words: list[str] = []
+    if data is not None:
+        words.append(f"--data {data}")
+    if entries is not None:
+        words.append(
+            "--entries " + ",".join(each if isinstance(each, str) else _entry(each).name for each in entries)
+        )
+    if isinstance(budget, Budget):
+        words.append(f"--trials {budget.trials}")
+    else:
+        words.append(f"--preset {budget}" if isinstance(budget, str) else f"--trials {budget}")
+    if tuple(schedules) != ("constant",):
+        words.append("--schedules " + ",".join(schedules))
+    if batch_sizes:
+        words.append("--batch-sizes " + ",".join(map(str, batch_sizes)))
+    if seed:
+        words.append(f"--seed {seed}")
+    if rank_by != "metric":
+        words.append(f"--rank-by {rank_by}")
+    return "".join(f" {word}" for word in words)

@@ -1,0 +1,71 @@
+"""Learning-rate schedules by name, over a run's whole horizon.
+
+Every schedule starts from, or rises to, the configuration's learning rate. `warmup+` before any of them
+spends the first 5 % of the horizon rising to it; the schedule proper then has the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from schuss.errors import refusal
+from schuss.schedules import (
+    Constant,
+    Cosine,
+    CosineRestarts,
+    Cyclic,
+    Exponential,
+    InverseSqrt,
+    Linear,
+    OneCycle,
+    Polynomial,
+    StepDecay,
+    Warmup,
+    WarmupStableDecay,
+)
+
+WARMUP = 0.05
+
+MAKERS: dict[str, Callable[[float, int], Any]] = {
+    "constant": lambda lr, steps: Constant(lr),
+    "cosine": lambda lr, steps: Cosine(lr, steps=steps),
+    "linear": lambda lr, steps: Linear(lr, 0.0, steps=steps),
+    "step": lambda lr, steps: StepDecay(lr, rate=0.1, every=max(1.0, steps / 3)),
+    "cyclic": lambda lr, steps: CosineRestarts(lr, cycles=4, steps=steps),
+    "triangle": lambda lr, steps: Cyclic(lr / 10, lr, period=max(2.0, steps / 4)),
+    "exponential": lambda lr, steps: Exponential(lr, lr / 100, steps=steps),
+    "polynomial": lambda lr, steps: Polynomial(lr, power=2.0, steps=steps),
+    "inverse-sqrt": lambda lr, steps: InverseSqrt(lr),
+    "onecycle": lambda lr, steps: OneCycle(lr, steps=steps),
+    "wsd": lambda lr, steps: WarmupStableDecay(lr, steps=steps),
+}
+
+
+def names() -> list[str]:
+    """Every schedule's name; each also with `warmup+` before it."""
+    return list(MAKERS)
+
+
+def check(name: str) -> str:
+    """Return the name if there is such a schedule."""
+    if name.removeprefix("warmup+") not in MAKERS:
+        raise refusal(
+            "schedule", name, f"one of {', '.join(MAKERS)}", "Any of them also with warmup+ before it."
+        )
+    return name
+
+
+def schedule(name: str, lr: float, steps: int) -> Callable[[int], float]:
+    """The learning rate after n finished steps of a run of so many.
+
+    >>> warm = schedule("warmup+constant", 0.1, 100)
+    >>> round(warm(0), 6), round(warm(4), 6), warm(5), warm(99)
+    (0.02, 0.084, 0.1, 0.1)
+    """
+    make = MAKERS[check(name).removeprefix("warmup+")]
+    if not name.startswith("warmup+"):
+        return make(lr, steps)
+    rise = max(1, round(WARMUP * steps))
+    # The first step is taken with a share of the learning rate, not with none of it.
+    return Warmup(rise, fraction=1 / rise).then(make(lr, max(1, steps - rise)))

@@ -1,0 +1,76 @@
+"""Which optimizer, if I can afford n trials? The expected best of n, for every n, from one pool of N.
+
+Source: the U-statistic whose kernel is the best of n values. Sorted from worst to best, the i-th value is the
+best of a random n-subset with probability C(i−1, n−1)/C(N, n). It is unbiased for every n ≤ N; the usual
+plug-in (n draws from the pool with replacement) is too pessimistic. The interval is the delete-one
+jackknife's (J. Arvesen, "Jackknifing U-statistics", Ann. Math. Statist. 40, 1969); at N = 20 its 95 % covered
+94 % at n = 1 and 85 % at n = 10 in simulation (normal scores).
+"""
+
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from schuss.errors import refusal
+from schuss.lab.statistics.compare import Floats, as_losses, student_quantile
+
+
+@dataclass(frozen=True)
+class BudgetCurve:
+    """Expected best of `n` = 1 .. N trials, shape (N,), in the metric's own orientation.
+
+    `low` and `high` are the 95 % jackknife interval; NaN beyond n = N/2, where one pool no longer holds two
+    separate sets of n trials and so cannot say how much another pool would differ.
+    """
+
+    n: NDArray[np.int64]
+    expected: Floats
+    low: Floats
+    high: Floats
+
+
+def _weights(pool: int) -> Floats:
+    """Row n − 1, column i − 1: the chance that the i-th value from the worst is the best of n of the pool."""
+    return np.array([[comb(i, n) / comb(pool, n + 1) for i in range(pool)] for n in range(pool)])
+
+
+def expected_best(scores: ArrayLike, *, lower_is_better: bool = True) -> Floats:
+    """Return the expected best of n = 1 .. N of these N trials, shape (N,).
+
+    A trial without a finite score stays in the pool as the worst one, so the expected best is infinitely bad
+    for every n that could be spent on failures alone.
+
+    >>> expected_best([3.0, 1.0, 2.0])
+    array([2.        , 1.33333333, 1.        ])
+    """
+    losses = as_losses(scores, lower_is_better=lower_is_better)
+    if losses.ndim != 1 or losses.size == 0:
+        raise refusal("scores", losses.shape, "one number a trial, at least one trial")
+    worst_first = np.sort(losses)[::-1]
+    weights = _weights(losses.size)
+    failed = int(np.isinf(worst_first).sum())
+    finite = np.where(np.isinf(worst_first), 0.0, worst_first)
+    expected = weights @ finite
+    expected[:failed] = np.inf
+    return expected if lower_is_better else -expected
+
+
+def budget_curve(scores: ArrayLike, *, lower_is_better: bool = True, level: float = 0.95) -> BudgetCurve:
+    """Return the expected best of n trials with intervals, from one entry's tuning scores, shape (N,)."""
+    x = np.asarray(scores, dtype=np.float64)
+    expected = expected_best(x, lower_is_better=lower_is_better)
+    size = x.size
+    low, high = np.full(size, np.nan), np.full(size, np.nan)
+    half = size // 2
+    if half:
+        left_out = np.array(
+            [expected_best(np.delete(x, i), lower_is_better=lower_is_better)[:half] for i in range(size)]
+        )
+        with np.errstate(invalid="ignore"):
+            error = np.sqrt((size - 1) ** 2 / size * left_out.var(axis=0, ddof=1))
+        error = np.where(np.isfinite(expected[:half]), error, np.nan)
+        width = student_quantile(0.5 + level / 2, size - 1) * error
+        low[:half], high[:half] = expected[:half] - width, expected[:half] + width
+    return BudgetCurve(np.arange(1, size + 1), expected, low, high)

@@ -1,0 +1,364 @@
+"""What the textbooks say, tested on the runs of one task: holds, fails, or undecided here.
+
+Each claim compares two kinds of runs that differ in one thing only and are paired by seed. It *holds* if the
+95 % interval of the difference lies on its side of zero and the difference exceeds one seed-sd (5 % of cost);
+it *fails* if the whole interval lies below that smallest gap that counts; otherwise it is *undecided*. What
+the race did not run is undecided, and says what it needs.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite, log10
+from typing import Any, Literal
+
+import numpy as np
+
+from schuss.lab.statistics.compare import (
+    Floats,
+    Interval,
+    as_losses,
+    further_seeds,
+    holm_levels,
+    mean_interval,
+    paired_interval,
+    smallest_gap_that_counts,
+)
+from schuss.lab.statistics.numbers import RunNumbers, numbers_of
+
+Verdict = Literal["holds", "fails", "undecided"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence, its verdict, the interval that decided (positive speaks for it), and the runs behind it."""
+
+    id: str
+    claim: str
+    verdict: Verdict
+    interval: Interval | None
+    unit: str
+    entries: tuple[str, ...]
+    runs: tuple[str, ...]
+    why: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The claim as `report.json` holds it: a number that is not finite is None."""
+        found = self.interval
+        return {
+            "id": self.id,
+            "claim": self.claim,
+            "verdict": self.verdict,
+            "interval": None
+            if found is None
+            else {
+                "mean": _finite(found.centre),
+                "low": _finite(found.low),
+                "high": _finite(found.high),
+                "sd": _finite(found.sd),
+                "n": found.n,
+            },
+            "unit": self.unit,
+            "entries": list(self.entries),
+            "runs": list(self.runs),
+            "why": self.why,
+        }
+
+
+def _finite(x: float) -> float | None:
+    return x if isfinite(x) else None
+
+
+def judge(interval: Interval, threshold: float) -> Verdict:
+    """Return the verdict on "the difference is positive and worth having".
+
+    >>> judge(Interval(2.0, 1.0, 3.0, 0.01, 10, 1.0, "t"), threshold=1.0)
+    'holds'
+    >>> judge(Interval(0.0, -0.5, 0.5, 1.0, 10, 1.0, "t"), threshold=1.0)
+    'fails'
+    """
+    if interval.low > 0 and interval.centre > threshold:
+        return "holds"
+    return "fails" if interval.high <= max(threshold, 0.0) else "undecided"
+
+
+Kind = Callable[[RunNumbers], bool]
+Context = Callable[[RunNumbers], Hashable]
+Number = Callable[[RunNumbers], float]
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Two kinds of runs in the same contexts: one value a seed for each, averaged over the contexts."""
+
+    one: Floats
+    other: Floats
+    runs: tuple[RunNumbers, ...]
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """The entries compared, each once, in order."""
+        return tuple(dict.fromkeys(run.entry for run in self.runs))
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The runs compared."""
+        return tuple(run.id for run in self.runs)
+
+
+def match(
+    runs: Iterable[RunNumbers], one: Kind, other: Kind, same: Context, number: Number, *, ratio: bool = False
+) -> Matched | None:
+    """Pair the runs of two kinds that agree in `same` and in the seed; None if no seed has both.
+
+    Only contexts that both kinds ran on all the shared seeds count, so every seed averages the same thing.
+    With `ratio` the average over contexts is geometric.
+    """
+    sides: tuple[dict[Hashable, dict[int, RunNumbers]], ...] = ({}, {})
+    for run in runs:
+        for side, kind in zip(sides, (one, other), strict=True):
+            if kind(run):
+                side.setdefault(same(run), {})[run.seed] = run
+    contexts = [context for context in sides[0] if context in sides[1]]
+    shared = [set(sides[0][c]) & set(sides[1][c]) for c in contexts]
+    contexts = [c for c, seeds in zip(contexts, shared, strict=True) if seeds]
+    seeds = sorted(set.intersection(*(s for s in shared if s))) if contexts else []
+    if not seeds:
+        return None
+    picked = [[[side[c][seed] for c in contexts] for seed in seeds] for side in sides]
+
+    def average(side: list[list[RunNumbers]]) -> Floats:
+        values = np.array([[number(run) for run in row] for row in side])
+        with np.errstate(divide="ignore"):
+            return np.exp(np.log(values).mean(axis=1)) if ratio else values.mean(axis=1)
+
+    used = tuple(run for side in picked for row in side for run in row)
+    return Matched(average(picked[0]), average(picked[1]), used)
+
+
+def claims(
+    runs: Sequence[RunNumbers], *, metric: str = "metric", lower_is_better: bool = True
+) -> list[Claim]:
+    """Return the ten claims, in the textbooks' order, on the reporting runs of one task."""
+    sign = 1.0 if lower_is_better else -1.0
+
+    def loss(x: float) -> float:
+        return float(as_losses(x, lower_is_better=lower_is_better))
+
+    def versus(
+        id: str, sentence: str, one: Kind, other: Kind, same: Context, needs: str, number: Number
+    ) -> Claim:
+        found = match(runs, one, other, same, lambda run: loss(number(run)))
+        if found is None:
+            return _untested(id, sentence, metric, needs)
+        interval = paired_interval(found.one, found.other)
+        threshold = smallest_gap_that_counts(found.one, found.other)
+        verdict = judge(interval, threshold)
+        means = (f"{_short(sign * float(np.mean(x)))}" for x in (found.one, found.other))
+        why = (
+            f"Mean {metric} {' against '.join(means)} over {interval.n} seeds; the advantage is "
+            f"{_span(interval)}, and one seed-sd, the least that counts, is {_short(threshold)}."
+            f"{_advice(interval, threshold, verdict)}"
+        )
+        return Claim(id, sentence, verdict, interval, metric, found.entries, found.ids, why)
+
+    def optimizers(id: str, sentence: str, one: str, other: str, number: Number) -> Claim:
+        return versus(id, sentence, _is(one), _is(other), _setting, f"the entries {one} and {other}", number)
+
+    def score(run: RunNumbers) -> float:
+        return run.score
+
+    usual = _first_schedule(runs, ("cosine", "linear", "step", "warmup+cosine"))
+    single = "cosine" if any(run.schedule == "cosine" for run in runs) else "constant"
+    return [
+        optimizers("momentum-beats-sgd", "Momentum beats plain SGD.", "momentum", "sgd", score),
+        optimizers("nesterov-beats-momentum", "Nesterov beats momentum.", "nesterov", "momentum", score),
+        _adagrad(
+            optimizers(
+                "adagrad-rate-shrinks", "AdaGrad's rate shrinks too much.", "rmsprop", "adagrad", score
+            ),
+            runs,
+        ),
+        _adam_first(runs),
+        optimizers(
+            "momentum-generalizes-better",
+            "SGD with momentum generalizes better than Adam.",
+            "momentum",
+            "adam",
+            lambda run: run.test if isfinite(run.test) else run.score,
+        ),
+        versus(
+            "adamw-beats-adam-l2",
+            "AdamW beats Adam with L2.",
+            _is("adamw"),
+            lambda run: _plain(run.optimizer) == "adaml2" or (run.optimizer == "adam" and run.decayed),
+            _setting,
+            "the entries adamw and adam with an L2 weight decay",
+            score,
+        ),
+        versus(
+            "schedule-beats-none",
+            "A schedule beats none.",
+            lambda run: run.schedule == usual,
+            lambda run: run.schedule == "constant",
+            _optimizer,
+            "one entry with the schedules constant and cosine",
+            score,
+        ),
+        versus(
+            "warmup-helps",
+            "Warm-up helps.",
+            lambda run: run.schedule.startswith("warmup"),
+            lambda run: not run.schedule.startswith("warmup"),
+            lambda run: (
+                *_optimizer(run),
+                run.schedule.removeprefix("warmup").removeprefix("+") or "constant",
+            ),
+            "one entry with the same schedule with and without warm-up (cosine and warmup+cosine)",
+            score,
+        ),
+        versus(
+            "restarts-help",
+            "Cyclic restarts help.",
+            lambda run: run.schedule in ("cyclic", "restarts"),
+            lambda run: run.schedule == single,
+            _optimizer,
+            "one entry with the schedules cyclic and cosine",
+            score,
+        ),
+        _noisier_batches(runs),
+    ]
+
+
+def _is(optimizer: str) -> Kind:
+    return lambda run: run.optimizer == optimizer
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def _setting(run: RunNumbers) -> Hashable:
+    return run.schedule, run.batch_size
+
+
+def _optimizer(run: RunNumbers) -> tuple[str, int]:
+    return run.optimizer, run.batch_size
+
+
+def _first_schedule(runs: Iterable[RunNumbers], order: Sequence[str]) -> str:
+    """The first of `order` that was run: chosen by name, so that no result can choose it."""
+    seen = {run.schedule for run in runs}
+    return next((name for name in order if name in seen), "")
+
+
+def _adagrad(compared: Claim, runs: Sequence[RunNumbers]) -> Claim:
+    """Too much: it has at least halved, and RMSProp, which is AdaGrad that forgets, does better."""
+    falls = [run.rate_fall for run in runs if run.id in compared.runs and run.optimizer == "adagrad"]
+    if compared.interval is None or not np.isfinite(falls).any():
+        return compared
+    fall = mean_interval([x for x in falls if isfinite(x)])
+    verdict: Verdict = compared.verdict
+    if fall.low > -log10(2):
+        verdict = "fails"
+    elif fall.high >= 0 and verdict == "holds":
+        verdict = "undecided"
+    why = (
+        f"AdaGrad's effective rate ends at {_short(10**fall.centre)} × where it began; the question is "
+        f"whether RMSProp, which forgets, does better. {compared.why}"
+    )
+    return replace(compared, verdict=verdict, why=why)
+
+
+def _adam_first(runs: Sequence[RunNumbers]) -> Claim:
+    """First means before every other optimizer: Holm over all of them; the closest rival is shown."""
+    id, sentence, unit = "adam-first", "Adam reaches a target first.", "log ratio of gradients to the target"
+    found = {
+        other: pair
+        for other in dict.fromkeys(run.optimizer for run in runs if run.optimizer != "adam")
+        if (pair := match(runs, _is("adam"), _is(other), _setting, lambda run: run.cost, ratio=True))
+    }
+    if not any(np.isfinite(pair.one).any() or np.isfinite(pair.other).any() for pair in found.values()):
+        needs = "adam, another optimizer and a target that one of them reaches"
+        return _untested(id, sentence, unit, needs)
+    first = {other: paired_interval(pair.one, pair.other, ratio=True) for other, pair in found.items()}
+    _, levels = holm_levels([interval.p for interval in first.values()])
+    adjusted = {
+        other: paired_interval(found[other].one, found[other].other, ratio=True, level=level)
+        for other, level in zip(first, levels, strict=True)
+    }
+    threshold = smallest_gap_that_counts([], [], ratio=True)
+    verdicts = {other: judge(interval, threshold) for other, interval in adjusted.items()}
+    rival = min(adjusted, key=lambda other: (adjusted[other].centre, adjusted[other].low))
+    verdict: Verdict = (
+        "fails"
+        if "fails" in verdicts.values()
+        else "holds"
+        if set(verdicts.values()) == {"holds"}
+        else "undecided"
+    )
+    reached = [int(np.isfinite(x).sum()) for x in (found[rival].one, found[rival].other)]
+    interval = adjusted[rival]
+    why = (
+        f"The closest rival is {rival}: {reached[0]} of {interval.n} seeds reached the target with adam, "
+        f"{reached[1]} with {rival}; log(cost of {rival} / cost of adam) is {_span(interval)}, Holm-adjusted "
+        f"over {len(adjusted)} rivals.{_advice(interval, threshold, verdict)}"
+    )
+    pair = found[rival]
+    return Claim(id, sentence, verdict, interval, unit, pair.entries, pair.ids, why)
+
+
+def _noisier_batches(runs: Sequence[RunNumbers]) -> Claim:
+    id, sentence, unit = "smaller-batches-noisier", "Smaller batches are noisier.", "log ratio of loss jumps"
+    sizes: dict[Hashable, list[int]] = {}
+    for run in runs:
+        sizes.setdefault((run.optimizer, run.schedule), []).append(run.batch_size)
+    extremes = {same: (min(x), max(x)) for same, x in sizes.items() if min(x) < max(x)}
+
+    def context(run: RunNumbers) -> Hashable:
+        return run.optimizer, run.schedule
+
+    def end(which: int) -> Kind:
+        return lambda run: (
+            context(run) in extremes
+            and run.batch_size == extremes[context(run)][which]
+            and isfinite(run.noise)
+            and run.noise > 0
+        )
+
+    found = match(runs, end(1), end(0), context, lambda run: run.noise, ratio=True)
+    if found is None:
+        return _untested(id, sentence, unit, "one entry at two batch sizes (--batch-sizes 32,256)")
+    interval = paired_interval(found.one, found.other, ratio=True)
+    verdict = judge(interval, 0.0)
+    why = (
+        f"log(jumps at the smallest batch / jumps at the largest) of the training loss between evaluations, "
+        f"in the second half of each run, is {_span(interval)} over {interval.n} seeds."
+        f"{_advice(interval, 0.0, verdict)}"
+    )
+    return Claim(id, sentence, verdict, interval, unit, found.entries, found.ids, why)
+
+
+def _untested(id: str, sentence: str, unit: str, needs: str) -> Claim:
+    return Claim(id, sentence, "undecided", None, unit, (), (), f"Not tested here: it needs {needs}.")
+
+
+def _advice(interval: Interval, threshold: float, verdict: Verdict) -> str:
+    if verdict != "undecided":
+        return ""
+    _, seeds = further_seeds(interval, threshold, level=0.95)
+    return f" About {seeds:,} further seeds would decide it." if seeds else " More seeds would decide it."
+
+
+def _short(x: float) -> str:
+    return f"{x:.3g}".replace("-", "−")
+
+
+def _span(interval: Interval) -> str:
+    return f"{_short(interval.centre)} ({_short(interval.low)} to {_short(interval.high)})"
+
+
+def claims_of(task: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return `claims` for a task's report, as `report.json` holds them."""
+    metric = task["metric"]
+    found = claims(numbers_of(task), metric=metric["name"], lower_is_better=metric["best"] == "min")
+    return [claim.as_dict() for claim in found]

@@ -1,0 +1,113 @@
+"""When is a target reached, by how many, and at what cost? Not reached is an infinite cost and is kept.
+
+Source of ERT: N. Hansen et al., "COCO: a platform for comparing continuous optimizers", 2021.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from schuss.errors import refusal
+from schuss.lab.statistics.compare import as_losses
+
+HOLD = 3  # evaluations in a row for which a target must stay reached; a first crossing is often noise
+
+
+@dataclass(frozen=True)
+class TimeToTarget:
+    """`reached` of `n` runs; their share, the median cost with ∞ for the others, the expected cost."""
+
+    reached: int
+    n: int
+    share: float
+    median: float
+    ert: float
+
+
+def fixed_targets(
+    initial: float,
+    bests: Mapping[str, ArrayLike],
+    *,
+    lower_is_better: bool = True,
+    quantiles: Sequence[float] = (0.5, 0.9, 1.0),
+) -> list[float]:
+    """Return the targets initial + q (best − initial), fixed before the reporting seeds run.
+
+    `bests[entry]` are the best values that the entry's confirming runs saw, one a run; "best" here is the
+    median of the strongest entry. `initial` is the untrained model's value. Returns [] when nothing finished
+    better than the untrained model, as then there is nothing to reach.
+
+    >>> fixed_targets(2.0, {"a": [1.0, 0.8, 1.2], "b": [1.5, 1.5, 1.5]})
+    [1.5, 1.1, 1.0]
+    """
+    for q in quantiles:
+        if not 0 < q <= 1:
+            raise refusal("quantile", q, "in (0, 1]", "1 is what the strongest entry reached.")
+    sign = 1.0 if lower_is_better else -1.0
+    medians = [float(np.median(as_losses(x, lower_is_better=lower_is_better))) for x in bests.values()]
+    best = min(medians, default=np.inf)
+    if not (np.isfinite(best) and best < sign * initial):
+        return []
+    return [initial + q * (sign * best - initial) for q in quantiles]
+
+
+def first_reached(
+    values: ArrayLike, target: float, *, lower_is_better: bool = True, hold: int = HOLD
+) -> int | None:
+    """Return the index of the first evaluation from which the target stays reached for `hold` in a row.
+
+    NaN is not reached. A target reached in the last two evaluations only is not confirmed: None.
+
+    >>> first_reached([5, 1, 5, 1, 1, 1, 5], target=2)
+    3
+    """
+    losses = as_losses(values, lower_is_better=lower_is_better)
+    good = losses <= (target if lower_is_better else -target)
+    if good.size < hold:
+        return None
+    held = np.lib.stride_tricks.sliding_window_view(good, hold).all(axis=1)
+    return int(held.argmax()) if held.any() else None
+
+
+def cost_to_target(
+    values: ArrayLike,
+    costs: ArrayLike,
+    target: float,
+    *,
+    lower_is_better: bool = True,
+    hold: int = HOLD,
+) -> float:
+    """Return the cost at which a run reached the target, ∞ if it did not. `costs[i]` was paid by `values[i]`.
+
+    >>> cost_to_target([3.0, 1.0, 1.0, 1.0], [0, 10, 20, 30], target=2.0)
+    10.0
+    """
+    index = first_reached(values, target, lower_is_better=lower_is_better, hold=hold)
+    return float("inf") if index is None else float(np.asarray(costs)[index])
+
+
+def time_to_target(costs: Iterable[float], spent: Iterable[float]) -> TimeToTarget:
+    """Summarise runs by `costs` (to the target, ∞ = not reached) and `spent` (each run's whole cost).
+
+    ERT is the cost of all runs, each counted until it reached or ended, over the number that reached.
+
+    >>> time_to_target([10.0, 30.0, float("inf")], spent=[100, 100, 100])
+    TimeToTarget(reached=2, n=3, share=0.6666666666666666, median=30.0, ert=70.0)
+    """
+    paid, whole = (np.asarray(list(x), dtype=np.float64) for x in (costs, spent))
+    if paid.shape != whole.shape or paid.size == 0:
+        raise refusal(
+            "runs", (paid.size, whole.size), "two equal counts ≥ 1", "Give both costs of every run."
+        )
+    paid = np.where(np.isnan(paid), np.inf, paid)
+    reached = int(np.isfinite(paid).sum())
+    total = float(np.where(np.isfinite(paid), paid, whole).sum())
+    return TimeToTarget(
+        reached,
+        paid.size,
+        reached / paid.size,
+        float(np.median(paid)),
+        total / reached if reached else np.inf,
+    )

@@ -1,0 +1,176 @@
+"""What goes wrong is said: what was given, what is allowed, what to try."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import schuss.curvature.memory as memory
+from schuss.curvature import (
+    Pieces,
+    extreme_eigenvalues,
+    ggnvp,
+    gradient_noise_scale,
+    gradient_sparsity,
+    hvp,
+    range_test,
+    spectrum,
+    stability_limit,
+)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return nn.Linear(3, 2)
+
+
+def square(model, x):
+    return model(x).square().mean()
+
+
+X = torch.ones(4, 3)
+V = torch.ones(8)
+
+CASES = {
+    "nan": (lambda m, x: square(m, x) * float("nan"), "is not finite. Nothing can be measured"),
+    "not scalar": (lambda m, x: m(x), r"shape=\(4, 2\) is not a scalar's. Reduce it"),
+    "not a tensor": (lambda m, x: square(m, x).item(), "is not a scalar tensor. Return the tensor itself"),
+    "detached": (lambda m, x: square(m, x).detach(), "has no gradient .* Likely causes"),
+    "another model": (lambda m, x: square(nn.Linear(3, 2), x), "has no gradient .* another model"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("measure", [hvp, gradient_sparsity, extreme_eigenvalues, gradient_noise_scale])
+def test_losses_that_cannot_be_measured(model, case, measure):
+    loss, said = CASES[case]
+    arguments = (V,) if measure is hvp else ()
+    batch = [X, X, X] if measure is gradient_noise_scale else X
+    with pytest.raises(ValueError, match=said):
+        measure(model, loss, batch, *arguments)
+
+
+@pytest.mark.parametrize("measure", [extreme_eigenvalues, spectrum])
+def test_a_loss_that_changes_between_calls_is_named_with_its_likely_cause(model, measure):
+    own = torch.Generator().manual_seed(0)
+
+    def loss(model, x):
+        return square(model, x[torch.randperm(4, generator=own)[:2]] * torch.rand(1, generator=own))
+
+    with pytest.raises(ValueError, match=r"changed from .* dropout or noise from a generator of its own"):
+        measure(model, loss, X)
+
+
+def test_a_loss_that_draws_from_the_global_state_does_not_change(model):
+    result = extreme_eigenvalues(model, lambda m, x: square(m, x * torch.rand(4, 1)), X, k=1)
+    assert result.converged
+
+
+@pytest.mark.parametrize(
+    ("vector", "said"),
+    [
+        (torch.ones(7), r"vector=\(7,\) is not of shape \(8,\)"),
+        ([torch.ones(2, 3)], "vector='1 tensors' is not one for each of the 2 weights"),
+        (
+            [torch.ones(3, 2), torch.ones(2)],
+            r"vector\[weight\]=\(3, 2\) is not of the weight's shape \(2, 3\)",
+        ),
+        ({"weight": torch.ones(2, 3)}, r"is not a dict with the keys \['bias', 'weight'\]"),
+    ],
+)
+def test_vectors_that_do_not_fit(model, vector, said):
+    with pytest.raises(ValueError, match=said):
+        hvp(model, square, X, vector)
+
+
+def test_models_without_weights():
+    with pytest.raises(ValueError, match="is not a model with a weight that requires a gradient"):
+        hvp(nn.ReLU(), square, X, V)
+    with pytest.raises(ValueError, match=r"is not an nn\.Module, a tensor, or a list or dict"):
+        hvp(3.0, square, X, V)
+    with pytest.raises(ValueError, match="real floating type"):
+        hvp(torch.ones(2, dtype=torch.cfloat, requires_grad=True), lambda x, _: x.abs().sum(), None, V)
+
+
+def test_products_that_are_not_finite():
+    with pytest.raises(ValueError, match=r"not finite: .* a square root or a norm at 0"):
+        hvp(torch.zeros(2), lambda x, _: (x**2).sum().sqrt() + 1, None, torch.ones(2))
+
+
+def test_gauss_newton_needs_outputs(model):
+    with pytest.raises(ValueError, match="never called the model"):
+        ggnvp(model, lambda m, x: m.weight.square().sum(), X, V)
+    with pytest.raises(ValueError, match="is not a pair"):
+        ggnvp(torch.ones(2), lambda x, _: x.square().sum(), None, torch.ones(2))
+
+    class Inside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x):
+            return square(self.inner, x)
+
+    with pytest.raises(ValueError, match="returns the loss itself"):
+        ggnvp(Inside(), lambda m, x: m(x), X, V)
+
+
+def test_options_out_of_range(model):
+    with pytest.raises(ValueError, match="k=0 is not at least 1"):
+        extreme_eigenvalues(model, square, X, k=0)
+    with pytest.raises(ValueError, match="matrix='fisher' is not one of"):
+        extreme_eigenvalues(model, square, X, matrix="fisher")
+    with pytest.raises(ValueError, match="vectors=5 is not at least 14"):
+        extreme_eigenvalues(model, square, X, k=3, vectors=5)
+    with pytest.raises(ValueError, match="probes=1 is not at least 2"):
+        spectrum(model, square, X, probes=1)
+    with pytest.raises(ValueError, match="at least two"):
+        gradient_noise_scale(model, square, [X])
+    with pytest.raises(ValueError, match="Give batch_size="):
+        gradient_noise_scale(model, lambda m, b: square(m, X), [1, 2, 3])
+    with pytest.raises(ValueError, match="one finite number for each of 2 pieces"):
+        Pieces([X, X], weights=[1.0])
+    with pytest.raises(ValueError, match="at least one batch"):
+        Pieces([])
+
+
+def test_memory_is_named_before_it_is_taken(model, monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda device: 100)
+    for measure in (extreme_eigenvalues, spectrum):
+        with pytest.raises(MemoryError, match=r"needs \d+ vectors of 8 numbers, .* GB are free on cpu. Ask"):
+            measure(model, square, X)
+    with pytest.raises(MemoryError, match="the noise scale needs 22 vectors of 8 numbers"):
+        gradient_noise_scale(model, square, [X, X])
+
+
+def test_the_machine_says_how_much_memory_is_free():
+    free = memory.available(torch.device("cpu"))
+    assert free is None or free > 2**20
+
+
+def test_range_tests_that_make_no_sense(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    with pytest.raises(ValueError, match="0 < lowest < highest"):
+        range_test(model, square, [X], optimizer, lowest=1.0, highest=0.1)
+    with pytest.raises(ValueError, match="at least one batch"):
+        range_test(model, square, [], optimizer)
+    with pytest.raises(ValueError, match="holds none of the model's weights"):
+        range_test(nn.Linear(3, 2), square, [X], optimizer)
+
+
+def test_optimizers_without_a_limit(model):
+    weights = list(model.parameters())
+    with pytest.raises(ValueError, match="only the sign of the gradient"):
+        stability_limit(torch.optim.Rprop(weights))
+    with pytest.raises(ValueError, match="LBFGS"):
+        stability_limit(torch.optim.LBFGS(weights))
+    with pytest.raises(ValueError, match="maximize=True is not False"):
+        stability_limit(torch.optim.SGD(weights, lr=0.1, maximize=True))
+    with pytest.raises(ValueError, match=r"momentum=1.0 is not in \[0, 1\)"):
+        stability_limit(torch.optim.SGD(weights, lr=0.1, momentum=1.0))
+    with pytest.raises(ValueError, match="has no state yet"):
+        stability_limit(torch.optim.Adam(weights)).sharpness(model, square, X)
+    with pytest.raises(ValueError, match="holds none of the model's weights"):
+        stability_limit(torch.optim.SGD(weights, lr=0.1)).sharpness(nn.Linear(3, 2), square, X)
