@@ -1,1 +1,5 @@
 """Plain data in, one HTML file out."""
+
+from schuss.lab.report.page import render
+
+__all__ = ["render"]

@@ -299,7 +299,7 @@ def _adam_first(runs: Sequence[RunNumbers]) -> Claim:
     reached = [int(np.isfinite(x).sum()) for x in (found[rival].one, found[rival].other)]
     interval = adjusted[rival]
     why = (
-        f"The closest rival is {rival}: {reached[0]} of {interval.n} seeds reached the target with adam, "
+        f"The strongest rival is {rival}: {reached[0]} of {interval.n} seeds reached the target with adam, "
         f"{reached[1]} with {rival}; log(cost of {rival} / cost of adam) is {_span(interval)}, Holm-adjusted "
         f"over {len(adjusted)} rivals.{_advice(interval, threshold, verdict)}"
     )
