@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from schuss.errors import refusal
 from schuss.lab.entries import Entry
 from schuss.lab.landscape.scene import Scene
-from schuss.lab.landscape.trails import Trail
+from schuss.lab.landscape.trails import Trail, said
 from schuss.lab.landscape.training import flat, put, sample, training
 from schuss.lab.tasks.data import Batch, size
 from schuss.lab.tasks.task import Task
@@ -157,8 +157,7 @@ def _run(task: Task, entry: Entry, lr: float, steps: int, seed: int, batch: Batc
             values.append(value)
     assert model is not None
     ended = "" if last == steps and len(places) == len(kept) else f"lost at step {last}"
-    settings = ", ".join(f"{key} {value:.3g}" for key, value in chosen.items())
-    trail = Trail(entry.name, settings, np.zeros((len(values), 2)), np.array(values), ended)
+    trail = Trail(entry.name, said(entry, chosen), np.zeros((len(values), 2)), np.array(values), ended)
     return _Run(trail, torch.stack(places), copy.deepcopy(model))
 
 

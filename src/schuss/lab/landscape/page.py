@@ -38,16 +38,21 @@ def figure(scene: Scene) -> dict[str, Any]:
     above = scene.heights - scene.lowest
     positive = above[np.isfinite(above) & (above > 0)]
     floor = max(float(positive.min()) / 10, 1e-12)
+    levels = np.log10(np.maximum(above, floor))
+    bottom, top = float(np.nanquantile(levels, 0.01)), float(np.nanmax(levels))
     traces: list[dict[str, Any]] = [
         dict(
             type="contour",
             x=scene.xs,
             y=scene.ys,
-            z=np.log10(np.maximum(above, floor)),
-            ncontours=22,
+            z=levels,
+            autocontour=False,
+            contours=dict(start=bottom, end=top, size=(top - bottom) / 18),
             showscale=False,
             colorscale=[[0, "#7ba5b3"], [1, "#fbfbf9"]],
-            line=dict(color="#dfe2e0", width=0.8),
+            zmin=bottom,
+            zmax=top,
+            line=dict(color="#55606a", width=0.4),
         )
     ]
     for i, trail in enumerate(scene.trails):

@@ -115,8 +115,19 @@ def given(surface: Surface, entry: Entry, parameters: Mapping[str, float], steps
         lambda w: entry.build(w, chosen),
         steps,
         name=entry.name,
-        settings=", ".join(f"{key} {value:.3g}" for key, value in chosen.items()),
+        settings=said(entry, chosen),
     )
+
+
+def said(entry: Entry, parameters: Mapping[str, float]) -> str:
+    """An entry's settings as a reader says them.
+
+    >>> from schuss.lab.entries import find
+    >>> said(find("momentum"), {"lr": 0.1, "1 - momentum": 0.1})
+    'lr 0.1, momentum 0.9'
+    """
+    arguments = entry.arguments(parameters)
+    return ", ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in arguments.items())
 
 
 def _value(surface: Surface, w: Tensor) -> float:

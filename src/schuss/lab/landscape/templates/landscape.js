@@ -5,6 +5,8 @@ for (const section of document.querySelectorAll("[data-scene]")) {
   const floor = Math.max(least / 10, 1e-12);
   const up = (z) => (z === null ? null : Math.log10(Math.max(z - scene.lowest, floor)));
   const levels = scene.heights.map((row) => row.map(up));
+  const sorted = levels.flat().filter((z) => z !== null).sort((a, b) => a - b);
+  const [bottom, top] = [sorted[Math.floor(0.01 * sorted.length)], sorted.at(-1)]; // a pole at a minimum would stretch the scale
   const last = Math.max(...scene.trails.map((trail) => trail.values.length - 1));
   const stride = Math.max(1, Math.ceil(last / 120)), stops = [];
   for (let k = 0; k < last; k += stride) stops.push(k);
@@ -23,8 +25,8 @@ for (const section of document.querySelectorAll("[data-scene]")) {
 
   const moving = (k) => scene.trails.flatMap((trail) => [lineOf(trail, k), headOf(trail, k)]);
   const ground = schuss.figure(section.querySelector(".ground"), (plot) => {
-    const traces = [{ type: "contour", x: scene.xs, y: scene.ys, z: levels, ncontours: 22, showscale: false, hoverinfo: "skip",
-      colorscale: colours(), line: { color: css("--line"), width: 0.8 }, contours: { coloring: "fill" } }];
+    const traces = [{ type: "contour", x: scene.xs, y: scene.ys, z: levels, autocontour: false, showscale: false, hoverinfo: "skip", zmin: bottom, zmax: top,
+      colorscale: colours(), line: { color: css("--soft"), width: 0.4 }, contours: { coloring: "fill", start: bottom, end: top, size: (top - bottom) / 18 } }];
     if (scene.minima.length) traces.push({ x: scene.minima.map((p) => p[0]), y: scene.minima.map((p) => p[1]), mode: "markers", hovertemplate: "minimum (%{x:.4g}, %{y:.4g})<extra></extra>",
       marker: { symbol: "cross-thin", size: 11, line: { width: 2, color: css("--ink") } } });
     const starts = [...new Map(scene.trails.map((trail) => [String(trail.places[0]), trail.places[0]])).values()];
@@ -45,7 +47,7 @@ for (const section of document.querySelectorAll("[data-scene]")) {
   // The legend shows paths; heads, starts and minima have no name of their own.
   const quiet = ground.draw;
   ground.draw = () => quiet().then((plot) => {
-    const named = ground.plot.data.map((trace) => trace.name !== undefined && trace.type === "scatter");
+    const named = ground.plot.data.map((trace) => trace.name !== undefined);
     const silent = named.map((is, i) => (is ? -1 : i)).filter((i) => i >= 0);
     return Plotly.restyle(ground.plot, { showlegend: false }, silent);
   });
@@ -62,19 +64,19 @@ for (const section of document.querySelectorAll("[data-scene]")) {
     return [traces, schuss.layout({ title: "step", zeroline: false }, { title: scene.watched, rangemode: "tozero" }, { shapes: [cursor()] })];
   });
   const cursor = () => ({ type: "line", x0: step, x1: step, yref: "paper", y0: 0, y1: 1, line: { color: css("--soft"), width: 1, dash: "dot" } });
-  const lift = () => { const all = levels.flat().filter((z) => z !== null); return 0.012 * (Math.max(...all) - Math.min(...all)); };
+  const lift = 0.015 * (top - bottom), shown3 = (z) => (z === null ? null : Math.max(z, bottom));
   const deep = schuss.figure(section.querySelector(".deep"), () => {
     const axis = (title) => ({ title: { text: title }, gridcolor: css("--grid"), color: css("--soft"), showbackground: false, zeroline: false });
-    const up3 = lift(), window_ = ([x, y]) => x >= scene.xs[0] && x <= scene.xs.at(-1) && y >= scene.ys[0] && y <= scene.ys.at(-1);
-    const traces = [{ type: "surface", x: scene.xs, y: scene.ys, z: levels, colorscale: colours(), showscale: false, opacity: 0.92, hoverinfo: "skip",
+    const window_ = ([x, y]) => x >= scene.xs[0] && x <= scene.xs.at(-1) && y >= scene.ys[0] && y <= scene.ys.at(-1);
+    const traces = [{ type: "surface", x: scene.xs, y: scene.ys, z: levels.map((row) => row.map(shown3)), colorscale: colours(), showscale: false, opacity: 0.92, hoverinfo: "skip",
       contours: { z: { show: true, usecolormap: false, color: css("--line"), width: 1 } }, lighting: { ambient: 0.85, diffuse: 0.35, specular: 0.05 } }];
     scene.trails.forEach((trail, i) => {
       const shown = trail.places.map((p, k) => (k <= step && window_(p) ? k : -1)).filter((k) => k >= 0);
-      traces.push({ type: "scatter3d", name: trail.name, mode: "lines", x: shown.map((k) => trail.places[k][0]), y: shown.map((k) => trail.places[k][1]), z: shown.map((k) => up(trail.values[k]) + up3),
+      traces.push({ type: "scatter3d", name: trail.name, mode: "lines", x: shown.map((k) => trail.places[k][0]), y: shown.map((k) => trail.places[k][1]), z: shown.map((k) => shown3(up(trail.values[k])) + lift),
         line: { color: look(i).colour, width: 6 }, hoverinfo: "name" });
     });
     return [traces, { ...schuss.layout({}, {}), margin: { l: 0, r: 0, t: 0, b: 0 },
-      scene: { xaxis: axis(scene.axes[0]), yaxis: axis(scene.axes[1]), zaxis: axis(`log₁₀ ${scene.unit}`), aspectratio: { x: 1, y: 1, z: 0.6 }, camera: { eye: { x: -1.2, y: -1.35, z: 0.95 } } }, uirevision: "kept" }];
+      scene: { xaxis: axis(scene.axes[0]), yaxis: axis(scene.axes[1]), zaxis: axis(`log₁₀ ${scene.unit}`), aspectratio: { x: 1, y: 1, z: 0.6 }, camera: { eye: { x: -1.05, y: -1.15, z: 0.8 }, center: { x: 0, y: 0, z: -0.12 } } }, uirevision: "kept" }];
   });
 
   // One frame for each stop of the slider, made when they are first wanted.
