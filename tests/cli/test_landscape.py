@@ -49,7 +49,19 @@ def test_mistakes_are_clear_errors(arguments, message, tmp_path):
 def test_a_picture_by_a_browser(tmp_path):
     if not any(map(shutil.which, drawing.__globals__["BROWSERS"])):
         pytest.skip("no Chromium is installed here")
-    found = run("beale", "--optimizers", "sgd", "--steps", 5, "--lr", 0.01, "--out", tmp_path / "p.html", "--png", tmp_path / "p.png")
+    found = run(
+        "beale",
+        "--optimizers",
+        "sgd",
+        "--steps",
+        5,
+        "--lr",
+        0.01,
+        "--out",
+        tmp_path / "p.html",
+        "--png",
+        tmp_path / "p.png",
+    )
     assert found.exit_code == 0, found.output
     head = (tmp_path / "p.png").read_bytes()[:24]
     assert head[:8] == b"\x89PNG\r\n\x1a\n"

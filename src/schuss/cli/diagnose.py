@@ -32,7 +32,9 @@ Nothing is raced here: each piece of advice names the race that could overturn i
 @click.option("--steps", type=click.IntRange(2), help="Of the short run.  [default: a tenth of the horizon]")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--data", type=click.Path(path_type=Path), help="Files for the task.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("diagnose.html"), show_default=True)
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("diagnose.html"), show_default=True
+)
 def command(
     task: str,
     optimizer: str,
@@ -68,11 +70,22 @@ def command(
 
 
 def _show(console: Console, found: Diagnosis, advice: list[Advice]) -> None:
-    table = Table(title=f"{found.task}: {found.steps} steps of {found.optimizer} ({found.settings})", title_justify="left")
+    table = Table(
+        title=f"{found.task}: {found.steps} steps of {found.optimizer} ({found.settings})",
+        title_justify="left",
+    )
     for head in ("step", "loss", "λ max", "λ min", "sharpness", "limit", "dial", "max lr"):
         table.add_column(head, justify="right")
     for look in found.looks:
-        numbers = (look.loss, look.largest, look.smallest, look.sharpness, look.limit, look.dial, look.largest_lr)
+        numbers = (
+            look.loss,
+            look.largest,
+            look.smallest,
+            look.sharpness,
+            look.limit,
+            look.dial,
+            look.largest_lr,
+        )
         table.add_row(str(look.step), *("–" if x is None else f"{x:.3g}" for x in numbers))
     console.print(table)
     for name, noise in zip(("start", "end"), found.noise, strict=True):
@@ -87,4 +100,6 @@ def _show(console: Console, found: Diagnosis, advice: list[Advice]) -> None:
         console.print(f"\n[bold]{each.topic}[/]: ", end="", highlight=False)
         console.print(f"{each.take} ({each.sure})", markup=False, highlight=False)
         console.print(f"  {each.because}", markup=False, highlight=False)
-        console.print(f"  To overturn it: {each.command}", style="dim", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"  To overturn it: {each.command}", style="dim", markup=False, highlight=False, soft_wrap=True
+        )

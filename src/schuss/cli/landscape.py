@@ -33,7 +33,9 @@ ON_SURFACES, ON_NETWORKS = 200, 300
 @click.command(epilog=EPILOG)
 @click.argument("target", required=False, metavar="[FUNCTION|TASK]")
 @click.option("--story", "names", help="Named pictures instead, comma-separated; or all.")
-@click.option("--optimizers", default="sgd,momentum,adagrad,rmsprop,adam", show_default=True, help="Who walks.")
+@click.option(
+    "--optimizers", default="sgd,momentum,adagrad,rmsprop,adam", show_default=True, help="Who walks."
+)
 @click.option("--steps", type=click.IntRange(1), help=f"[default: {ON_SURFACES}; a network {ON_NETWORKS}]")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="For all of them; searched if not given.")
 @click.option("--start", help="Where to start, as x,y.")
@@ -43,8 +45,15 @@ ON_SURFACES, ON_NETWORKS = 200, 300
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of a network's start.")
 @click.option("--data", type=click.Path(path_type=Path), help="Files for the task.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("landscape.html"), show_default=True)
-@click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write the (first) picture here too.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("landscape.html"),
+    show_default=True,
+)
+@click.option(
+    "--png", type=click.Path(dir_okay=False, path_type=Path), help="Write the (first) picture here too."
+)
 def command(
     target: str | None,
     names: str | None,
@@ -61,7 +70,9 @@ def command(
 ) -> None:
     """Draw where optimizers walk, step by step, on a function of two numbers or on a network's loss."""
     if (target is None) == (names is None):
-        raise click.UsageError("Give a function or a task, or --story NAME. Try: schuss landscape --story all")
+        raise click.UsageError(
+            "Give a function or a task, or --story NAME. Try: schuss landscape --story all"
+        )
     console = Console()
     from schuss.lab.entries import find
     from schuss.lab.landscape import STORIES, Scene, figure, on_network, on_surface, render, story, surface
@@ -87,7 +98,9 @@ def command(
                 else:
                     if start or window:
                         raise click.UsageError("--start and --window are for functions of two numbers.")
-                    scenes = [on_network(task_of(target, data), entries, steps or ON_NETWORKS, lr, plane, seed)]
+                    scenes = [
+                        on_network(task_of(target, data), entries, steps or ON_NETWORKS, lr, plane, seed)
+                    ]
         words = [word if word.startswith("-") else shlex.quote(word) for word in sys.argv[1:]]
         text = render(scenes, f"schuss {' '.join(words)}")
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +124,9 @@ def _numbers(name: str, text: str | None, count: int) -> tuple[float, ...] | Non
     except ValueError:
         numbers = ()
     if len(numbers) != count:
-        raise click.BadParameter(f"{text!r} is not {count} numbers with commas between.", param_hint=f"--{name}")
+        raise click.BadParameter(
+            f"{text!r} is not {count} numbers with commas between.", param_hint=f"--{name}"
+        )
     return numbers
 
 
@@ -120,7 +135,13 @@ def _show(console: Console, scene: object) -> None:
 
     assert isinstance(scene, Scene)
     table = Table(title=scene.title, title_justify="left")
-    for head, side in (("optimizer", "left"), ("settings", "left"), ("steps", "right"), ("lowest", "right"), ("last", "right")):
+    for head, side in (
+        ("optimizer", "left"),
+        ("settings", "left"),
+        ("steps", "right"),
+        ("lowest", "right"),
+        ("last", "right"),
+    ):
         table.add_column(head, justify="right" if side == "right" else "left")
     for trail in scene.trails:
         last = f"{trail.values[-1]:.3g}" + (f" ({trail.ended})" if trail.ended else "")

@@ -61,7 +61,8 @@ def test_regression_has_noise_scale_d_plus_one():
     found = measure(regression(), find("sgd"), "regression.py", steps=10)
     for noise in found.noise:
         assert noise.interval[0] < 11 < noise.interval[1]
-    assert found.looks[0].largest == pytest.approx(1, rel=0.2)
+    # The sample of 512 has its largest eigenvalue at the edge of Marchenko and Pastur, (1 + √(d/n))².
+    assert found.looks[0].largest == pytest.approx((1 + math.sqrt(10 / 512)) ** 2, rel=0.05)
     assert {speed.batch for speed in found.speeds} == {2, 8, 32, 128, 512}
     topics = {each.topic: each for each in advise(found)}
     assert "examples" in topics["batch size"].because
@@ -133,11 +134,15 @@ def test_without_measurements_nothing_is_claimed():
 
 
 @pytest.mark.parametrize(
-    ("plain", "scaled", "take", "sure"),
-    [(1.0, 2.0, "adamw", "an indication"), (2.0, 1.0, "momentum", "an indication"), (1.0, 1.1, "momentum", "a guess")],
+    ("along", "scaled", "take", "sure"),
+    [
+        (1.0, 2.0, "adamw", "an indication"),
+        (2.0, 1.0, "momentum", "an indication"),
+        (1.0, 1.1, "momentum", "a guess"),
+    ],
 )
-def test_the_better_direction_is_taken(plain, scaled, take, sure):
-    advice = taken(replace(EMPTY, directions=Directions(plain, scaled)))["optimizer"]
+def test_the_better_direction_is_taken(along, scaled, take, sure):
+    advice = taken(replace(EMPTY, directions=Directions(along, scaled)))["optimizer"]
     assert (advice.take, advice.sure) == (take, sure)
 
 
@@ -166,7 +171,7 @@ def test_the_rate_is_the_ladder_cut_at_the_limit():
 
 def test_the_batch_is_where_a_goal_costs_least():
     speeds = (Speed(16, 1.0), Speed(64, 1.1), Speed(256, 2.0))
-    found = replace(EMPTY, noise=(None, noise(100.0, 90.0, 110.0)), speeds=speeds)
+    found = replace(EMPTY, noise=(None, noise(100.0, 98.0, 110.0)), speeds=speeds)
     times = [cost.time for cost in costs(speeds, 100.0)]
     assert times == pytest.approx([7.25, 1.1 * (1 + 100 / 64), 2 * (1 + 100 / 256)])
     advice = taken(found)["batch size"]

@@ -134,7 +134,7 @@ def test_the_page_needs_nothing_else(digits):
     page = render([digits, on_surface(surface("beale"), [find("adam")], 30, lr=0.1)], "schuss landscape <x>")
     assert "schuss landscape &lt;x&gt;" in page
     assert page.count('class="scene"') == 2
-    assert "http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'" in page
+    assert 'http-equiv="Content-Security-Policy" content="default-src \'none\'' in page
 
 
 def test_the_figure_is_plain_data():
@@ -145,7 +145,9 @@ def test_the_figure_is_plain_data():
 
 def test_a_function_of_your_own(tmp_path):
     file = tmp_path / "hills.py"
-    file.write_text("def f(w):\n    x, y = w\n    return (x - 2) ** 2 + y**4\nf.start = (1.0, 1.0)\ndef g(w):\n    return 3\n")
+    file.write_text(
+        "def f(w):\n    x, y = w\n    return (x - 2) ** 2 + y**4\nf.start = (1.0, 1.0)\ndef g(w):\n    return 3\n"
+    )
     ground = surface(f"{file}:f")
     assert ground.start == (1.0, 1.0)
     assert surface(f"{file}:f", start=(0.0, 2.0)).start == (0.0, 2.0)

@@ -62,13 +62,17 @@ def costs(speeds: Sequence[Speed], scale: float) -> list[Cost]:
 def _optimizer(found: Diagnosis) -> Advice:
     race = f"schuss race {found.spec} --preset quick --entries "
     if found.sparsity is not None:
-        table = max(found.sparsity.tensors, key=lambda t: (t.empty_rows * (t.size > found.weights / 4), t.size))
+        table = max(
+            found.sparsity.tensors, key=lambda t: (t.empty_rows * (t.size > found.weights / 4), t.size)
+        )
         if table.size > found.weights / 4 and table.empty_rows > SPARSE:
             return Advice(
                 "optimizer",
                 "adagrad",
-                f"A batch leaves {table.empty_rows:.0%} of the rows of {table.name} untouched ({table.size / found.weights:.0%} "
-                "of all weights). AdaGrad gives rare rows long steps, and its launch touches the others not at all.",
+                f"A batch leaves {table.empty_rows:.0%} of the rows of {table.name} untouched "
+                f"({table.size / found.weights:.0%} "
+                "of all weights). AdaGrad gives rare rows long steps, and its launch touches the others "
+                "not at all.",
                 "an indication",
                 f"{race}adagrad,adam,momentum",
             )
@@ -77,8 +81,10 @@ def _optimizer(found: Diagnosis) -> Advice:
         return Advice(
             "optimizer",
             "momentum",
-            f"There is no gradient noise, and the curvature spreads over a factor of {kappa:.3g}: gradient descent needs "
-            f"about {kappa / 2:.3g} steps for each factor e, momentum at its best about {kappa**0.5 / 2:.3g}. With second "
+            f"There is no gradient noise, and the curvature spreads over a factor of {kappa:.3g}: "
+            "gradient descent needs "
+            f"about {kappa / 2:.3g} steps for each factor e, momentum at its best about "
+            f"{kappa**0.5 / 2:.3g}. With second "
             "derivatives at hand, schuss.torch.LBFGS may need fewer still.",
             "an indication",
             f"{race}momentum,nesterov,adam",
@@ -87,7 +93,8 @@ def _optimizer(found: Diagnosis) -> Advice:
         plain, scaled = found.directions.plain, found.directions.scaled
         ratio = scaled / plain if plain > 0 else inf
         words = (
-            f"After {found.steps} steps, the best point along the gradient divided by each weight's typical gradient lies "
+            f"After {found.steps} steps, the best point along the gradient divided by each weight's "
+            "typical gradient lies "
             f"{scaled:.3g} lower, along the gradient itself {plain:.3g} (a search along both lines)."
         )
         if ratio >= CLEAR:
@@ -159,10 +166,13 @@ def _batch(found: Diagnosis) -> Advice | None:
     return Advice(
         "batch size",
         str(best[0]),
-        f"Noise and signal are equal at {noise.simple:.3g} examples ({low:.3g} to {high_words}). With the measured seconds a "
-        f"step, (1 + {noise.simple:.3g}/B) × seconds is least at {best[0]}; at {own} a goal takes {gain:.2g} times as long.",
+        f"Noise and signal are equal at {noise.simple:.3g} examples ({low:.3g} to {high_words}). With "
+        "the measured seconds a "
+        f"step, (1 + {noise.simple:.3g}/B) × seconds is least at {best[0]}; at {own} a goal takes "
+        f"{gain:.2g} times as long.",
         "measured" if len(set(best)) == 1 and isfinite(high) else "an indication",
-        f"schuss race {found.spec} --entries {found.optimizer} --batch-sizes {named} --rank-by seconds --preset quick",
+        f"schuss race {found.spec} --entries {found.optimizer} --batch-sizes {named} --rank-by seconds "
+        "--preset quick",
     )
 
 
@@ -175,7 +185,8 @@ def _schedule(found: Diagnosis, optimizer: str) -> Advice | None:
         grown = last.largest_lr / first.largest_lr
         warm = grown > MOVING or (first.dial or 0) > 1
         words.append(
-            f"the largest stable rate went from {first.largest_lr:.2g} at step {first.step} to {last.largest_lr:.2g} at step "
+            f"the largest stable rate went from {first.largest_lr:.2g} at step {first.step} to "
+            f"{last.largest_lr:.2g} at step "
             f"{last.step}{': the start bears less than what follows' if warm else ''}"
         )
     falling = False

@@ -12,11 +12,11 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -40,8 +40,8 @@ from schuss.curvature import (
 )
 from schuss.errors import refusal
 from schuss.lab.entries import Entry
-from schuss.lab.landscape.training import sample, training
 from schuss.lab.landscape.trails import said
+from schuss.lab.landscape.training import sample, training
 from schuss.lab.tasks.data import Batch, Rows
 from schuss.lab.tasks.data import size as size_of
 from schuss.lab.tasks.task import Task
@@ -139,7 +139,6 @@ class Diagnosis:
     ladder: RangeTest | None = None
     missing: dict[str, str] = field(default_factory=dict[str, str])
 
-
     @property
     def settled(self) -> tuple[Look, ...]:
         """The looks whose limit means something: of adaptive optimizers those after a quarter of the run."""
@@ -201,12 +200,19 @@ def measure(
             model, optimizer, last = moment.model, moment.optimizer, moment.step
             if moment.step == 0:
                 adaptive = _adaptive(optimizer)
-                ladder = attempt("learning rates", lambda m=model, o=optimizer: _ladder(task, entry, m, o, seed, attempt))
-                sparsity = attempt("sparsity", lambda m=model: gradient_sparsity(m, task.loss, next(task.stream(seed))))
-                noises[0] = attempt("gradient noise at the start", lambda m=model: _noise(task, m, seed, attempt))
+                ladder = attempt(
+                    "learning rates", lambda m=model, o=optimizer: _ladder(task, entry, m, o, seed, attempt)
+                )
+                sparsity = attempt(
+                    "sparsity", lambda m=model: gradient_sparsity(m, task.loss, next(task.stream(seed)))
+                )
+                noises[0] = attempt(
+                    "gradient noise at the start", lambda m=model: _noise(task, m, seed, attempt)
+                )
             if moment.step in stops:
                 looks.append(_look(task, held, moment.step, model, optimizer, attempt))
-        assert model is not None and optimizer is not None
+        assert model is not None
+        assert optimizer is not None
         if last < steps:
             attempt.missing["the whole run"] = (
                 f"the loss was no longer finite after step {last}. Try a smaller --lr."
@@ -216,9 +222,13 @@ def measure(
             noises[1] = attempt("gradient noise at the end", lambda: _noise(task, model, seed + 1, attempt))
             density = attempt(
                 "spectrum",
-                lambda: spectrum(model, task.loss, held, probes=3, steps=40, points=200, progress=attempt.tick),
+                lambda: spectrum(
+                    model, task.loss, held, probes=3, steps=40, points=200, progress=attempt.tick
+                ),
             )
-            conditioning = attempt("conditioning", lambda: _conditioning(task, model, held, density, looks[-1]))
+            conditioning = attempt(
+                "conditioning", lambda: _conditioning(task, model, held, density, looks[-1])
+            )
             directions = attempt("directions", lambda: _directions(task, model, held, seed))
         speeds = attempt("speed", lambda: _speeds(task, entry, chosen, seed, attempt)) or ()
     return Diagnosis(
@@ -317,7 +327,9 @@ def _conditioning(
 ) -> Conditioning:
     if sum(w.numel() for w in model.parameters() if w.requires_grad) <= DENSE:
         found = condition_number(model, task.loss, held)
-        return Conditioning(found.value, found.largest, found.smallest, f"κ of the positive part, {found.how}")
+        return Conditioning(
+            found.value, found.largest, found.smallest, f"κ of the positive part, {found.how}"
+        )
     if density is None or look.largest is None:
         raise ValueError("it needs the spectrum")
     mean, error = density.mean(np.abs)
@@ -325,7 +337,8 @@ def _conditioning(
         look.largest / mean,
         look.largest,
         mean,
-        f"largest eigenvalue over the mean |λ| of all ({mean:.3g} ± {error:.1g}); κ itself is larger, the smallest "
+        f"largest eigenvalue over the mean |λ| of all ({mean:.3g} ± {error:.1g}); κ itself is larger, "
+        "the smallest "
         "positive eigenvalues of a model of this size cannot be seen",
     )
 
@@ -335,7 +348,8 @@ def _directions(task: Task, model: nn.Module, held: Batch, seed: int) -> Directi
     weights = [w for w in model.parameters() if w.requires_grad]
 
     def gradient(batch: Batch) -> list[Tensor]:
-        found = torch.autograd.grad(task.loss(probe, batch), mirrored, allow_unused=True)
+        loss = task.loss(probe, batch)
+        found = cast("Sequence[Tensor | None]", torch.autograd.grad(loss, mirrored, allow_unused=True))
         return [
             torch.zeros_like(w) if g is None else g.to_dense() if g.is_sparse else g
             for w, g in zip(weights, found, strict=True)
@@ -359,7 +373,7 @@ def _directions(task: Task, model: nn.Module, held: Batch, seed: int) -> Directi
     return Directions(*best)
 
 
-def _norm(tensors: list[Tensor]) -> float:
+def _norm(tensors: Sequence[Tensor]) -> float:
     return math.hypot(*(float(t.detach().double().norm()) for t in tensors))
 
 
@@ -388,7 +402,7 @@ def _speeds(
 
 
 @contextmanager
-def _generators_put_back() -> Iterator[None]:
+def _generators_put_back() -> Generator[None]:
     states: tuple[Any, Any] = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002 (a task may draw from it)
     plain = random.getstate()
     try:

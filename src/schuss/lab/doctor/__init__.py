@@ -1,7 +1,7 @@
 """Is everything right on this machine? Truths that nobody here made up, measured in seconds.
 
-    examine()    each part of the examination with its findings, one after another
-    PARTS        the parts by name
+examine()    each part of the examination with its findings, one after another
+PARTS        the parts by name
 """
 
 from __future__ import annotations

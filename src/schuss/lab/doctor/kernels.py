@@ -55,7 +55,9 @@ def kernels(dtypes: tuple[str, ...] = ("float32",)) -> Iterator[Finding]:
         for options in kinds.values():
             for dtype in dtypes:
                 worst = max(worst, deviation(row, options, DTYPES[dtype]))
-        about = f"{row.name}, {len(kinds)} {'kernel' if len(kinds) == 1 else 'variants'} in {', '.join(dtypes)}"
+        about = (
+            f"{row.name}, {len(kinds)} {'kernel' if len(kinds) == 1 else 'variants'} in {', '.join(dtypes)}"
+        )
         yield judged(about, f"≤ {ALLOWED} roundings off", f"{worst:.3g}", worst <= ALLOWED)
 
 

@@ -27,7 +27,9 @@ def kept_kernels() -> Iterator[Finding]:
         kept = cache.read(name) == content
     finally:
         (place / name).unlink(missing_ok=True)
-    yield judged("    what is written there", "comes back whole", "whole" if kept else "lost or changed", kept)
+    yield judged(
+        "    what is written there", "comes back whole", "whole" if kept else "lost or changed", kept
+    )
     names = [path.name for path in place.glob("*.o")]
     whole = sum(cache.read(name) is not None for name in names)
     measured = f"{whole} kernels ready" if whole else "cold: each optimizer compiles for about a second, once"
@@ -39,7 +41,9 @@ def kept_kernels() -> Iterator[Finding]:
 def processors() -> Iterator[Finding]:
     """How many threads a step may use."""
     usable, there = available(), os.cpu_count() or 1
-    yield Finding("processors", "", f"{usable} usable of {there}; torch uses {torch.get_num_threads()}", "note")
+    yield Finding(
+        "processors", "", f"{usable} usable of {there}; torch uses {torch.get_num_threads()}", "note"
+    )
 
 
 def gpu() -> Iterator[Finding]:

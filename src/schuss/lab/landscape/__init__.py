@@ -1,10 +1,10 @@
 """Where optimizers walk: functions of two numbers, stories, and planes through a network's weights.
 
-    surface("rosenbrock")                     a function of two numbers
-    on_surface(surface, entries, steps)       optimizers on it, each at its best learning rate
-    story("jitter")                           a picture that explains, with its claim measured
-    on_network(task, entries, steps)          runs of a network on a plane through its weights
-    render(scenes, command), figure(scene)    one HTML page; a figure for a picture
+surface("rosenbrock")                     a function of two numbers
+on_surface(surface, entries, steps)       optimizers on it, each at its best learning rate
+story("jitter")                           a picture that explains, with its claim measured
+on_network(task, entries, steps)          runs of a network on a plane through its weights
+render(scenes, command), figure(scene)    one HTML page; a figure for a picture
 """
 
 from schuss.lab.landscape.networks import on_network

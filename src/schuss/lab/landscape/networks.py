@@ -56,7 +56,9 @@ def on_network(
     if plane not in ("pca", "filter"):
         raise refusal("plane", plane, "'pca' or 'filter'")
     if task.train is None:
-        raise refusal("task", task.name, "a network", "For a function of two numbers name the function itself.")
+        raise refusal(
+            "task", task.name, "a network", "For a function of two numbers name the function itself."
+        )
     steps = min(steps, task.total_steps())
     batch = sample(task, EXAMPLES)
     runs = [_best(task, entry, steps, lr, seed, batch) for entry in entries]
@@ -70,7 +72,9 @@ def on_network(
         shadow = np.array([_loss(task, model, centre + p @ axes, batch) for p in places])
         gaps.append(shadow - run.trail.values)
         trails.append(replace(run.trail, places=places.numpy()))
-    ends = ", ".join(f"{t.name} {t.values[-1]:.3g} ({g[-1]:+.2g} on the plane)" for t, g in zip(trails, gaps, strict=True))
+    ends = ", ".join(
+        f"{t.name} {t.values[-1]:.3g} ({g[-1]:+.2g} on the plane)" for t, g in zip(trails, gaps, strict=True)
+    )
     worst = max(float(np.abs(gap).max()) for gap in gaps)
     xs, ys = _window(trails, plane)
     heights = np.array(
@@ -91,9 +95,11 @@ def on_network(
     return Scene(
         id="walk",
         title=task.name,
-        lede=f"{task.description[:1].upper()}{task.description[1:]}: {steps} steps from one start (seed {seed}), drawn on "
+        lede=f"{task.description[:1].upper()}{task.description[1:]}: {steps} steps from one start (seed "
+        f"{seed}), drawn on "
         f"{directions}. The loss is that of {size(batch)} training examples, in evaluation mode.",
-        found=f"Loss at the end: {ends}. The plane holds {sum(held):.0%} of the movement; of pure random walks of this "
+        found=f"Loss at the end: {ends}. The plane holds {sum(held):.0%} of the movement; of pure "
+        "random walks of this "
         f"length it would hold {sum(null):.0%}.",
         how=_how(lr),
         xs=xs,
@@ -199,7 +205,9 @@ def _filters(model: nn.Module, end: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         axes.append(torch.cat(parts))
     second = axes[1] - (axes[1] @ axes[0]) / (axes[0] @ axes[0]) * axes[0]
     if not bool(second.norm() > 0):
-        raise refusal("plane", "filter", "possible here", "The model has no weight of two dimensions: use 'pca'.")
+        raise refusal(
+            "plane", "filter", "possible here", "The model has no weight of two dimensions: use 'pca'."
+        )
     return end, torch.stack([axes[0], second])
 
 
@@ -224,7 +232,7 @@ def _how(lr: float | None) -> str:
     if lr is not None:
         return f"Every optimizer at the given learning rate {lr:g}, its other settings as usual."
     return (
-        f"Each optimizer ran at {TRIED} learning rates, evenly in the logarithm of its usual range, with its other settings "
+        f"Each optimizer ran at {TRIED} learning rates, evenly in the logarithm of its usual range, "
+        "with its other settings "
         "as usual; the one with the lowest loss at the end is shown."
     )
-

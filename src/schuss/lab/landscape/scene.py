@@ -87,6 +87,4 @@ def ground(surface: Surface, trails: tuple[Trail, ...], **words: Any) -> Scene:
     lowest = surface.lowest
     if lowest is None:
         lowest = float(min(np.nanmin(values), *(trail.values.min() for trail in trails)))
-    return Scene(
-        xs=xs, ys=ys, heights=values, lowest=lowest, trails=trails, minima=surface.minima, **words
-    )
+    return Scene(xs=xs, ys=ys, heights=values, lowest=lowest, trails=trails, minima=surface.minima, **words)

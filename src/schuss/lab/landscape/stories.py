@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from schuss.errors import refusal
 from schuss.lab.landscape.scene import Scene, ground
 from schuss.lab.landscape.surfaces import Surface, surface
-from schuss.lab.landscape.trails import Trail, walk
+from schuss.lab.landscape.trails import Slope, Trail, walk
 from schuss.schedules import Cosine, CosineRestarts
 from schuss.torch import SGD, Adagrad, Adam, RMSprop
 
@@ -43,7 +43,8 @@ def jitter() -> Scene:
         lede=f"The valley is {KAPPA:g} times steeper across than along. A rate that is safe across "
         f"(below 2/{KAPPA:g}) is small along.",
         found=f"At lr {lr:.3g}, 95 % of the limit, {turns} of {steps} steps crossed the valley and "
-        f"{moved[1] / moved.sum():.0%} of the way went across it; {_left(wild, 0)} of the way along is still to go. "
+        f"{moved[1] / moved.sum():.0%} of the way went across it; {_left(wild, 0)} of the way along is "
+        "still to go. "
         f"At a fifth of the rate it does not jitter, and {_left(trails[1], 0)} is left.",
         how="Settings by formula, not searched.",
     )
@@ -71,7 +72,8 @@ def momentum() -> Scene:
         trails,
         id="momentum",
         title="Momentum damps it",
-        lede=f"Both at the settings that theory gives for κ = {KAPPA:g}: each step leaves {rates[0]:.3f} of the "
+        lede=f"Both at the settings that theory gives for κ = {KAPPA:g}: each step leaves "
+        f"{rates[0]:.3f} of the "
         f"distance for gradient descent, in the long run {rates[1]:.3f} with momentum.",
         found=f"After {steps} steps gradient descent has {slow:.2g} of its height left, momentum {fast:.2g}.",
         how="Settings by formula: lr 2/(L + μ); lr 4/(√L + √μ)², β ((√κ − 1)/(√κ + 1))².",
@@ -87,8 +89,11 @@ def saddle() -> Scene:
         x, y = w
         return torch.stack([x, y**3 - y]) + noise * torch.randn(2, dtype=w.dtype, generator=draw)
 
-    def step(name: str, build: Callable[[list[Tensor]], Optimizer], y: float, **more: object) -> Trail:
-        return walk(ground_, build, steps, name=name, settings=f"lr {LR:g}, from (1, {y:g})", start=(1.0, y), **more)  # type: ignore[arg-type]
+    def step(
+        name: str, build: Callable[[list[Tensor]], Optimizer], y: float, slope: Slope | None = None
+    ) -> Trail:
+        settings = f"lr {LR:g}, from (1, {y:g})"
+        return walk(ground_, build, steps, name=name, settings=settings, start=(1.0, y), slope=slope)
 
     trails = (
         step("sgd on the ridge", lambda w: SGD(w, lr=LR), 0.0),
@@ -104,8 +109,10 @@ def saddle() -> Scene:
         trails,
         id="saddle",
         title="A saddle, left or not",
-        lede="Two minima at (0, ±1), a saddle between them at (0, 0). From the ridge y = 0 the gradient leads straight "
-        "to the saddle. A thousandth beside it, or noise of that size, is a way out that grows by 1 + lr a step.",
+        lede="Two minima at (0, ±1), a saddle between them at (0, 0). From the ridge y = 0 the gradient "
+        "leads straight "
+        "to the saddle. A thousandth beside it, or noise of that size, is a way out that grows by 1 + "
+        "lr a step.",
         found=f"Left the saddle (four fifths of the way down) – {told}.",
         how=f"All at lr {LR:g}; the noise is Gaussian of size {noise:g} in each direction, seed 0.",
     )
@@ -114,8 +121,12 @@ def saddle() -> Scene:
 def noise() -> Scene:
     """The gradient of a few examples points somewhere near the gradient of all."""
     draw = torch.Generator().manual_seed(1)
-    X = torch.randn(256, 2, dtype=torch.float64, generator=draw) * torch.tensor([1.0, 1.5], dtype=torch.float64)
-    y = X @ torch.tensor([1.0, -0.5], dtype=torch.float64) + torch.randn(256, dtype=torch.float64, generator=draw)
+    X = torch.randn(256, 2, dtype=torch.float64, generator=draw) * torch.tensor(
+        [1.0, 1.5], dtype=torch.float64
+    )
+    y = X @ torch.tensor([1.0, -0.5], dtype=torch.float64) + torch.randn(
+        256, dtype=torch.float64, generator=draw
+    )
     best = torch.linalg.lstsq(X, y).solution
 
     def value(w: Tensor) -> Tensor:
@@ -138,7 +149,14 @@ def noise() -> Scene:
 
     trails = (
         *(
-            walk(bowl, lambda w: SGD(w, lr=lr), steps, name=f"batch {size}", settings=f"lr {lr:g}", slope=batches(size, size))
+            walk(
+                bowl,
+                lambda w: SGD(w, lr=lr),
+                steps,
+                name=f"batch {size}",
+                settings=f"lr {lr:g}",
+                slope=batches(size, size),
+            )
             for size in (1, 16)
         ),
         walk(bowl, lambda w: SGD(w, lr=lr), steps, name="all 256", settings=f"lr {lr:g}"),
@@ -149,10 +167,13 @@ def noise() -> Scene:
         trails,
         id="noise",
         title="Noise of small batches",
-        lede="All three use the same rate on the same data. With every example the path is a curve; with a few it "
+        lede="All three use the same rate on the same data. With every example the path is a curve; "
+        "with a few it "
         "wanders, and in the end it hovers at a height that the rate and the batch decide.",
-        found=f"Mean height above the minimum in the last {steps // 2} steps: batch 1 {hover[0]:.2g}, batch 16 "
-        f"{hover[1]:.2g} ({hover[0] / hover[1]:.0f} times less; theory says about 16), all examples {hover[2]:.1g}.",
+        found=f"Mean height above the minimum in the last {steps // 2} steps: batch 1 {hover[0]:.2g}, "
+        "batch 16 "
+        f"{hover[1]:.2g} ({hover[0] / hover[1]:.0f} times less; theory says about 16), all examples "
+        f"{hover[2]:.1g}.",
         how=f"All at lr {lr:g}; batches drawn with replacement, seeds fixed.",
     )
 
@@ -193,9 +214,11 @@ def adagrad() -> Scene:
         trails,
         id="adagrad",
         title="AdaGrad stalls",
-        lede="Both divide by the size of past gradients, and take the same first step. AdaGrad divides by the sum of all "
+        lede="Both divide by the size of past gradients, and take the same first step. AdaGrad divides "
+        "by the sum of all "
         "of them, RMSprop by an average that forgets: after the steep wall its rate recovers.",
-        found=f"Effective rate, first step to last: AdaGrad {a[0]:.2g} to {a[-1]:.2g}, RMSprop {r[0]:.2g} to {r[-1]:.2g}. "
+        found=f"Effective rate, first step to last: AdaGrad {a[0]:.2g} to {a[-1]:.2g}, RMSprop "
+        f"{r[0]:.2g} to {r[-1]:.2g}. "
         f"Height after {steps} steps: {trails[0].values[-1]:.2g} and {trails[1].values[-1]:.2g}.",
         how="RMSprop's rate is AdaGrad's times √(1 − α), which makes the first steps equal.",
         watched="lr / √(squares), mean of the two weights",
@@ -235,7 +258,10 @@ def restarts() -> Scene:
         for name, plan in plans
     )
     spacing = 2 * math.pi / wave
-    rests = [tuple(np.round(trails[1].places[k * steps // cycles] / spacing).astype(int)) for k in range(1, cycles + 1)]
+    rests = [
+        tuple(np.round(trails[1].places[k * steps // cycles] / spacing).astype(int))
+        for k in range(1, cycles + 1)
+    ]
     once = tuple(np.round(trails[0].places[-1] / spacing).astype(int))
     heights = [float(trails[1].values[k * steps // cycles]) for k in range(1, cycles + 1)]
     return ground(
@@ -243,12 +269,14 @@ def restarts() -> Scene:
         trails,
         id="restarts",
         title="Warm restarts jump out of a minimum",
-        lede=f"Every small bowl has sharpness about {sharp:.3g}, so no rate above 2/{sharp:.3g} = {2 / sharp:.2g} can rest "
+        lede=f"Every small bowl has sharpness about {sharp:.3g}, so no rate above 2/{sharp:.3g} = "
+        f"{2 / sharp:.2g} can rest "
         f"in one. Each restart goes back to {peak:g}, leaves, and settles as the rate falls.",
         found=f"The {cycles} cycles ended in {len(set(rests))} different bowls, at heights "
         f"{', '.join(f'{h:.2g}' for h in heights)}; a single cosine visited one at the end, at "
         f"{float(trails[0].values[-1]):.2g}{' – one of those' if once in rests else ''}.",
-        how=f"Plain gradient descent without noise; both rates start at {peak:g} and end at 0 after {steps} steps.",
+        how=f"Plain gradient descent without noise; both rates start at {peak:g} and end at 0 after "
+        f"{steps} steps.",
         watched="learning rate",
     )
 

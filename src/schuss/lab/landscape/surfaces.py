@@ -9,7 +9,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -157,12 +157,16 @@ def value_at(surface: Surface, place: Pair) -> float:
         value: Any = surface.value(w)
     except Exception as error:
         raise ValueError(
-            f"{surface.name} cannot be evaluated at {place}: {type(error).__name__}: {error}. It gets one tensor "
+            f"{surface.name} cannot be evaluated at {place}: {type(error).__name__}: {error}. It gets "
+            "one tensor "
             "of two numbers: begin with `x, y = w`."
         ) from error
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
         raise refusal(
-            f"{surface.name}(w)", value, "a scalar tensor with a gradient", "Compute it from w with torch's operations."
+            f"{surface.name}(w)",
+            value,
+            "a scalar tensor with a gradient",
+            "Compute it from w with torch's operations.",
         )
     if not math.isfinite(value.item()):
         raise refusal(f"{surface.name} at {place}", value.item(), "finite", "Try another --start.")
@@ -189,7 +193,7 @@ def _named(spec: str) -> Surface:
 
 
 def _own(spec: str, start: Pair | None, window: tuple[float, ...] | None) -> Surface:
-    function, _ = load_name(*spec.rsplit(":", 1))
+    function: Any = load_name(*spec.rsplit(":", 1))[0]
     if not callable(function):
         raise refusal("surface", spec, "a function of a tensor of two numbers")
     begin = start or getattr(function, "start", (1.0, 1.0))
@@ -201,4 +205,5 @@ def _own(spec: str, start: Pair | None, window: tuple[float, ...] | None) -> Sur
         raise refusal(spec, (begin, frame), "a start of two numbers and a window of four")
     x, y = map(float, begin)
     left, right, bottom, top = map(float, frame)
-    return Surface(spec, function, (x, y), (left, right, bottom, top))
+    value = cast("Callable[[Tensor], Tensor]", function)
+    return Surface(spec, value, (x, y), (left, right, bottom, top))

@@ -26,8 +26,10 @@ LADDER = tuple(10 ** (k / 4) for k in range(-20, 5))
 """Learning rates from 10⁻⁵ to 10, four to a decade."""
 
 SEARCH = (
-    f"Each optimizer walked from the start at {len(LADDER)} learning rates from 10⁻⁵ to 10, four to a decade, with its "
-    "other settings as usual; the one whose height above the lowest value seen, averaged over the walk in its "
+    f"Each optimizer walked from the start at {len(LADDER)} learning rates from 10⁻⁵ to 10, four to a "
+    "decade, with its "
+    "other settings as usual; the one whose height above the lowest value seen, averaged over the walk "
+    "in its "
     "logarithm, was least is shown."
 )
 
@@ -127,7 +129,10 @@ def said(entry: Entry, parameters: Mapping[str, float]) -> str:
     'lr 0.1, momentum 0.9'
     """
     arguments = entry.arguments(parameters)
-    return ", ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in arguments.items())
+    return ", ".join(
+        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in arguments.items()
+    )
 
 
 def _value(surface: Surface, w: Tensor) -> float:

@@ -36,7 +36,8 @@ def picture(figure: dict[str, Any], path: Path, width: int = 1200, height: int =
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
         raise RuntimeError(
-            f"{path} cannot be drawn: neither Plotly's export nor a browser is here. Try: pip install kaleido, or "
+            f"{path} cannot be drawn: neither Plotly's export nor a browser is here. Try: pip install "
+            "kaleido, or "
             "install Chromium; or open the HTML file and take a picture there."
         )
     _by_browser(browser, figure, path.resolve(), width, height)
@@ -48,7 +49,8 @@ def _by_browser(browser: str, figure: dict[str, Any], path: Path, width: int, he
     with tempfile.TemporaryDirectory(prefix="schuss-") as folder:
         page = Path(folder) / "figure.html"
         page.write_text(
-            "<!DOCTYPE html><meta charset='utf-8'><body style='margin:0;background:#fff'><div id='plot'></div>"
+            "<!DOCTYPE html><meta charset='utf-8'><body style='margin:0;background:#fff'><div "
+            "id='plot'></div>"
             f"<script>{get_plotlyjs()}</script><script>const f = {inline_json(drawn)};"
             "Plotly.newPlot('plot', f.data, f.layout, {staticPlot: true});</script>",
             encoding="utf-8",
@@ -66,7 +68,9 @@ def _by_browser(browser: str, figure: dict[str, Any], path: Path, width: int, he
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
         except subprocess.TimeoutExpired as error:
-            raise RuntimeError(f"{browser} did not draw {path} in {PATIENCE} s. Try: pip install kaleido") from error
+            raise RuntimeError(
+                f"{browser} did not draw {path} in {PATIENCE} s. Try: pip install kaleido"
+            ) from error
         if not shot.exists():
             last = done.stderr.strip().splitlines()[-1:] or ["it gave no reason"]
             raise RuntimeError(f"{browser} did not draw {path}: {last[0]}. Try: pip install kaleido")
