@@ -44,7 +44,7 @@ def test_a_quadratic_has_its_own_numbers(quadratic):
     assert [look.step for look in quadratic.looks] == [0, 5, 10, 15, 20]
     assert quadratic.conditioning.value == pytest.approx(100, rel=1e-8)
     assert quadratic.noise == (None, None)
-    assert "there is no data" in quadratic.missing["gradient noise"]
+    assert "There is no data" in quadratic.missing["gradient noise"]
 
 
 def test_a_noiseless_problem_is_advised_momentum(quadratic):

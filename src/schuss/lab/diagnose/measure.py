@@ -33,7 +33,6 @@ from schuss.curvature import (
     extreme_eigenvalues,
     gradient_noise_scale,
     gradient_sparsity,
-    quadratic_model,
     range_test,
     spectrum,
     stability_limit,
@@ -141,9 +140,9 @@ class Diagnosis:
 
     @property
     def settled(self) -> tuple[Look, ...]:
-        """The looks whose limit means something: of adaptive optimizers those after a quarter of the run."""
+        """The looks whose limit means something: of adaptive optimizers those from a quarter of the run on."""
         known = (look for look in self.looks if look.largest_lr is not None)
-        return tuple(look for look in known if not self.adaptive or 4 * look.step > self.steps)
+        return tuple(look for look in known if not self.adaptive or 4 * look.step >= self.steps)
 
 
 class _Attempts:
@@ -164,7 +163,8 @@ class _Attempts:
         try:
             return measure()
         except (ValueError, RuntimeError, NotImplementedError, MemoryError) as error:
-            self.missing.setdefault(what.partition(" at ")[0], str(error).split("\n")[0])
+            reason = str(error).split("\n")[0]
+            self.missing.setdefault(what.partition(" at ")[0], f"{reason[:1].upper()}{reason[1:]}")
             return None
 
 
@@ -357,19 +357,27 @@ def _directions(task: Task, model: nn.Module, held: Batch, seed: int) -> Directi
 
     probe = copy.deepcopy(model)
     mirrored = [w for w in probe.parameters() if w.requires_grad]
-    batches = _batches(task, seed + 2, 16)
+    g = gradient(held)
+    # The sample is one of those that say what is typical: no weight is divided by less than it has here.
+    batches = [held, *_batches(task, seed + 2, 16)]
     squares = [torch.zeros_like(w) for w in weights]
     for batch in batches:
-        for square, g in zip(squares, gradient(batch), strict=True):
-            square += g * g / len(batches)
-    g = gradient(held)
+        for square, a in zip(squares, gradient(batch), strict=True):
+            square += a * a / len(batches)
     scaled = [-a / (b.sqrt() + 1e-8) for a, b in zip(g, squares, strict=True)]
+    here = float(task.loss(probe, held).detach())
     best: list[float] = []
     for step in ([-a for a in g], scaled):
         # Lengths from a 32 000th of the weights' own to twice it.
         length = _norm(weights) / max(_norm(step), 1e-300)
-        found = quadratic_model(model, task.loss, held, [length * a for a in step], LENGTHS)
-        best.append(float(found.actual.max()))
+        lowest = here
+        for t in LENGTHS:
+            with torch.no_grad():
+                for moved, w, a in zip(mirrored, weights, step, strict=True):
+                    moved.copy_(w + t * length * a)
+                value = float(task.loss(probe, held))
+            lowest = min(lowest, value) if math.isfinite(value) else lowest
+        best.append(here - lowest)
     return Directions(*best)
 
 

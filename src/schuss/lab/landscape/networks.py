@@ -73,7 +73,8 @@ def on_network(
         gaps.append(shadow - run.trail.values)
         trails.append(replace(run.trail, places=places.numpy()))
     ends = ", ".join(
-        f"{t.name} {t.values[-1]:.3g} ({g[-1]:+.2g} on the plane)" for t, g in zip(trails, gaps, strict=True)
+        f"{t.name} {t.values[-1]:.3g} (on the plane {t.values[-1] + g[-1]:.3g})"
+        for t, g in zip(trails, gaps, strict=True)
     )
     worst = max(float(np.abs(gap).max()) for gap in gaps)
     xs, ys = _window(trails, plane)
@@ -163,7 +164,10 @@ def _run(task: Task, entry: Entry, lr: float, steps: int, seed: int, batch: Batc
             values.append(value)
     assert model is not None
     ended = "" if last == steps and len(places) == len(kept) else f"lost at step {last}"
-    trail = Trail(entry.name, said(entry, chosen), np.zeros((len(values), 2)), np.array(values), ended)
+    trail = Trail(
+        *(entry.name, said(entry, chosen), np.zeros((len(values), 2)), np.array(values), ended),
+        at=np.array(sorted(kept)[: len(values)]),
+    )
     return _Run(trail, torch.stack(places), copy.deepcopy(model))
 
 

@@ -48,7 +48,8 @@ class Scene:
         """The scene as the page draws it."""
         keys = ("id", "title", "xs", "ys", "heights", "lowest", "minima", "watched", "axes", "unit")
         trails = [
-            {"name": t.name, "places": t.places, "values": t.values, "seen": t.seen} for t in self.trails
+            {"name": t.name, "places": t.places, "values": t.values, "seen": t.seen, "at": t.at}
+            for t in self.trails
         ]
         return {key: getattr(self, key) for key in keys} | {"trails": trails}
 

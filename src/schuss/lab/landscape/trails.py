@@ -36,7 +36,7 @@ SEARCH = (
 
 @dataclass(frozen=True, eq=False)
 class Trail:
-    """A walk: `places` (steps + 1, 2) and the surface's `values` there.
+    """A walk: `places` (n, 2) and the surface's `values` there, after the steps `at` (every one, if not given).
 
     `ended`: "" or why it stopped early. `seen`: a number a step that a story wants to show, empty otherwise.
     """
@@ -47,16 +47,22 @@ class Trail:
     values: Array
     ended: str = ""
     seen: Array = field(default_factory=lambda: np.zeros(0))
+    at: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    def __post_init__(self) -> None:
+        """Number the places, where nothing else was said."""
+        if not len(self.at):
+            object.__setattr__(self, "at", np.arange(len(self.values)))
 
     @property
     def steps(self) -> int:
         """How many steps were taken."""
-        return len(self.values) - 1
+        return int(self.at[-1])
 
     def first_below(self, value: float) -> int | None:
         """The first step at which the value was at most this."""
         below = np.flatnonzero(self.values <= value)
-        return int(below[0]) if len(below) else None
+        return int(self.at[below[0]]) if len(below) else None
 
 
 def walk(

@@ -7,7 +7,7 @@ for (const section of document.querySelectorAll("[data-scene]")) {
   const levels = scene.heights.map((row) => row.map(up));
   const sorted = levels.flat().filter((z) => z !== null).sort((a, b) => a - b);
   const [bottom, top] = [sorted[Math.floor(0.01 * sorted.length)], sorted.at(-1)]; // a pole at a minimum would stretch the scale
-  const last = Math.max(...scene.trails.map((trail) => trail.values.length - 1));
+  const longest = scene.trails.reduce((a, b) => (b.at.length > a.at.length ? b : a)), last = longest.at.length - 1;
   const stride = Math.max(1, Math.ceil(last / 120)), stops = [];
   for (let k = 0; k < last; k += stride) stops.push(k);
   stops.push(last);
@@ -53,7 +53,7 @@ for (const section of document.querySelectorAll("[data-scene]")) {
   });
   const height = schuss.figure(section.querySelector(".height"), () => {
     const values = scene.trails.flatMap((trail) => trail.values.map((z) => z - scene.lowest)).filter((z) => z > 0);
-    const traces = scene.trails.map((trail, i) => ({ name: trail.name, x: trail.values.map((_, k) => k), y: trail.values.map((z) => Math.max(z - scene.lowest, floor * 1e-4)), mode: "lines",
+    const traces = scene.trails.map((trail, i) => ({ name: trail.name, x: trail.at, y: trail.values.map((z) => Math.max(z - scene.lowest, floor * 1e-4)), mode: "lines",
       line: { color: look(i).colour, dash: look(i).dash, width: 2 }, hovertemplate: `%{y:.3g} at step %{x}<extra>${trail.name}</extra>` }));
     return [traces, schuss.layout({ title: "step", zeroline: false }, { title: scene.unit, ...schuss.logTicks(values.map((z) => Math.max(z, floor * 1e-4))) }, { shapes: [cursor()] })];
   });
@@ -63,7 +63,7 @@ for (const section of document.querySelectorAll("[data-scene]")) {
       hovertemplate: `%{y:.3g} at step %{x}<extra>${trail.name}</extra>` }));
     return [traces, schuss.layout({ title: "step", zeroline: false }, { title: scene.watched, rangemode: "tozero" }, { shapes: [cursor()] })];
   });
-  const cursor = () => ({ type: "line", x0: step, x1: step, yref: "paper", y0: 0, y1: 1, line: { color: css("--soft"), width: 1, dash: "dot" } });
+  const cursor = () => ({ type: "line", x0: longest.at[step], x1: longest.at[step], yref: "paper", y0: 0, y1: 1, line: { color: css("--soft"), width: 1, dash: "dot" } });
   const lift = 0.015 * (top - bottom), shown3 = (z) => (z === null ? null : Math.max(z, bottom));
   const deep = schuss.figure(section.querySelector(".deep"), () => {
     const axis = (title) => ({ title: { text: title }, gridcolor: css("--grid"), color: css("--soft"), showbackground: false, zeroline: false });
@@ -87,7 +87,7 @@ for (const section of document.querySelectorAll("[data-scene]")) {
   };
   const go = async (at) => {
     step = stops[at];
-    output.textContent = `step ${step} of ${last}`;
+    output.textContent = `step ${longest.at[step]} of ${longest.at[last]}`;
     if (ground.drawn) {
       await frames();
       await Plotly.animate(ground.plot, [String(step)], { mode: "immediate", frame: { duration: 0, redraw: false }, transition: { duration: 0 } }).catch(() => {}); // a newer stop has taken over
