@@ -7,7 +7,7 @@ from schuss.lab import doctor
 def test_the_table_has_truth_measured_and_verdict():
     found = CliRunner().invoke(command, ["--only", "limits,processors"])
     assert found.exit_code == 0, found.output
-    assert "Stability limits" in found.output
+    assert "Stability limits × lr" in found.output
     assert "heavy ball" in found.output
     assert "10 of 10 truths hold" in found.output
 
@@ -17,7 +17,7 @@ def test_a_failure_is_the_exit_code(monkeypatch):
     monkeypatch.setitem(doctor.PARTS, "noise", wrong)
     found = CliRunner().invoke(command, ["--only", "noise"])
     assert found.exit_code == 1
-    assert "two and two: it says 4, measured 5." in found.output
+    assert "Gradient noise scale, two and two: it says 4, measured 5." in found.output
     assert "0 of 1 truths hold" in found.output
 
 

@@ -5,7 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from schuss.cli.landscape import command
-from schuss.lab.pages import picture as drawing
+from schuss.lab.pages import png
 
 
 def run(*arguments):
@@ -47,7 +47,7 @@ def test_mistakes_are_clear_errors(arguments, message, tmp_path):
 
 
 def test_a_picture_by_a_browser(tmp_path):
-    if not any(map(shutil.which, drawing.__globals__["BROWSERS"])):
+    if not any(map(shutil.which, png.BROWSERS)):
         pytest.skip("no Chromium is installed here")
     found = run(
         "beale",
@@ -72,4 +72,4 @@ def test_without_a_browser_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="pip install kaleido"):
-        drawing({"data": [], "layout": {}}, tmp_path / "p.png")
+        png.picture({"data": [], "layout": {}}, tmp_path / "p.png")

@@ -20,13 +20,13 @@ The first examination compiles every kernel and leaves them in the cache, so the
 """
 
 TITLES = {
-    "rates": "Rates on quadratics",
-    "limits": "Stability limits",
-    "noise": "Gradient noise",
+    "rates": "Rates, κ = 100",
+    "limits": "Stability limits × lr",
+    "noise": "Gradient noise scale",
     "curvature": "Curvature",
-    "kernels": "Kernels against the float64 reference",
+    "kernels": "Kernels against float64",
     "sparse": "Sparse gradients",
-    "threads": "Threads",
+    "threads": "1 and 2 threads",
     "cache": "Kernel cache",
     "processors": "Machine",
     "gpu": "Machine",
@@ -44,7 +44,7 @@ def command(only: str | None, dtypes: str) -> None:
     console = Console()
     began = time.perf_counter()
     table = Table("truth", "it says", "measured", "", box=None, pad_edge=False, header_style="bold")
-    section, found = "", list[Finding]()
+    section, found = "", list[tuple[str, Finding]]()
     try:
         with console.status("Measuring"):
             parts = None if only is None else [name.strip() for name in only.split(",")]
@@ -52,18 +52,18 @@ def command(only: str | None, dtypes: str) -> None:
                 if TITLES[part] != section:
                     section = TITLES[part]
                     table.add_row(f"[bold]{section}[/]" if not found else f"\n[bold]{section}[/]")
-                found.append(finding)
+                found.append((section, finding))
                 colour = COLOURS[finding.verdict]
                 cells = (finding.about, finding.truth, finding.measured)
                 table.add_row(*map(escape, cells), f"[{colour}]{finding.verdict}[/]")
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     console.print(table)
-    failed = [finding for finding in found if finding.verdict == "fails"]
-    judged = sum(finding.verdict != "note" for finding in found)
+    failed = [(about, finding) for about, finding in found if finding.verdict == "fails"]
+    judged = sum(finding.verdict != "note" for _, finding in found)
     seconds = time.perf_counter() - began
     console.print(f"\n{judged - len(failed)} of {judged} truths hold, in {seconds:.1f} s.", highlight=False)
-    for finding in failed:
-        line = f"{finding.about.strip()}: it says {finding.truth}, measured {finding.measured}."
+    for about, finding in failed:
+        line = f"{about}, {finding.about.strip()}: it says {finding.truth}, measured {finding.measured}."
         console.print(line, style="red", markup=False, highlight=False)
     sys.exit(1 if failed else 0)

@@ -7,7 +7,7 @@ import torch
 
 import schuss.torch
 from schuss.lab.doctor import PARTS, examine
-from schuss.lab.doctor import kernels as checks
+from schuss.lab.doctor import steps as checks
 from schuss.rules import SGD, TABLE
 
 

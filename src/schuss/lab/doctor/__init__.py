@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+import torch
+
 from schuss.errors import refusal
 from schuss.lab.doctor.finding import Finding, judged
-from schuss.lab.doctor.kernels import DTYPES, kernels, sparse_rows, threads
 from schuss.lab.doctor.machine import gpu, kept_kernels, processors
-from schuss.lab.doctor.rates import limits, rates
+from schuss.lab.doctor.quadratics import limits, rates
+from schuss.lab.doctor.steps import DTYPES, kernels, sparse_rows, threads
 from schuss.lab.doctor.truths import curvature, noise
 
 __all__ = ["DTYPES", "PARTS", "Finding", "examine"]
@@ -48,10 +50,16 @@ def examine(
     for dtype in dtypes:
         if dtype not in DTYPES:
             raise refusal("dtype", dtype, f"one of {', '.join(DTYPES)}")
+    before = torch.get_num_threads()
     for name in chosen:
         check = (lambda: kernels(dtypes)) if name == "kernels" else PARTS[name]
+        found: list[Finding] = []
         try:
+            torch.set_num_threads(1)  # everything here is small; two threads would wait for each other
             for finding in check():
-                yield name, finding
+                found.append(finding)
         except Exception as error:
-            yield name, judged(name, "runs", f"{type(error).__name__}: {error}", False)
+            found.append(judged(name, "runs", f"{type(error).__name__}: {error}", False))
+        finally:
+            torch.set_num_threads(before)
+        yield from ((name, finding) for finding in found)

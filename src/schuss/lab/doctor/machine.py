@@ -20,36 +20,32 @@ def kept_kernels() -> Iterator[Finding]:
     """Whether kernels outlive the process, and are whole."""
     wanted = cache.wanted_folder()
     place = cache.folder()
-    yield judged("kernel cache", f"{wanted} is writable", f"kernels go to {place}", place == wanted)
+    yield judged("kernel cache", "in its folder", f"{place}", place == wanted)
     name, content = f"probe-{os.getpid()}.o", os.urandom(64)
     try:
         cache.write(name, content)
         kept = cache.read(name) == content
     finally:
         (place / name).unlink(missing_ok=True)
-    yield judged(
-        "    what is written there", "comes back whole", "whole" if kept else "lost or changed", kept
-    )
+    yield judged("    a file there", "comes back whole", "whole" if kept else "lost or changed", kept)
     names = [path.name for path in place.glob("*.o")]
     whole = sum(cache.read(name) is not None for name in names)
     measured = f"{whole} kernels ready" if whole else "cold: each optimizer compiles for about a second, once"
     if whole < len(names):
         measured += f", {len(names) - whole} that will never be read (older or cut short)"
-    yield Finding("    its kernels", "", measured, "note")
+    yield Finding("    kernels", "", measured, "note")
 
 
 def processors() -> Iterator[Finding]:
     """How many threads a step may use."""
     usable, there = available(), os.cpu_count() or 1
-    yield Finding(
-        "processors", "", f"{usable} usable of {there}; torch uses {torch.get_num_threads()}", "note"
-    )
+    yield Finding("processors", "", f"{usable} usable of {there}", "note")
 
 
 def gpu() -> Iterator[Finding]:
     """A step on the GPU against the reference, where there is one."""
     if not torch.cuda.is_available():
-        yield Finding("GPU", "", "none that torch can use; everything here ran on the CPU", "note")
+        yield Finding("GPU", "", "none that torch can use", "note")
         return
     device = torch.device("cuda")
     start, gradient = np.linspace(-1, 1, 1001), np.cos(np.arange(1001.0))

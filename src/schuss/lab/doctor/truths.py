@@ -34,7 +34,7 @@ def noise() -> Iterator[Finding]:
     low, high = found.interval
     truth = DIMENSIONS + 1
     yield judged(
-        f"noise scale in {DIMENSIONS} dimensions",
+        f"regression, d = {DIMENSIONS}",
         f"d + 1 = {truth}",
         f"{found.simple:.3g} (99.9 %: {low:.3g} to {high:.3g})",
         low <= truth <= high and high - low < truth / 2,
@@ -77,7 +77,7 @@ def softmax_on_digits() -> Iterator[Finding]:
     # Forty products in blocks of ten copies: the multiplicity is measured, not assumed.
     ends = extreme_eigenvalues(W, loss, batch, k=10)
     top = ends.largest
-    yield close("softmax on digits at W = 0: λmax", 1.04552996869546, float(top[0]), 1e-9, 12)
+    yield close("softmax on digits: λmax", 1.04552996869546, float(top[0]), 1e-9, 12)
     copies = int((np.abs(top - top[0]) < 1e-8 * top[0]).sum())
     yield judged("    its multiplicity", "9", str(copies), copies == 9)
     known = np.linalg.eigvalsh(batch[0].numpy().T @ batch[0].numpy() / len(X)) / 10
@@ -105,10 +105,10 @@ def stationary_points() -> Iterator[Finding]:
         for x in found
     ]
     counts = [kinds.count(kind) for kind in ("minimum", "saddle", "maximum")]
-    measured = "{} minima, {} saddles, {} maximum".format(*counts)
+    measured = "{} min, {} saddle, {} max".format(*counts)
     yield judged(
-        "Himmelblau's stationary points",
-        "4 minima, 4 saddles, 1 maximum",
+        "Himmelblau, stationary",
+        "4 min, 4 saddle, 1 max",
         measured,
         counts == [4, 4, 1] and len(found) == 9,
     )
@@ -126,4 +126,4 @@ def taylor() -> Finding:
     found = quadratic_model(model, lambda m, b: F.cross_entropy(m(b[0]), b[1]), (x, y), step, scales)
     errors = np.abs(found.actual - found.predicted)
     order = float(np.polyfit(np.log(scales), np.log(errors), 1)[0])
-    return judged("order of the Taylor error", "3", f"{order:.3f}", abs(order - 3) < 0.1)
+    return judged("order of Taylor error", "3", f"{order:.3f}", abs(order - 3) < 0.1)

@@ -5,6 +5,6 @@ picture(...)    a Plotly figure as a PNG file
 """
 
 from schuss.lab.pages.frame import page
-from schuss.lab.pages.picture import picture
+from schuss.lab.pages.png import picture
 
 __all__ = ["page", "picture"]

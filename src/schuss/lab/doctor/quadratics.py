@@ -50,7 +50,7 @@ def rates() -> Iterator[Finding]:
 
         measured = float(radius(build, h, settings.get("momentum", 0.0)).max())
         # At a double root the radius feels the square root of rounding.
-        yield close(f"rate of {name}, κ = {KAPPA:g}", truth, measured, 1e-6)
+        yield close(name, truth, measured, 1e-6)
 
 
 def limits() -> Iterator[Finding]:
@@ -82,8 +82,8 @@ def limits() -> Iterator[Finding]:
             stable = radius(build, np.array([middle]), momentum, warm)[0] < 1
             low, high = (middle, high) if stable else (low, middle)
         stated = float(stability_limit(build([torch.zeros(1, requires_grad=True)]))) * lr
-        yield close(f"stability limit × lr of {name}", truth, low * lr, 1e-5, 6)
-        yield close("    as stability_limit states it", truth, stated, 1e-12, 6)
+        yield close(name, truth, low * lr, 1e-5, 6)
+        yield close("    by stability_limit", truth, stated, 1e-12, 6)
 
 
 def radius(build: Build, h: Array, momentum: float, warm: int = 0) -> Array:
