@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
+from shlex import quote
 from typing import Literal
 
 from schuss.lab.diagnose.measure import Diagnosis, Speed
@@ -60,7 +61,7 @@ def costs(speeds: Sequence[Speed], scale: float) -> list[Cost]:
 
 
 def _optimizer(found: Diagnosis) -> Advice:
-    race = f"schuss race {found.spec} --preset quick --entries "
+    race = f"schuss race {quote(found.spec)} --preset quick --entries "
     if found.sparsity is not None:
         table = max(
             found.sparsity.tensors, key=lambda t: (t.empty_rows * (t.size > found.weights / 4), t.size)
@@ -140,7 +141,7 @@ def _rate(found: Diagnosis) -> Advice | None:
         f"{low:.1g} to {high:.2g}",
         because,
         "measured" if stable is not None and ladder is not None and stable >= ladder[0] else "an indication",
-        f"schuss race {found.spec} --preset default --entries {found.optimizer}",
+        f"schuss race {quote(found.spec)} --entries {found.optimizer} --preset quick",
     )
 
 
@@ -171,7 +172,7 @@ def _batch(found: Diagnosis) -> Advice | None:
         f"step, (1 + {noise.simple:.3g}/B) × seconds is least at {best[0]}; at {own} a goal takes "
         f"{gain:.2g} times as long.",
         "measured" if len(set(best)) == 1 and isfinite(high) else "an indication",
-        f"schuss race {found.spec} --entries {found.optimizer} --batch-sizes {named} --rank-by seconds "
+        f"schuss race {quote(found.spec)} --entries {found.optimizer} --batch-sizes {named} --rank-by seconds "
         "--preset quick",
     )
 
@@ -207,5 +208,5 @@ def _schedule(found: Diagnosis, optimizer: str) -> Advice | None:
         take,
         f"{text[:1].upper()}{text[1:]}.",
         "an indication" if warm or falling else "a guess",
-        f"schuss race {found.spec} --entries {optimizer} --schedules {take},{other} --preset quick",
+        f"schuss race {quote(found.spec)} --entries {optimizer} --schedules {take},{other} --preset quick",
     )

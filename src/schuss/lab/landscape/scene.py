@@ -46,12 +46,14 @@ class Scene:
 
     def plain(self) -> dict[str, Any]:
         """The scene as the page draws it."""
-        keys = ("id", "title", "xs", "ys", "heights", "lowest", "minima", "watched", "axes", "unit")
+        keys = ("id", "title", "xs", "ys", "lowest", "minima", "watched", "axes", "unit")
         trails = [
             {"name": t.name, "places": t.places, "values": t.values, "seen": t.seen, "at": t.at}
             for t in self.trails
         ]
-        return {key: getattr(self, key) for key in keys} | {"trails": trails}
+        # Six digits are more than a picture shows, and a third of the file.
+        heights = [[float(f"{z:.6g}") for z in row] for row in self.heights]
+        return {key: getattr(self, key) for key in keys} | {"heights": heights, "trails": trails}
 
 
 def on_surface(surface: Surface, entries: list[Entry], steps: int, lr: float | None = None) -> Scene:
