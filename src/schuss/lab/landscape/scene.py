@@ -68,13 +68,13 @@ def on_surface(surface: Surface, entries: list[Entry], steps: int, lr: float | N
     found = f"Lowest after {steps} steps: {best.name}, {best.values.min():.3g}."
     if lost:
         found += f" Left the surface: {', '.join(lost)}."
-    x, y = surface.start
+    start = "({:g}, {:g})".format(*surface.start).replace("-", "−")
     return ground(
         surface,
         trails,
         id="walk",
         title=surface.name,
-        lede=f"{surface.formula}{', from' if surface.formula else 'From'} ({x:g}, {y:g}), {steps} steps.",
+        lede=f"{surface.formula}{', from' if surface.formula else 'From'} {start}, {steps} steps.",
         found=found,
         how=how,
     )

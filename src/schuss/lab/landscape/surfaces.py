@@ -134,7 +134,8 @@ def surface(spec: str, start: Pair | None = None, window: tuple[float, ...] | No
     """The surface that a spec names: "beale", "quadratic:kappa=100", "file.py:function".
 
     A function of your own takes a tensor of two numbers and returns a scalar tensor; its attributes `start`
-    (two numbers) and `window` (four) are used where nothing else is said.
+    (two numbers) and `window` (four) are used where nothing else is said; else it starts at (1, 1) and shows
+    three times as far as the start lies from 0, at least 3.
 
     >>> surface("quadratic:kappa=100").start
     (-1.0, 0.1)
@@ -199,7 +200,7 @@ def _own(spec: str, start: Pair | None, window: tuple[float, ...] | None) -> Sur
     begin = start or getattr(function, "start", (1.0, 1.0))
     frame = window or getattr(function, "window", None)
     if frame is None:
-        reach = 1.5 * max(1.0, *map(abs, begin))
+        reach = 3 * max(1.0, *map(abs, begin))
         frame = (-reach, reach, -reach, reach)
     if len(begin) != 2 or len(frame) != 4:
         raise refusal(spec, (begin, frame), "a start of two numbers and a window of four")

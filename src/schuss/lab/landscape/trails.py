@@ -26,11 +26,9 @@ LADDER = tuple(10 ** (k / 4) for k in range(-20, 5))
 """Learning rates from 10⁻⁵ to 10, four to a decade."""
 
 SEARCH = (
-    f"Each optimizer walked from the start at {len(LADDER)} learning rates from 10⁻⁵ to 10, four to a "
-    "decade, with its "
-    "other settings as usual; the one whose height above the lowest value seen, averaged over the walk "
-    "in its "
-    "logarithm, was least is shown."
+    f"Each optimizer walked from the start at {len(LADDER)} learning rates from 10⁻⁵ to 10, four to a decade, "
+    "with its other settings as usual. Of the walks that stayed in the window (of all, if none did) the one "
+    "is shown whose height above the lowest value seen, averaged over the walk in its logarithm, was least."
 )
 
 
@@ -109,6 +107,7 @@ def tuned(surface: Surface, entry: Entry, steps: int) -> Trail:
             trails.append(trail)
     if not trails:
         return given(surface, entry, {"lr": LADDER[0]}, steps)
+    trails = [trail for trail in trails if _inside(surface, trail)] or trails
     lowest = surface.lowest
     if lowest is None:
         lowest = min(float(trail.values.min()) for trail in trails)
@@ -139,6 +138,13 @@ def said(entry: Entry, parameters: Mapping[str, float]) -> str:
         f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in arguments.items()
     )
+
+
+def _inside(surface: Surface, trail: Trail) -> bool:
+    """Whether a walk never left the window."""
+    left, right, bottom, top = surface.window
+    x, y = trail.places.T
+    return bool(((left <= x) & (x <= right) & (bottom <= y) & (y <= top)).all())
 
 
 def _value(surface: Surface, w: Tensor) -> float:
