@@ -128,6 +128,8 @@ def test_a_network_on_random_directions():
     (trail,) = scene.trails
     np.testing.assert_allclose(trail.places[-1], 0, atol=1e-9)  # the plane goes through its end
     assert "filter-normalised" in scene.lede
+    # Random directions hold next to nothing, of a random walk too.
+    assert dict(scene.facts)["of pure random walks they would hold"] == "0% + 0%"
 
 
 def test_the_page_needs_nothing_else(digits):

@@ -65,7 +65,9 @@ def on_network(
     model, every = runs[0].model, torch.cat([run.weights for run in runs])
     centre, axes = _principal(every) if plane == "pca" else _filters(model, runs[0].weights[-1], seed)
     held = _held(every, axes)
-    null = random_walk_shares([len(run.weights) for run in runs])
+    # Principal directions follow a random walk; random directions hold no more of it than any others.
+    n = every.shape[1]
+    null = random_walk_shares([len(run.weights) for run in runs]) if plane == "pca" else (1 / n, 1 / n)
     trails, gaps = list[Trail](), list[Array]()
     for run in runs:
         places = (run.weights - centre) @ axes.T / axes.square().sum(dim=1)
@@ -86,7 +88,7 @@ def on_network(
         ("movement that the two directions hold", f"{held[0]:.0%} + {held[1]:.0%}"),
         ("of pure random walks they would hold", f"{null[0]:.0%} + {null[1]:.0%}"),
         ("largest loss gap between weights and plane", f"{worst:.3g}"),
-        ("weights", f"{every.shape[1]:,}".replace(",", "\u202f")),
+        ("weights", f"{n:,}".replace(",", "\u202f")),
     )
     directions = (
         "the plane of their movement (PCA)"
