@@ -8,7 +8,7 @@ get the right answer by another way, one by one at each step: *staged* tensors l
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from schuss.compile import cpu, eager
-from schuss.compile.formula import Formula, formula
+from schuss.compile.formula import Formula
 from schuss.compile.launch import Launch, Table, TouchedRows, WholeTensors, advance
 from schuss.rules import Rule
 
@@ -258,13 +258,11 @@ class Plan:
         gradients: Sequence[Any],
         ledger: Array,
         rules: Sequence[Rule],
-        sparse_rules: Sequence[Rule],
+        sparse_rules: Mapping[int, Rule],
         scales: Sequence[float],
         workers: int,
     ) -> None:
         """Take one step of every weight; rules and gradient scales are by group."""
-        for item in self.sparse:
-            _refuse_l2(sparse_rules[item.group])
         # Kernels write behind autograd's back: a backward pass through an older weight must be able to tell.
         torch.autograd.graph.increment_version(self.weights)
         for batch in self.plain:
@@ -279,17 +277,3 @@ class Plan:
                     values, ledger[item.member] = advance(rules[item.group], ledger[item.member].tolist())
                     gradient = gradients[item.member]
                     eager.step(item.formula, item.weight, gradient, item.slots, scales[item.group], values)
-
-
-def _refuse_l2(rule: Rule) -> None:
-    if "l2" in formula(rule).coefficients and rule.coefficients(1, **_first_scalars(rule))["l2"]:
-        decay = getattr(rule, "weight_decay", None)
-        raise RuntimeError(
-            f"weight_decay={decay!r} (L2) is not possible with sparse gradients: it would need every row, and only the "
-            "touched ones move. Set weight_decay=0, or use an optimizer with decoupled decay, which the touched rows "
-            "alone then feel."
-        )
-
-
-def _first_scalars(rule: Rule) -> dict[str, float]:
-    return {name: rule.initial().get(name, 0.0) for name in rule.scalars}
