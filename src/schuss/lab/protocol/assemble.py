@@ -282,7 +282,7 @@ def _ranking(raced: Raced, targets: Sequence[Mapping[str, Any]]) -> Ranking | No
     """Rank those that have reporting runs, by the metric at the horizon or by the cost to the target."""
     target = ranking_target(targets)
     ran = [c for c in raced.plan.contestants if raced.stage(c, "report")]
-    if not ran:
+    if not any(result["status"] != "crashed" for c in ran for _, result in raced.stage(c, "report")):
         return None
     price = {c.name: _cost(target["entries"][c.name]["ert"]["gradients"]) for c in ran} if target else None
     if raced.rank_by == "metric":
@@ -337,7 +337,7 @@ def _rows(
 
 def _verdict(raced: Raced, ranking: Ranking | None) -> dict[str, Any]:
     if ranking is None:
-        text = "No run of the report stage has finished, so there is no verdict yet."
+        text = "No run of the report stage has come to an end, so there is no verdict."
         empty: dict[str, Any] = {"winner": None, "kind": "none", "tied": [], "take": None, "comparisons": []}
         return {"text": text, **empty, "rank_by": raced.rank_by}
     leader, *others = ranking.places
