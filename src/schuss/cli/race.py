@@ -260,7 +260,7 @@ def show(console: Console, task: Mapping[str, Any]) -> None:
 
 def interrupted(console: Console, folder: Path | None) -> None:
     """Say what is kept and how to go on."""
-    if folder is None:
+    if folder is None or not (folder / "report.json").is_file():
         console.print("Stopped before any run.")
         return
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
