@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -220,18 +221,16 @@ class Watching:
 def show(console: Console, task: Mapping[str, Any]) -> None:
     """The final table and the verdict of one task."""
     metric, seeds = task["metric"]["name"], max((row["metric"]["n"] for row in task["ranking"]), default=0)
-    table = Table(title=f"{task['name']}: {metric} on validation, 95 % over {seeds} fresh seeds")
-    for heading in ("", "entry", "settings"):
-        table.add_column(heading)
-    for heading in (metric, "test", "reached", "gradients", "lr width", "bytes/w", "µs a step"):
-        table.add_column(heading, justify="right")
+    title = f"{task['name']}: {metric} on validation, 95 % over {seeds} fresh seeds"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("", "entry"):
+        table.add_column(heading, no_wrap=not heading, overflow="fold")
+    for heading in (metric, "test", "reached", "gradients", "lr\nwidth", "bytes\na weight", "µs a\nstep"):
+        table.add_column(heading, justify="right", no_wrap=heading != metric, overflow="fold")
     for row in task["ranking"]:
         table.add_row(
             f"{row['rank']}{'=' if row['tied'] else ''}",
             escape(row["entry"]),
-            escape(
-                " ".join(f"{name.replace(' ', '')}={value:.3g}" for name, value in row["parameters"].items())
-            ),
             spread(row["metric"]),
             number(row["test_metric"]["mean"]),
             f"{100 * row['reached']:.0f} %",
@@ -242,10 +241,15 @@ def show(console: Console, task: Mapping[str, Any]) -> None:
         )
     if task["ranking"]:
         console.print(table)
+        for row in task["ranking"]:
+            console.print(f"  {row['entry']}: {settings(row['parameters'])}", markup=False, highlight=False)
+        console.print()
     console.print(task["verdict"]["text"], markup=False)
-    for failed in ("diverged", "crashed"):
-        if task[failed]:
-            console.print(f"{len(task[failed])} runs {failed}.")
+    if task["diverged"]:
+        console.print(f"{counted(task['diverged'])} diverged.")
+    if task["crashed"]:
+        last = task["crashed"][-1]["error"].strip().splitlines()[-1]
+        console.print(f"{counted(task['crashed'])} crashed. The last said: {last}", markup=False)
     limited = [entry["name"] for entry in task["entries"] if "lr" in entry["space_limited"]]
     if limited:
         names = ", ".join(limited)
@@ -256,7 +260,7 @@ def show(console: Console, task: Mapping[str, Any]) -> None:
 
 def interrupted(console: Console, folder: Path | None) -> None:
     """Say what is kept and how to go on."""
-    if folder is None:
+    if folder is None or not (folder / "report.json").is_file():
         console.print("Stopped before any run.")
         return
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -294,6 +298,17 @@ def repeat(console: Console, spec: str, entries: list[str] | None, data: Path | 
             last = {"status": result["status"], **(result["divergence"] or {"error": result["error"]})}
         test = {f"test_{name}": value for name, value in (result["test"] or {}).items()}
         console.print_json(data={"seed": seed, **last, **test})
+
+
+def counted(runs: Sequence[object]) -> str:
+    """How many runs."""
+    return f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
+
+
+def settings(parameters: Mapping[str, float]) -> str:
+    """A configuration in a line, its learning rate first."""
+    names = sorted(parameters, key=lambda name: name != "lr")
+    return ", ".join(f"{name} {parameters[name]:.3g}" for name in names)
 
 
 def spread(found: Mapping[str, Any]) -> str:

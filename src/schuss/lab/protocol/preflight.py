@@ -74,6 +74,7 @@ def look_over(task: Task, source: str = "") -> Facts:
                 raise ValueError(
                     f"Task {task.name!r}: its {name} on validation is {value} before any training."
                 )
+        _try(task, "loss or metric on test", found.try_test)
         lengths = {name: task.length(name) for name in task.splits}
         return Facts(_fingerprint(task, source, found.model), weights(found.model), lengths)
 

@@ -27,7 +27,7 @@ from schuss.lab.protocol.plan import Contestant, Plan, Run, Stage, cross, rename
 from schuss.lab.protocol.preflight import Facts, code_version, look_over
 from schuss.lab.protocol.ranges import search_spaces
 from schuss.lab.protocol.report import Report
-from schuss.lab.protocol.store import Store
+from schuss.lab.protocol.store import Store, StoreError
 from schuss.lab.protocol.work import Package, Source, calibrate_entry, train_run
 from schuss.lab.schedules import check
 from schuss.lab.tasks import load
@@ -131,9 +131,13 @@ def race(
             if own and isinstance(hands, LocalProcesses):
                 hands.shutdown() if complete else hands.kill()
             seconds = before + time.perf_counter() - began
-            store.write_note("seconds", repr(seconds))
             report = _report(lanes, store, preset, spending, seed, words, seconds)
-            report.save(folder)
+            try:
+                store.write_note("seconds", repr(seconds))
+                report.save(folder)
+            except StoreError:
+                if complete:
+                    raise  # otherwise what stopped the race is what is to be said
     return report
 
 

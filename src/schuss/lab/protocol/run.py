@@ -109,6 +109,23 @@ class FirstStep:
         """Loss and metric of the untrained model."""
         return measure(self.task, self.model, "validation")
 
+    @torch.no_grad()
+    def try_test(self) -> None:
+        """Raise if the first test batch cannot be measured; what the untrained model says of it is not kept."""
+        batch = next(self.task.batches("test"), _NOTHING)
+        if batch is _NOTHING:
+            raise _empty(self.task, "test")
+        float(self.task.loss(self.model, batch))
+        if self.task.metric is not None:
+            float(self.task.metric(self.model, batch))
+
+
+_NOTHING = object()
+
+
+def _empty(task: Task, split: str) -> ValueError:
+    return refusal(split, "no batches", "data", f"The {split} split of {task.name!r} gave nothing.")
+
 
 def first_step(task: Task, seed: int) -> FirstStep:
     """Make the model and take the gradient of its first batch, without changing a weight."""
@@ -286,7 +303,7 @@ def measure(
         examples += weight
     model.train()
     if examples == 0:
-        raise refusal(split, "no batches", "data", f"The {split} split of {task.name!r} gave nothing.")
+        raise _empty(task, split)
     return losses / examples, metrics / examples
 
 

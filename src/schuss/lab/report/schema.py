@@ -225,6 +225,8 @@ class BudgetCurve(TypedDict):
 
     n: list[int]
     expected: list[float | None]
+    low: NotRequired[list[float | None]]  # 95 % jackknife interval; null beyond n = N/2, where one pool ...
+    high: NotRequired[list[float | None]]  # ... cannot say how much another would differ
 
 
 class TargetEntry(TypedDict):

@@ -24,8 +24,9 @@ class Task:
     | `name`        | what it is called; also the salt of the split                                          |
     | `model`       | makes a fresh model; called once a run under the run's seed                            |
     | `loss`        | `loss(model, batch)`: the mean loss of a batch, a scalar tensor with a graph           |
-    | `train`       | tensors or arrays (alone, in a tuple or a dict), a Dataset, a DataLoader, a list     |
-    |               | of batches, a function that returns them, or None: `batch` is None, a pure function    |
+    | `train`       | tensors or arrays (alone, in a tuple or a dict), a Dataset, a DataLoader, a list       |
+    |               | of batches (tuples or dicts of tensors), a function that returns them, or None:        |
+    |               | `batch` is then None, for a pure function                                              |
     | `validation`  | the same; carved from `train` by hash if not given                                     |
     | `test`        | the same; opened once, at the very end                                                 |
     | `metric`      | `metric(model, batch)`: mean over the batch, a number; the loss, if not given          |
