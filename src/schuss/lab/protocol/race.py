@@ -21,6 +21,7 @@ from schuss.lab.files import load_file
 from schuss.lab.protocol import assemble, curvature
 from schuss.lab.protocol.budget import Budget
 from schuss.lab.protocol.budget import budget as budget_of
+from schuss.lab.protocol.curved import check_applies
 from schuss.lab.protocol.engine import Job, execute
 from schuss.lab.protocol.executors import LocalProcesses, start_server, usable_cores
 from schuss.lab.protocol.plan import Contestant, Plan, Run, Stage, cross, renamed
@@ -191,6 +192,7 @@ class _Lane:
     ) -> _Lane:
         task, source, text = _task(given, data)
         facts = look_over(task, text)
+        check_applies(task, entries)
         sizes = _batch_sizes(task, batch_sizes)
         contestants = cross(entries, schedules, sizes, search_spaces(task, entries, sizes))
         plan = Plan(facts.fingerprint, task.best, contestants, spending, spending.seeds(seed))
