@@ -27,6 +27,7 @@ Examples:
   schuss race digits --schedules constant,cosine,warmup+cosine
   schuss race digits --entries sgd --batch-sizes 1,32,256,full
   schuss race digits,text,sparse                several tasks, with performance profiles
+  schuss race digits --diagnose                 with the curvature under the winner
   schuss race digits --export runs.csv          every run as a table
 
 Interrupt it whenever you like: the same command goes on. `schuss list` shows tasks, entries and schedules.
@@ -67,6 +68,9 @@ Interrupt it whenever you like: the same command goes on. `schuss list` shows ta
 @click.option(
     "--export", "table", type=click.Path(path_type=Path), help="Write all runs to a .csv, .json or .parquet."
 )
+@click.option(
+    "--diagnose", is_flag=True, help="Measure the curvature under the winner: a reason beside the verdict."
+)
 @click.option("--run", "words", help="Repeat a single run, in the words that the report gives for it.")
 def command(
     tasks: str,
@@ -84,6 +88,7 @@ def command(
     device: str,
     scheduler: str | None,
     table: Path | None,
+    diagnose: bool,
     words: str | None,
 ) -> None:
     """Race optimizers on a task and print who won, by how much, and how sure that is.
@@ -130,6 +135,7 @@ def command(
                     device=device,
                     data=data,
                     watcher=watcher,
+                    diagnose=diagnose,
                 ).data
             except KeyboardInterrupt:
                 watcher.stop()
@@ -137,6 +143,8 @@ def command(
                 sys.exit(130)
         for task in report["tasks"]:
             show(console, task)
+            if "curvature" in task:
+                console.print(f"Curvature: {task['curvature']['text']}", markup=False, highlight=False)
         assert watcher.folder is not None
         console.print(f"Report: {watcher.folder / 'report.html'}", soft_wrap=True)
         if table is not None:

@@ -32,10 +32,12 @@ CODE = (
     "schedules",
     "compile",
     "torch",
+    "newton",
     "lab/tasks",
     "lab/entries.py",
     "lab/schedules.py",
     "lab/protocol/run.py",
+    "lab/protocol/curved.py",
 )
 
 
@@ -110,7 +112,7 @@ def _fingerprint(task: Task, source: str, model: nn.Module) -> str:
         task.steps,
         task.measured_on,
     )
-    code = [_code(part) for part in (task.model, task.loss, task.metric)]
+    code = [_code(part) for part in (task.model, task.loss, task.metric, task.outputs)]
     seen.update(repr((plain, task.search, task.decay, shapes, code, source, code_version())).encode())
     for name, part in task.splits.items():
         seen.update(f"{name} {task.length(name)}".encode())

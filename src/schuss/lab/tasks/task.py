@@ -30,6 +30,8 @@ class Task:
     | `validation`  | the same; carved from `train` by hash if not given                                     |
     | `test`        | the same; opened once, at the very end                                                 |
     | `metric`      | `metric(model, batch)`: mean over the batch, a number; the loss, if not given          |
+    | `outputs`     | `outputs(model, batch)`, for Gauss-Newton alone: residuals r with loss ½ Σ r², or      |
+    |               | (logits, targets) with their mean cross-entropy as loss; it applies only where given   |
     | `metric_name` | how it is called                                                                       |
     | `best`        | "max" if a larger metric is better, "min" if a smaller one is                          |
     | `batch_size`  | examples a step (a stream brings its own)                                              |
@@ -61,6 +63,7 @@ class Task:
     validation: Any = None
     test: Any = None
     metric: Callable[[Any, Any], Any] | None = None
+    outputs: Callable[[Any, Any], Any] | None = None
     metric_name: str = "loss"
     best: Literal["max", "min"] = "min"
     batch_size: int = 64
