@@ -231,10 +231,12 @@ def show(console: Console, task: Mapping[str, Any]) -> None:
     metric, seeds = task["metric"]["name"], max((row["metric"]["n"] for row in task["ranking"]), default=0)
     title = f"{task['name']}: {metric} on validation, 95 % over {seeds} fresh seeds"
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    widest = max((len(spread(row["metric"])) for row in task["ranking"]), default=None)
     for heading in ("", "entry"):
         table.add_column(heading, no_wrap=not heading, overflow="fold")
     for heading in (metric, "test", "reached", "gradients", "lr\nwidth", "bytes\na weight", "µs a\nstep"):
-        table.add_column(heading, justify="right", no_wrap=heading != metric, overflow="fold")
+        least = widest if heading == metric else None
+        table.add_column(heading, justify="right", no_wrap=least is None, min_width=least, overflow="fold")
     for row in task["ranking"]:
         table.add_row(
             f"{row['rank']}{'=' if row['tied'] else ''}",
@@ -284,10 +286,8 @@ def interrupted(console: Console, folder: Path | None) -> None:
             for name, configuration in best.items():
                 line = f"  {name}: {task['metric']['name']} {configuration['tune']:.4g} in tuning, so far"
                 console.print(line, markup=False)
-    kept = sum(len(task["runs"]) for task in report["tasks"])
-    console.print(
-        f"Stopped. {kept} finished runs are kept in {folder}; the same command goes on.", soft_wrap=True
-    )
+    kept = counted([run for task in report["tasks"] for run in task["runs"]])
+    console.print(f"Stopped. {kept} kept in {folder}; the same command goes on.", soft_wrap=True)
 
 
 def repeat(console: Console, spec: str, entries: list[str] | None, data: Path | None, words: str) -> None:

@@ -203,7 +203,7 @@ class FullDisk(Here):
 def test_a_full_disk_is_named_and_loses_nothing(whole, line, tmp_path):
     before, watcher = resource.getrlimit(resource.RLIMIT_FSIZE), FullDisk()
     try:
-        with pytest.raises(StoreError, match="could not be written: .*What was finished is kept"):
+        with pytest.raises(StoreError, match=r"could not be written: .*What was finished is kept"):
             raced(line(), tmp_path / "full", watcher=watcher)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
