@@ -5,6 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from schuss.cli.landscape import command
+from schuss.lab import landscape
 from schuss.lab.pages import png
 
 
@@ -36,6 +37,11 @@ def test_a_story_has_its_measured_sentence(tmp_path):
         (("beale", "--optimizers", "sgd,wonder"), "entry='wonder' is not one of"),
         (("beale", "--start", "1"), "'1' is not 2 numbers"),
         (("digits", "--start", "1,2"), "are for functions of two numbers"),
+        (("beale", "--at", "1,1"), "belong to --model"),
+        (("--model",), "Give a function or a task"),
+        (("--model", "--story", "saddle"), "no --story, no --window"),
+        (("digits", "--model"), "--model is for functions of two numbers"),
+        (("rosenbrock", "--model", "--at", "1,1"), "try another --at"),
         (("--story", "luck"), "story='luck' is not one of"),
     ],
 )
@@ -73,3 +79,14 @@ def test_without_a_browser_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="pip install kaleido"):
         png.picture({"data": [], "layout": {}}, tmp_path / "p.png")
+
+
+def test_the_taylor_model_is_drawn_and_its_cost_said(tmp_path, monkeypatch):
+    few = landscape.growth((10, 100), 0.05)
+    monkeypatch.setattr(landscape, "growth", lambda: few)
+    found = run("rosenbrock", "--model", "--at", "0,0.5", "--out", tmp_path / "m.html")
+    assert found.exit_code == 0, found.output
+    words = found.output.replace("\n", " ")
+    assert "trust region" in words
+    assert "dense Newton" in words
+    assert "The quadratic model of rosenbrock" in (tmp_path / "m.html").read_text(encoding="utf-8")

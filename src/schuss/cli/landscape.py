@@ -17,6 +17,7 @@ Examples:
   schuss landscape quadratic:kappa=100 --optimizers sgd,momentum --steps 60
   schuss landscape beale --optimizers adam,rmsprop --lr 0.05 --png beale.png
   schuss landscape hills.py:f --start 1,2 --window -3,3,-3,3
+  schuss landscape rosenbrock --model --at 0,0 the Taylor model, its steps, and what they cost as d grows
   schuss landscape --story all                 the six pictures that explain why optimizers differ
   schuss landscape --story saddle
   schuss landscape digits --optimizers sgd,adam a network: the plane of its trajectories
@@ -43,6 +44,11 @@ ON_SURFACES, ON_NETWORKS = 200, 300
 @click.option(
     "--plane", type=click.Choice(["pca", "filter"]), default="pca", show_default=True, help="Of a network."
 )
+@click.option("--model", "taylor", is_flag=True, help="The quadratic Taylor model at a point, and its steps.")
+@click.option("--at", help="That point, as x,y.  [default: the start]")
+@click.option(
+    "--radius", type=click.FloatRange(0, min_open=True), help="Of its trust region.  [default: measured]"
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of a network's start.")
 @click.option("--data", type=click.Path(path_type=Path), help="Files for the task.")
 @click.option(
@@ -63,6 +69,9 @@ def command(
     start: str | None,
     window: str | None,
     plane: str,
+    taylor: bool,
+    at: str | None,
+    radius: float | None,
     seed: int,
     data: Path | None,
     out: Path,
@@ -73,7 +82,19 @@ def command(
         raise click.UsageError(
             "Give a function or a task, or --story NAME. Try: schuss landscape --story all"
         )
+    if not taylor and (at is not None or radius is not None):
+        raise click.UsageError("--at and --radius belong to --model.")
     console = Console()
+    words = [word if word.startswith("-") else shlex.quote(word) for word in sys.argv[1:]]
+    repeat = f"schuss {' '.join(words)}"
+    if taylor:
+        if names is not None or window is not None:
+            raise click.UsageError(
+                "--model draws one function in a window of its own: no --story, no --window."
+            )
+        assert target is not None
+        _model(console, target, at, start, radius, repeat, out, png)
+        return
     from schuss.lab.entries import find
     from schuss.lab.landscape import STORIES, Scene, figure, on_network, on_surface, render, story, surface
     from schuss.lab.landscape.target import is_surface, task_of
@@ -101,8 +122,7 @@ def command(
                     scenes = [
                         on_network(task_of(target, data), entries, steps or ON_NETWORKS, lr, plane, seed)
                     ]
-        words = [word if word.startswith("-") else shlex.quote(word) for word in sys.argv[1:]]
-        text = render(scenes, f"schuss {' '.join(words)}")
+        text = render(scenes, repeat)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")
         for scene in scenes:
@@ -114,6 +134,59 @@ def command(
             console.print(f"Picture: {png}", soft_wrap=True, highlight=False)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         raise click.ClickException(str(error)) from error
+
+
+def _model(
+    console: Console,
+    target: str,
+    at: str | None,
+    start: str | None,
+    radius: float | None,
+    repeat: str,
+    out: Path,
+    png: Path | None,
+) -> None:
+    """Draw the Taylor model of a surface, and say what its steps do and cost."""
+    from schuss.lab.landscape import growth, model_figure, render_model, surface, taylor_model
+    from schuss.lab.landscape.target import is_surface
+    from schuss.lab.pages import picture
+    from schuss.newton.cost import human_bytes, human_seconds
+
+    place = _numbers("at", at, 2) or _numbers("start", start, 2)
+    try:
+        if not is_surface(target):
+            raise click.UsageError("--model is for functions of two numbers.")
+        model = taylor_model(surface(target), None if place is None else (place[0], place[1]), radius)
+        with console.status("Timing steps as d grows"):
+            costs = growth()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(render_model(model, costs, repeat), encoding="utf-8")
+        if png is not None:
+            png.parent.mkdir(parents=True, exist_ok=True)
+            picture(model_figure(model), png)
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        raise click.ClickException(str(error)) from error
+    steps = Table(title=f"{model.surface.name} at {model.at}", title_justify="left")
+    for head in ("step", "to", "length", "promised fall", "fall", "inside"):
+        steps.add_column(head, justify="left" if head == "step" else "right")
+    for step in model.steps:
+        to = f"({step.end[0]:.4g}, {step.end[1]:.4g})"
+        numbers = (f"{x:.4g}" for x in (step.length, step.predicted, step.actual))
+        steps.add_row(step.name, to, *numbers, "yes" if step.fits else "no")
+    console.print(steps)
+    console.print(model.found, markup=False, highlight=False)
+    console.print(f"Trust region {model.radius:.3g}: {model.how}.", markup=False, highlight=False)
+    table = Table(title="A step as d grows (~ extrapolated)", title_justify="left")
+    for head in ("d", "gradient", "product", "dense Newton", "its memory"):
+        table.add_column(head, justify="right")
+    for cost in costs:
+        times = (cost.gradient, cost.product, cost.dense)
+        said = (("" if t.measured else "~ ") + human_seconds(t.seconds) for t in times)
+        table.add_row(f"{cost.d:,}", *said, human_bytes(cost.dense_bytes))
+    console.print(table)
+    console.print(f"Page: {out}", soft_wrap=True, highlight=False)
+    if png is not None:
+        console.print(f"Picture: {png}", soft_wrap=True, highlight=False)
 
 
 def _numbers(name: str, text: str | None, count: int) -> tuple[float, ...] | None:

@@ -47,7 +47,7 @@ def curvature_of(
     timed = [asdict(each) for each in advise(found) if each.topic == "batch size"]
     section = {
         "entry": entry.name,
-        "settings": found.settings,
+        "parameters": dict(parameters),
         "steps": found.steps,
         "seed": seed,
         "examples": found.examples,
@@ -94,7 +94,7 @@ def in_words(found: Diagnosis, advice: list[Advice]) -> str:
         )
     other = next((each.take for each in advice if each.topic == "optimizer"), None)
     if other is not None and other != found.optimizer:
-        words.append(f"From the curvature alone one would have tried {other}; the race has decided.")
+        words.append(f"From the curvature alone one would have tried {other} first.")
     return " ".join(words) or "Nothing of the curvature could be measured on this task."
 
 

@@ -5,13 +5,17 @@ on_surface(surface, entries, steps)       optimizers on it, each at its best lea
 story("jitter")                           a picture that explains, with its claim measured
 on_network(task, entries, steps)          runs of a network on a plane through its weights
 render(scenes, command), figure(scene)    one HTML page; a figure for a picture
+taylor_model(surface, at)                 the quadratic model at a point, and its steps
+growth()                                  what a step of each order costs as d grows
 """
 
+from schuss.lab.landscape.growth import growth
 from schuss.lab.landscape.networks import on_network
-from schuss.lab.landscape.page import figure, render
+from schuss.lab.landscape.page import figure, model_figure, render, render_model
 from schuss.lab.landscape.scene import Scene, on_surface
 from schuss.lab.landscape.stories import STORIES, story
 from schuss.lab.landscape.surfaces import SURFACES, Surface, surface
+from schuss.lab.landscape.taylor import TaylorModel, taylor_model
 from schuss.lab.landscape.trails import Trail
 
 __all__ = [
@@ -19,11 +23,16 @@ __all__ = [
     "SURFACES",
     "Scene",
     "Surface",
+    "TaylorModel",
     "Trail",
     "figure",
+    "growth",
+    "model_figure",
     "on_network",
     "on_surface",
     "render",
+    "render_model",
     "story",
     "surface",
+    "taylor_model",
 ]

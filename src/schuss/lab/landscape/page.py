@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 
 import schuss
+from schuss.lab.landscape.growth import Cost
 from schuss.lab.landscape.scene import Scene
+from schuss.lab.landscape.taylor import TaylorModel, drawn
+from schuss.lab.landscape.trails import Trail
 from schuss.lab.pages import page
 from schuss.lab.pages.frame import plain
 
@@ -31,6 +34,55 @@ def render(scenes: Sequence[Scene], command: str) -> str:
         version=schuss.__version__,
         network=any(scene.unit == "loss" for scene in scenes),
     )
+
+
+def render_model(model: TaylorModel, costs: Sequence[Cost], command: str) -> str:
+    """The page of a quadratic model and of what its steps cost."""
+    return page(
+        Path(__file__).parent / "templates",
+        "model",
+        f"The quadratic model of {model.surface.name}",
+        [("picture", "The model and its steps"), ("cost", "What it costs"), ("repeat", "How to repeat it")],
+        drawn(model),
+        model=model,
+        costs=costs,
+        command=command,
+        version=schuss.__version__,
+    )
+
+
+def model_figure(model: TaylorModel) -> dict[str, Any]:
+    """The model's contours, its region and the steps as a Plotly figure in light colours, for a picture."""
+    trails = tuple(
+        Trail(
+            step.name,
+            "step",
+            np.array([model.at, step.end]),
+            np.array([model.value, model.value - step.actual]),
+        )
+        for step in model.steps
+    )
+    scene = Scene(
+        *("model", f"The quadratic model of {model.surface.name}", "", "", ""),
+        *(model.xs, model.ys, model.heights, model.lowest, trails),
+    )
+    found = figure(scene)
+    ground, circle = found["data"][0], drawn(model)["circle"]
+    bottom = ground["contours"]["start"]
+    modelled = np.log10(np.maximum(model.modelled - model.lowest, 10**bottom / 10))
+    dotted = {**ground["contours"], "coloring": "none"}
+    line = dict(color="#1b2126", width=1, dash="dot")
+    found["data"][1:1] = plain(
+        [
+            {**ground, "name": "model", "showlegend": True, "z": modelled, "contours": dotted, "line": line},
+            dict(type="scatter", name="trust region", x=circle[0], y=circle[1], mode="lines")
+            | dict(line=dict(color="#1b2126", dash="dash", width=1.5)),
+        ]
+    )
+    found["layout"]["yaxis"]["scaleanchor"] = "x"
+    for axis in ("xaxis", "yaxis"):
+        found["layout"][axis]["constrain"] = "domain"
+    return found
 
 
 def figure(scene: Scene) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from plotly.offline import get_plotlyjs
 
 import schuss.lab.report
 from schuss.lab.report.page import duration, inline_json, number, percent
+from schuss.newton.cost import human_bytes, human_seconds
 
 HERE = Path(__file__).parent / "templates"
 STYLE = Path(schuss.lab.report.__file__).parent / "templates" / "style.css"
@@ -33,6 +34,7 @@ def page(
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "duration": duration, "percent": percent}
+    environment.filters |= {"bytes": human_bytes, "seconds": human_seconds}
     return environment.get_template(f"{name}.html.j2").render(
         title=title,
         contents=contents,

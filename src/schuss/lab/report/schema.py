@@ -330,7 +330,7 @@ class Curvature(TypedDict):
     """What was measured of the winner's curvature along a short run of its own (`--diagnose`)."""
 
     entry: str
-    settings: str
+    parameters: dict[str, float]
     steps: int
     seed: int
     examples: int  # training examples on which curvature was measured

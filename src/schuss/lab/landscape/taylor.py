@@ -1,0 +1,235 @@
+"""The quadratic Taylor model at a point of a surface, and the steps that it proposes.
+
+m(s) = f + gᵀs + ½ sᵀHs is the parabola that agrees with the surface at the point in value, slope and curvature.
+Newton's step goes to where its slope vanishes; the trust region says how far it is believed.
+
+Source: Nocedal & Wright, "Numerical Optimization" (2006), chapters 3 and 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from schuss.errors import refusal
+from schuss.lab.landscape.surfaces import Pair, Surface, value_at
+from schuss.newton.region import SpectralModel
+
+Array = NDArray[np.float64]
+
+GRID = 101
+BELIEVED = 0.25  # share of the promised fall that must come for a radius to be trusted
+HALVINGS = 30
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step from the point: where it ends, the fall that the model promises and the one that comes.
+
+    `fits`: whether it stays in the trust region. A negative fall is a rise.
+    """
+
+    name: str
+    formula: str
+    end: Pair
+    length: float
+    predicted: float
+    actual: float
+    fits: bool
+
+
+@dataclass(frozen=True, eq=False)
+class TaylorModel:
+    """The model at `at`: `value`, `gradient` (2,), `hessian` (2, 2) with its `eigenvalues`, ascending.
+
+    `heights` are the surface on the grid `ys` × `xs`, `modelled` the model there. `radius`: how far the model is
+    believed, by `how`. `cut`: along each step, the share of it taken, the surface and the model.
+    """
+
+    surface: Surface
+    at: Pair
+    value: float
+    gradient: Pair
+    hessian: tuple[Pair, Pair]
+    eigenvalues: Pair
+    radius: float
+    how: str
+    steps: tuple[Step, ...]
+    xs: Array
+    ys: Array
+    heights: Array
+    modelled: Array
+    lowest: float
+    cut: tuple[Array, Array, Array]
+
+    @property
+    def shape(self) -> str:
+        """What kind of parabola it is."""
+        low, high = self.eigenvalues
+        tiny = 1e-10 * max(abs(low), abs(high))
+        if low > tiny:
+            return "a bowl"
+        if high < -tiny:
+            return "a dome"
+        return "a saddle" if low < -tiny and high > tiny else "a trough"
+
+    @property
+    def found(self) -> str:
+        """What was measured, in words."""
+        low, high = self.eigenvalues
+        words = f"The parabola is {self.shape}: its curvatures are {low:.4g} and {high:.4g}. "
+        newton = next((step for step in self.steps if step.name == "Newton"), None)
+        if newton is None:
+            words += "It has no single point without slope, so there is no pure Newton step. "
+        elif self.shape != "a bowl":
+            words += (
+                f"Newton's pure step goes to where the parabola is level, which is no minimum: the surface "
+                f"{'rises' if newton.actual < 0 else 'falls'} by {abs(newton.actual):.3g}. "
+            )
+        else:
+            words += (
+                f"Newton's step promises a fall of {newton.predicted:.4g}; "
+                f"{'a fall' if newton.actual >= 0 else 'a rise'} of {abs(newton.actual):.4g} comes. "
+            )
+        first = next(step for step in self.steps if step.name == "gradient")
+        return words + f"The model's best step along the gradient falls by {first.actual:.4g}."
+
+
+def taylor_model(surface: Surface, at: Pair | None = None, radius: float | None = None) -> TaylorModel:
+    """The model at a point (the surface's start if not given), exact by automatic differentiation.
+
+    `radius`: of the trust region; if not given, the longest of L, L/2, L/4, ... at which the surface falls by at
+    least a quarter of what the model promises, L the length of the Newton step with every curvature taken by
+    its size.
+
+    >>> from schuss.lab.landscape import surface
+    >>> model = taylor_model(surface("rosenbrock"), (-1.2, 1.0))
+    >>> [round(float(x), 4) for x in model.steps[1].end]
+    [-1.1753, 1.3807]
+    """
+    place = at or surface.start
+    if radius is not None and not 0 < radius < float("inf"):
+        raise refusal("radius", radius, "a finite number greater than 0")
+    value = value_at(surface, place)
+    w = torch.tensor(place, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(surface.value(w), w)
+    g = slope.detach()
+    hessian = torch.autograd.functional.hessian(surface.value, w.detach())
+    assert isinstance(hessian, Tensor)
+    H = 0.5 * (hessian + hessian.T)
+    if not bool(torch.isfinite(g).all() and torch.isfinite(H).all()):
+        raise refusal(
+            f"the derivatives of {surface.name} at {place}", g.tolist(), "finite", "Try another --at."
+        )
+    size = float(g.norm())
+    if size == 0.0:
+        raise refusal(
+            f"the slope of {surface.name} at {place}",
+            0.0,
+            "different from 0",
+            "Every step is 0 there: try another --at.",
+        )
+    values, basis = torch.linalg.eigh(H)
+    model = SpectralModel(values, basis, torch.ones(2, dtype=torch.float64), basis.T @ g)
+
+    def fall(s: Tensor) -> float:
+        with torch.no_grad():
+            return value - float(surface.value(w + s))
+
+    def promise(s: Tensor) -> float:
+        return -float(g @ s) - 0.5 * float(s @ H @ s)
+
+    how = f"given as {radius:g}" if radius is not None else ""
+    if radius is None:
+        radius, tried = model.natural(), 0
+        while tried < HALVINGS and not fall(trial := model.within(radius).step) >= BELIEVED * promise(trial):
+            radius, tried = radius / 2, tried + 1
+        how = (
+            "the whole Newton length, where the surface falls by at least a quarter of what the model promises"
+            if tried == 0
+            else f"the Newton length halved {tried} times, until the surface fell by a quarter of the promise"
+        )
+    bend = float(g @ H @ g) / size**2
+    along = min(size / bend, radius) if bend > 0 else radius
+    proposed = [("gradient", "−α g, α the best for the model inside the region", -along / size * g)]
+    if bool((values.abs() > model.noise).all()):
+        proposed.append(("Newton", "−H⁻¹ g", -(basis @ ((basis.T @ g) / values))))
+    proposed.append(
+        ("trust region", "lowest point of the model inside the region", model.within(radius).step)
+    )
+    steps = tuple(
+        Step(
+            *(name, formula),
+            (place[0] + float(s[0]), place[1] + float(s[1])),
+            *(float(s.norm()), promise(s), fall(s)),
+            float(s.norm()) <= radius * (1 + 1e-9),
+        )
+        for name, formula, s in proposed
+    )
+    xs, ys = _window(place, radius, steps)
+    X, Y = np.meshgrid(xs - place[0], ys - place[1])
+    (a, b), ((p, q), (_, r)) = g.tolist(), H.tolist()
+    modelled = value + a * X + b * Y + 0.5 * (p * X * X + 2 * q * X * Y + r * Y * Y)
+    with torch.no_grad():
+        heights = np.array(
+            [[float(surface.value(torch.tensor([x, y], dtype=torch.float64))) for x in xs] for y in ys]
+        )
+    lowest = float(np.nanmin(heights)) if surface.lowest is None else surface.lowest
+    shares = np.linspace(0.0, 1.25, 76)
+    moves = [s for _, _, s in proposed]
+    return TaylorModel(
+        surface=surface,
+        at=place,
+        value=value,
+        gradient=(a, b),
+        hessian=((p, q), (q, r)),
+        eigenvalues=(float(values[0]), float(values[1])),
+        radius=radius,
+        how=how,
+        steps=steps,
+        xs=xs,
+        ys=ys,
+        heights=heights,
+        modelled=modelled,
+        lowest=lowest,
+        cut=(
+            shares,
+            np.array([[value - fall(t * s) for t in shares.tolist()] for s in moves]),
+            np.array([[value - promise(t * s) for t in shares.tolist()] for s in moves]),
+        ),
+    )
+
+
+def _window(place: Pair, radius: float, steps: Sequence[Step]) -> tuple[Array, Array]:
+    """A square that holds the point, its region and every step."""
+    ends = np.array([place, *(step.end for step in steps)])
+    low = np.minimum(ends.min(axis=0), np.array(place) - radius)
+    high = np.maximum(ends.max(axis=0), np.array(place) + radius)
+    middle, half = (low + high) / 2, 0.6 * float((high - low).max())
+    return tuple(np.linspace(c - half, c + half, GRID) for c in middle)  # type: ignore[return-value]
+
+
+def drawn(model: TaylorModel) -> dict[str, Any]:
+    """The model as its page draws it."""
+    angle = np.linspace(0, 2 * np.pi, 121)
+    shares, real, promised = model.cut
+    return {
+        "at": model.at,
+        "xs": model.xs,
+        "ys": model.ys,
+        "heights": model.heights,
+        "modelled": model.modelled,
+        "lowest": model.lowest,
+        "circle": [model.at[0] + model.radius * np.cos(angle), model.at[1] + model.radius * np.sin(angle)],
+        "steps": [{"name": step.name, "end": step.end, "length": step.length} for step in model.steps],
+        "shares": shares,
+        "real": real,
+        "promised": promised,
+        "minima": model.surface.minima,
+    }
