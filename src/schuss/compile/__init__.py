@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from schuss.compile import cpu
+from schuss.compile import cpu, gpu
 from schuss.compile.formula import formula
 from schuss.rules import Rule
 
@@ -10,7 +10,7 @@ __all__ = ["source"]
 
 
 def source(rule: Rule | type[Rule], device: str = "cpu", dtypes: str | tuple[str, ...] = "float32") -> str:
-    """The generated kernel of a rule, as text.
+    """The generated kernel of a rule, as text: for `device` "cpu" (Numba) or "gpu" (Triton).
 
     `dtypes` is one for all, or those of the weight, the gradient and each slot in turn: "float64", "float32",
     "bfloat16" or "float16".
@@ -23,8 +23,8 @@ def source(rule: Rule | type[Rule], device: str = "cpu", dtypes: str | tuple[str
         m = decay * m + gain * g
         return (w, m)
     """
-    if device != "cpu":
-        raise ValueError(f"device={device!r} has no generated kernel. Those that have: 'cpu'.")
+    if device not in ("cpu", "gpu"):
+        raise ValueError(f"device={device!r} has no generated kernel. Those that have: 'cpu', 'gpu'.")
     chosen = formula(rule)
     each = (dtypes,) * (2 + len(chosen.slots)) if isinstance(dtypes, str) else tuple(dtypes)
     unknown = [dtype for dtype in each if dtype not in cpu.DTYPES]
@@ -33,4 +33,4 @@ def source(rule: Rule | type[Rule], device: str = "cpu", dtypes: str | tuple[str
             f"dtypes={dtypes!r} does not fit. Give one of {', '.join(cpu.DTYPES)} for all, or one for each of "
             f"{', '.join(('w', 'g', *chosen.slots))}."
         )
-    return cpu.source(chosen, each)
+    return (cpu if device == "cpu" else gpu).source(chosen, each)

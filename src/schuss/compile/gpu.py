@@ -12,36 +12,23 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import importlib.util
 import linecache
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from schuss.compile import cache
+from schuss.compile import cache, cpu
 from schuss.compile.formula import Formula
-from schuss.compile.launch import Launch
-from schuss.rules.rule import Rule
-
-Array = np.ndarray[Any, Any]
-
-DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 # Elements of one program, and of one of its rounds: with 4 warps a thread then asks for 16 bytes at a time, twice.
 ROW, BLOCK = 4096, 1024
 # Products may fuse with sums, as on the CPU.
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
-_TRUE_WORDS = {
-    "abs": "tl.abs(x)",
-    "exp": "tl.exp(x)",
-    "log": "tl.log(x)",
-}
-
 _WORDS = {
+    "abs": "def abs(x):\n    return tl.abs(x)",
+    "exp": "def exp(x):\n    return tl.exp(x)",
+    "log": "def log(x):\n    return tl.log(x)",
     "maximum": "def maximum(a, b):\n    return tl.where((a > b) | (a != a), a, b)",
     "minimum": "def minimum(a, b):\n    return tl.where((a < b) | (a != a), a, b)",
     "sign": "def sign(a):\n    return tl.where(a > 0, real(1), tl.where(a < 0, real(-1), a))",
@@ -51,18 +38,13 @@ _WORDS = {
 
 def _word(word: str, real: str) -> str:
     """One word of the vocabulary, as Triton knows it."""
-    if word == "sqrt":  # Triton's own float32 root and quotient are approximate
+    if word == "sqrt":  # Triton's own float32 root is approximate
         return f"def sqrt(x):\n    return {'tl.sqrt_rn(x)' if real == 'float32' else 'tl.sqrt(x)'}"
-    return f"def {word}(x):\n    return {_TRUE_WORDS[word]}" if word in _TRUE_WORDS else _WORDS[word]
+    return _WORDS[word]
 
 
-class _Precise(ast.NodeTransformer):
-    """The page with numbers of the kernel's own type and with quotients that round as they should."""
-
-    def visit_Constant(self, node: ast.Constant) -> ast.expr:
-        if isinstance(node.value, int | float) and not isinstance(node.value, bool):
-            return ast.Call(ast.Name("real"), [node], [])
-        return node
+class _Quotients(ast.NodeTransformer):
+    """Quotients by name, since Triton's own float32 division is approximate."""
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
         left, right = self.visit(node.left), self.visit(node.right)
@@ -72,13 +54,9 @@ class _Precise(ast.NodeTransformer):
 
 
 def _page(formula: Formula) -> str:
-    tree = ast.parse(formula.source())
-    function = tree.body[0]
-    assert isinstance(function, ast.FunctionDef)
-    function.name = "update"
-    if ast.get_docstring(function):
-        function.body = function.body[1:]
-    return ast.unparse(ast.fix_missing_locations(_Precise().visit(tree)))
+    """The page's `update` with numbers of the kernel's own type, as on the CPU."""
+    tree = ast.parse(cpu._page(formula))  # pyright: ignore[reportPrivateUsage]
+    return ast.unparse(ast.fix_missing_locations(_Quotients().visit(tree)))
 
 
 def compute_dtype(dtypes: Sequence[str]) -> str:
@@ -132,7 +110,9 @@ def source(formula: Formula, dtypes: tuple[str, ...]) -> str:
         *(_word(word, real) for word in formula.words()),
         _page(formula),
     ]
-    arguments = ", ".join((*(f"to_{name}" for name in names), "scale", *(f"{c}_" for c in formula.coefficients)))
+    arguments = ", ".join(
+        (*(f"to_{name}" for name in names), "scale", *(f"{c}_" for c in formula.coefficients))
+    )
     lines = [
         f'"""{formula.rule.__name__}{f" ({formula.variant})" if formula.variant else ""} on a GPU: '
         + ", ".join(f"{name} {dtype}" for name, dtype in zip(names, dtypes, strict=True))
@@ -179,106 +159,3 @@ def kernel(formula: Formula, dtypes: tuple[str, ...]) -> Any:
     scope: dict[str, Any] = {"__name__": Path(filename).stem}
     exec(compile(text, filename, "exec"), scope)
     return scope["launch"]
-
-
-@functools.cache
-def _can_run(index: int) -> bool:
-    if importlib.util.find_spec("triton") is None:
-        return False
-    return torch.version.hip is not None or torch.cuda.get_device_capability(index) >= (8, 0)
-
-
-def runs_on(device: torch.device) -> bool:
-    """Whether kernels can run there: on AMD's GPUs, on NVIDIA's from Ampere on, where Triton is installed."""
-    return device.type == "cuda" and _can_run(device.index or 0)
-
-
-def _send(array: Array, place: torch.Tensor) -> None:
-    """Copy a small array to the device, without waiting for it.
-
-    PyTorch gives pinned memory to someone else only once the copies from it are done, so that a host that runs
-    ahead by many steps overwrites nothing.
-    """
-    here = torch.from_numpy(array)
-    place.copy_(here.pin_memory() if place.is_cuda else here, non_blocking=place.is_cuda)
-
-
-class Tensors:
-    """What a launch knows of its tensors: addresses by column, a length, and which coefficients apply."""
-
-    def __init__(self, columns: int, lengths: Sequence[int], device: torch.device) -> None:
-        whole = np.asarray(lengths, dtype=np.int64)
-        rows_of = -(-whole // ROW)
-        owner = np.repeat(np.arange(len(whole)), rows_of)
-        first = np.cumsum(rows_of) - rows_of
-        rows = np.column_stack([owner, (np.arange(len(owner)) - first[owner]) * ROW])
-        self.elements = int(whole.sum())
-        self.rows = torch.empty(rows.shape, dtype=torch.int64, device=device)
-        _send(rows, self.rows)
-        self.cells = np.zeros((len(whole), columns + 2), dtype=np.int64)
-        self.cells[:, -2] = whole
-        self.address = 0
-        self.there = torch.empty(self.cells.shape, dtype=torch.int64, device=device)
-        self.changed = True
-
-    def place(self, column: int, addresses: Array) -> None:
-        """Say where each tensor's memory of this column is."""
-        self.cells[:, column] = addresses
-        self.changed = True
-
-    def assign(self, which: Array) -> None:
-        """Say which row of the coefficient matrix moves each tensor."""
-        self.cells[:, -1] = which
-        self.changed = True
-
-    def on_device(self) -> torch.Tensor:
-        """The same on the device: sent again only if something changed."""
-        if self.changed:
-            _send(self.cells.copy(), self.there)
-            self.changed = False
-        return self.there
-
-
-class DeviceLaunch(Launch):
-    """All tensors on one device that one kernel moves in one call.
-
-    `lengths`, `groups` and `members` are tensor by tensor, as of `Launch`. Scalars are computed on the host and sent
-    along; nothing waits for the device.
-    """
-
-    def __init__(
-        self,
-        formula: Formula,
-        dtypes: tuple[str, ...],
-        lengths: Sequence[int],
-        groups: Sequence[int],
-        members: Sequence[int],
-        device: torch.device,
-    ) -> None:
-        self.tensors = Tensors(len(dtypes), lengths, device)
-        self.function = kernel(formula, dtypes)
-        self.real = compute_dtype(dtypes)
-        self.device = device
-        self.coefficients = torch.empty(0, device=device)
-        super().__init__(formula, self._launch, self.tensors, groups, members)  # pyright: ignore[reportArgumentType]
-
-    def step(self, ledger: Array, rules: Sequence[Rule], scales: Sequence[float], workers: int = 1) -> None:
-        """Take one step of every tensor; the device has its own workers."""
-        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                "A step cannot be captured in a CUDA graph: its scalars come from the host. Capture the forward and "
-                "backward pass, and call step() after each replay; it is one launch."
-            )
-        super().step(ledger, rules, scales, 1)
-
-    def _launch(self, table: int, matrix: int, first: int, last: int) -> None:
-        """What `Launch` calls with addresses on the host; here they are those of `tensors` and `matrix`."""
-        if not len(self.tensors.rows):
-            return
-        with torch.cuda.device(self.device if self.device.type == "cuda" else -1):
-            if self.coefficients.shape != self.matrix.shape:
-                dtype = getattr(torch, self.real)
-                self.coefficients = torch.empty(self.matrix.shape, dtype=dtype, device=self.device)
-            _send(self.matrix.astype(self.real), self.coefficients)
-            grid = (len(self.tensors.rows),)
-            self.function[grid](self.tensors.rows, self.tensors.on_device(), self.coefficients, **OPTIONS)
