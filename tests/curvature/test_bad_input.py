@@ -42,10 +42,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("trouble", CASES)
 @pytest.mark.parametrize("measure", [hvp, gradient_sparsity, extreme_eigenvalues, gradient_noise_scale])
-def test_losses_that_cannot_be_measured(model, case, measure):
-    loss, said = CASES[case]
+def test_losses_that_cannot_be_measured(model, trouble, measure):
+    loss, said = CASES[trouble]
     arguments = (V,) if measure is hvp else ()
     batch = [X, X, X] if measure is gradient_noise_scale else X
     with pytest.raises(ValueError, match=said):

@@ -105,7 +105,7 @@ def test_one_vector_alone_would_not_see_the_multiplicity():
 
     def top(block, budget):
         basis = torch.zeros(60, len(h), dtype=torch.float64)
-        options = dict(low=0, high=3, tolerance=0.0, budget=budget, restart=False)  # noqa: C408
+        options = dict(low=0, high=3, tolerance=0.0, budget=budget, restart=False)
         ritz = lanczos(apply, basis, block=block, generator=torch.Generator().manual_seed(0), **options)
         return int((abs(ritz.values - 3) < 1e-6).sum())
 

@@ -16,7 +16,7 @@ SGD = torch.optim.SGD
 LR = 0.05
 
 LINEAR = {
-    "gd": dict(),  # noqa: C408
+    "gd": dict(),
     "heavy ball": {"momentum": 0.9},
     "nesterov": {"momentum": 0.8, "nesterov": True},
     "averaged": {"momentum": 0.9, "dampening": 0.9},

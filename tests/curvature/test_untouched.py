@@ -61,7 +61,7 @@ def world():
 def picture(model, optimizer):
     """All bits, flags, addresses and attributes, copied."""
     return copy.deepcopy(
-        dict(  # noqa: C408  reads as the list that it is
+        dict(
             weights={name: w.detach().clone() for name, w in model.named_parameters()},
             addresses=[t.data_ptr() for t in (*model.parameters(), *model.buffers())],
             identities=[id(t) for t in (*model.parameters(), *model.buffers())],

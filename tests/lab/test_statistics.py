@@ -312,7 +312,7 @@ class TestBasinAndEdges:
 
 
 class TestSampling:
-    SPACE = {"lr": (1e-4, 1e-1, True), "weight_decay": (0.0, 1.0, False), "rho": (0.5, 0.9, False)}  # noqa: RUF012
+    SPACE = {"lr": (1e-4, 1e-1, True), "weight_decay": (0.0, 1.0, False), "rho": (0.5, 0.9, False)}
 
     def test_more_trials_keep_the_earlier_ones(self):
         assert sample(self.SPACE, 20, seed=3)[:5] == sample(self.SPACE, 5, seed=3)

@@ -199,3 +199,11 @@ def test_other_sparse_layouts_are_refused_or_right(layout):
         assert torch.equal(one, before)
     else:
         torch.testing.assert_close(one.detach(), 1 - dense)
+
+
+def test_a_checkpoint_of_another_optimizer_without_state_is_told_by_its_groups():
+    saved = schuss.torch.SGD([weight()]).state_dict()
+    optimizer = schuss.torch.Adam([weight()], lr=0.5)
+    with pytest.raises(ValueError, match=r"have no 'betas', 'eps', which Adam needs.*another optimizer's"):
+        optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["lr"] == 0.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-COMMANDS = ("bench", "list", "race", "schedule")
+COMMANDS = ("bench", "diagnose", "doctor", "landscape", "list", "race", "schedule")
 
 
 def main() -> None:

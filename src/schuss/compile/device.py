@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,13 @@ class DeviceLaunch(Launch):
         self.coefficients = torch.empty(0, device=device)
         super().__init__(formula, self._launch, self.tensors, groups, members)  # pyright: ignore[reportArgumentType]
 
-    def step(self, ledger: Array, rules: Sequence[Rule], scales: Sequence[float], workers: int = 1) -> None:
+    def step(
+        self,
+        ledger: Array,
+        rules: Sequence[Rule] | Mapping[int, Rule],
+        scales: Sequence[float],
+        workers: int = 1,
+    ) -> None:
         """Take one step of every tensor; the device has its own workers."""
         if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,9 @@ class Launch:
         self.matrix = np.empty((len(self.cohorts), 1 + len(self.formula.coefficients)))
         self.at_matrix = self.matrix.ctypes.data
 
-    def step(self, ledger: Array, rules: Sequence[Rule], scales: Sequence[float], workers: int) -> None:
+    def step(
+        self, ledger: Array, rules: Sequence[Rule] | Mapping[int, Rule], scales: Sequence[float], workers: int
+    ) -> None:
         """Take one step of every tensor.
 
         `rules` and `scales` (of the gradient) are by group. `ledger` has a row a tensor, what is remembered of it as a

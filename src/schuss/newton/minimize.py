@@ -257,7 +257,7 @@ def _plain(
     while True:
         optimizer.zero_grad()
         loss = problem.closure()
-        value = float(loss)
+        value = float(loss.detach())
         progress.count(1, 0, 0)
         if not math.isfinite(value):
             if not progress.steps:

@@ -6,7 +6,7 @@ import inspect
 import os
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path as File
 from typing import Any, ClassVar, cast
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from schuss.compile import threads
 from schuss.compile.formula import formula
+from schuss.compile.front import at, is_schedule, parameters, plain_number
 from schuss.errors import refusal
 from schuss.numpy.plan import (
     Item,
@@ -30,43 +31,6 @@ from schuss.numpy.tree import KeyMismatchError, Path, flat_key, name, pair
 from schuss.rules import PAIRS, Row, Rule
 
 Array = np.ndarray[Any, Any]
-
-# How torch.optim chooses an implementation. There is one here, so there is nothing to choose.
-_SWITCHES = frozenset(("foreach", "fused", "capturable", "differentiable", "|"))
-
-
-def _parameters(row: Row) -> dict[str, inspect.Parameter]:
-    """The constructor's parameters: torch.optim's by its names and in its order, then the page's own by keyword."""
-    defaults: dict[str, Any] = {f.name: f.default for f in fields(row.rule)} | {"maximize": False}
-    order, keyword_only = row.arguments.split(" |")[0].split(), inspect.Parameter.KEYWORD_ONLY
-    found: dict[str, inspect.Parameter] = {}
-    for argument in row.arguments.split():
-        if argument not in _SWITCHES:
-            kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if argument in order else keyword_only
-            parts = PAIRS.get(argument)
-            default = tuple(defaults.pop(one) for one in parts) if parts else defaults.pop(argument)
-            found[argument] = inspect.Parameter(argument, kind, default=default)
-    return found | {n: inspect.Parameter(n, keyword_only, default=value) for n, value in defaults.items()}
-
-
-def _plain_number(value: Any) -> Any:
-    """Python's own number, from a NumPy scalar or 0-d array too; of a pair, each member."""
-    if isinstance(value, tuple | list):
-        return tuple(map(_plain_number, cast(tuple[Any, ...], value)))
-    if isinstance(value, np.generic | np.ndarray):
-        return value.item() if value.ndim == 0 else value.tolist()
-    return value
-
-
-def _is_schedule(value: Any) -> bool:
-    return callable(value) or (isinstance(value, tuple) and any(map(callable, cast(tuple[Any, ...], value))))
-
-
-def _at(value: Any, finished: int) -> Any:
-    """A hyperparameter after `finished` updates: what its schedule says, if it has one; of a pair, each on its own."""
-    if isinstance(value, tuple):
-        return tuple(_at(one, finished) for one in cast(tuple[Any, ...], value))
-    return _plain_number(value(finished)) if callable(value) else value
 
 
 @dataclass
@@ -113,7 +77,7 @@ class Optimizer:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls._known = _parameters(cls.row)
+        cls._known = parameters(cls.row, {})
         cls._lazy = tuple(cls.row.sparse.items())
         cls.__signature__ = inspect.Signature(list(cls._known.values()))  # type: ignore[attr-defined]
 
@@ -132,13 +96,13 @@ class Optimizer:
 
     def _choose(self, chosen: Mapping[str, Any]) -> None:
         checked = {key: tuple(value) if isinstance(value, list) else value for key, value in chosen.items()}
-        checked = {k: v if _is_schedule(v) else _plain_number(v) for k, v in checked.items()}
+        checked = {k: v if is_schedule(v) else plain_number(v) for k, v in checked.items()}
         self._make(checked)
         self._chosen = checked
 
     def _make(self, chosen: dict[str, Any]) -> Rule:
         """The page with these hyperparameters as they stand after the finished updates; errors say which is wrong."""
-        now = {key: _at(value, self._finished) for key, value in chosen.items()}
+        now = {key: at(value, self._finished) for key, value in chosen.items()}
         if self._made is None or self._made[0] != now:
             if not isinstance(now["maximize"], bool):
                 raise refusal("maximize", now["maximize"], "True or False")
@@ -158,7 +122,7 @@ class Optimizer:
     def __getattr__(self, key: str) -> Any:
         if key.startswith("_") or key not in self._known:
             raise AttributeError(f"{type(self).__name__} has no {key!r}. It has {', '.join(self._known)}.")
-        return _at(self._chosen[key], self._finished)
+        return at(self._chosen[key], self._finished)
 
     def __setattr__(self, key: str, value: Any) -> None:
         if key in self._known:

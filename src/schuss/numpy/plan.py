@@ -15,9 +15,10 @@ import numpy as np
 
 from schuss.compile import cpu
 from schuss.compile.formula import Formula
+from schuss.compile.front import for_sparse
 from schuss.compile.launch import Launch, TouchedRows, WholeTensors
 from schuss.errors import refusal
-from schuss.numpy.sparse import for_sparse, touched
+from schuss.numpy.sparse import touched
 from schuss.numpy.tree import Path, name
 from schuss.rules import Rule
 

@@ -1,16 +1,12 @@
-"""Gradients of some rows only: `(indices, values)`, and what a rule means when the other rows stay where they are."""
+"""Gradients of some rows only: `(indices, values)`."""
 
 from __future__ import annotations
 
-import functools
-from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 
-from schuss.compile.formula import formula
 from schuss.errors import refusal
-from schuss.rules import Rule
 
 Array = np.ndarray[Any, Any]
 
@@ -55,21 +51,3 @@ def touched(where: str, weight: Array, gradient: tuple[Any, ...]) -> tuple[Array
     total = values[first].astype(np.result_type(values.dtype, np.float32), order="C")
     np.add.at(total, (np.cumsum(new) - 1)[~new], values[again])
     return rows[first], total
-
-
-@functools.lru_cache(maxsize=1024)
-def for_sparse(rule: Rule, conventions: tuple[tuple[str, Any], ...]) -> Rule:
-    """The rule with the conventions of sparse gradients, wherever it stands at its default.
-
-    Raises `RuntimeError` if the rule would need the untouched rows.
-    """
-    defaults = {f.name: f.default for f in fields(rule)}
-    rule = replace(rule, **{k: v for k, v in conventions if getattr(rule, k) == defaults[k]})
-    first = {name: rule.initial().get(name, 0.0) for name in rule.scalars}
-    if "l2" in formula(rule).coefficients and rule.coefficients(1, **first)["l2"]:
-        raise RuntimeError(
-            f"weight_decay={getattr(rule, 'weight_decay', None)!r} (L2) is not possible with sparse gradients: it "
-            "would need every row, and only touched rows move. Set weight_decay=0, or use a decoupled one, which "
-            "touched rows alone then feel."
-        )
-    return rule

@@ -7,6 +7,9 @@ may be a number, a tensor, or a schedule: a function of the finished steps.
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 from schuss.rules import TABLE
 from schuss.torch.groups import groups
 from schuss.torch.optimizer import Optimizer
@@ -101,3 +104,13 @@ class Lion(Optimizer):
     """The page `schuss.rules.Lion` under PyTorch."""
 
     row = TABLE["Lion"]
+
+
+# Methods that step by curvature have a room of their own, further down the road; they are found here too.
+_NEWTON = ("GaussNewton", "LBFGS", "Newton", "NewtonCG")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NEWTON:
+        return getattr(importlib.import_module("schuss.newton"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import fields, replace
+from dataclasses import fields
 from itertools import chain
 from operator import attrgetter, itemgetter
 from typing import Any, ClassVar, cast
@@ -16,57 +16,14 @@ import torch
 import torch.optim.optimizer as base
 
 from schuss.compile.formula import formula
+from schuss.compile.front import SWITCHES, at, for_sparse, is_schedule, parameters, plain_number
 from schuss.rules import PAIRS, Row, Rule
 from schuss.torch.plan import Item, Plan
 from schuss.torch.state import State, changes
 
 Tensor = torch.Tensor
 
-# How torch.optim chooses an implementation. There is one here, so these change nothing.
-SWITCHES: dict[str, Any] = {"foreach": None, "fused": None, "capturable": False, "differentiable": False}
-
 _gradient = attrgetter("grad")
-
-
-def _fields(rule: type[Rule]) -> dict[str, Any]:
-    return {f.name: f.default for f in fields(rule)}
-
-
-def arguments(row: Row) -> dict[str, inspect.Parameter]:
-    """The constructor's parameters: torch.optim's in its order, then the page's own by keyword."""
-    defaults = _fields(row.rule)
-    found: dict[str, inspect.Parameter] = {}
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    for name in row.arguments.split():
-        if name == "|":
-            kind = inspect.Parameter.KEYWORD_ONLY
-        elif name in PAIRS:
-            default = tuple(defaults.pop(one) for one in PAIRS[name])
-            found[name] = inspect.Parameter(name, kind, default=default)
-        else:
-            default = defaults.pop(name) if name in defaults else SWITCHES.get(name, False)
-            found[name] = inspect.Parameter(name, kind, default=default)
-    for name, default in defaults.items():
-        found[name] = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
-    return found
-
-
-def _is_schedule(value: Any) -> bool:
-    return callable(value) or (isinstance(value, tuple) and any(map(callable, value)))
-
-
-def _at(schedule: Any, finished: int) -> Any:
-    """A scheduled hyperparameter after `finished` steps; of a pair, each member on its own."""
-    if isinstance(schedule, tuple):
-        return tuple(one(finished) if callable(one) else one for one in schedule)
-    return schedule(finished)
-
-
-def _plain_number(value: Any) -> Any:
-    """A hyperparameter as Python's own number, from a tensor or NumPy scalar too."""
-    if isinstance(value, tuple | list):
-        return tuple(map(_plain_number, value))
-    return value.item() if hasattr(value, "item") else value
 
 
 def _immutable(value: Any) -> bool:
@@ -74,13 +31,6 @@ def _immutable(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(map(_immutable, cast(tuple[Any, ...], value)))
     return isinstance(value, float | int | str)
-
-
-@functools.lru_cache(maxsize=1024)
-def _for_sparse(rule: Rule, conventions: tuple[tuple[str, Any], ...]) -> Rule:
-    """The rule with the conventions of PyTorch's optimizer for sparse gradients, where nothing else was asked for."""
-    defaults = _fields(type(rule))
-    return replace(rule, **{k: v for k, v in conventions if getattr(rule, k) == defaults[k]})
 
 
 def _state_like(weight: Tensor, value: float) -> Tensor:
@@ -98,9 +48,13 @@ def _state_like(weight: Tensor, value: float) -> Tensor:
 def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
     """`step` with torch's hooks and profiler label, which cost as much as a small step, only where there are any."""
     with_hooks = torch.optim.Optimizer.profile_hook_step(step)
+    untraced: Any = cast(Any, torch.compiler.disable)(with_hooks)
 
     @functools.wraps(step)
     def hooked(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            # A step is compiled code already: a traced program calls it as it is.
+            return untraced(self, *args, **kwargs)
         if self._step_hooks() or torch.autograd._profiler_enabled():  # pyright: ignore
             return with_hooks(self, *args, **kwargs)
         return step(self, *args, **kwargs)
@@ -122,13 +76,13 @@ class Optimizer(torch.optim.Optimizer):
         super().__init_subclass__(**kwargs)
         if "row" not in cls.__dict__:
             return
-        cls._parameters = arguments(cls.row)
+        cls._parameters = parameters(cls.row, SWITCHES)
         first, params = (
             inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in ("self", "params")
         )
         cls.__signature__ = inspect.Signature([params, *cls._parameters.values()])  # type: ignore[attr-defined]
         cls._binding = inspect.Signature([first, params, *cls._parameters.values()])
-        own = _fields(cls.row.rule)
+        own = {field.name for field in fields(cls.row.rule)}
         page = (cls.row.rule.__doc__ or "").split(">>>")[0].rstrip()  # its example is for the page itself
         cls.__doc__ = f"{page}\n\n    {cls.__doc__}"
         cls.step = _hooked(cls.step)
@@ -195,12 +149,12 @@ class Optimizer(torch.optim.Optimizer):
         if rule is not None:
             self._rules[id(group)] = (values, rule)
         else:
-            scheduled = {name: group[name] for name, _ in self._names if _is_schedule(group[name])}
+            scheduled = {name: group[name] for name, _ in self._names if is_schedule(group[name])}
             if scheduled:
                 group["schedules"].update(scheduled)
                 self._in_force.pop(id(group), None)
                 return self._rule_of(group)
-            rule = self._page(_plain_number(values))
+            rule = self._page(plain_number(values))
             self._rules[id(group)] = (values if _immutable(values) else None, rule)
         return rule
 
@@ -209,7 +163,7 @@ class Optimizer(torch.optim.Optimizer):
         step, shown = self._in_force.get(id(group), (-1, {}))
         if step == group["step"] and all(group[name] is value for name, value in shown.items()):
             return
-        shown = {name: _at(schedule, group["step"]) for name, schedule in group["schedules"].items()}
+        shown = {name: at(schedule, group["step"]) for name, schedule in group["schedules"].items()}
         group.update(shown)
         self._in_force[id(group)] = (group["step"], shown)
 
@@ -256,7 +210,7 @@ class Optimizer(torch.optim.Optimizer):
             and plan.fits(gradients)
         ):
             plan = self._plan = self._make_plan(weights, gradients, rules)
-        sparse_rules = [_for_sparse(rule, self._sparse) for rule in rules] if plan.sparse else rules
+        sparse_rules = {item.group: for_sparse(rules[item.group], self._sparse) for item in plan.sparse}
         scales = [-1.0 if group["maximize"] else 1.0 for group in groups]
         plan.step(gradients, self._ledger, rules, sparse_rules, scales, torch.get_num_threads())
         for group in groups:
@@ -383,6 +337,12 @@ class Optimizer(torch.optim.Optimizer):
                 state[key] = copy.deepcopy(entry)
         groups: list[dict[str, Any]] = []
         for mine, other in zip(self.param_groups, saved, strict=True):
+            missing = [name for name in self._needed() if name not in other]
+            if missing:
+                raise ValueError(
+                    f"The checkpoint's parameter groups have no {', '.join(map(repr, missing))}, which {self.row.name} "
+                    f"needs; they have {', '.join(map(repr, other))}. Is it another optimizer's?"
+                )
             fitted = {**mine, **copy.deepcopy({k: v for k, v in other.items() if k != "params"})}
             fitted["step"] = other.get("step", _steps_in(state, mine["params"]))
             fitted |= {"params": mine["params"], "schedules": mine["schedules"]}
@@ -392,6 +352,13 @@ class Optimizer(torch.optim.Optimizer):
         self.__setstate__({"state": State(state), "param_groups": groups})
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
+
+    def _needed(self) -> list[str]:
+        """The hyperparameters that every checkpoint of this optimizer has: torch's numbers, not its switches."""
+        theirs = set(self.row.arguments.split())
+        return [
+            name for name, _ in self._names if name in theirs and self._parameters[name].default is not False
+        ]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -9,7 +9,7 @@ a kernel.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from schuss.compile import cpu, device, eager
-from schuss.compile.formula import Formula, formula
+from schuss.compile.formula import Formula
 from schuss.compile.launch import Launch, Table, TouchedRows, WholeTensors, advance
 from schuss.rules import Rule
 
@@ -243,6 +243,8 @@ def _row_numbers(gradient: Tensor, outer: Sequence[int]) -> Array:
 
 def _step_sparse(item: Item, gradient: Tensor, *call: Any) -> None:
     """Move the touched rows only: a row of the table is a row of the weight."""
+    if item.weight.device.type != "cpu":
+        return _step_sparse_eagerly(item, gradient, *call)
     outer, inner = item.weight.shape[: gradient.sparse_dim()], item.weight.shape[gradient.sparse_dim() :]
     rows = _row_numbers(gradient, outer)
     if not gradient.is_coalesced() and (np.diff(np.sort(rows)) == 0).any():
@@ -264,6 +266,20 @@ def _step_sparse(item: Item, gradient: Tensor, *call: Any) -> None:
     for tensor, copy in zip(written, flat, strict=True):
         if tensor is not copy:
             tensor.copy_(copy)
+
+
+def _step_sparse_eagerly(
+    item: Item, gradient: Tensor, ledger: Array, rules: Mapping[int, Rule], scales: Sequence[float], _: int
+) -> None:
+    """Move the touched rows only, taken out of their tensors and put back."""
+    gradient = gradient.coalesce()
+    rows = tuple(gradient.indices())
+    written = [item.weight, *item.slots]
+    touched = [tensor[rows] for tensor in written]
+    values, ledger[item.member] = advance(rules[item.group], ledger[item.member].tolist())
+    eager.step(item.formula, touched[0], gradient.values(), touched[1:], scales[item.group], values)
+    for tensor, moved in zip(written, touched, strict=True):
+        tensor[rows] = moved
 
 
 class Plan:
@@ -309,13 +325,11 @@ class Plan:
         gradients: Sequence[Any],
         ledger: Array,
         rules: Sequence[Rule],
-        sparse_rules: Sequence[Rule],
+        sparse_rules: Mapping[int, Rule],
         scales: Sequence[float],
         workers: int,
     ) -> None:
         """Take one step of every weight; rules and gradient scales are by group."""
-        for item in self.sparse:
-            _refuse_l2(sparse_rules[item.group])
         # Kernels write behind autograd's back: a backward pass through an older weight must be able to tell.
         torch.autograd.graph.increment_version(self.weights)
         for batch in self.plain:
@@ -330,17 +344,3 @@ class Plan:
                     values, ledger[item.member] = advance(rules[item.group], ledger[item.member].tolist())
                     gradient = gradients[item.member]
                     eager.step(item.formula, item.weight, gradient, item.slots, scales[item.group], values)
-
-
-def _refuse_l2(rule: Rule) -> None:
-    if "l2" in formula(rule).coefficients and rule.coefficients(1, **_first_scalars(rule))["l2"]:
-        decay = getattr(rule, "weight_decay", None)
-        raise RuntimeError(
-            f"weight_decay={decay!r} (L2) is not possible with sparse gradients: it would need every row, and only the "
-            "touched ones move. Set weight_decay=0, or use an optimizer with decoupled decay, which the touched rows "
-            "alone then feel."
-        )
-
-
-def _first_scalars(rule: Rule) -> dict[str, float]:
-    return {name: rule.initial().get(name, 0.0) for name in rule.scalars}

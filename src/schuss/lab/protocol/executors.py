@@ -125,11 +125,11 @@ def _outlive_not(sentinel: int) -> None:
 def dask(address: str) -> Generator[tuple[Executor, int]]:
     """A running Dask cluster as an executor, and how many threads its workers have."""
     try:
-        from distributed import Client  # pyright: ignore[reportMissingImports]
+        from distributed import Client
     except ImportError as error:
         raise ImportError("--scheduler needs Dask. Try: pip install 'schuss[dask]'") from error
     try:
-        client = Client(address, timeout=PATIENCE)
+        client: Any = Client(address, timeout=PATIENCE)
     except (OSError, ValueError, TimeoutError) as error:
         raise refusal("scheduler", address, "a Dask scheduler that answers", f"It said: {error}") from error
     workers = sum(client.ncores().values())

@@ -1,0 +1,69 @@
+"""`schuss doctor`: is everything right on this machine?"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+EPILOG = """\b
+Examples:
+  schuss doctor
+  schuss doctor --only kernels --dtypes float32,float64,bfloat16
+  schuss doctor --only curvature,noise
+
+The first examination compiles every kernel and leaves them in the cache, so the next is faster.
+"""
+
+TITLES = {
+    "rates": "Rates, κ = 100",
+    "limits": "Stability limits × lr",
+    "noise": "Gradient noise scale",
+    "curvature": "Curvature",
+    "kernels": "Kernels against float64",
+    "sparse": "Sparse gradients",
+    "threads": "1 and 2 threads",
+    "cache": "Kernel cache",
+    "processors": "Machine",
+    "gpu": "Machine",
+}
+COLOURS = {"holds": "green", "fails": "bold red", "note": "dim"}
+
+
+@click.command(epilog=EPILOG)
+@click.option("--only", help="Comma-separated parts of the examination; all if not given.")
+@click.option("--dtypes", default="float32", show_default=True, help="In which every kernel is compared.")
+def command(only: str | None, dtypes: str) -> None:
+    """Measure known truths on this machine and say which hold. The exit code is 1 if one does not."""
+    from schuss.lab.doctor import Finding, examine
+
+    console = Console()
+    began = time.perf_counter()
+    table = Table("truth", "it says", "measured", "", box=None, pad_edge=False, header_style="bold")
+    section, found = "", list[tuple[str, Finding]]()
+    try:
+        with console.status("Measuring"):
+            parts = None if only is None else [name.strip() for name in only.split(",")]
+            for part, finding in examine(parts, tuple(name.strip() for name in dtypes.split(","))):
+                if TITLES[part] != section:
+                    section = TITLES[part]
+                    table.add_row(f"[bold]{section}[/]" if not found else f"\n[bold]{section}[/]")
+                found.append((section, finding))
+                colour = COLOURS[finding.verdict]
+                cells = (finding.about, finding.truth, finding.measured)
+                table.add_row(*map(escape, cells), f"[{colour}]{finding.verdict}[/]")
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    console.print(table)
+    failed = [(about, finding) for about, finding in found if finding.verdict == "fails"]
+    judged = sum(finding.verdict != "note" for _, finding in found)
+    seconds = time.perf_counter() - began
+    console.print(f"\n{judged - len(failed)} of {judged} truths hold, in {seconds:.1f} s.", highlight=False)
+    for about, finding in failed:
+        line = f"{about}, {finding.about.strip()}: it says {finding.truth}, measured {finding.measured}."
+        console.print(line, style="red", markup=False, highlight=False)
+    sys.exit(1 if failed else 0)

@@ -1,0 +1,212 @@
+"""From measurements to advice: what to take, what was measured, how sure, and what race could overturn it.
+
+Advice is a guess with a reason; the race beside it is how to find out. Nothing here measures.
+
+Source: McCandlish, Kaplan, Amodei et al. 2018 (steps to a goal fall with the batch B as 1 + S/B, S the noise
+scale).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, isfinite
+from shlex import quote
+from typing import Literal
+
+from schuss.lab.diagnose.measure import Diagnosis, Speed
+
+Sure = Literal["measured", "an indication", "a guess"]
+
+SPARSE = 0.5  # of a large table's rows empty in a batch: per-weight rates pay
+CLEAR = 1.5  # factor between two directions that counts as a difference
+MOVING = 2.0  # factor by which something must change along the run to speak of a change
+
+
+@dataclass(frozen=True)
+class Advice:
+    """`topic`: take this, because of that measurement; this sure; the race that could overturn it."""
+
+    topic: str
+    take: str
+    because: str
+    sure: Sure
+    command: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A batch size: steps to a goal relative to one with all data, seconds a step, and their product."""
+
+    batch: int
+    steps: float
+    seconds: float
+    time: float
+
+
+def advise(found: Diagnosis) -> list[Advice]:
+    """Optimizer, learning rate, batch size and schedule, where the measurements allow a word on them."""
+    optimizer = _optimizer(found)
+    advice = [optimizer, _rate(found), _batch(found), _schedule(found, optimizer.take)]
+    return [each for each in advice if each is not None]
+
+
+def costs(speeds: Sequence[Speed], scale: float) -> list[Cost]:
+    """What a goal costs at each batch size, for a noise scale in examples.
+
+    >>> [round(cost.time, 3) for cost in costs([Speed(1, 0.1), Speed(99, 0.2)], 99.0)]
+    [10.0, 0.4]
+    """
+    return [Cost(s.batch, 1 + scale / s.batch, s.seconds, (1 + scale / s.batch) * s.seconds) for s in speeds]
+
+
+def _optimizer(found: Diagnosis) -> Advice:
+    race = f"schuss race {quote(found.spec)} --preset quick --entries "
+    if found.sparsity is not None:
+        table = max(
+            found.sparsity.tensors, key=lambda t: (t.empty_rows * (t.size > found.weights / 4), t.size)
+        )
+        if table.size > found.weights / 4 and table.empty_rows > SPARSE:
+            return Advice(
+                "optimizer",
+                "adagrad",
+                f"A batch leaves {table.empty_rows:.0%} of the rows of {table.name} untouched "
+                f"({table.size / found.weights:.0%} "
+                "of all weights). AdaGrad gives rare rows long steps, and its launch touches the others "
+                "not at all.",
+                "an indication",
+                f"{race}adagrad,adam,momentum",
+            )
+    if not found.has_data and found.conditioning is not None:
+        kappa = found.conditioning.value
+        return Advice(
+            "optimizer",
+            "momentum",
+            f"There is no gradient noise, and the curvature spreads over a factor of {kappa:.3g}: "
+            "gradient descent needs "
+            f"about {kappa / 2:.3g} steps for each factor e, momentum at its best about "
+            f"{kappa**0.5 / 2:.3g}. With second "
+            "derivatives at hand, schuss.torch.LBFGS may need fewer still.",
+            "an indication",
+            f"{race}momentum,nesterov,adam",
+        )
+    if found.directions is not None:
+        plain, scaled = found.directions.plain, found.directions.scaled
+        ratio = scaled / plain if plain > 0 else inf
+        words = (
+            f"After {found.steps} steps, the best point along the gradient divided by each weight's "
+            "typical gradient lies "
+            f"{scaled:.3g} lower, along the gradient itself {plain:.3g} (a search along both lines)."
+        )
+        if ratio >= CLEAR:
+            return Advice("optimizer", "adamw", words, "an indication", f"{race}adamw,momentum")
+        if ratio <= 1 / CLEAR:
+            return Advice("optimizer", "momentum", words, "an indication", f"{race}momentum,adamw")
+        return Advice(
+            "optimizer",
+            "momentum",
+            f"{words} That is no clear difference; momentum keeps half of AdamW's state.",
+            "a guess",
+            f"{race}momentum,adamw",
+        )
+    return Advice(
+        "optimizer",
+        "adamw",
+        "Nothing that was measured speaks for one or the other; AdamW needs the least tuning on most models.",
+        "a guess",
+        f"{race}momentum,adamw",
+    )
+
+
+def _rate(found: Diagnosis) -> Advice | None:
+    limits = [look.largest_lr or inf for look in found.settled]
+    stable = min((x for x in limits if isfinite(x)), default=None)
+    ladder = None if found.ladder is None else found.ladder.interval
+    if stable is None and ladder is None:
+        return None
+    low, high = ladder or (0.0, inf)
+    words: list[str] = []
+    if ladder is not None:
+        words.append(f"up a ladder of rates the loss falls between {low:.2g} and {high:.2g}")
+    if stable is not None:
+        words.append(f"the sharpest place of the run bears {stable:.2g}")
+        high = min(high, stable)
+    low = low if 0 < low < high else high / 30
+    inside = "inside" if low <= found.lr <= high else "outside"
+    because = f"For {found.optimizer}: {'; '.join(words)}. The run's own rate, {found.lr:g}, lies {inside}."
+    if stable is not None and ladder is not None and stable < ladder[0]:
+        because += " The two disagree, so trust neither much: training moves to where its rate is bearable."
+    return Advice(
+        "learning rate",
+        f"{low:.1g} to {high:.2g}",
+        because,
+        "measured" if stable is not None and ladder is not None and stable >= ladder[0] else "an indication",
+        f"schuss race {quote(found.spec)} --entries {found.optimizer} --preset quick",
+    )
+
+
+def _batch(found: Diagnosis) -> Advice | None:
+    noise = found.noise[1] or found.noise[0]
+    if noise is None or not found.speeds:
+        return None
+    # The goal lies at the end, where the noise is larger: its scale decides.
+    best = [
+        min(costs(found.speeds, scale), key=lambda cost: cost.time).batch
+        for scale in (noise.simple, *noise.interval)
+        if isfinite(scale)
+    ]
+    if not best:
+        best = [found.speeds[-1].batch]
+    times = {cost.batch: cost.time for cost in costs(found.speeds, min(noise.simple, 1e9))}
+    own = min(times, key=lambda batch: abs(batch - found.batch_size))
+    low, high = noise.interval
+    high_words = f"{high:.3g}" if isfinite(high) else "∞"
+    least = min(times.values())
+    gain = times[own] / least
+    named = ",".join(dict.fromkeys(map(str, (own, best[0])))) if best[0] != own else f"{own},{4 * own}"
+    return Advice(
+        "batch size",
+        str(best[0]),
+        f"Noise and signal are equal at {noise.simple:.3g} examples ({low:.3g} to {high_words}). With "
+        "the measured seconds a "
+        f"step, (1 + {noise.simple:.3g}/B) × seconds is least at {best[0]}; at {own} a goal takes "
+        f"{gain:.2g} times as long.",
+        "measured" if len(set(best)) == 1 and isfinite(high) else "an indication",
+        f"schuss race {quote(found.spec)} --entries {found.optimizer} --batch-sizes {named} --rank-by seconds "
+        "--preset quick",
+    )
+
+
+def _schedule(found: Diagnosis, optimizer: str) -> Advice | None:
+    first, last = (found.settled[0], found.settled[-1]) if found.settled else (None, None)
+    before, after = found.noise
+    words: list[str] = []
+    warm = False
+    if first is not None and last is not None and first.largest_lr and last.largest_lr and first is not last:
+        grown = last.largest_lr / first.largest_lr
+        warm = grown > MOVING or (first.dial or 0) > 1
+        words.append(
+            f"the largest stable rate went from {first.largest_lr:.2g} at step {first.step} to "
+            f"{last.largest_lr:.2g} at step "
+            f"{last.step}{': the start bears less than what follows' if warm else ''}"
+        )
+    falling = False
+    if before is not None and after is not None and isfinite(after.simple):
+        falling = after.simple > found.batch_size
+        words.append(
+            f"the noise scale went from {before.simple:.3g} to {after.simple:.3g} examples, "
+            f"{'above' if falling else 'below'} the batch of {found.batch_size}"
+            f"{': a falling rate averages the noise away' if falling else ''}"
+        )
+    if not words:
+        return None
+    take = ("warmup+" if warm else "") + ("cosine" if falling or warm else "constant")
+    other = "constant" if take != "constant" else "cosine"
+    text = "; ".join(words)
+    return Advice(
+        "schedule",
+        take,
+        f"{text[:1].upper()}{text[1:]}.",
+        "an indication" if warm or falling else "a guess",
+        f"schuss race {quote(found.spec)} --entries {optimizer} --schedules {take},{other} --preset quick",
+    )

@@ -1,0 +1,421 @@
+"""What is measured of a task before anything is advised.
+
+A short training run with one optimizer, looked at from start to end on one fixed sample of the training data:
+curvature and its limit, noise, sparsity, speed. What cannot be measured on a model (no second derivative, no
+state yet) is left out and the reason kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from schuss.curvature import (
+    GradientSparsity,
+    NoiseScale,
+    RangeTest,
+    Spectrum,
+    condition_number,
+    extreme_eigenvalues,
+    gradient_noise_scale,
+    gradient_sparsity,
+    range_test,
+    spectrum,
+    stability_limit,
+)
+from schuss.errors import refusal
+from schuss.lab.entries import Entry
+from schuss.lab.landscape.trails import said
+from schuss.lab.landscape.training import sample, training
+from schuss.lab.tasks.data import Batch, Rows
+from schuss.lab.tasks.data import size as size_of
+from schuss.lab.tasks.task import Task
+
+Array = NDArray[np.float64]
+Found = TypeVar("Found")
+Progress = Callable[[str, int, int], object]
+
+EXAMPLES = 512  # of the sample on which curvature is measured
+LOOKS = 5
+PRODUCTS = 60  # Hessian-vector products a look
+NOISE_BATCHES = 64
+DENSE = 600  # weights up to which κ comes from the whole matrix
+TIMED = 7  # steps at each batch size, after two that are not timed
+LENGTHS = tuple(2.0**k for k in range(-15, 2))
+RUNGS = 60  # of the ladder of learning rates
+
+
+@dataclass(frozen=True)
+class Look:
+    """The curvature after `step` steps, on the sample.
+
+    `largest` and `smallest` are the ends of the Hessian's spectrum. `sharpness` is the largest eigenvalue as
+    the optimizer sees it (preconditioned) and `limit` what its settings bear; `dial` = sharpness / limit;
+    `largest_lr` the largest stable rate here. None where it could not be measured.
+    """
+
+    step: int
+    loss: float
+    largest: float | None
+    smallest: float | None
+    sharpness: float | None
+    limit: float | None
+    largest_lr: float | None
+
+    @property
+    def dial(self) -> float | None:
+        """1 at the edge of stability."""
+        return None if self.sharpness is None or not self.limit else self.sharpness / self.limit
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """How uneven the curvature is: `value` = `largest` / `against`, in words what that is."""
+
+    value: float
+    largest: float
+    against: float
+    how: str
+
+
+@dataclass(frozen=True)
+class Directions:
+    """How far the loss falls at best along −g, and along −g/√(mean of g²): a search along each line."""
+
+    plain: float
+    scaled: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of one step (gradient and update) at a batch size, the median of some."""
+
+    batch: int
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """Everything that was measured; `missing` says what was not, and why.
+
+    `adaptive`: the optimizer divides by sizes of past gradients, which its first steps do not know yet.
+    """
+
+    task: str
+    description: str
+    spec: str
+    optimizer: str
+    settings: str
+    lr: float
+    steps: int
+    seed: int
+    weights: int
+    batch_size: int
+    examples: int
+    has_data: bool
+    looks: tuple[Look, ...]
+    adaptive: bool = False
+    conditioning: Conditioning | None = None
+    density: Spectrum | None = None
+    noise: tuple[NoiseScale | None, NoiseScale | None] = (None, None)
+    sparsity: GradientSparsity | None = None
+    directions: Directions | None = None
+    speeds: tuple[Speed, ...] = ()
+    ladder: RangeTest | None = None
+    missing: dict[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def settled(self) -> tuple[Look, ...]:
+        """The looks whose limit means something: of adaptive optimizers those from a quarter of the run on."""
+        known = (look for look in self.looks if look.largest_lr is not None)
+        return tuple(look for look in known if not self.adaptive or 4 * look.step >= self.steps)
+
+
+class _Attempts:
+    """Tries measurements; keeps the reason where one cannot be made."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.missing: dict[str, str] = {}
+        self.progress = progress
+        self.now = ""
+
+    def tick(self, done: int, at_most: int) -> None:
+        if self.progress is not None:
+            self.progress(self.now, done, at_most)
+
+    def __call__(self, what: str, measure: Callable[[], Found]) -> Found | None:
+        self.now = what
+        self.tick(0, 0)
+        try:
+            return measure()
+        except (ValueError, RuntimeError, NotImplementedError, MemoryError) as error:
+            reason = str(error).split("\n")[0]
+            self.missing.setdefault(what.partition(" at ")[0], f"{reason[:1].upper()}{reason[1:]}")
+            return None
+
+
+def measure(
+    task: Task,
+    entry: Entry,
+    spec: str,
+    *,
+    lr: float | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Train for a short while with the entry's usual settings (or another `lr`), and measure on the way.
+
+    `steps`: of that run; a tenth of the task's horizon, at least 50 and at most 300, if not given. The
+    process's random generators are put back. Raises `ValueError` for a task that cannot be trained at all.
+    """
+    if lr is not None and not lr > 0:
+        raise refusal("lr", lr, "greater than 0")
+    chosen = {**entry.usual, **({} if lr is None else {"lr": lr})}
+    horizon = task.total_steps()
+    steps = min(horizon, steps or min(300, max(50, horizon // 10)))
+    attempt = _Attempts(progress)
+    with _generators_put_back():
+        held = sample(task, EXAMPLES)
+        stops = {round(k * steps / (LOOKS - 1)) for k in range(LOOKS)}
+        looks: list[Look] = []
+        noises: list[NoiseScale | None] = [None, None]
+        model = optimizer = ladder = sparsity = None
+        last, adaptive = -1, False
+        for moment in training(task, entry, chosen, steps, seed):
+            model, optimizer, last = moment.model, moment.optimizer, moment.step
+            if moment.step == 0:
+                adaptive = _adaptive(optimizer)
+                ladder = attempt(
+                    "learning rates", lambda m=model, o=optimizer: _ladder(task, entry, m, o, seed, attempt)
+                )
+                sparsity = attempt(
+                    "sparsity", lambda m=model: gradient_sparsity(m, task.loss, next(task.stream(seed)))
+                )
+                noises[0] = attempt(
+                    "gradient noise at the start", lambda m=model: _noise(task, m, seed, attempt)
+                )
+            if moment.step in stops:
+                looks.append(_look(task, held, moment.step, model, optimizer, attempt))
+        assert model is not None
+        assert optimizer is not None
+        if last < steps:
+            attempt.missing["the whole run"] = (
+                f"the loss was no longer finite after step {last}. Try a smaller --lr."
+            )
+            noises[1] = density = conditioning = directions = None
+        else:
+            noises[1] = attempt("gradient noise at the end", lambda: _noise(task, model, seed + 1, attempt))
+            density = attempt(
+                "spectrum",
+                lambda: spectrum(
+                    model, task.loss, held, probes=3, steps=40, points=200, progress=attempt.tick
+                ),
+            )
+            conditioning = attempt(
+                "conditioning", lambda: _conditioning(task, model, held, density, looks[-1])
+            )
+            directions = attempt("directions", lambda: _directions(task, model, held, seed))
+        speeds = attempt("speed", lambda: _speeds(task, entry, chosen, seed, attempt)) or ()
+    return Diagnosis(
+        task=task.name,
+        description=task.description,
+        spec=spec,
+        optimizer=entry.name,
+        settings=said(entry, chosen),
+        lr=chosen["lr"],
+        steps=max(last, 0),
+        seed=seed,
+        weights=sum(w.numel() for w in model.parameters() if w.requires_grad),
+        batch_size=task.batch_size,
+        examples=size_of(held),
+        has_data=task.train is not None,
+        looks=tuple(looks),
+        adaptive=adaptive,
+        conditioning=conditioning,
+        density=density,
+        noise=(noises[0], noises[1]),
+        sparsity=sparsity,
+        directions=directions,
+        speeds=speeds,
+        ladder=ladder,
+        missing=attempt.missing,
+    )
+
+
+def _look(
+    task: Task, held: Batch, step: int, model: nn.Module, optimizer: Optimizer, attempt: _Attempts
+) -> Look:
+    ends = attempt(
+        f"curvature at step {step}",
+        lambda: extreme_eigenvalues(model, task.loss, held, 1, products=PRODUCTS, progress=attempt.tick),
+    )
+    seen = None
+    if step or not _adaptive(optimizer):  # an adaptive optimizer has no denominator before its first step
+        seen = attempt(
+            f"stability at step {step}",
+            lambda: stability_limit(optimizer).sharpness(
+                model, task.loss, held, products=PRODUCTS, progress=attempt.tick
+            ),
+        )
+    with torch.no_grad():
+        loss = float(task.loss(copy.deepcopy(model), held))
+    return Look(
+        step=step,
+        loss=loss,
+        largest=None if ends is None else float(ends.largest[0]),
+        smallest=None if ends is None else float(ends.smallest[0]),
+        sharpness=None if seen is None else seen.value,
+        limit=None if seen is None else seen.limit,
+        largest_lr=None if seen is None else seen.largest_lr,
+    )
+
+
+def _adaptive(optimizer: Optimizer) -> bool:
+    try:
+        return stability_limit(optimizer).preconditioner is None
+    except ValueError:
+        return False  # it is refused again, with its reason, where it is measured
+
+
+def _batches(task: Task, seed: int, count: int) -> list[Batch]:
+    """Training batches of full size, of one epoch at most."""
+    part = task.splits["train"]
+    if isinstance(part, Rows):
+        count = min(count, max(2, len(part) // task.batch_size))
+    return list(islice(task.stream(seed), count))
+
+
+def _noise(task: Task, model: nn.Module, seed: int, attempt: _Attempts) -> NoiseScale:
+    if task.train is None:
+        raise ValueError("there is no data, so there is no noise")
+    return gradient_noise_scale(model, task.loss, _batches(task, seed, NOISE_BATCHES), progress=attempt.tick)
+
+
+def _ladder(
+    task: Task, entry: Entry, model: nn.Module, optimizer: Optimizer, seed: int, attempt: _Attempts
+) -> RangeTest:
+    low, high, _ = entry.space["lr"]
+    return range_test(
+        model,
+        task.loss,
+        _batches(task, seed, RUNGS),
+        optimizer,
+        lowest=low / 10,
+        highest=high * 10,
+        steps=RUNGS,
+        progress=attempt.tick,
+    )
+
+
+def _conditioning(
+    task: Task, model: nn.Module, held: Batch, density: Spectrum | None, look: Look
+) -> Conditioning:
+    if sum(w.numel() for w in model.parameters() if w.requires_grad) <= DENSE:
+        found = condition_number(model, task.loss, held)
+        return Conditioning(
+            found.value, found.largest, found.smallest, f"κ of the positive part, {found.how}"
+        )
+    if density is None or look.largest is None:
+        raise ValueError("it needs the spectrum")
+    mean, error = density.mean(np.abs)
+    return Conditioning(
+        look.largest / mean,
+        look.largest,
+        mean,
+        f"largest eigenvalue over the mean |λ| of all ({mean:.3g} ± {error:.1g}); κ itself is larger, "
+        "the smallest "
+        "positive eigenvalues of a model of this size cannot be seen",
+    )
+
+
+def _directions(task: Task, model: nn.Module, held: Batch, seed: int) -> Directions:
+    """Along the gradient on the sample as it is, and divided by the typical size of each weight's gradient."""
+    weights = [w for w in model.parameters() if w.requires_grad]
+
+    def gradient(batch: Batch) -> list[Tensor]:
+        loss = task.loss(probe, batch)
+        found = cast("Sequence[Tensor | None]", torch.autograd.grad(loss, mirrored, allow_unused=True))
+        return [
+            torch.zeros_like(w) if g is None else g.to_dense() if g.is_sparse else g
+            for w, g in zip(weights, found, strict=True)
+        ]
+
+    probe = copy.deepcopy(model)
+    mirrored = [w for w in probe.parameters() if w.requires_grad]
+    g = gradient(held)
+    # The sample is one of those that say what is typical: no weight is divided by less than it has here.
+    batches = [held, *_batches(task, seed + 2, 16)]
+    squares = [torch.zeros_like(w) for w in weights]
+    for batch in batches:
+        for square, a in zip(squares, gradient(batch), strict=True):
+            square += a * a / len(batches)
+    scaled = [-a / (b.sqrt() + 1e-8) for a, b in zip(g, squares, strict=True)]
+    here = float(task.loss(probe, held).detach())
+    best: list[float] = []
+    for step in ([-a for a in g], scaled):
+        # Lengths from a 32 000th of the weights' own to twice it.
+        length = _norm(weights) / max(_norm(step), 1e-300)
+        lowest = here
+        for t in LENGTHS:
+            with torch.no_grad():
+                for moved, w, a in zip(mirrored, weights, step, strict=True):
+                    moved.copy_(w + t * length * a)
+                value = float(task.loss(probe, held))
+            lowest = min(lowest, value) if math.isfinite(value) else lowest
+        best.append(here - lowest)
+    return Directions(*best)
+
+
+def _norm(tensors: Sequence[Tensor]) -> float:
+    return math.hypot(*(float(t.detach().double().norm()) for t in tensors))
+
+
+def _speeds(
+    task: Task, entry: Entry, chosen: dict[str, float], seed: int, attempt: _Attempts
+) -> tuple[Speed, ...]:
+    """Seconds a step at batch sizes from a sixteenth of the task's to sixteen times it, or the whole split."""
+    part = task.splits["train"]
+    if not isinstance(part, Rows):
+        raise ValueError("batches of other sizes can only be made from data with a length")
+    sizes = sorted({min(max(1, task.batch_size * 4**k // 16), len(part)) for k in range(5)})
+    found: list[Speed] = []
+    for number, size in enumerate(sizes):
+        model = next(training(task, entry, chosen, 0, seed)).model
+        optimizer = entry.build([w for w in model.parameters() if w.requires_grad], chosen)
+        times: list[float] = []
+        for batch in islice(task.stream(seed, size), TIMED + 2):
+            began = time.perf_counter()
+            optimizer.zero_grad()
+            task.loss(model, batch).backward()
+            optimizer.step()
+            times.append(time.perf_counter() - began)
+        found.append(Speed(size, statistics.median(times[2:])))
+        attempt.tick(number + 1, len(sizes))
+    return tuple(found)
+
+
+@contextmanager
+def _generators_put_back() -> Generator[None]:
+    states: tuple[Any, Any] = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002 (a task may draw from it)
+    plain = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(plain)
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002

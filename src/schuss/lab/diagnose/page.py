@@ -1,0 +1,82 @@
+"""A diagnosis as one HTML page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import schuss
+from schuss.lab.diagnose.advise import Advice, costs
+from schuss.lab.diagnose.measure import Diagnosis
+from schuss.lab.pages import page
+
+
+def render(found: Diagnosis, advice: Sequence[Advice], command: str) -> str:
+    """The page of a diagnosis with its advice, and the command that makes it again."""
+    noise = found.noise[1] or found.noise[0]
+    dial = next((look.dial for look in reversed(found.looks) if look.dial is not None), None)
+    shown = {
+        "advice": "What to try",
+        "edge": "Edge of stability",
+        "curvature": "Curvature",
+        "noise": "Gradient noise",
+        "ladder": "Learning rates",
+        "sparsity": "Sparsity",
+        "missing": "Not measured",
+        "repeat": "How to repeat it",
+    }
+    here = {
+        "advice": bool(advice),
+        "edge": dial is not None,
+        "curvature": any(look.largest is not None for look in found.looks),
+        "noise": noise is not None,
+        "ladder": found.ladder is not None,
+        "sparsity": found.sparsity is not None,
+        "missing": bool(found.missing),
+        "repeat": True,
+    }
+    return page(
+        Path(__file__).parent / "templates",
+        "diagnose",
+        f"Diagnosis of {found.task}",
+        [(key, text) for key, text in shown.items() if here[key]],
+        _data(found),
+        found=found,
+        advice=advice,
+        here=here,
+        dial=dial,
+        needle=None if dial is None else needle(dial),
+        noise=noise,
+        paid=[] if noise is None else costs(found.speeds, noise.simple),
+        command=command,
+        version=schuss.__version__,
+    )
+
+
+def needle(dial: float) -> tuple[float, float]:
+    """Where the needle of a half circle of radius 100 about (120, 120) points: 0 left, 1 up, 2 and more right.
+
+    >>> [round(x, 6) for x in needle(1.0)]
+    [120.0, 30.0]
+    """
+    angle = math.pi * (1 - min(max(dial, 0.0), 2.0) / 2)
+    return 120 + 90 * math.cos(angle), 120 - 90 * math.sin(angle)
+
+
+def _data(found: Diagnosis) -> dict[str, Any]:
+    noise = found.noise[1] or found.noise[0]
+    density, ladder = found.density, found.ladder
+    return {
+        "looks": [{**vars(look), "dial": look.dial} for look in found.looks],
+        "density": None
+        if density is None
+        else {"grid": density.grid, "density": density.density, "error": density.error},
+        "costs": None if noise is None else [vars(cost) for cost in costs(found.speeds, noise.simple)],
+        "ladder": None
+        if ladder is None
+        else {"rates": ladder.rates, "losses": ladder.losses, "interval": ladder.interval},
+        "lr": found.lr,
+        "batch": found.batch_size,
+    }

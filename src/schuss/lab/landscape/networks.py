@@ -1,0 +1,244 @@
+r"""A plane through a network's weights: that of its own trajectories, or two random directions.
+
+A picture in two dimensions shows what lies in them. Three numbers say how much that is: the share of the
+trajectories' movement that the plane holds, the share that it would hold of pure random walks (much, always),
+and how far the loss on the plane is from that of the real weights.
+
+The null. The Gram matrix of a random walk of T steps in many dimensions is min(s, t) times the dimension,
+whatever the distribution of its steps; walks with a common start are orthogonal. The shares of its principal
+components are the eigenvalues of that matrix, centred: for one long walk 6/π² and ¼ of it.
+
+Sources: Li, Xu, Taylor, Studer and Goldstein 2018 (filter-normalised directions); Antognini and
+Sohl-Dickstein 2018 (PCA of random walks).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from schuss.errors import refusal
+from schuss.lab.entries import Entry
+from schuss.lab.landscape.scene import Scene
+from schuss.lab.landscape.trails import Trail, said
+from schuss.lab.landscape.training import flat, put, sample, training
+from schuss.lab.tasks.data import Batch, size
+from schuss.lab.tasks.task import Task
+
+Array = NDArray[np.float64]
+
+GRID = 25
+KEPT = 40  # places of a run that are kept
+EXAMPLES = 512
+TRIED = 5  # learning rates a run, evenly in the logarithm of the entry's range
+MARGIN = 0.25
+
+
+def on_network(
+    task: Task,
+    entries: list[Entry],
+    steps: int,
+    lr: float | None = None,
+    plane: str = "pca",
+    seed: int = 0,
+) -> Scene:
+    """The runs of some optimizers from one start, over the loss on a plane through their weights.
+
+    `plane`: "pca", the two principal directions of all their movement together; "filter", two random
+    directions round the end of the first run, each row as long as that row of the weights.
+    """
+    if plane not in ("pca", "filter"):
+        raise refusal("plane", plane, "'pca' or 'filter'")
+    if task.train is None:
+        raise refusal(
+            "task", task.name, "a network", "For a function of two numbers name the function itself."
+        )
+    steps = min(steps, task.total_steps())
+    batch = sample(task, EXAMPLES)
+    runs = [_best(task, entry, steps, lr, seed, batch) for entry in entries]
+    model, every = runs[0].model, torch.cat([run.weights for run in runs])
+    centre, axes = _principal(every) if plane == "pca" else _filters(model, runs[0].weights[-1], seed)
+    held = _held(every, axes)
+    # Principal directions follow a random walk; random directions hold no more of it than any others.
+    n = every.shape[1]
+    null = random_walk_shares([len(run.weights) for run in runs]) if plane == "pca" else (1 / n, 1 / n)
+    trails, gaps = list[Trail](), list[Array]()
+    for run in runs:
+        places = (run.weights - centre) @ axes.T / axes.square().sum(dim=1)
+        shadow = np.array([_loss(task, model, centre + p @ axes, batch) for p in places])
+        gaps.append(shadow - run.trail.values)
+        trails.append(replace(run.trail, places=places.numpy()))
+    ends = ", ".join(
+        f"{t.name} {t.values[-1]:.3g} (on the plane {t.values[-1] + g[-1]:.3g})"
+        for t, g in zip(trails, gaps, strict=True)
+    )
+    worst = max(float(np.abs(gap).max()) for gap in gaps)
+    xs, ys = _window(trails, plane)
+    heights = np.array(
+        [[_loss(task, model, centre + x * axes[0] + y * axes[1], batch) for x in xs] for y in ys]
+    )
+    lowest = min(0.0, float(np.nanmin(heights)))
+    facts = (
+        ("movement that the two directions hold", f"{held[0]:.0%} + {held[1]:.0%}"),
+        ("of pure random walks they would hold", f"{null[0]:.0%} + {null[1]:.0%}"),
+        ("largest loss gap between weights and plane", f"{worst:.3g}"),
+        ("weights", f"{n:,}".replace(",", "\u202f")),
+    )
+    directions = (
+        "the plane of their movement (PCA)"
+        if plane == "pca"
+        else f"two random filter-normalised directions round the end of {runs[0].trail.name}"
+    )
+    return Scene(
+        id="walk",
+        title=task.name,
+        lede=f"{task.description[:1].upper()}{task.description[1:]}: {steps} steps from one start (seed "
+        f"{seed}), drawn on "
+        f"{directions}. The loss is that of {size(batch)} training examples, in evaluation mode.",
+        found=f"Loss at the end: {ends}. The plane holds {sum(held):.0%} of the movement; of pure "
+        "random walks of this "
+        f"length it would hold {sum(null):.0%}.",
+        how=_how(lr),
+        xs=xs,
+        ys=ys,
+        heights=heights,
+        lowest=lowest,
+        trails=tuple(trails),
+        axes=("first direction", "second direction"),
+        unit="loss",
+        facts=facts,
+    )
+
+
+def random_walk_shares(lengths: list[int]) -> tuple[float, float]:
+    """What the first two principal components hold of random walks from one start, in many dimensions.
+
+    >>> first, second = random_walk_shares([1000])
+    >>> round(first, 2), round(second, 2)
+    (0.61, 0.15)
+    """
+    walks = [np.minimum.outer(np.arange(n), np.arange(n)).astype(float) for n in lengths]
+    gram = np.zeros((sum(lengths), sum(lengths)))
+    at = 0
+    for walk in walks:
+        gram[at : at + len(walk), at : at + len(walk)] = walk
+        at += len(walk)
+    centred = gram - gram.mean(axis=0) - gram.mean(axis=1)[:, None] + gram.mean()
+    values = np.linalg.eigvalsh(centred)[::-1]
+    return float(values[0] / values.sum()), float(values[1] / values.sum())
+
+
+class _Run:
+    """Some places of a run, and the losses there."""
+
+    def __init__(self, trail: Trail, weights: Tensor, model: nn.Module) -> None:
+        self.trail, self.weights, self.model = trail, weights, model
+
+
+def _best(task: Task, entry: Entry, steps: int, lr: float | None, seed: int, batch: Batch) -> _Run:
+    low, high, _ = entry.space["lr"]
+    rates = [lr] if lr is not None else np.geomspace(low, high, TRIED + 2)[1:-1].tolist()
+    runs = [_run(task, entry, rate, steps, seed, batch) for rate in rates]
+    whole = [run for run in runs if not run.trail.ended]
+    return min(whole or runs, key=lambda run: run.trail.values[-1])
+
+
+def _run(task: Task, entry: Entry, lr: float, steps: int, seed: int, batch: Batch) -> _Run:
+    kept = set(np.unique(np.linspace(0, steps, min(steps, KEPT) + 1).round().astype(int)).tolist())
+    places, values, model = list[Tensor](), list[float](), None
+    chosen = {**entry.usual, "lr": lr}
+    last = 0
+    for moment in training(task, entry, chosen, steps, seed):
+        last = moment.step
+        if moment.step in kept:
+            model = moment.model
+            row = flat(moment.model)
+            value = _loss(task, moment.model, row, batch)
+            if not math.isfinite(value):
+                break
+            places.append(row)
+            values.append(value)
+    assert model is not None
+    ended = "" if last == steps and len(places) == len(kept) else f"lost at step {last}"
+    trail = Trail(
+        *(entry.name, said(entry, chosen), np.zeros((len(values), 2)), np.array(values), ended),
+        at=np.array(sorted(kept)[: len(values)]),
+    )
+    return _Run(trail, torch.stack(places), copy.deepcopy(model))
+
+
+def _loss(task: Task, model: nn.Module, row: Tensor, batch: Batch) -> float:
+    """The loss at other weights, in evaluation mode; weights and mode are put back."""
+    before, training_ = flat(model), model.training
+    put(model, row)
+    model.eval()
+    try:
+        with torch.no_grad():
+            return float(task.loss(model, batch))
+    finally:
+        put(model, before)
+        model.train(training_)
+
+
+def _principal(every: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean place and the two directions in which the places differ most, of unit length."""
+    centre = every.mean(dim=0)
+    _, _, rows = torch.linalg.svd(every - centre, full_matrices=False)
+    if len(rows) < 2:
+        raise refusal("steps", len(rows), "enough for a plane", "Give more steps.")
+    return centre, rows[:2]
+
+
+def _filters(model: nn.Module, end: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Two Gaussian directions, each row scaled to the length of that row of the weights; vectors stay."""
+    draw = torch.Generator().manual_seed(seed)
+    axes = list[Tensor]()
+    for _ in range(2):
+        parts = list[Tensor]()
+        for w in (w for w in model.parameters() if w.requires_grad):
+            d = torch.randn(w.shape, generator=draw, dtype=torch.float64)
+            if w.dim() < 2:
+                parts.append(torch.zeros(w.numel(), dtype=torch.float64))
+                continue
+            rows, own = d.reshape(len(w), -1), w.detach().double().reshape(len(w), -1)
+            parts.append((rows / rows.norm(dim=1, keepdim=True) * own.norm(dim=1, keepdim=True)).reshape(-1))
+        axes.append(torch.cat(parts))
+    second = axes[1] - (axes[1] @ axes[0]) / (axes[0] @ axes[0]) * axes[0]
+    if not bool(second.norm() > 0):
+        raise refusal(
+            "plane", "filter", "possible here", "The model has no weight of two dimensions: use 'pca'."
+        )
+    return end, torch.stack([axes[0], second])
+
+
+def _held(every: Tensor, axes: Tensor) -> tuple[float, float]:
+    """The share of all movement about its mean that lies along each axis."""
+    off = every - every.mean(dim=0)
+    along = (off @ axes.T / axes.norm(dim=1)).square().sum(dim=0) / off.square().sum()
+    return float(along[0]), float(along[1])
+
+
+def _window(trails: list[Trail], plane: str) -> tuple[Array, Array]:
+    places = np.concatenate([trail.places for trail in trails])
+    low, high = places.min(axis=0), places.max(axis=0)
+    if plane == "filter":  # a whole filter's length to each side
+        low, high = np.minimum(low, -1), np.maximum(high, 1)
+    room = MARGIN * np.maximum(high - low, 1e-12 + 0.1 * (high - low).max())
+    low, high = low - room, high + room
+    return np.linspace(low[0], high[0], GRID), np.linspace(low[1], high[1], GRID)
+
+
+def _how(lr: float | None) -> str:
+    if lr is not None:
+        return f"Every optimizer at the given learning rate {lr:g}, its other settings as usual."
+    return (
+        f"Each optimizer ran at {TRIED} learning rates, evenly in the logarithm of its usual range, "
+        "with its other settings "
+        "as usual; the one with the lowest loss at the end is shown."
+    )

@@ -1,0 +1,302 @@
+"""The pictures that explain why optimizers differ, each with its claim measured where it is drawn.
+
+Sources: Goh 2017 (momentum in a valley); Dauphin et al. 2014 (saddles); Duchi, Hazan and Singer 2011
+(AdaGrad); Loshchilov and Hutter 2017 (warm restarts).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from schuss.errors import refusal
+from schuss.lab.landscape.scene import Scene, ground
+from schuss.lab.landscape.surfaces import Surface, surface
+from schuss.lab.landscape.trails import Slope, Trail, walk
+from schuss.schedules import Cosine, CosineRestarts
+from schuss.torch import SGD, Adagrad, Adam, RMSprop
+
+KAPPA = 50.0
+LR = 0.1
+
+
+def jitter() -> Scene:
+    """A step that is nearly too long for the steep direction and far too short for the flat one."""
+    valley, lr, steps = surface(f"quadratic:kappa={KAPPA:g}"), 1.9 / KAPPA, 40
+    trails = tuple(
+        walk(valley, lambda w, rate=rate: SGD(w, lr=rate), steps, name=name, settings=f"lr {rate:.3g}")
+        for name, rate in (("sgd near its limit", lr), ("sgd at a fifth of it", lr / 5))
+    )
+    wild = trails[0]
+    turns = int((np.diff(np.sign(wild.places[:, 1])) != 0).sum())
+    moved = np.abs(np.diff(wild.places, axis=0)).sum(axis=0)
+    return ground(
+        valley,
+        trails,
+        id="jitter",
+        title="Jitter in a narrow valley",
+        lede=f"The valley is {KAPPA:g} times steeper across than along. A rate that is safe across "
+        f"(below 2/{KAPPA:g}) is small along.",
+        found=f"At lr {lr:.3g}, 95 % of the limit, {turns} of {steps} steps crossed the valley and "
+        f"{moved[1] / moved.sum():.0%} of the way went across it; {_left(wild, 0)} of the way along is "
+        "still to go. "
+        f"At a fifth of the rate it does not jitter, and {_left(trails[1], 0)} is left.",
+        how="Settings by formula, not searched.",
+    )
+
+
+def momentum() -> Scene:
+    """Averaging the gradient cancels what alternates and adds up what agrees."""
+    valley, steps, root = surface(f"quadratic:kappa={KAPPA:g}"), 60, math.sqrt(KAPPA)
+    lr, beta = 4 / (root + 1) ** 2, ((root - 1) / (root + 1)) ** 2
+    plain = 2 / (KAPPA + 1)
+    trails = (
+        walk(valley, lambda w: SGD(w, lr=plain), steps, name="sgd", settings=f"lr {plain:.3g}"),
+        walk(
+            valley,
+            lambda w: SGD(w, lr=lr, momentum=beta),
+            steps,
+            name="momentum",
+            settings=f"lr {lr:.3g}, β {beta:.3g}",
+        ),
+    )
+    slow, fast = (trail.values[-1] / trail.values[0] for trail in trails)
+    rates = (KAPPA - 1) / (KAPPA + 1), (root - 1) / (root + 1)
+    return ground(
+        valley,
+        trails,
+        id="momentum",
+        title="Momentum damps it",
+        lede=f"Both at the settings that theory gives for κ = {KAPPA:g}: each step leaves "
+        f"{rates[0]:.3f} of the "
+        f"distance for gradient descent, in the long run {rates[1]:.3f} with momentum.",
+        found=f"After {steps} steps gradient descent has {slow:.2g} of its height left, momentum {fast:.2g}.",
+        how="Settings by formula: lr 2/(L + μ); lr 4/(√L + √μ)², β ((√κ − 1)/(√κ + 1))².",
+    )
+
+
+def saddle() -> Scene:
+    """At a saddle the gradient is zero: who starts exactly on its ridge stays."""
+    ground_, steps, noise = surface("saddle"), 150, 1e-3
+    draw = torch.Generator().manual_seed(0)
+
+    def shaken(w: Tensor, n: int) -> Tensor:
+        x, y = w
+        return torch.stack([x, y**3 - y]) + noise * torch.randn(2, dtype=w.dtype, generator=draw)
+
+    def step(
+        name: str, build: Callable[[list[Tensor]], Optimizer], y: float, slope: Slope | None = None
+    ) -> Trail:
+        settings = f"lr {LR:g}, from (1, {y:g})"
+        return walk(ground_, build, steps, name=name, settings=settings, start=(1.0, y), slope=slope)
+
+    trails = (
+        step("sgd on the ridge", lambda w: SGD(w, lr=LR), 0.0),
+        step("sgd with noise", lambda w: SGD(w, lr=LR), 0.0, slope=shaken),
+        step("sgd", lambda w: SGD(w, lr=LR), 1e-3),
+        step("momentum", lambda w: SGD(w, lr=LR, momentum=0.9), 1e-3),
+        step("adam", lambda w: Adam(w, lr=LR), 1e-3),
+    )
+    left = [(trail.name, trail.first_below(-0.2)) for trail in trails]
+    told = "; ".join(f"{name}: {'never' if at is None else f'step {at}'}" for name, at in left)
+    return ground(
+        ground_,
+        trails,
+        id="saddle",
+        title="A saddle, left or not",
+        lede="Two minima at (0, ±1), a saddle between them at (0, 0). From the ridge y = 0 the gradient "
+        "leads straight "
+        "to the saddle. A thousandth beside it, or noise of that size, is a way out that grows by 1 + "
+        "lr a step.",
+        found=f"Left the saddle (four fifths of the way down) – {told}.",
+        how=f"All at lr {LR:g}; the noise is Gaussian of size {noise:g} in each direction, seed 0.",
+    )
+
+
+def noise() -> Scene:
+    """The gradient of a few examples points somewhere near the gradient of all."""
+    draw = torch.Generator().manual_seed(1)
+    X = torch.randn(256, 2, dtype=torch.float64, generator=draw) * torch.tensor(
+        [1.0, 1.5], dtype=torch.float64
+    )
+    y = X @ torch.tensor([1.0, -0.5], dtype=torch.float64) + torch.randn(
+        256, dtype=torch.float64, generator=draw
+    )
+    best = torch.linalg.lstsq(X, y).solution
+
+    def value(w: Tensor) -> Tensor:
+        return (X @ w - y).square().mean() / 2
+
+    left = float(value(best))
+    bowl = Surface(
+        "least squares on 256 examples",
+        value,
+        start=(-0.6, 0.9),
+        window=(-1.0, 1.8, -1.3, 1.2),
+        minima=((float(best[0]), float(best[1])),),
+        lowest=left,
+    )
+    steps, lr = 400, 0.02
+
+    def batches(size: int, seed: int) -> Callable[[Tensor, int], Tensor]:
+        picks = torch.randint(256, (steps, size), generator=torch.Generator().manual_seed(seed))
+        return lambda w, n: X[picks[n]].T @ (X[picks[n]] @ w - y[picks[n]]) / size
+
+    trails = (
+        *(
+            walk(
+                bowl,
+                lambda w: SGD(w, lr=lr),
+                steps,
+                name=f"batch {size}",
+                settings=f"lr {lr:g}",
+                slope=batches(size, size),
+            )
+            for size in (1, 16)
+        ),
+        walk(bowl, lambda w: SGD(w, lr=lr), steps, name="all 256", settings=f"lr {lr:g}"),
+    )
+    hover = [float((trail.values[steps // 2 :] - left).mean()) for trail in trails]
+    return ground(
+        bowl,
+        trails,
+        id="noise",
+        title="Noise of small batches",
+        lede="All three use the same rate on the same data. With every example the path is a curve; "
+        "with a few it "
+        "wanders, and in the end it hovers at a height that the rate and the batch decide.",
+        found=f"Mean height above the minimum in the last {steps // 2} steps: batch 1 {hover[0]:.2g}, "
+        "batch 16 "
+        f"{hover[1]:.2g} ({hover[0] / hover[1]:.0f} times less; theory says about 16), all examples "
+        f"{hover[2]:.1g}.",
+        how=f"All at lr {lr:g}; batches drawn with replacement, seeds fixed.",
+    )
+
+
+def adagrad() -> Scene:
+    """A sum of squares never forgets, so the rate can only fall."""
+    ground_, steps, first = surface("rosenbrock"), 1000, 0.1
+
+    def rate(key: str) -> Callable[[Optimizer], float]:
+        def watched(optimizer: Optimizer) -> float:
+            group = optimizer.param_groups[0]
+            square = optimizer.state[group["params"][0]][key]
+            return float(group["lr"] / (square.sqrt().mean() + group["eps"]))
+
+        return watched
+
+    trails = (
+        walk(
+            ground_,
+            lambda w: Adagrad(w, lr=first),
+            steps,
+            name="adagrad",
+            settings=f"lr {first:g}",
+            watch=rate("sum"),
+        ),
+        walk(
+            ground_,
+            lambda w: RMSprop(w, lr=first * math.sqrt(1 - 0.99)),
+            steps,
+            name="rmsprop",
+            settings=f"lr {first * math.sqrt(1 - 0.99):.3g}, α 0.99",
+            watch=rate("square_avg"),
+        ),
+    )
+    a, r = (trail.seen for trail in trails)
+    return ground(
+        ground_,
+        trails,
+        id="adagrad",
+        title="AdaGrad stalls",
+        lede="Both divide by the size of past gradients, and take the same first step. AdaGrad divides "
+        "by the sum of all "
+        "of them, RMSprop by an average that forgets: after the steep wall its rate recovers.",
+        found=f"Effective rate, first step to last: AdaGrad {a[0]:.2g} to {a[-1]:.2g}, RMSprop "
+        f"{r[0]:.2g} to {r[-1]:.2g}. "
+        f"Height after {steps} steps: {trails[0].values[-1]:.2g} and {trails[1].values[-1]:.2g}.",
+        how="RMSprop's rate is AdaGrad's times √(1 − α), which makes the first steps equal.",
+        watched="lr / √(squares), mean of the two weights",
+    )
+
+
+def restarts() -> Scene:
+    """Back to a high rate, out of this minimum, down into the next."""
+    depth, wave, steps, cycles, peak = 0.5, 4.0, 240, 4, 0.7
+
+    def value(w: Tensor) -> Tensor:
+        return 0.04 * (w * w).sum() + depth * (1 - torch.cos(wave * w)).sum()
+
+    box = Surface(
+        "a bowl of small bowls",
+        value,
+        start=(-3.3, 2.9),
+        window=(-4.2, 4.2, -4.2, 4.2),
+        minima=((0.0, 0.0),),
+        lowest=0.0,
+    )
+    sharp = depth * wave**2 + 0.08
+    plans = (
+        ("cosine once", Cosine(peak, 0.0, steps=steps)),
+        ("with restarts", CosineRestarts(peak, 0.0, cycles=cycles, steps=steps)),
+    )
+    trails = tuple(
+        walk(
+            box,
+            lambda w: SGD(w, lr=peak),
+            steps,
+            name=name,
+            settings=f"lr {peak:g} to 0",
+            schedule=plan,
+            watch=lambda optimizer: float(optimizer.param_groups[0]["lr"]),
+        )
+        for name, plan in plans
+    )
+    spacing = 2 * math.pi / wave
+    rests = [
+        tuple(np.round(trails[1].places[k * steps // cycles] / spacing).astype(int))
+        for k in range(1, cycles + 1)
+    ]
+    once = tuple(np.round(trails[0].places[-1] / spacing).astype(int))
+    heights = [float(trails[1].values[k * steps // cycles]) for k in range(1, cycles + 1)]
+    return ground(
+        box,
+        trails,
+        id="restarts",
+        title="Warm restarts jump out of a minimum",
+        lede=f"Every small bowl has sharpness about {sharp:.3g}, so no rate above 2/{sharp:.3g} = "
+        f"{2 / sharp:.2g} can rest "
+        f"in one. Each restart goes back to {peak:g}, leaves, and settles as the rate falls.",
+        found=f"The {cycles} cycles ended in {len(set(rests))} different bowls, at heights "
+        f"{', '.join(f'{h:.2g}' for h in heights)}; a single cosine visited one at the end, at "
+        f"{float(trails[0].values[-1]):.2g}{' – one of those' if once in rests else ''}.",
+        how=f"Plain gradient descent without noise; both rates start at {peak:g} and end at 0 after "
+        f"{steps} steps.",
+        watched="learning rate",
+    )
+
+
+STORIES: dict[str, Callable[[], Scene]] = {
+    "jitter": jitter,
+    "momentum": momentum,
+    "saddle": saddle,
+    "noise": noise,
+    "adagrad": adagrad,
+    "restarts": restarts,
+}
+
+
+def story(name: str) -> Scene:
+    """The scene of that name."""
+    if name not in STORIES:
+        raise refusal("story", name, f"one of {', '.join(STORIES)}, all")
+    return STORIES[name]()
+
+
+def _left(trail: Trail, axis: int) -> str:
+    return f"{abs(trail.places[-1, axis] / trail.places[0, axis]):.0%}"

@@ -1,0 +1,50 @@
+"""What the user meant: a function of two numbers, or a task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from schuss.errors import refusal
+from schuss.lab.files import load_file, load_name
+from schuss.lab.landscape.surfaces import SURFACES
+from schuss.lab.tasks import BUILT_IN, load
+from schuss.lab.tasks.task import Task
+
+
+def is_surface(spec: str) -> bool:
+    """Whether a spec names a function of two numbers; refused where it names nothing.
+
+    >>> is_surface("beale"), is_surface("digits")
+    (True, False)
+    """
+    if ".py:" in spec:
+        found, _ = load_name(*spec.rsplit(":", 1))
+        return not isinstance(found, Task)
+    if spec.endswith(".py"):
+        return False
+    name = spec.partition(":")[0]
+    if name not in SURFACES and name not in BUILT_IN:
+        raise refusal(
+            "landscape",
+            spec,
+            f"a function ({', '.join(SURFACES)}) or a task ({', '.join(BUILT_IN)})",
+            "Your own: FILE.py:function, or FILE.py with a schuss.lab.Task.",
+        )
+    return name in SURFACES
+
+
+def task_of(spec: str, data: Path | None = None) -> Task:
+    """The task that a spec names: a built-in one, or the one in the user's file."""
+    if ".py:" in spec:
+        found, _ = load_name(*spec.rsplit(":", 1))
+        if not isinstance(found, Task):
+            raise refusal("task", spec, "a schuss.lab.Task")
+        return found
+    if spec.endswith(".py"):
+        module, _ = load_file(spec)
+        tasks = {name: value for name, value in vars(module).items() if isinstance(value, Task)}
+        if len(tasks) != 1:
+            found = f"has {', '.join(tasks)}: name one as {spec}:NAME" if tasks else "has none"
+            raise refusal("task", spec, f"a file with one schuss.lab.Task; it {found}")
+        return next(iter(tasks.values()))
+    return load(spec, data)

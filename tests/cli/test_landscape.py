@@ -1,0 +1,75 @@
+import shutil
+import struct
+
+import pytest
+from click.testing import CliRunner
+
+from schuss.cli.landscape import command
+from schuss.lab.pages import png
+
+
+def run(*arguments):
+    return CliRunner().invoke(command, list(map(str, arguments)))
+
+
+def test_a_function_is_walked_and_written(tmp_path):
+    out = tmp_path / "new" / "page.html"
+    found = run("quadratic:kappa=20", "--optimizers", "sgd,adam", "--steps", 20, "--out", out)
+    assert found.exit_code == 0, found.output
+    assert "adam" in found.output
+    assert "ncontours" not in out.read_text(encoding="utf-8")[:1000]
+    assert "quadratic:kappa=20" in out.read_text(encoding="utf-8")
+
+
+def test_a_story_has_its_measured_sentence(tmp_path):
+    found = run("--story", "jitter", "--out", tmp_path / "page.html")
+    assert found.exit_code == 0, found.output
+    assert "crossed the valley" in found.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "Give a function or a task, or --story NAME"),
+        (("beale", "--story", "saddle"), "Give a function or a task"),
+        (("hill",), "landscape='hill' is not a function"),
+        (("beale", "--optimizers", "sgd,wonder"), "entry='wonder' is not one of"),
+        (("beale", "--start", "1"), "'1' is not 2 numbers"),
+        (("digits", "--start", "1,2"), "are for functions of two numbers"),
+        (("--story", "luck"), "story='luck' is not one of"),
+    ],
+)
+def test_mistakes_are_clear_errors(arguments, message, tmp_path):
+    found = run(*arguments, "--out", tmp_path / "page.html")
+    assert found.exit_code != 0
+    assert message in found.output
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_picture_by_a_browser(tmp_path):
+    if not any(map(shutil.which, png.BROWSERS)):
+        pytest.skip("no Chromium is installed here")
+    found = run(
+        "beale",
+        "--optimizers",
+        "sgd",
+        "--steps",
+        5,
+        "--lr",
+        0.01,
+        "--out",
+        tmp_path / "p.html",
+        "--png",
+        tmp_path / "p.png",
+    )
+    assert found.exit_code == 0, found.output
+    head = (tmp_path / "p.png").read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">2I", head[16:]) == (1200, 800)
+
+
+def test_without_a_browser_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="pip install kaleido"):
+        png.picture({"data": [], "layout": {}}, tmp_path / "p.png")

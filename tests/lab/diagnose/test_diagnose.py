@@ -1,0 +1,226 @@
+"""What is measured of tasks whose curvature and noise are known, and what is advised from it."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from schuss.lab.diagnose import advise, costs, measure, render
+from schuss.lab.diagnose.measure import Conditioning, Diagnosis, Directions, Look, Speed
+from schuss.lab.diagnose.page import needle
+from schuss.lab.entries import find
+from schuss.lab.tasks import load
+from schuss.lab.tasks.task import Task
+
+
+@pytest.fixture(scope="module")
+def quadratic():
+    return measure(load("quadratic:kappa=100,dim=8"), find("momentum"), "quadratic:kappa=100,dim=8", steps=20)
+
+
+def regression():
+    """Linear regression in 10 dimensions, isotropic, hardly any label noise: the noise scale is about 11."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 10, dtype=torch.float64, generator=draw)
+    return Task(
+        name="regression",
+        model=lambda: torch.nn.Linear(10, 1, bias=False, dtype=torch.float64),
+        loss=lambda model, batch: (model(batch[0]).squeeze(1) - batch[1]).square().mean() / 2,
+        train=(x, 3 * x.sum(dim=1)),
+        batch_size=32,
+        epochs=2,
+    )
+
+
+def test_a_quadratic_has_its_own_numbers(quadratic):
+    for look in quadratic.looks:
+        assert look.largest == pytest.approx(1, rel=1e-8)
+        assert look.smallest == pytest.approx(0.01, rel=1e-6)
+        assert look.limit == pytest.approx(2 * 1.9 / 0.1)
+        assert look.largest_lr == pytest.approx(3.8, rel=1e-8)
+        assert look.dial == pytest.approx(1 / 38, rel=1e-8)
+    assert [look.step for look in quadratic.looks] == [0, 5, 10, 15, 20]
+    assert quadratic.conditioning.value == pytest.approx(100, rel=1e-8)
+    assert quadratic.noise == (None, None)
+    assert "There is no data" in quadratic.missing["gradient noise"]
+
+
+def test_a_noiseless_problem_is_advised_momentum(quadratic):
+    optimizer, rate, *rest = advise(quadratic)
+    assert optimizer.take == "momentum"
+    assert "factor of 100" in optimizer.because
+    assert "schuss race quadratic:kappa=100,dim=8" in optimizer.command
+    assert rate.topic == "learning rate"
+    assert rate.take.endswith(" to 3.8") or float(rate.take.split(" to ")[1]) < 3.8
+    assert "batch size" not in [each.topic for each in rest]
+
+
+def test_regression_has_noise_scale_d_plus_one():
+    found = measure(regression(), find("sgd"), "regression.py", steps=10)
+    for noise in found.noise:
+        assert noise.interval[0] < 11 < noise.interval[1]
+    # The sample of 512 has its largest eigenvalue at the edge of Marchenko and Pastur, (1 + √(d/n))².
+    assert found.looks[0].largest == pytest.approx((1 + math.sqrt(10 / 512)) ** 2, rel=0.05)
+    assert {speed.batch for speed in found.speeds} == {2, 8, 32, 128, 512}
+    topics = {each.topic: each for each in advise(found)}
+    assert "examples" in topics["batch size"].because
+    assert "--batch-sizes" in topics["batch size"].command
+
+
+def test_nothing_is_left_changed():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    measure(load("diabetes"), find("adam"), "diabetes", steps=4)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_run_that_blows_up_is_said():
+    found = measure(load("rosenbrock"), find("sgd"), "rosenbrock", lr=10.0, steps=30)
+    assert "no longer finite" in found.missing["the whole run"]
+    assert render(found, advise(found), "schuss diagnose rosenbrock")
+
+
+def test_lion_has_no_limit_and_the_page_says_why():
+    found = measure(load("diabetes"), find("lion"), "diabetes", steps=4)
+    assert all(look.dial is None for look in found.looks)
+    assert "sign of the gradient" in found.missing["stability"]
+    page = render(found, advise(found), "schuss diagnose diabetes")
+    assert 'id="missing"' in page
+    assert 'id="edge"' not in page
+
+
+def test_the_page_has_every_section(quadratic):
+    page = render(quadratic, advise(quadratic), "schuss diagnose <it>")
+    for name in ("advice", "edge", "curvature", "repeat"):
+        assert f'<section id="{name}"' in page
+    assert '<section id="noise"' not in page
+    assert "schuss diagnose &lt;it&gt;" in page
+
+
+EMPTY = Diagnosis(
+    task="t",
+    description="",
+    spec="t.py",
+    optimizer="adamw",
+    settings="",
+    lr=0.01,
+    steps=100,
+    seed=0,
+    weights=1000,
+    batch_size=64,
+    examples=512,
+    has_data=True,
+    looks=(),
+)
+
+
+def noise(simple, low, high):
+    return SimpleNamespace(simple=simple, interval=(low, high))
+
+
+def look(step, largest_lr, dial=0.5):
+    return Look(step, 1.0, 1.0, 0.0, dial, 1.0, largest_lr)
+
+
+def taken(found):
+    return {each.topic: each for each in advise(found)}
+
+
+def test_without_measurements_nothing_is_claimed():
+    (only,) = advise(EMPTY)
+    assert (only.topic, only.sure) == ("optimizer", "a guess")
+
+
+@pytest.mark.parametrize(
+    ("along", "scaled", "take", "sure"),
+    [
+        (1.0, 2.0, "adamw", "an indication"),
+        (2.0, 1.0, "momentum", "an indication"),
+        (1.0, 1.1, "momentum", "a guess"),
+    ],
+)
+def test_the_better_direction_is_taken(along, scaled, take, sure):
+    advice = taken(replace(EMPTY, directions=Directions(along, scaled)))["optimizer"]
+    assert (advice.take, advice.sure) == (take, sure)
+
+
+def test_a_sparse_table_is_adagrads():
+    rows = SimpleNamespace(name="words", size=900, empty_rows=0.97, zeros=0.97)
+    other = SimpleNamespace(name="bias", size=100, empty_rows=0.0, zeros=0.0)
+    found = replace(EMPTY, sparsity=SimpleNamespace(tensors=(other, rows)), directions=Directions(2.0, 1.0))
+    assert taken(found)["optimizer"].take == "adagrad"
+    # A tensor that is a small part of the model does not decide.
+    small = replace(found, weights=10_000)
+    assert taken(small)["optimizer"].take == "momentum"
+
+
+def test_the_rate_is_the_ladder_cut_at_the_limit():
+    ladder = SimpleNamespace(interval=(0.01, 0.5))
+    found = replace(EMPTY, looks=(look(0, 0.4), look(100, 0.2)), ladder=ladder)
+    advice = taken(found)["learning rate"]
+    assert advice.take == "0.01 to 0.2"
+    assert advice.sure == "measured"
+    assert "lies inside" in advice.because
+    assert "outside" in taken(replace(found, lr=0.3))["learning rate"].because
+    # The first steps of an adaptive optimizer do not count: its denominator is not known yet.
+    early = replace(found, looks=(look(1, 1e-9), look(50, 0.3), look(100, 0.4)), adaptive=True)
+    assert taken(early)["learning rate"].take == "0.01 to 0.3"
+
+
+def test_the_batch_is_where_a_goal_costs_least():
+    speeds = (Speed(16, 1.0), Speed(64, 1.1), Speed(256, 2.0))
+    found = replace(EMPTY, noise=(None, noise(100.0, 98.0, 110.0)), speeds=speeds)
+    times = [cost.time for cost in costs(speeds, 100.0)]
+    assert times == pytest.approx([7.25, 1.1 * (1 + 100 / 64), 2 * (1 + 100 / 256)])
+    advice = taken(found)["batch size"]
+    assert (advice.take, advice.sure) == ("256", "measured")
+    unsure = replace(found, noise=(None, noise(100.0, 5.0, math.inf)))
+    assert taken(unsure)["batch size"].sure == "an indication"
+
+
+@pytest.mark.parametrize(
+    ("rates", "scales", "take"),
+    [
+        ((0.1, 0.4), (50, 40), "warmup+cosine"),
+        ((0.1, 0.12), (50, 400), "cosine"),
+        ((0.1, 0.1), (5, 6), "constant"),
+    ],
+)
+def test_the_schedule_follows_sharpness_and_noise(rates, scales, take):
+    found = replace(
+        EMPTY,
+        looks=(look(0, rates[0]), look(100, rates[1])),
+        noise=(noise(scales[0], 1, 500), noise(scales[1], 1, 500)),
+    )
+    advice = taken(found)["schedule"]
+    assert advice.take == take
+    assert f"--schedules {take}," in advice.command
+
+
+def test_commands_are_understood_by_the_race():
+    from schuss.lab.schedules import check
+
+    found = replace(
+        EMPTY,
+        looks=(look(0, 0.1), look(100, 0.4)),
+        noise=(noise(5, 1, 9), noise(90, 80, 110)),
+        speeds=(Speed(64, 1.0),),
+        directions=Directions(1.0, 2.0),
+        conditioning=Conditioning(10.0, 1.0, 0.1, "κ"),
+    )
+    for each in advise(found):
+        words = each.command.split()
+        assert words[:3] == ["schuss", "race", "t.py"]
+        for name in words[words.index("--entries") + 1].split(","):
+            find(name)
+        if "--schedules" in words:
+            for name in words[words.index("--schedules") + 1].split(","):
+                check(name)
+
+
+def test_the_needle():
+    assert needle(0.0) == pytest.approx((30, 120))
+    assert needle(2.0) == pytest.approx((210, 120))
+    assert needle(1e9) == needle(2.0)

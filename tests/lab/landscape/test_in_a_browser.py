@@ -1,0 +1,100 @@
+"""The pages as Chromium runs them: everything is drawn, the slider moves every path, nothing complains."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from schuss.lab.diagnose import advise, measure
+from schuss.lab.diagnose import render as render_diagnosis
+from schuss.lab.entries import find
+from schuss.lab.landscape import on_surface, render, surface
+from schuss.lab.pages import png
+from schuss.lab.tasks import load
+
+LISTEN = """<head><script>
+window.wrong = [];
+addEventListener("error", (event) => wrong.push(event.message));
+addEventListener("unhandledrejection", (event) => wrong.push(String(event.reason)));
+for (const level of ["error", "warn"]) console[level] = (...words) => wrong.push(words.join(" "));
+</script>"""
+
+ACT = """<script>(async () => {
+const wait = (ms) => new Promise((done) => setTimeout(done, ms));
+await wait(1500);
+const found = {};
+%s
+found.theme = document.getElementById("theme").click() ?? document.documentElement.dataset.theme;
+await wait(800);
+found.drawn = document.querySelectorAll(".js-plotly-plot").length;
+found.figures = document.querySelectorAll(".plot").length;
+found.wrong = wrong;
+const result = document.createElement("pre");
+result.id = "result";
+result.textContent = JSON.stringify(found);
+document.body.append(result);
+})();</script></body>"""
+
+SLIDE = """
+const slider = document.querySelector("[data-scene] input"), plot = document.querySelector(".ground .plot");
+const lengths = () => plot.data.filter((trace) => trace.name).map((trace) => trace.x.length);
+found.whole = lengths();
+slider.value = 5;
+slider.dispatchEvent(new Event("input"));
+await wait(600);
+found.short = lengths();
+found.told = document.querySelector("[data-scene] output").textContent;
+"""
+
+
+@pytest.fixture
+def act(tmp_path):
+    """`act(page, script)`: what a script finds in a page that Chromium has open."""
+    program = next((found for name in png.BROWSERS if (found := shutil.which(name))), None)
+    if program is None:
+        pytest.skip("no Chromium is installed here, so the page cannot be opened")
+
+    def run(page, script):
+        file = tmp_path / "page.html"
+        page = page.replace("<head>", LISTEN, 1)
+        head, _, tail = page.rpartition("</body>")
+        file.write_text(head + ACT % script + tail, encoding="utf-8")
+        flags = [f"--{flag}" for flag in png.FLAGS.split()]
+        flags += [
+            f"--user-data-dir={tmp_path}/profile",
+            "--virtual-time-budget=20000",
+            "--window-size=1280,6000",
+        ]
+        done = subprocess.run(
+            [program, *flags, "--dump-dom", file.as_uri()],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        found = re.search('<pre id="result">(.*?)</pre>', done.stdout)
+        assert found, done.stderr[-500:]
+        return json.loads(html.unescape(found[1]))
+
+    return run
+
+
+def test_the_slider_moves_every_path(act):
+    scene = on_surface(surface("quadratic:kappa=10"), [find("sgd"), find("adam")], 20, lr=0.05)
+    found = act(render([scene], "schuss landscape"), SLIDE)
+    assert found["wrong"] == []
+    assert found["drawn"] == found["figures"] == 3
+    assert found["whole"] == [21, 21]
+    assert found["short"] == [6, 6]
+    assert found["told"] == "step 5 of 20"
+    assert found["theme"] == "dark"
+
+
+def test_every_figure_of_a_diagnosis_is_drawn(act):
+    diagnosis = measure(load("diabetes"), find("momentum"), "diabetes", lr=0.01, steps=6)
+    found = act(render_diagnosis(diagnosis, advise(diagnosis), "schuss diagnose diabetes"), "")
+    assert found["wrong"] == []
+    assert found["drawn"] == found["figures"] >= 4
