@@ -393,6 +393,49 @@ def test_without_a_gpu_nothing_runs_there():
     assert not device.runs_on(torch.device("xpu"))
 
 
+def test_a_gpu_that_triton_cannot_serve_takes_the_eager_way(monkeypatch):
+    for capability, runs in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
+        device._can_run.cache_clear()
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index, answer=capability: answer)
+        assert device.runs_on(torch.device("cuda", 0)) == runs
+    device._can_run.cache_clear()
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(device.shutil, "which", lambda name: None)
+    with pytest.warns(RuntimeWarning, match="Triton needs a C compiler"):
+        assert not device.runs_on(torch.device("cuda", 0))
+    device._can_run.cache_clear()
+
+
+def test_a_capture_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(
+        RuntimeError, match=r"cannot be captured in a CUDA graph: .* call step\(\) after each"
+    ):
+        device._refuse_capture(torch.device("cuda", 0))
+    device._refuse_capture(torch.device("cpu"))
+
+
+@compiled_only
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")
+def test_touched_rows_move_alike_without_a_kernel(variant, monkeypatch):
+    from schuss.torch import plan
+
+    paths = []
+    for way in (plan._step_sparse, plan._step_sparse_eagerly):
+        monkeypatch.setattr(plan, "_step_sparse", way)
+        w = torch.nn.Parameter(torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(6, 2))
+        optimizer = (
+            variant.ours([w], weight_decay=0.0) if "weight_decay" in variant.options else variant.ours([w])
+        )
+        for rows in ([1, 4, 1], [], [4, 0, 5]):
+            values = torch.linspace(1, 2, 2 * len(rows), dtype=torch.float64).reshape(-1, 2)
+            w.grad = torch.sparse_coo_tensor([rows], values, (6, 2), check_invariants=True)
+            optimizer.step()
+        paths.append(w.detach())
+    torch.testing.assert_close(paths[1], paths[0], rtol=1e-12, atol=1e-12)
+    assert (paths[0][2:4] == torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(6, 2)[2:4]).all()
+
+
 # On a GPU
 
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
+import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +28,14 @@ Array = np.ndarray[Any, Any]
 @functools.cache
 def _can_run(index: int) -> bool:
     if importlib.util.find_spec("triton") is None:
+        return False
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        warnings.warn(
+            "Triton needs a C compiler and finds none, so a step on the GPU runs as many operations instead of one "
+            "kernel. Try installing gcc, or setting CC.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
         return False
     return torch.version.hip is not None or torch.cuda.get_device_capability(index) >= (8, 0)
 
@@ -80,6 +91,14 @@ class Tensors:
         return self.there
 
 
+def _refuse_capture(device: torch.device) -> None:
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "A step cannot be captured in a CUDA graph: its scalars come from the host. Capture the forward and "
+            "backward pass, and call step() after each replay; it is one launch."
+        )
+
+
 class DeviceLaunch(Launch):
     """All tensors on one device that one kernel moves in one call.
 
@@ -96,6 +115,7 @@ class DeviceLaunch(Launch):
         members: Sequence[int],
         device: torch.device,
     ) -> None:
+        _refuse_capture(device)
         self.tensors = Tensors(len(dtypes), lengths, device)
         self.function = gpu.kernel(formula, dtypes)
         self.real = gpu.compute_dtype(dtypes)
@@ -111,11 +131,7 @@ class DeviceLaunch(Launch):
         workers: int = 1,
     ) -> None:
         """Take one step of every tensor; the device has its own workers."""
-        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                "A step cannot be captured in a CUDA graph: its scalars come from the host. Capture the forward and "
-                "backward pass, and call step() after each replay; it is one launch."
-            )
+        _refuse_capture(self.device)
         super().step(ledger, rules, scales, 1)
 
     def _launch(self, table: int, matrix: int, first: int, last: int) -> None:

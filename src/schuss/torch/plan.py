@@ -243,8 +243,6 @@ def _row_numbers(gradient: Tensor, outer: Sequence[int]) -> Array:
 
 def _step_sparse(item: Item, gradient: Tensor, *call: Any) -> None:
     """Move the touched rows only: a row of the table is a row of the weight."""
-    if item.weight.device.type != "cpu":
-        return _step_sparse_eagerly(item, gradient, *call)
     outer, inner = item.weight.shape[: gradient.sparse_dim()], item.weight.shape[gradient.sparse_dim() :]
     rows = _row_numbers(gradient, outer)
     if not gradient.is_coalesced() and (np.diff(np.sort(rows)) == 0).any():
@@ -339,7 +337,9 @@ class Plan:
                 for batch in self.staged:
                     batch.step(gradients, ledger, rules, scales, workers)
                 for item in self.sparse:
-                    _step_sparse(item, gradients[item.member], ledger, sparse_rules, scales, workers)
+                    on_cpu = item.weight.device.type == "cpu"
+                    step_sparse = _step_sparse if on_cpu else _step_sparse_eagerly
+                    step_sparse(item, gradients[item.member], ledger, sparse_rules, scales, workers)
                 for item in self.eager:
                     values, ledger[item.member] = advance(rules[item.group], ledger[item.member].tolist())
                     gradient = gradients[item.member]
