@@ -117,6 +117,7 @@ class DeviceLaunch(Launch):
     ) -> None:
         _refuse_capture(device)
         self.tensors = Tensors(len(dtypes), lengths, device)
+        self.grid = (len(self.tensors.rows),)
         self.function = gpu.kernel(formula, dtypes)
         self.real = gpu.compute_dtype(dtypes)
         self.device = device
@@ -136,12 +137,13 @@ class DeviceLaunch(Launch):
 
     def _launch(self, table: int, matrix: int, first: int, last: int) -> None:
         """What `Launch` calls with addresses on the host; here they are those of `tensors` and `matrix`."""
-        if not len(self.tensors.rows):
+        if not self.grid[0]:
             return
         with torch.cuda.device(self.device if self.device.type == "cuda" else -1):
             if self.coefficients.shape != self.matrix.shape:
                 dtype = getattr(torch, self.real)
                 self.coefficients = torch.empty(self.matrix.shape, dtype=dtype, device=self.device)
             _send(self.matrix.astype(self.real), self.coefficients)
-            grid = (len(self.tensors.rows),)
-            self.function[grid](self.tensors.rows, self.tensors.on_device(), self.coefficients, **gpu.OPTIONS)
+            self.function[self.grid](
+                self.tensors.rows, self.tensors.on_device(), self.coefficients, **gpu.OPTIONS
+            )
