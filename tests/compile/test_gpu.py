@@ -266,7 +266,9 @@ def test_interpreted_nan_infinity_and_denormals(variant):
     for gradient in (g, np.full_like(g, 0.5)):
         tensors[1][0].copy_(torch.from_numpy(gradient))
         launch.step(ledger, [variant.rule], [1.0])
-        np.testing.assert_allclose(tensors[0][0].numpy(), reference.step(gradient), rtol=1e-12)
+        reference.step(gradient)
+        for column, meant in zip([0, *range(2, len(tensors))], [reference.w, *reference.state], strict=True):
+            np.testing.assert_allclose(tensors[column][0].numpy(), meant, rtol=1e-12)
 
 
 @interpreted
@@ -446,6 +448,21 @@ def test_on_a_gpu(case):
     torch.cuda.synchronize()
     _, found = trained(case, "cuda", weights, gradients)
     assert_like(found, expected)
+
+
+@needs_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("shift", range(4))
+def test_tensors_that_start_anywhere(shift, sample):
+    """A misaligned wide load is an error on a GPU: such tensors must take the narrow way."""
+    random = torch.randn(3 * gpu.ROW + shift)
+    moved = []
+    for place in ("cpu", "cuda"):
+        w = torch.nn.Parameter(random.to(place)[shift:])
+        w.grad = random.to(place)[shift:]
+        sample.ours([w]).step()
+        moved.append(w.detach().cpu())
+    assert_like([moved[1]], [moved[0]])
 
 
 @needs_gpu
