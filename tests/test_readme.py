@@ -16,7 +16,7 @@ def blocks(language: str) -> list[str]:
 def test_python_examples_run() -> None:
     scope: dict[str, object] = {}
     examples = [block for block in blocks("python") if "@staticmethod" not in block]
-    assert len(examples) >= 4
+    assert len(examples) >= 7
     for block in examples:
         exec(compile(block, "README.md", "exec"), scope)
 

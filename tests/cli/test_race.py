@@ -85,6 +85,28 @@ def test_ones_own_task_and_optimizer_in_one_file(place):
         assert json.loads(again.output)["validation_loss"] == picked["validation_loss"]
 
 
+BROKEN = """
+
+class Broken(torch.optim.SGD):
+    def step(self, closure=None):
+        raise RuntimeError("not today")
+"""
+
+
+def test_the_table_is_whole_in_a_narrow_terminal_and_a_crash_says_why(place):
+    (place / "my_task.py").write_text(TASK + BROKEN)
+    arguments = ["my_task.py", "--entries", "sgd,adam,my_task.py:Broken", "--trials", "1"]
+    result = CliRunner().invoke(command, arguments, env={"COLUMNS": "80"})
+    assert result.exit_code == 0, result.output
+    assert "…" not in result.output
+    report = json.loads(Path("runs/mine/report.json").read_text())["tasks"][0]
+    for row in report["ranking"]:
+        assert f"{row['entry']}: lr {row['parameters']['lr']:.3g}" in result.output
+        assert f"{row['metric']['mean']:.4g}" in result.output
+    assert {row["entry"] for row in report["ranking"]} == {"sgd", "adam"}
+    assert "crashed. The last said: RuntimeError: not today" in result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -151,5 +173,5 @@ def test_interrupting_keeps_what_is_done_and_says_how_to_go_on(place):
     rest, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    assert "finished runs are kept in runs/digits; the same command goes on" in rest
+    assert "runs kept in runs/digits; the same command goes on" in rest
     assert len(json.loads(Path("runs/digits/report.json").read_text())["tasks"][0]["runs"]) >= 2

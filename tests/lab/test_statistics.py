@@ -1,5 +1,6 @@
 """The race's statistics against hand-computed cases, SciPy, and simulated races whose truth is known."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -188,6 +189,10 @@ class TestRank:
         exact = np.array([1.0, 1.001, 0.999])
         assert rank({"a": base, "b": base * 1.04 * exact}, ratio=True).places[1].rank == 1
         assert rank({"a": base, "b": base * 1.06 * exact}, ratio=True).places[1].rank == 2
+
+    def test_a_cost_of_nothing_is_the_best_there_is(self):
+        costs = {"slow": [100.0, 100.0], "at once": [0.0, 0.0], "never": [INF, INF]}
+        assert [place.entry for place in rank(costs, ratio=True).places] == ["at once", "slow", "never"]
 
     def test_order_of_entries_does_not_matter(self):
         generator = np.random.default_rng(6)
@@ -410,7 +415,15 @@ class TestClaims:
         assert judge(Interval(0.4, 0.2, 0.6, 0.0, 5, 1.0, "t"), 0.5) == "undecided"
         assert judge(Interval(0.2, 0.1, 0.4, 0.0, 5, 1.0, "t"), 0.5) == "fails"
         assert judge(Interval(-1.0, -2.0, -0.1, 0.0, 5, 1.0, "t"), 0.5) == "fails"
-        assert judge(Interval(0.0, 0.0, 0.0, 1.0, 5, 0.0, "t"), 0.0) == "fails"
+        assert judge(Interval(0.0, 0.0, 0.0, 1.0, 5, 0.0, "t"), 0.0) == "undecided"
+
+    def test_a_metric_at_its_floor_cannot_tell(self):
+        runs = [run(name, s, -16.0) for name in ("sgd", "momentum", "adam") for s in range(5)]
+        claim = self.verdicts(runs)["momentum-beats-sgd"]
+        assert claim.verdict == "undecided"
+        assert "the metric cannot tell them apart" in claim.why
+        met = [run(name, s, -16.0, cost=0.0) for name in ("sgd", "adam") for s in range(5)]
+        assert self.verdicts(met)["adam-first"].verdict == "undecided"
 
     def test_optimizers_are_paired_by_seed_and_setting(self):
         runs = [run("sgd", s, 2.0 + x) for s, x in enumerate(self.NOISE)]
@@ -472,7 +485,11 @@ class TestClaims:
     def test_generalization_is_judged_on_the_test_split(self):
         runs = [run("momentum", s, 5.0 + x, test=1.0 + x) for s, x in enumerate(self.NOISE)]
         runs += [run("adam", s, 1.0 + x, test=5.0 + x) for s, x in enumerate(self.NOISE)]
-        assert self.verdicts(runs)["momentum-generalizes-better"].verdict == "holds"
+        claim = self.verdicts(runs)["momentum-generalizes-better"]
+        assert claim.verdict == "holds"
+        assert "Adam's eps was not tuned" in claim.why
+        tuned = [replace(each, eps_tuned=each.optimizer == "adam") for each in runs]
+        assert "eps" not in self.verdicts(tuned)["momentum-generalizes-better"].why
 
     @pytest.mark.parametrize(("fall", "verdict"), [(-1.0, "holds"), (-0.05, "fails")])
     def test_adagrad_needs_a_rate_that_fell(self, fall, verdict):

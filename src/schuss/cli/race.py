@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -26,6 +27,7 @@ Examples:
   schuss race digits --schedules constant,cosine,warmup+cosine
   schuss race digits --entries sgd --batch-sizes 1,32,256,full
   schuss race digits,text,sparse                several tasks, with performance profiles
+  schuss race digits --diagnose                 with the curvature under the winner
   schuss race digits --export runs.csv          every run as a table
 
 Interrupt it whenever you like: the same command goes on. `schuss list` shows tasks, entries and schedules.
@@ -66,6 +68,9 @@ Interrupt it whenever you like: the same command goes on. `schuss list` shows ta
 @click.option(
     "--export", "table", type=click.Path(path_type=Path), help="Write all runs to a .csv, .json or .parquet."
 )
+@click.option(
+    "--diagnose", is_flag=True, help="Measure the curvature under the winner: a reason beside the verdict."
+)
 @click.option("--run", "words", help="Repeat a single run, in the words that the report gives for it.")
 def command(
     tasks: str,
@@ -83,6 +88,7 @@ def command(
     device: str,
     scheduler: str | None,
     table: Path | None,
+    diagnose: bool,
     words: str | None,
 ) -> None:
     """Race optimizers on a task and print who won, by how much, and how sure that is.
@@ -129,6 +135,7 @@ def command(
                     device=device,
                     data=data,
                     watcher=watcher,
+                    diagnose=diagnose,
                 ).data
             except KeyboardInterrupt:
                 watcher.stop()
@@ -136,6 +143,8 @@ def command(
                 sys.exit(130)
         for task in report["tasks"]:
             show(console, task)
+            if "curvature" in task:
+                console.print(f"Curvature: {task['curvature']['text']}", markup=False, highlight=False)
         assert watcher.folder is not None
         console.print(f"Report: {watcher.folder / 'report.html'}", soft_wrap=True)
         if table is not None:
@@ -220,18 +229,18 @@ class Watching:
 def show(console: Console, task: Mapping[str, Any]) -> None:
     """The final table and the verdict of one task."""
     metric, seeds = task["metric"]["name"], max((row["metric"]["n"] for row in task["ranking"]), default=0)
-    table = Table(title=f"{task['name']}: {metric} on validation, 95 % over {seeds} fresh seeds")
-    for heading in ("", "entry", "settings"):
-        table.add_column(heading)
-    for heading in (metric, "test", "reached", "gradients", "lr width", "bytes/w", "µs a step"):
-        table.add_column(heading, justify="right")
+    title = f"{task['name']}: {metric} on validation, 95 % over {seeds} fresh seeds"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    widest = max((len(spread(row["metric"])) for row in task["ranking"]), default=None)
+    for heading in ("", "entry"):
+        table.add_column(heading, no_wrap=not heading, overflow="fold")
+    for heading in (metric, "test", "reached", "gradients", "lr\nwidth", "bytes\na weight", "µs a\nstep"):
+        least = widest if heading == metric else None
+        table.add_column(heading, justify="right", no_wrap=least is None, min_width=least, overflow="fold")
     for row in task["ranking"]:
         table.add_row(
             f"{row['rank']}{'=' if row['tied'] else ''}",
             escape(row["entry"]),
-            escape(
-                " ".join(f"{name.replace(' ', '')}={value:.3g}" for name, value in row["parameters"].items())
-            ),
             spread(row["metric"]),
             number(row["test_metric"]["mean"]),
             f"{100 * row['reached']:.0f} %",
@@ -242,10 +251,15 @@ def show(console: Console, task: Mapping[str, Any]) -> None:
         )
     if task["ranking"]:
         console.print(table)
+        for row in task["ranking"]:
+            console.print(f"  {row['entry']}: {settings(row['parameters'])}", markup=False, highlight=False)
+        console.print()
     console.print(task["verdict"]["text"], markup=False)
-    for failed in ("diverged", "crashed"):
-        if task[failed]:
-            console.print(f"{len(task[failed])} runs {failed}.")
+    if task["diverged"]:
+        console.print(f"{counted(task['diverged'])} diverged.")
+    if task["crashed"]:
+        last = task["crashed"][-1]["error"].strip().splitlines()[-1]
+        console.print(f"{counted(task['crashed'])} crashed. The last said: {last}", markup=False)
     limited = [entry["name"] for entry in task["entries"] if "lr" in entry["space_limited"]]
     if limited:
         names = ", ".join(limited)
@@ -256,7 +270,7 @@ def show(console: Console, task: Mapping[str, Any]) -> None:
 
 def interrupted(console: Console, folder: Path | None) -> None:
     """Say what is kept and how to go on."""
-    if folder is None:
+    if folder is None or not (folder / "report.json").is_file():
         console.print("Stopped before any run.")
         return
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -272,10 +286,8 @@ def interrupted(console: Console, folder: Path | None) -> None:
             for name, configuration in best.items():
                 line = f"  {name}: {task['metric']['name']} {configuration['tune']:.4g} in tuning, so far"
                 console.print(line, markup=False)
-    kept = sum(len(task["runs"]) for task in report["tasks"])
-    console.print(
-        f"Stopped. {kept} finished runs are kept in {folder}; the same command goes on.", soft_wrap=True
-    )
+    kept = counted([run for task in report["tasks"] for run in task["runs"]])
+    console.print(f"Stopped. {kept} kept in {folder}; the same command goes on.", soft_wrap=True)
 
 
 def repeat(console: Console, spec: str, entries: list[str] | None, data: Path | None, words: str) -> None:
@@ -294,6 +306,17 @@ def repeat(console: Console, spec: str, entries: list[str] | None, data: Path | 
             last = {"status": result["status"], **(result["divergence"] or {"error": result["error"]})}
         test = {f"test_{name}": value for name, value in (result["test"] or {}).items()}
         console.print_json(data={"seed": seed, **last, **test})
+
+
+def counted(runs: Sequence[object]) -> str:
+    """How many runs."""
+    return f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
+
+
+def settings(parameters: Mapping[str, float]) -> str:
+    """A configuration in a line, its learning rate first."""
+    names = sorted(parameters, key=lambda name: name != "lr")
+    return ", ".join(f"{name} {parameters[name]:.3g}" for name in names)
 
 
 def spread(found: Mapping[str, Any]) -> str:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from schuss.compile import cpu, gpu
 from schuss.compile.formula import formula
-from schuss.rules import Rule
+from schuss.errors import refusal
+from schuss.rules import TABLE, Rule
 
 __all__ = ["source"]
 
 
-def source(rule: Rule | type[Rule], device: str = "cpu", dtypes: str | tuple[str, ...] = "float32") -> str:
-    """The generated kernel of a rule, as text: for `device` "cpu" (Numba) or "gpu" (Triton).
+def source(
+    rule: Rule | type[Rule] | str, device: str = "cpu", dtypes: str | tuple[str, ...] = "float32"
+) -> str:
+    """The generated kernel of a rule, as text: of a page, a page with hyperparameters, or a name in the table.
+
+    `device` is "cpu" (Numba) or "gpu" (Triton).
 
     `dtypes` is one for all, or those of the weight, the gradient and each slot in turn: "float64", "float32",
     "bfloat16" or "float16".
@@ -25,6 +30,10 @@ def source(rule: Rule | type[Rule], device: str = "cpu", dtypes: str | tuple[str
     """
     if device not in ("cpu", "gpu"):
         raise ValueError(f"device={device!r} has no generated kernel. Those that have: 'cpu', 'gpu'.")
+    if isinstance(rule, str):
+        if rule not in TABLE:
+            raise refusal("rule", rule, f"one of {', '.join(TABLE)}")
+        rule = TABLE[rule].rule
     chosen = formula(rule)
     each = (dtypes,) * (2 + len(chosen.slots)) if isinstance(dtypes, str) else tuple(dtypes)
     unknown = [dtype for dtype in each if dtype not in cpu.DTYPES]

@@ -27,6 +27,9 @@ DECADES = log10(250)  # of learning rate, the same for every entry: the widest o
 
 MOMENTUM: Range = (5e-3, 0.3, True)  # of 1 − β (A)
 L2: Range = (1e-7, 5e-5, True)  # (A)
+SHARE: Range = (0.5, 1.0, False)
+"""Of the step that a model of curvature proposes. 1 is Newton's own step, whose length a trust region or a line
+search has already judged; less damps it, and below a half every step leaves more than half of the way."""
 DECOUPLED: Range = (5e-3, 1.0, True)  # (A)
 
 
@@ -40,7 +43,8 @@ class Entry:
     | `space`     | name -> (low, high, log-uniform); must hold "lr"                                |
     | `usual`     | settings it is usually given, in the names of the space                         |
     | `fixed`     | keyword arguments that every run gets                                           |
-    | `kind`      | "gradient": a step is as long as the gradient; "unit": as long as its lr        |
+    | `kind`      | "gradient": a step is as long as the gradient; "unit": as long as its lr;       |
+    |             | "curvature": as long as the method's own model says, lr being the share taken   |
     | `source`    | the text of the file it came from, if any: part of what names its runs        |
 
     >>> import torch
@@ -53,7 +57,7 @@ class Entry:
     space: Mapping[str, Range]
     usual: Mapping[str, float] = field(default_factory=dict[str, float])
     fixed: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    kind: Literal["gradient", "unit"] = "unit"
+    kind: Literal["gradient", "unit", "curvature"] = "unit"
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -67,6 +71,11 @@ class Entry:
                 raise refusal(
                     f"{self.name}: {name}", (low, high), "low < high, and above 0 where it is logarithmic"
                 )
+
+    @property
+    def widens(self) -> bool:
+        """Whether learning rates beyond the range can be searched: a share of a step ends at 1."""
+        return self.kind != "curvature"
 
     def arguments(self, parameters: Mapping[str, float]) -> dict[str, Any]:
         """The class's keyword arguments at a point of the search space.
@@ -156,7 +165,23 @@ _OFFERED = (
     _entry("asgd", "ASGD", 2e-2, 5.0, 1e-2, decay=L2, kind="gradient"),
 )
 
-ENTRIES = {entry.name: entry for entry in _OFFERED if entry is not None}
+_CURVED = tuple(
+    Entry(
+        name=name,
+        optimizer=getattr(optimizers, optimizer),
+        space={"lr": SHARE, "weight_decay": L2},
+        usual={"lr": 1.0},
+        fixed={"full_batch": True, **more},
+        kind="curvature",
+    )
+    for name, optimizer, more in (
+        ("newton-cg", "NewtonCG", {}),
+        ("lbfgs", "LBFGS", {}),
+        ("gauss-newton", "GaussNewton", {"solver": "cg"}),  # a dense J is as many products as outputs
+    )
+)
+
+ENTRIES = {entry.name: entry for entry in (*_OFFERED, *_CURVED) if entry is not None}
 DEFAULT = tuple(
     name
     for name in ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "nadamw", "lion")

@@ -47,6 +47,19 @@ def test_data_that_raises_is_named(line):
         look_over(line(train=stream, validation=held, test=held, epochs=None, steps=5))
 
 
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        (list, "test='no batches' is not data. The test split of 'line' gave nothing"),
+        ([(torch.ones(4, 3),)], "its loss or metric on test raised IndexError"),
+    ],
+)
+def test_a_test_split_that_cannot_be_measured_is_refused_before_the_race(line, test, message):
+    held = (torch.ones(4, 3), torch.ones(4, 1))
+    with pytest.raises(ValueError, match=message):
+        look_over(line(validation=held, test=test))
+
+
 def test_data_in_another_order_every_time_is_refused(line):
     def stream():
         yield torch.full((4, 3), float(next(counter))), torch.ones(4, 1)

@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -187,6 +188,29 @@ def test_a_killed_race_goes_on_and_ends_the_same(whole, line, tmp_path):
     with Store(tmp_path / "torn") as store:
         assert len(store.results()) >= 4
     assert numbers(raced(line(), tmp_path / "torn")) == numbers(whole)
+
+
+class FullDisk(Here):
+    """The disk is full after two runs: nothing larger than what is there can be written."""
+
+    def finished(self, task, run, result):
+        super().finished(task, run, result)
+        if len(self.seen) == 2:
+            size = (self.folder / "race.sqlite").stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def test_a_full_disk_is_named_and_loses_nothing(whole, line, tmp_path):
+    before, watcher = resource.getrlimit(resource.RLIMIT_FSIZE), FullDisk()
+    try:
+        with pytest.raises(StoreError, match=r"could not be written: .*What was finished is kept"):
+            raced(line(), tmp_path / "full", watcher=watcher)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in (tmp_path / "full").glob("*.new")] == []
+    again = Here()
+    assert numbers(raced(line(), tmp_path / "full", watcher=again)) == numbers(whole)
+    assert not {*watcher.seen[:2]} & {*again.seen}
 
 
 class Fragile(torch.optim.SGD):

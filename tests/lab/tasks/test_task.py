@@ -86,6 +86,14 @@ def test_every_kind_of_data_with_a_length_gives_the_same_rows(data):
     assert sorted(seen(rows.batches(9, seed=0))) == [float(i) for i in range(100)]
 
 
+def test_a_list_of_batches_is_taken_as_it_is():
+    batches = [{"x": torch.ones(2), "y": torch.zeros(2)}, {"x": torch.ones(3), "y": torch.zeros(3)}]
+    stream = source("train", batches)
+    assert [len(batch["x"]) for batch in stream.batches(9, seed=0)] == [2, 3]
+    pairs = [(torch.ones(2, 1), torch.ones(2, 1))]
+    assert seen(source("train", pairs).batches(9)) == [1, 1]
+
+
 def test_dicts_stay_dicts():
     rows = source("train", {"x": torch.arange(4), "y": {"z": torch.arange(4) * 2}})
     batch = next(rows.batches(4))
@@ -116,6 +124,8 @@ def test_a_stream_repeats_and_leaves_the_numbers_of_training_alone():
         ({"epochs": None}, "Give exactly one of them"),
         ({"steps": 5}, "Give exactly one of them"),
         ({"train": ()}, "is not data"),
+        ({"train": []}, "is not data"),
+        ({"train": {"x": torch.zeros(3), "y": "words"}}, "It takes a table"),
         ({"train": 7}, "is not data"),
         ({"train": torch.zeros(0, 2)}, "There is nothing in it to learn from"),
         ({"train": (torch.zeros(3), torch.zeros(4))}, "must have the same length"),

@@ -23,7 +23,7 @@ def kept_kernels() -> Iterator[Finding]:
     yield judged("kernel cache", "in its folder", f"{place}", place == wanted)
     name, content = f"probe-{os.getpid()}.o", os.urandom(64)
     try:
-        cache.write(name, content)
+        cache.write_checked(name, content)
         kept = cache.read(name) == content
     finally:
         (place / name).unlink(missing_ok=True)

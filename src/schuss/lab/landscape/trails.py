@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
+from schuss.errors import refusal
 from schuss.lab.entries import Entry
 from schuss.lab.landscape.surfaces import Pair, Surface
+from schuss.newton import GaussNewton
+from schuss.newton.base import CurvatureOptimizer
 
 Array = NDArray[np.float64]
 Slope = Callable[[Tensor, int], Tensor]
@@ -78,15 +81,25 @@ def walk(
     """Take so many steps from the start; fewer where the value is no longer finite or has blown up."""
     w = torch.tensor(start or surface.start, dtype=torch.float64, requires_grad=True)
     optimizer = build([w])
+    if isinstance(optimizer, GaussNewton):
+        raise refusal(
+            "optimizer",
+            name,
+            "possible on a surface",
+            "Its value is no sum of squares that one could take apart.",
+        )
     places, values, seen, ended = [w.detach().numpy().copy()], [_value(surface, w)], list[float](), ""
     for n in range(steps):
         if schedule is not None:
             optimizer.param_groups[0]["lr"] = schedule(n)
-        if slope is None:
+        if isinstance(optimizer, CurvatureOptimizer):
+            optimizer.step(lambda: surface.value(w))
+        elif slope is None:
             (w.grad,) = torch.autograd.grad(surface.value(w), w)
         else:
             w.grad = slope(w.detach(), n)
-        optimizer.step()
+        if not isinstance(optimizer, CurvatureOptimizer):
+            optimizer.step()
         value = _value(surface, w)
         if not math.isfinite(value) or value - values[0] > LOST * max(abs(values[0]), 1.0):
             ended = f"left the surface at step {n + 1}"
@@ -99,7 +112,12 @@ def walk(
 
 
 def tuned(surface: Surface, entry: Entry, steps: int) -> Trail:
-    """The best walk of an entry up the ladder of learning rates, as `SEARCH` says it."""
+    """The best walk of an entry up the ladder of learning rates, as `SEARCH` says it.
+
+    A method that steps by curvature walks once, with its own full steps.
+    """
+    if entry.kind == "curvature":
+        return given(surface, entry, {}, steps)
     trails: list[Trail] = []
     for lr in LADDER:
         trail = given(surface, entry, {"lr": lr}, steps)

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from schuss.lab.entries import Entry
+from schuss.lab.protocol.curved import Function, check_applies
 from schuss.lab.protocol.run import first_step
 from schuss.lab.tasks.data import Batch, Rows
 from schuss.lab.tasks.task import Task
+from schuss.newton.base import CurvatureOptimizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +46,17 @@ def training(
     weights = [w for w in model.parameters() if w.requires_grad]
     optimizer = entry.build(weights, parameters)
     yield Moment(0, model, optimizer, None)
+    whole = None
+    if isinstance(optimizer, CurvatureOptimizer):
+        check_applies(task, [entry])
+        whole = Function(task, model, optimizer, seed, torch.device("cpu"))
     for n, batch in enumerate(islice(task.stream(seed), steps)):
         if schedule is not None:
             for group in optimizer.param_groups:
                 group["lr"] = schedule(n)
+        if whole is not None and isinstance(optimizer, CurvatureOptimizer):
+            yield Moment(n + 1, model, optimizer, float(optimizer.step(whole)))
+            continue
         optimizer.zero_grad()
         loss = task.loss(model, batch)
         if not bool(torch.isfinite(loss.detach())):

@@ -282,9 +282,9 @@ def _ranking(raced: Raced, targets: Sequence[Mapping[str, Any]]) -> Ranking | No
     """Rank those that have reporting runs, by the metric at the horizon or by the cost to the target."""
     target = ranking_target(targets)
     ran = [c for c in raced.plan.contestants if raced.stage(c, "report")]
-    if not ran:
+    if not any(result["status"] != "crashed" for c in ran for _, result in raced.stage(c, "report")):
         return None
-    price = {c.name: target["entries"][c.name]["ert"]["gradients"] or inf for c in ran} if target else None
+    price = {c.name: _cost(target["entries"][c.name]["ert"]["gradients"]) for c in ran} if target else None
     if raced.rank_by == "metric":
         scores = {c.name: _scores(raced, c) for c in ran}
         return rank(scores, lower_is_better=raced.lower, costs=price)
@@ -294,7 +294,7 @@ def _ranking(raced: Raced, targets: Sequence[Mapping[str, Any]]) -> Ranking | No
     for contestant in ran:
         entry = target["entries"][contestant.name]
         times = dict(zip(entry["seeds"], entry["times"][raced.rank_by], strict=True))
-        costs[contestant.name] = [times.get(seed) or inf for seed in raced.plan.seeds["report"]]
+        costs[contestant.name] = [_cost(times.get(seed)) for seed in raced.plan.seeds["report"]]
     return rank(costs, ratio=True, costs=price)
 
 
@@ -337,7 +337,7 @@ def _rows(
 
 def _verdict(raced: Raced, ranking: Ranking | None) -> dict[str, Any]:
     if ranking is None:
-        text = "No run of the report stage has finished, so there is no verdict yet."
+        text = "No run of the report stage has come to an end, so there is no verdict."
         empty: dict[str, Any] = {"winner": None, "kind": "none", "tied": [], "take": None, "comparisons": []}
         return {"text": text, **empty, "rank_by": raced.rank_by}
     leader, *others = ranking.places
@@ -411,9 +411,10 @@ def _comparison(raced: Raced, found: Comparison) -> dict[str, Any]:
 def _budget_curve(raced: Raced, contestant: Contestant) -> dict[str, Any]:
     pool = [score(r) if r["status"] == "finished" else nan for _, r in raced.stage(contestant, "tune")]
     if not pool:
-        return {"n": [], "expected": []}
+        return {"n": [], "expected": [], "low": [], "high": []}
     found = budget_curve(pool, lower_is_better=raced.lower)
-    return {"n": found.n.tolist(), "expected": [_finite(x) for x in found.expected.tolist()]}
+    columns = {"expected": found.expected, "low": found.low, "high": found.high}
+    return {"n": found.n.tolist()} | {name: [_finite(x) for x in column] for name, column in columns.items()}
 
 
 def _sensitivity(raced: Raced, contestant: Contestant) -> dict[str, Any]:
@@ -462,7 +463,7 @@ def profiles(tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         for name in shared:
             entry = target["entries"].get(name, {"seeds": [], "times": {"gradients": []}})
             times = dict(zip(entry["seeds"], entry["times"]["gradients"], strict=True))
-            costs[name] += [inf if times.get(seed) is None else times[seed] for seed in seeds]
+            costs[name] += [_cost(times.get(seed)) for seed in seeds]
     if not shared or not costs[shared[0]]:
         return None
     found = performance_profiles(costs)
@@ -514,6 +515,11 @@ def _interval(values: Sequence[float]) -> dict[str, Any]:
 
 def _known(curve: Sequence[float | None]) -> list[float]:
     return [x for x in curve if x is not None]
+
+
+def _cost(paid: float | None) -> float:
+    """A cost from the report: None there is a target that was not reached; 0 is one met from the start."""
+    return inf if paid is None else paid
 
 
 def _finite(x: float) -> float | None:

@@ -16,7 +16,8 @@ def code(entry: Entry, schedule_name: str, parameters: Mapping[str, float], step
     >>> print(code(find("sgd"), "cosine", {"lr": 0.1}, 400).splitlines()[-2])
     schedule = Cosine(0.1, steps=400)
     """
-    module, name = entry.optimizer.__module__, entry.optimizer.__qualname__
+    module = entry.optimizer.__module__.replace("schuss.newton", "schuss.torch")
+    name = entry.optimizer.__qualname__
     public = next(
         (p for p in ("torch.optim", "schuss.torch") if module == p or module.startswith(p + ".")), None
     )
@@ -25,6 +26,8 @@ def code(entry: Entry, schedule_name: str, parameters: Mapping[str, float], step
         lines.append("from schuss.schedules import *")
     arguments = ", ".join(f"{key}={_short(value)}" for key, value in entry.arguments(parameters).items())
     lines.append(f"optimizer = {name}(model.parameters(), {arguments})")
+    if entry.kind == "curvature":
+        lines.append("# optimizer.step(closure), where closure() returns the loss over all training data")
     if schedule_name != "constant":
         lines.append(f"schedule = {schedule(schedule_name, parameters['lr'], steps)!r}")
         lines.append('# before step n = 0, 1, 2, ...: optimizer.param_groups[0]["lr"] = schedule(n)')

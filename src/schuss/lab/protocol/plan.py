@@ -107,7 +107,9 @@ class Plan:
             self.finalists[contestant.name] = ranked[: self.budget.finalists]
             if ranked:
                 found = edges(ranked[0].parameters, self.space(contestant))
-                self.limited[contestant.name] = sorted(found)
+                self.limited[contestant.name] = sorted(
+                    name for name in found if name != "lr" or contestant.entry.widens
+                )
         results = yield self.stage("confirm", self.finalists)
         for name, finalists in self.finalists.items():
             confirmed = self.best_first(finalists, "confirm", results)
@@ -156,7 +158,7 @@ class Plan:
         for contestant in self.contestants:
             ranked = self.best_first(self.configurations[contestant.name], "tune", results)
             side = edges(ranked[0].parameters, contestant.space).get("lr") if ranked else "low"
-            if side:
+            if side and contestant.entry.widens:
                 self.widened[contestant.name] = [f"lr {side}"]
         if not self.widened:
             return False

@@ -32,10 +32,12 @@ CODE = (
     "schedules",
     "compile",
     "torch",
+    "newton",
     "lab/tasks",
     "lab/entries.py",
     "lab/schedules.py",
     "lab/protocol/run.py",
+    "lab/protocol/curved.py",
 )
 
 
@@ -74,6 +76,7 @@ def look_over(task: Task, source: str = "") -> Facts:
                 raise ValueError(
                     f"Task {task.name!r}: its {name} on validation is {value} before any training."
                 )
+        _try(task, "loss or metric on test", found.try_test)
         lengths = {name: task.length(name) for name in task.splits}
         return Facts(_fingerprint(task, source, found.model), weights(found.model), lengths)
 
@@ -109,7 +112,7 @@ def _fingerprint(task: Task, source: str, model: nn.Module) -> str:
         task.steps,
         task.measured_on,
     )
-    code = [_code(part) for part in (task.model, task.loss, task.metric)]
+    code = [_code(part) for part in (task.model, task.loss, task.metric, task.outputs)]
     seen.update(repr((plain, task.search, task.decay, shapes, code, source, code_version())).encode())
     for name, part in task.splits.items():
         seen.update(f"{name} {task.length(name)}".encode())

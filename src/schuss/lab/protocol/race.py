@@ -18,16 +18,17 @@ import schuss
 from schuss.errors import refusal
 from schuss.lab.entries import DEFAULT, Entry, find, wrap
 from schuss.lab.files import load_file
-from schuss.lab.protocol import assemble
+from schuss.lab.protocol import assemble, curvature
 from schuss.lab.protocol.budget import Budget
 from schuss.lab.protocol.budget import budget as budget_of
+from schuss.lab.protocol.curved import check_applies
 from schuss.lab.protocol.engine import Job, execute
 from schuss.lab.protocol.executors import LocalProcesses, start_server, usable_cores
 from schuss.lab.protocol.plan import Contestant, Plan, Run, Stage, cross, renamed
 from schuss.lab.protocol.preflight import Facts, code_version, look_over
 from schuss.lab.protocol.ranges import search_spaces
 from schuss.lab.protocol.report import Report
-from schuss.lab.protocol.store import Store
+from schuss.lab.protocol.store import Store, StoreError
 from schuss.lab.protocol.work import Package, Source, calibrate_entry, train_run
 from schuss.lab.schedules import check
 from schuss.lab.tasks import load
@@ -73,6 +74,7 @@ def race(
     device: str = "cpu",
     data: str | Path | None = None,
     watcher: Watcher | None = None,
+    diagnose: bool = False,
 ) -> Report:
     """Race entries on a task or several and return the report; go on where a race in `out` ended.
 
@@ -89,6 +91,7 @@ def race(
     | `rank_by`     | "metric" at the horizon, or the cost to the target on one of the four axes            |
     | `device`      | "cpu" or "cuda" (one worker for each GPU)                                             |
     | `data`        | handed to a built-in task that reads files                                            |
+    | `diagnose`    | measure the curvature under each winner and put it beside the verdict                 |
 
     The report is the same whatever the executor, the number of workers or the number of interruptions.
     Raises `ValueError` for what cannot be raced, `StoreError` for a folder that cannot be used.
@@ -127,13 +130,21 @@ def race(
         try:
             _drive(lanes, store, hands, capacity, watched)
             complete = True
+            if diagnose:
+                watched.stage("diagnose", len(lanes), 0)
+                known = _report(lanes, store, preset, spending, seed, words, 0.0, False)
+                curvature.look_into(lanes, known.data["tasks"], store)
         finally:
             if own and isinstance(hands, LocalProcesses):
                 hands.shutdown() if complete else hands.kill()
             seconds = before + time.perf_counter() - began
-            store.write_note("seconds", repr(seconds))
-            report = _report(lanes, store, preset, spending, seed, words, seconds)
-            report.save(folder)
+            report = _report(lanes, store, preset, spending, seed, words, seconds, diagnose)
+            try:
+                store.write_note("seconds", repr(seconds))
+                report.save(folder)
+            except StoreError:
+                if complete:
+                    raise  # otherwise what stopped the race is what is to be said
     return report
 
 
@@ -185,6 +196,7 @@ class _Lane:
     ) -> _Lane:
         task, source, text = _task(given, data)
         facts = look_over(task, text)
+        check_applies(task, entries)
         sizes = _batch_sizes(task, batch_sizes)
         contestants = cross(entries, schedules, sizes, search_spaces(task, entries, sizes))
         plan = Plan(facts.fingerprint, task.best, contestants, spending, spending.seeds(seed))
@@ -249,7 +261,14 @@ def _calibrate(lanes: Sequence[_Lane], store: Store, executor: Executor) -> None
 
 
 def _report(
-    lanes: Sequence[_Lane], store: Store, preset: str, spending: Budget, seed: int, words: str, seconds: float
+    lanes: Sequence[_Lane],
+    store: Store,
+    preset: str,
+    spending: Budget,
+    seed: int,
+    words: str,
+    seconds: float,
+    diagnose: bool,
 ) -> Report:
     results = store.results()
     tasks: list[Any] = []
@@ -263,12 +282,14 @@ def _report(
             *(lane.task, lane.spec, lane.facts, lane.plan, results, calibrations, lane.rank_by, lane.command)
         )
         tasks.append(assemble.task_report(raced))
+    if diagnose:
+        curvature.attach(lanes, tasks, store)
     data: dict[str, Any] = {
         "format": "schuss-race-report",
         "version": 1,
         "schuss": schuss.__version__,
         "title": f"The race on {', '.join(lane.task.name for lane in lanes)}",
-        "command": f"schuss race {','.join(lane.spec for lane in lanes)}{words}",
+        "command": f"schuss race {','.join(lane.spec for lane in lanes)}{words}{' --diagnose' * diagnose}",
         "preset": preset,
         "trials": spending.trials,
         "seeds": spending.seeds(seed),

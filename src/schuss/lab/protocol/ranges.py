@@ -35,7 +35,7 @@ def search_spaces(task: Task, entries: list[Entry], batch_sizes: list[int]) -> S
     ends = None if task.search == "published" else limits(task)
     for entry in entries:
         space = {name: bounds for name, bounds in entry.space.items() if task.decay or name != "weight_decay"}
-        if ends is not None and not entry.source and ends[entry.kind] > 0:
+        if ends is not None and not entry.source and ends.get(entry.kind, 0) > 0:
             end = _round(2 * _factor(entry) * ends[entry.kind])
             space["lr"] = (end / 10**DECADES, end, True)
         for batch_size in batch_sizes:

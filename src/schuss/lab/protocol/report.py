@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from schuss.lab.protocol.plan import Contestant
+from schuss.lab.protocol.store import KEPT, StoreError
 
 
 class Report:
@@ -100,5 +101,9 @@ def _without_seconds(value: Any) -> Any:
 
 def _write(path: Path, text: str) -> None:
     draft = path.with_name(path.name + ".new")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    try:
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise StoreError(f"{path} could not be written: {error.strerror or error}. {KEPT}") from error

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from schuss.errors import refusal
 from schuss.lab.tasks.data import Batch, size, stable_seed, to_device
 from schuss.lab.tasks.task import Task
+from schuss.newton.base import CurvatureOptimizer
 
 EVALUATIONS = 30  # rows of a curve after the first
 UNTIMED, TIMED, PATIENCE = 20, 200, 3.0  # steps, steps, seconds: of a calibration
@@ -78,7 +79,7 @@ def train(
     start for a fifth of the horizon, ends there as diverged: that is a result, not an error.
     """
     began = time.perf_counter()
-    run = _Run(task, build, seed, schedule, batch_size, torch.device(device))
+    run = begin(task, build, seed, schedule, batch_size, torch.device(device))
     outcome = run.through()
     if open_test and outcome.status == "finished":
         outcome.test = run.measure("test", whole=True)
@@ -109,6 +110,23 @@ class FirstStep:
         """Loss and metric of the untrained model."""
         return measure(self.task, self.model, "validation")
 
+    @torch.no_grad()
+    def try_test(self) -> None:
+        """Raise if the first test batch cannot be measured; what the untrained model says of it is not kept."""
+        batch = next(self.task.batches("test"), _NOTHING)
+        if batch is _NOTHING:
+            raise _empty(self.task, "test")
+        float(self.task.loss(self.model, batch))
+        if self.task.metric is not None:
+            float(self.task.metric(self.model, batch))
+
+
+_NOTHING = object()
+
+
+def _empty(task: Task, split: str) -> ValueError:
+    return refusal(split, "no batches", "data", f"The {split} split of {task.name!r} gave nothing.")
+
 
 def first_step(task: Task, seed: int) -> FirstStep:
     """Make the model and take the gradient of its first batch, without changing a weight."""
@@ -116,7 +134,7 @@ def first_step(task: Task, seed: int) -> FirstStep:
     model = task.model()
     batch = next(task.stream(seed))
     _seed_everything("training", seed)
-    loss = _scalar(task, task.loss(model, batch))
+    loss = scalar(task, task.loss(model, batch))
     loss.backward()
     reached = any(w.grad is not None for w in model.parameters())
     model.zero_grad()
@@ -135,19 +153,19 @@ def calibrate(
     task: Task, build: Build, seed: int, batch_size: int | None = None, device: str = "cpu"
 ) -> Calibration:
     """Time `TIMED` steps after `UNTIMED` ones, without evaluations; fewer if they outlast `PATIENCE`."""
-    run = _Run(task, build, seed, None, batch_size, torch.device(device))
+    run = begin(task, build, seed, None, batch_size, torch.device(device))
     times: list[float] = []
     began = time.perf_counter()
-    for count in range(UNTIMED + TIMED):
+    for count in range(run.untimed + TIMED):
         start = time.perf_counter()
         run.step(watch=False)
         if device != "cpu":
             torch.cuda.synchronize()
-        if count >= UNTIMED:
+        if count >= run.untimed:
             times.append(time.perf_counter() - start)
-        if times and time.perf_counter() - began > PATIENCE:
+        if times and (run.at_rest or time.perf_counter() - began > PATIENCE):
             break
-    state = sum(_bytes(value) for slots in run.optimizer.state.values() for value in slots.values())
+    state = run.state_bytes()
     return Calibration(times, state / max(1, weights(run.model)))
 
 
@@ -168,8 +186,28 @@ def plain(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-class _Run:
+def begin(
+    task: Task,
+    build: Build,
+    seed: int,
+    schedule: Callable[[int], float] | None,
+    batch_size: int | None,
+    device: torch.device,
+) -> Running:
+    """A run at its start; methods that step by curvature get a run of their own kind."""
+    run = Running(task, build, seed, schedule, batch_size, device)
+    if isinstance(run.optimizer, CurvatureOptimizer):
+        from schuss.lab.protocol.curved import CurvedRun
+
+        return CurvedRun(task, build, seed, schedule, batch_size, device)
+    return run
+
+
+class Running:
     """The moving parts of one run."""
+
+    untimed = UNTIMED  # steps before a calibration
+    at_rest = False  # whether no step will move the weights any more
 
     def __init__(
         self,
@@ -219,7 +257,12 @@ class _Run:
             next_look = next((at for at in due if at > self.gradients), self.total)
         return outcome
 
+    def state_bytes(self) -> int:
+        """What the optimizer keeps from step to step."""
+        return sum(_bytes(value) for slots in self.optimizer.state.values() for value in slots.values())
+
     def diverged(self, outcome: Outcome, reason: str) -> Outcome:
+        """Where and why the run ended early."""
         outcome.status, outcome.diverged_at, outcome.reason = "diverged", self.steps, reason
         return outcome
 
@@ -233,7 +276,7 @@ class _Run:
 
         def closure() -> Tensor:
             self.optimizer.zero_grad()
-            loss = _scalar(self.task, self.task.loss(self.model, batch))
+            loss = scalar(self.task, self.task.loss(self.model, batch))
             loss.backward()
             self.gradients += 1
             self.examples += examples
@@ -286,7 +329,7 @@ def measure(
         examples += weight
     model.train()
     if examples == 0:
-        raise refusal(split, "no batches", "data", f"The {split} split of {task.name!r} gave nothing.")
+        raise _empty(task, split)
     return losses / examples, metrics / examples
 
 
@@ -306,7 +349,8 @@ def _seed_everything(purpose: str, seed: int) -> None:
     random.seed(number)
 
 
-def _scalar(task: Task, loss: Any) -> Tensor:
+def scalar(task: Task, loss: Any) -> Tensor:
+    """A loss that can be differentiated; `TypeError` for anything else."""
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
         given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise TypeError(f"The loss of {task.name!r} is {given}; a scalar tensor with a graph is needed.")

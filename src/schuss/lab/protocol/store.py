@@ -17,6 +17,7 @@ from typing import Any
 FILE = "race.sqlite"
 APPLICATION = 0x53434855  # "SCHU", in SQLite's own field for it
 FORMAT = 1
+KEPT = "What was finished is kept. Make room, then run the same command again."
 
 SCHEMA = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
@@ -138,5 +139,4 @@ class Store:
         try:
             self._database.execute(statement, values)
         except sqlite3.Error as error:
-            advice = "What was finished is kept. Make room, then run the same command again."
-            raise StoreError(f"{self.path} could not be written: {error}. {advice}") from error
+            raise StoreError(f"{self.path} could not be written: {error}. {KEPT}") from error

@@ -29,7 +29,7 @@ The shape, from the outside in:
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 Stage = Literal["tune", "confirm", "report"]
 Status = Literal["finished", "diverged", "crashed"]
@@ -225,6 +225,8 @@ class BudgetCurve(TypedDict):
 
     n: list[int]
     expected: list[float | None]
+    low: NotRequired[list[float | None]]  # 95 % jackknife interval; null beyond n = N/2, where one pool ...
+    high: NotRequired[list[float | None]]  # ... cannot say how much another would differ
 
 
 class TargetEntry(TypedDict):
@@ -324,6 +326,24 @@ class Splits(TypedDict):
     how: str
 
 
+class Curvature(TypedDict):
+    """What was measured of the winner's curvature along a short run of its own (`--diagnose`)."""
+
+    entry: str
+    settings: str
+    steps: int
+    seed: int
+    examples: int  # training examples on which curvature was measured
+    text: str  # sharpness against its limit, spread and noise, in words
+    looks: list[dict[str, Any]]  # step, loss, largest, smallest, sharpness, limit, largest_lr, dial
+    conditioning: dict[str, Any] | None  # value, largest, against, how
+    noise: list[dict[str, Any]]  # step, simple, low, high (None: no bound), batches
+    sparsity: dict[str, float] | None  # zeros, empty_rows, spread
+    advice: list[dict[str, str]]  # topic, take, because, sure, command
+    missing: dict[str, str]  # what could not be measured, and why
+    seconds: dict[str, Any]  # all that rests on measured times: `steps` and the `advice` on batch size
+
+
 class TaskReport(TypedDict):
     """Everything about one task."""
 
@@ -350,6 +370,7 @@ class TaskReport(TypedDict):
     diverged: list[Diverged]
     crashed: list[Crashed]
     settings: list[Setting]
+    curvature: NotRequired[Curvature]
 
 
 class PairProfile(TypedDict):

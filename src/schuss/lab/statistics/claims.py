@@ -75,10 +75,22 @@ def judge(interval: Interval, threshold: float) -> Verdict:
     'holds'
     >>> judge(Interval(0.0, -0.5, 0.5, 1.0, 10, 1.0, "t"), threshold=1.0)
     'fails'
+
+    Where every seed ended exactly equal, as on a task whose metric has a floor that all reach, it is undecided.
+
+    >>> judge(Interval(0.0, 0.0, 0.0, 1.0, 10, 0.0, "t"), threshold=1.0)
+    'undecided'
     """
+    if _indistinct(interval):
+        return "undecided"
     if interval.low > 0 and interval.centre > threshold:
         return "holds"
     return "fails" if interval.high <= max(threshold, 0.0) else "undecided"
+
+
+def _indistinct(interval: Interval) -> bool:
+    """Whether the two were exactly equal on every seed."""
+    return interval.centre == 0 and interval.sd == 0
 
 
 Kind = Callable[[RunNumbers], bool]
@@ -179,12 +191,15 @@ def claims(
             runs,
         ),
         _adam_first(runs),
-        optimizers(
-            "momentum-generalizes-better",
-            "SGD with momentum generalizes better than Adam.",
-            "momentum",
-            "adam",
-            lambda run: run.test if isfinite(run.test) else run.score,
+        _usual_eps(
+            optimizers(
+                "momentum-generalizes-better",
+                "SGD with momentum generalizes better than Adam.",
+                "momentum",
+                "adam",
+                lambda run: run.test if isfinite(run.test) else run.score,
+            ),
+            runs,
         ),
         versus(
             "adamw-beats-adam-l2",
@@ -269,6 +284,19 @@ def _adagrad(compared: Claim, runs: Sequence[RunNumbers]) -> Claim:
     return replace(compared, verdict=verdict, why=why)
 
 
+def _usual_eps(compared: Claim, runs: Sequence[RunNumbers]) -> Claim:
+    """Say so where eps was not tuned: Adam with a large eps, and lr scaled by it, is momentum."""
+    if compared.interval is None or all(
+        run.eps_tuned for run in runs if run.id in compared.runs and run.optimizer == "adam"
+    ):
+        return compared
+    why = (
+        f"{compared.why} Adam's eps was not tuned: with a large one, and its rate scaled by it, Adam is "
+        "momentum, so this speaks of Adam at its usual eps only."
+    )
+    return replace(compared, why=why)
+
+
 def _adam_first(runs: Sequence[RunNumbers]) -> Claim:
     """First means before every other optimizer: Holm over all of them; the closest rival is shown."""
     id, sentence, unit = "adam-first", "Adam reaches a target first.", "log ratio of gradients to the target"
@@ -345,6 +373,8 @@ def _untested(id: str, sentence: str, unit: str, needs: str) -> Claim:
 def _advice(interval: Interval, threshold: float, verdict: Verdict) -> str:
     if verdict != "undecided":
         return ""
+    if _indistinct(interval):
+        return " Every seed ended exactly equal: the metric cannot tell them apart here."
     _, seeds = further_seeds(interval, threshold, level=0.95)
     return f" About {seeds:,} further seeds would decide it." if seeds else " More seeds would decide it."
 

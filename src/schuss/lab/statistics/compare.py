@@ -265,12 +265,13 @@ def compare_with_leader(
 
 def _order(losses: Floats, ratio: bool) -> tuple[float, float, int, float]:
     """Sort key: the mean; where runs failed, the median, then how many failed, then the rest's mean."""
-    with np.errstate(divide="ignore"):
-        x = np.log(losses) if ratio else losses
-    finite = x[np.isfinite(x)]
-    mean = float(x.mean()) if finite.size == x.size else np.inf
-    rest = float(finite.mean()) if finite.size else np.inf
-    return mean, float(np.median(x)), x.size - finite.size, rest
+    with np.errstate(divide="ignore", invalid="ignore"):
+        x = np.log(losses) if ratio else losses  # −∞: a cost of 0, the best there is
+        median = float(np.median(x))
+    got_there = x[x < np.inf]
+    rest = float(got_there.mean()) if got_there.size else np.inf
+    mean = rest if got_there.size == x.size else np.inf
+    return mean, 0.0 if np.isnan(median) else median, x.size - got_there.size, rest
 
 
 def rank(

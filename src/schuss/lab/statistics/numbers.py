@@ -18,6 +18,7 @@ class RunNumbers:
     | field                  | meaning                                                                 |
     | `id`, `entry`, `seed`  | which run it was                                                        |
     | `optimizer`, `decayed` | its optimizer, and whether a weight decay was searched                  |
+    | `eps_tuned`            | whether its eps was searched                                            |
     | `score`, `test`        | the metric at the end, on validation and on test                        |
     | `cost`                 | gradient equivalents to the target, ∞ = not reached                     |
     | `noise`                | how far the training loss jumps between evaluations                     |
@@ -30,6 +31,7 @@ class RunNumbers:
     schedule: str = "constant"
     batch_size: int = 0
     decayed: bool = False
+    eps_tuned: bool = False
     seed: int
     score: float
     test: float = nan
@@ -62,6 +64,7 @@ def numbers_of(task: Mapping[str, Any]) -> list[RunNumbers]:
                 schedule=entry["schedule"],
                 batch_size=entry["batch_size"],
                 decayed="weight_decay" in entry["space"],
+                eps_tuned="eps" in entry["space"],
                 seed=run["seed"],
                 score=float(metric[-1] if finished else metric[0]),
                 test=_number((run["test"] or {}).get("metric")),

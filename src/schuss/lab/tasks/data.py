@@ -106,12 +106,15 @@ def source(name: str, data: object) -> Rows | Stream:
         return _sized(name, _from_dataset(cast("Sequence[Any]", data.dataset), collate))
     if _is_table(data):
         return _sized(name, _from_table(name, data))
+    if isinstance(data, list) and data and all(isinstance(batch, Mapping | list | tuple) for batch in data):
+        batches = cast("list[Batch]", data)
+        return Stream(lambda: batches)
     if isinstance(data, Mapping | list | tuple):
         raise refusal(
             name,
             _short(data),
             "data",
-            "Tensors or arrays in a tuple, list or dict must be all there is in it.",
+            "It takes a table: tensors or arrays in a tuple, list or dict; or a list of batches.",
         )
     if hasattr(data, "__getitem__") and isinstance(data, Sized) and not isinstance(data, str | bytes):
         return _sized(name, _from_dataset(cast("Sequence[Any]", data), default_collate))

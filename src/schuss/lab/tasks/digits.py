@@ -35,6 +35,7 @@ def digits(model: str = "mlp", data: Path | None = None) -> Task:
         description=f"1797 handwritten digits of 8 × 8 pixels, {_described(model)}",
         model=_network(model, side=8, width=64),
         loss=cross_entropy,
+        outputs=logits,
         metric=accuracy,
         metric_name="accuracy",
         best="max",
@@ -56,6 +57,7 @@ def mnist(model: str = "mlp", data: Path | None = None) -> Task:
         description=f"MNIST's handwritten digits of 28 × 28 pixels, {_described(model)}",
         model=_network(model, side=28, width=128),
         loss=cross_entropy,
+        outputs=logits,
         metric=accuracy,
         metric_name="accuracy",
         best="max",
@@ -71,6 +73,12 @@ def cross_entropy(model: nn.Module, batch: Images) -> Tensor:
     """Mean cross-entropy, in nats."""
     images, labels = batch
     return F.cross_entropy(model(images), labels)
+
+
+def logits(model: nn.Module, batch: Images) -> tuple[Tensor, Tensor]:
+    """Log-odds and labels, whose mean cross-entropy is the loss."""
+    images, labels = batch
+    return model(images), labels
 
 
 def accuracy(model: nn.Module, batch: Images) -> Tensor:

@@ -24,11 +24,14 @@ class Task:
     | `name`        | what it is called; also the salt of the split                                          |
     | `model`       | makes a fresh model; called once a run under the run's seed                            |
     | `loss`        | `loss(model, batch)`: the mean loss of a batch, a scalar tensor with a graph           |
-    | `train`       | tensors or arrays (alone, in a tuple or a dict), a Dataset, a DataLoader, a list     |
-    |               | of batches, a function that returns them, or None: `batch` is None, a pure function    |
+    | `train`       | tensors or arrays (alone, in a tuple or a dict), a Dataset, a DataLoader, a list       |
+    |               | of batches (tuples or dicts of tensors), a function that returns them, or None:        |
+    |               | `batch` is then None, for a pure function                                              |
     | `validation`  | the same; carved from `train` by hash if not given                                     |
     | `test`        | the same; opened once, at the very end                                                 |
     | `metric`      | `metric(model, batch)`: mean over the batch, a number; the loss, if not given          |
+    | `outputs`     | `outputs(model, batch)`, for Gauss-Newton alone: residuals r with loss ½ Σ r², or      |
+    |               | (logits, targets) with their mean cross-entropy as loss; it applies only where given   |
     | `metric_name` | how it is called                                                                       |
     | `best`        | "max" if a larger metric is better, "min" if a smaller one is                          |
     | `batch_size`  | examples a step (a stream brings its own)                                              |
@@ -60,6 +63,7 @@ class Task:
     validation: Any = None
     test: Any = None
     metric: Callable[[Any, Any], Any] | None = None
+    outputs: Callable[[Any, Any], Any] | None = None
     metric_name: str = "loss"
     best: Literal["max", "min"] = "min"
     batch_size: int = 64

@@ -1,0 +1,113 @@
+"""The curvature of a race's winner, as its report holds it: a reason beside the verdict.
+
+Everything here repeats exactly, but for what rests on measured times, which is kept under `seconds`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any, cast
+
+from schuss.curvature import NoiseScale
+from schuss.lab.diagnose.advise import Advice, advise
+from schuss.lab.diagnose.measure import Diagnosis, Progress, measure
+from schuss.lab.entries import Entry
+from schuss.lab.protocol.work import quiet_process
+from schuss.lab.report.schema import Curvature
+from schuss.lab.tasks.task import Task
+
+
+def curvature_of(
+    task: Task,
+    entry: Entry,
+    spec: str,
+    parameters: Mapping[str, float],
+    *,
+    batch_size: int | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    progress: Progress | None = None,
+) -> Curvature:
+    """Train for a short while at the winner's own settings, its rate held constant, and measure on the way.
+
+    On one thread of the CPU, so that the same task gives the same numbers. See `measure` for `steps`.
+    """
+    given = task
+    if batch_size is not None and batch_size != task.batch_size:
+        horizon = {} if task.steps is None else {"steps": task.total_steps(batch_size)}
+        given = replace(task, batch_size=batch_size, **horizon)
+    with quiet_process():
+        found = measure(
+            given, replace(entry, usual=dict(parameters)), spec, seed=seed, steps=steps, progress=progress
+        )
+    timeless = replace(found, speeds=())
+    kept = advise(timeless)
+    timed = [asdict(each) for each in advise(found) if each.topic == "batch size"]
+    section = {
+        "entry": entry.name,
+        "settings": found.settings,
+        "steps": found.steps,
+        "seed": seed,
+        "examples": found.examples,
+        "text": in_words(timeless, kept),
+        "looks": [asdict(look) | {"dial": look.dial} for look in found.looks],
+        "conditioning": None if found.conditioning is None else asdict(found.conditioning),
+        "noise": [_noise(each, at) for each, at in zip(found.noise, (0, found.steps), strict=True) if each],
+        "sparsity": None
+        if found.sparsity is None
+        else {name: getattr(found.sparsity, name) for name in ("zeros", "empty_rows", "spread")},
+        "advice": [asdict(each) for each in kept],
+        "missing": {what: why for what, why in found.missing.items() if what != "speed"},
+        "seconds": {"steps": [asdict(speed) for speed in found.speeds], "advice": timed},
+    }
+    return cast("Curvature", _finite(section))
+
+
+def in_words(found: Diagnosis, advice: list[Advice]) -> str:
+    """What was measured of the winner, in two or three sentences."""
+    settled = [look for look in found.settled if look.dial is not None]
+    words: list[str] = []
+    if settled:
+        last = settled[-1]
+        assert last.dial is not None
+        where = (
+            "at the edge of stability"
+            if 0.8 <= last.dial <= 1.25
+            else "beyond what a quadratic would bear"
+            if last.dial > 1.25
+            else "with room to spare"
+        )
+        words.append(
+            f"After {last.step} steps of {found.optimizer} the sharpness is {last.sharpness:.3g}, "
+            f"{last.dial:.2g} of the {last.limit:.3g} that these settings bear: {where}."
+        )
+    if found.conditioning is not None:
+        words.append(f"The curvature spreads over a factor of {found.conditioning.value:.3g}.")
+    noise = found.noise[1] or found.noise[0]
+    if noise is not None and math.isfinite(noise.simple):
+        which = "noise" if noise.simple > found.batch_size else "signal"
+        words.append(
+            f"Noise and signal are equal at {noise.simple:.3g} examples, so a batch of {found.batch_size} "
+            f"is mostly {which}."
+        )
+    other = next((each.take for each in advice if each.topic == "optimizer"), None)
+    if other is not None and other != found.optimizer:
+        words.append(f"From the curvature alone one would have tried {other}; the race has decided.")
+    return " ".join(words) or "Nothing of the curvature could be measured on this task."
+
+
+def _noise(noise: NoiseScale | None, step: int) -> dict[str, Any]:
+    assert noise is not None
+    low, high = noise.interval
+    return {"step": step, "simple": noise.simple, "low": low, "high": high, "batches": noise.batches}
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for numbers that are not finite, which JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in cast("list[Any]", value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
