@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from schuss.lab.bench.sizes import Sizes
 
 # As in schuss.lab.bench.jobs, which is not imported for --help.
-SECTIONS = ("gpt2", "pages", "small", "mlp", "first-step", "sparse", "numpy", "memory")
+SECTIONS = ("gpt2", "pages", "small", "mlp", "first-step", "sparse", "numpy", "memory", "gpu")
 
 EXAMPLES = """
 \b
@@ -64,6 +64,7 @@ def command(
     sparse      an embedding of which 1 % is touched
     numpy       the NumPy front against plain NumPy
     memory      the peak of a step
+    gpu         every page on a GPU beside a copy; kernels, host time and waits of a step
 
     Contenders take turns in one process. Each is checked against the float64 reference first, and not timed if it is
     wrong. Ctrl-C prints what is done.

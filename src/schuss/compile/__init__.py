@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from schuss.compile import cpu
+from schuss.compile import cpu, gpu
 from schuss.compile.formula import formula
 from schuss.errors import refusal
 from schuss.rules import TABLE, Rule
@@ -15,6 +15,8 @@ def source(
 ) -> str:
     """The generated kernel of a rule, as text: of a page, a page with hyperparameters, or a name in the table.
 
+    `device` is "cpu" (Numba) or "gpu" (Triton).
+
     `dtypes` is one for all, or those of the weight, the gradient and each slot in turn: "float64", "float32",
     "bfloat16" or "float16".
 
@@ -26,8 +28,8 @@ def source(
         m = decay * m + gain * g
         return (w, m)
     """
-    if device != "cpu":
-        raise ValueError(f"device={device!r} has no generated kernel. Those that have: 'cpu'.")
+    if device not in ("cpu", "gpu"):
+        raise ValueError(f"device={device!r} has no generated kernel. Those that have: 'cpu', 'gpu'.")
     if isinstance(rule, str):
         if rule not in TABLE:
             raise refusal("rule", rule, f"one of {', '.join(TABLE)}")
@@ -40,4 +42,4 @@ def source(
             f"dtypes={dtypes!r} does not fit. Give one of {', '.join(cpu.DTYPES)} for all, or one for each of "
             f"{', '.join(('w', 'g', *chosen.slots))}."
         )
-    return cpu.source(chosen, each)
+    return (cpu if device == "cpu" else gpu).source(chosen, each)

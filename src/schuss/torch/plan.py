@@ -1,8 +1,9 @@
 """Which memory a step walks over: found once, checked at every step, found anew when anything moved.
 
-Most tensors are plain: weight, gradient and state lie alike in memory, and the kernel is pointed at them. The others
-get the right answer by another way, one by one at each step: *staged* tensors lie differently and go through copies,
-*sparse* gradients touch some rows only, and *eager* ones are on a device or of a dtype without a kernel.
+Most tensors are plain: weight, gradient and state lie alike in memory, and the kernel is pointed at them, on a GPU one
+of its own. The others get the right answer by another way, one by one at each step: *staged* tensors lie differently
+and go through copies, *sparse* gradients touch some rows only, and *eager* ones are on a device or of a dtype without
+a kernel.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from schuss.compile import cpu, eager
+from schuss.compile import cpu, device, eager
 from schuss.compile.formula import Formula
 from schuss.compile.launch import Launch, Table, TouchedRows, WholeTensors, advance
 from schuss.rules import Rule
@@ -45,18 +46,20 @@ class Item:
     member: int
 
     def way(self, gradient: Tensor) -> str:
-        """How this weight is moved: "plain", "staged", "sparse" or "eager"."""
+        """How this weight is moved: "plain", "gpu", "staged", "sparse" or "eager"."""
         if gradient.layout == torch.sparse_coo:
             return "sparse"
         tensors = (self.weight, gradient, *self.slots)
         if any(not _has_kernel(t) for t in tensors):
             return "eager"
+        if device.runs_on(self.weight.device):
+            return "gpu" if all(_lies_like(t, self.weight) for t in tensors) else "eager"
         return "plain" if all(map(_contiguous, tensors)) and not any(map(_lazy, tensors)) else "staged"
 
 
 def _has_kernel(tensor: Tensor) -> bool:
     return (
-        tensor.device.type == "cpu"
+        (tensor.device.type == "cpu" or device.runs_on(tensor.device))
         and tensor.layout == torch.strided
         and tensor.dtype in _KERNEL_DTYPES
         and type(tensor) in (Tensor, torch.nn.Parameter, torch.nn.Buffer)
@@ -66,6 +69,14 @@ def _has_kernel(tensor: Tensor) -> bool:
 def _lazy(tensor: Tensor) -> bool:
     """A conjugate or negative that is noted, not yet computed: its memory holds something else."""
     return tensor.is_conj() or tensor.is_neg()
+
+
+def _lies_like(tensor: Tensor, other: Tensor) -> bool:
+    """Whether both fill memory in the same order, on the same device."""
+    alike = (_contiguous(tensor) and _contiguous(other)) or (
+        tensor.stride() == other.stride() and _dense(other)
+    )
+    return alike and tensor.device == other.device and not _lazy(tensor)
 
 
 def _dense(tensor: Tensor) -> bool:
@@ -93,7 +104,8 @@ def _by_signature(pairs: Sequence[tuple[Item, Tensor]]) -> list[tuple[Signature,
     batches: dict[Any, tuple[Signature, list[Item]]] = {}
     for item, gradient in pairs:
         signature = _signature(item, gradient)
-        batches.setdefault((signature, gradient.dtype), (signature, []))[1].append(item)
+        key = (signature, gradient.dtype, gradient.device)
+        batches.setdefault(key, (signature, []))[1].append(item)
     return list(batches.values())
 
 
@@ -122,8 +134,7 @@ class _Plain:
         self.weights = [item.weight for item in items]
         weight = self.weights[0]
         self.dtypes = [weight.dtype if weight.is_complex() else getattr(torch, signature[1][1])] * len(items)
-        self.table = _whole(signature, items)
-        self.launch = _launch(signature, items, self.table)
+        self.table, self.launch = self._made(signature, items)
         self.standing = list(map(_address, self.weights))
         columns = [
             self.standing,
@@ -134,6 +145,13 @@ class _Plain:
         # A table holds addresses only: keep the memory alive.
         self.memory = [slot.untyped_storage() for item in items for slot in item.slots]
         self.moving: list[int] = []
+
+    def _made(self, signature: Signature, items: list[Item]) -> tuple[Any, Launch]:
+        table = _whole(signature, items)
+        return table, _launch(signature, items, table)
+
+    def _alike(self, gradients: Sequence[Tensor]) -> bool:
+        return all(map(_contiguous, gradients))
 
     def fits(self, gradients: Sequence[Any]) -> bool:
         """Point at this step's gradients; False if anything no longer lies as it did."""
@@ -146,7 +164,7 @@ class _Plain:
             return False
         try:
             moving = list(map(_address, mine))
-            alike = all(map(_contiguous, mine)) and list(map(_dtype, mine)) == self.dtypes
+            alike = self._alike(mine) and list(map(_dtype, mine)) == self.dtypes
         except (RuntimeError, TypeError):  # a sparse gradient has no address, and None is no tensor
             return False
         if not alike or (self.dtypes[0].is_complex and any(map(_lazy, mine))):
@@ -155,6 +173,26 @@ class _Plain:
             self.table.place(1, np.array(moving, dtype=np.int64))
             self.moving = moving
         return True
+
+
+class _Device(_Plain):
+    """Tensors of one signature on one GPU."""
+
+    def _made(self, signature: Signature, items: list[Item]) -> tuple[Any, Launch]:
+        launch = device.DeviceLaunch(
+            *signature,
+            [_length(item.weight) for item in items],
+            [item.group for item in items],
+            [item.member for item in items],
+            self.weights[0].device,
+        )
+        self.contiguous = all(map(_contiguous, self.weights))
+        return launch.tensors, launch
+
+    def _alike(self, gradients: Sequence[Tensor]) -> bool:
+        if self.contiguous and all(map(_contiguous, gradients)):
+            return True
+        return all(map(_lies_like, gradients, self.weights))
 
 
 class _Staged:
@@ -224,6 +262,20 @@ def _step_sparse(item: Item, gradient: Tensor, *call: Any) -> None:
             tensor.copy_(copy)
 
 
+def _step_sparse_eagerly(
+    item: Item, gradient: Tensor, ledger: Array, rules: Mapping[int, Rule], scales: Sequence[float], _: int
+) -> None:
+    """Move the touched rows only, taken out of their tensors and put back."""
+    gradient = gradient.coalesce()
+    rows = tuple(gradient.indices())
+    written = [item.weight, *item.slots]
+    touched = [tensor[rows] for tensor in written]
+    values, ledger[item.member] = advance(rules[item.group], ledger[item.member].tolist())
+    eager.step(item.formula, touched[0], gradient.values(), touched[1:], scales[item.group], values)
+    for tensor, moved in zip(written, touched, strict=True):
+        tensor[rows] = moved
+
+
 class Plan:
     """How one set of weights with gradients takes a step."""
 
@@ -231,14 +283,23 @@ class Plan:
         self.weights = [item.weight for item in items]
         self.absent = [k for k, gradient in enumerate(gradients) if gradient is None]
         pairs = [(item, gradient) for item in items if (gradient := gradients[item.member]) is not None]
-        ways: dict[str, list[tuple[Item, Tensor]]] = {"plain": [], "staged": [], "sparse": [], "eager": []}
+        ways: dict[str, list[tuple[Item, Tensor]]] = {
+            "plain": [],
+            "gpu": [],
+            "staged": [],
+            "sparse": [],
+            "eager": [],
+        }
         for item, gradient in pairs:
             ways[item.way(gradient)].append((item, gradient))
         self.plain = [_Plain(*batch) for batch in _by_signature(ways["plain"])]
+        self.plain += [_Device(*batch) for batch in _by_signature(ways["gpu"])]
         self.staged = [_Staged(*batch) for batch in _by_signature(ways["staged"])]
         self.sparse = [item for item, _ in ways["sparse"]]
         self.eager = [item for item, _ in ways["eager"]]
-        self.other_ways = [(item, way) for way, found in ways.items() if way != "plain" for item, _ in found]
+        self.other_ways = [
+            (item, way) for way, found in ways.items() if way not in ("plain", "gpu") for item, _ in found
+        ]
         for batch in self.plain:
             batch.fits(gradients)
 
@@ -272,7 +333,9 @@ class Plan:
                 for batch in self.staged:
                     batch.step(gradients, ledger, rules, scales, workers)
                 for item in self.sparse:
-                    _step_sparse(item, gradients[item.member], ledger, sparse_rules, scales, workers)
+                    on_cpu = item.weight.device.type == "cpu"
+                    step_sparse = _step_sparse if on_cpu else _step_sparse_eagerly
+                    step_sparse(item, gradients[item.member], ledger, sparse_rules, scales, workers)
                 for item in self.eager:
                     values, ledger[item.member] = advance(rules[item.group], ledger[item.member].tolist())
                     gradient = gradients[item.member]

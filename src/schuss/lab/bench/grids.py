@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from schuss.lab.bench import arrays, contenders, first_step, sparse
+from schuss.lab.bench import arrays, contenders, first_step, gpu, sparse
 from schuss.lab.bench.report import Report, Timing
 
 
@@ -51,7 +51,8 @@ def headline(report: Report) -> str:
     )
     return (
         f"{here['processor']} ({here['instructions']}), {here['cores']} cores, {here['threads']} threads; "
-        f"{here['system']}; Python {here['python']}, {versions}.{add}"
+        + (f"{here['gpu']}; " if "gpu" in here else "")
+        + f"{here['system']}; Python {here['python']}, {versions}.{add}"
     )
 
 
@@ -76,7 +77,12 @@ def _problems(timings: Iterable[Timing]) -> str:
 
 
 def _race(
-    title: str, timings: Sequence[Timing], base: str, order: Sequence[str], first: str = "page"
+    title: str,
+    timings: Sequence[Timing],
+    base: str,
+    order: Sequence[str],
+    first: str = "page",
+    machine: str = "of torch.add's",
 ) -> Grid:
     """Contenders side by side, a row a page; each beside its ratio to the base in the same rounds."""
     present = [name for name in order if any(t.contender == name for t in timings)]
@@ -93,7 +99,7 @@ def _race(
             )
         cells = {name: _cell(by.get(name), mine) for name in present}
         rows.append((page, *(cells.pop(name) for name in present[:1]), *bandwidth, *cells.values()))
-    heads = (first, *present[:1], *(("GB/s", "of torch.add's") if memory else ()), *present[1:])
+    heads = (first, *present[:1], *(("GB/s", machine) if memory else ()), *present[1:])
     return Grid(title, heads, tuple(rows), _problems(timings))
 
 
@@ -135,6 +141,21 @@ def _numpy(timings: Sequence[Timing]) -> Grid:
     return _race(title, timings, arrays.OURS, (arrays.OURS, arrays.THEIRS), first="optimizer")
 
 
+def _gpu(timings: Sequence[Timing]) -> Grid:
+    title = f"One step on the GPU, float32: {timings[0].workload}"
+    order = (contenders.OURS, "torch fused")
+    return _race(title, timings, contenders.OURS, order, machine=f"of {gpu.COPY}'s")
+
+
+def _drivers(report: Report) -> Grid:
+    rows = tuple(
+        (d.contender, f"{d.kernels:g}", f"{d.copies:g}", f"{d.waits:g}", duration(d.host))
+        for d in report.drivers
+    )
+    title = f"What a step of {report.drivers[0].page} asks of the GPU's driver, at GPT-2 shapes"
+    return Grid(title, ("", "kernels", "copies", "waits", "host busy"), rows)
+
+
 _SHOWN: dict[str, Callable[[Sequence[Timing]], Grid]] = {
     "gpt2": _one_step,
     "small": _one_step,
@@ -142,6 +163,7 @@ _SHOWN: dict[str, Callable[[Sequence[Timing]], Grid]] = {
     "first-step": _first_step,
     "sparse": _sparse,
     "numpy": _numpy,
+    "gpu": _gpu,
 }
 
 
@@ -156,6 +178,8 @@ def grids(report: Report) -> list[Grid]:
             names = dict.fromkeys(t.workload for t in mine)
             workloads = [[t for t in mine if t.workload == name] for name in names]
         found += map(show, workloads)
+    if report.drivers:
+        found.append(_drivers(report))
     if report.peaks:
         rows = tuple((p.contender, _size(p.bytes), f"{100 * p.bytes / p.needed:.0f} %") for p in report.peaks)
         needed = _size(report.peaks[0].needed)

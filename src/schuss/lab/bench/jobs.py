@@ -6,12 +6,12 @@ import functools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from schuss.lab.bench import arrays, first_step, memory, sparse, steps
+from schuss.lab.bench import arrays, first_step, gpu, memory, sparse, steps
 from schuss.lab.bench.contenders import PAGES, Page
 from schuss.lab.bench.report import Record
 from schuss.lab.bench.sizes import Sizes
 
-SECTIONS = ("bandwidth", "gpt2", "pages", "small", "mlp", "first-step", "sparse", "numpy", "memory")
+SECTIONS = ("bandwidth", "gpt2", "pages", "small", "mlp", "first-step", "sparse", "numpy", "memory", "gpu")
 HEADLINE = Page("AdamW")
 
 
@@ -51,4 +51,8 @@ def jobs(sizes: Sizes, only: Collection[str] = ()) -> list[Job]:
         for section, (title, measure) in whole.items()
         if section in chosen
     ]
+    if "gpu" in chosen:
+        found += [
+            Job("gpu", title, functools.partial(measure, "gpu", sizes)) for title, measure in gpu.jobs()
+        ]
     return found

@@ -12,7 +12,7 @@ import torch
 
 from schuss.compile.threads import available
 
-PACKAGES = ("schuss", "torch", "numpy", "numba", "torch-optimi", "pytorch_optimizer")
+PACKAGES = ("schuss", "torch", "numpy", "numba", "triton", "torch-optimi", "pytorch_optimizer")
 
 
 def _processor() -> str:
@@ -40,6 +40,7 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "packages": {package: version for package in PACKAGES if (version := _version(package))},
     }
 

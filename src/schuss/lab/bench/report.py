@@ -55,6 +55,18 @@ class Peak:
 
 
 @dataclass(frozen=True)
+class Driver:
+    """What a step asks of a GPU's driver: kernels, copies and waits a step, and the seconds that the host is busy."""
+
+    page: str
+    contender: str
+    kernels: float
+    copies: float
+    waits: float
+    host: float
+
+
+@dataclass(frozen=True)
 class Skipped:
     """A section that could not be measured here, and why."""
 
@@ -62,7 +74,7 @@ class Skipped:
     reason: str
 
 
-Record = Timing | Peak | Skipped
+Record = Timing | Peak | Driver | Skipped
 
 
 @dataclass
@@ -73,14 +85,20 @@ class Report:
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
     timings: list[Timing] = field(default_factory=list[Timing])
     peaks: list[Peak] = field(default_factory=list[Peak])
+    drivers: list[Driver] = field(default_factory=list[Driver])
     skipped: list[Skipped] = field(default_factory=list[Skipped])
     interrupted: bool = False
 
     def add(self, records: Iterable[Record]) -> None:
         """Take in what a job measured."""
         for record in records:
-            kept: list[Any] = {Timing: self.timings, Peak: self.peaks, Skipped: self.skipped}[type(record)]
-            kept.append(record)
+            kept: dict[type[Record], list[Any]] = {
+                Timing: self.timings,
+                Peak: self.peaks,
+                Driver: self.drivers,
+                Skipped: self.skipped,
+            }
+            kept[type(record)].append(record)
 
     def save(self, file: Path) -> None:
         """Write it as JSON."""
@@ -95,6 +113,7 @@ def load(file: Path) -> Report:
             Timing(**{k: _tuple(v) for k, v in timing.items()}) for timing in content["timings"]
         ]
         content["peaks"] = [Peak(**peak) for peak in content["peaks"]]
+        content["drivers"] = [Driver(**one) for one in content.get("drivers", ())]
         content["skipped"] = [Skipped(**one) for one in content["skipped"]]
         return Report(**content)
     except (ValueError, TypeError, KeyError) as problem:

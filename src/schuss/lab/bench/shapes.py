@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Shape = tuple[int, ...]
 
@@ -21,6 +21,10 @@ class Workload:
     def elements(self) -> int:
         """The number of weights."""
         return sum(map(math.prod, self.shapes))
+
+    def named(self, name: str) -> Workload:
+        """The same weights, under another name."""
+        return replace(self, name=name)
 
     def __str__(self) -> str:
         return f"{self.name} ({len(self.shapes)} tensors, {count(self.elements)} weights)"

@@ -23,6 +23,7 @@ class Sizes:
     small: tuple[Workload, ...] = field(default_factory=lambda: (small(400), small(1000)))
     mlp: Workload = field(default_factory=lambda: mlp(64, 128, 64, 10))
     add: int = 2**25
+    device: Workload = field(default_factory=lambda: small(4, 2**26).named("1.07 GB of weights"))
     embedding: tuple[int, int] = (1_000_000, 64)
     touched: float = 0.01
     arrays: int = 10_000_000

@@ -1,0 +1,215 @@
+"""The kernels on a GPU: their speed beside a copy's, and what a step at GPT-2's shapes asks of host and driver.
+
+Times of large steps are the device's own, from its events; what the host does is timed apart, while the device is busy.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from schuss.compile import device
+from schuss.lab.bench import check
+from schuss.lab.bench.contenders import OURS, PAGES, Make, Page, contenders
+from schuss.lab.bench.report import Driver, Skipped, Timing
+from schuss.lab.bench.shapes import Workload
+from schuss.lab.bench.sizes import Sizes
+
+HEADLINE = Page("AdamW")
+COPY = "copy"
+# What waits for the device, as the profiler names the driver's calls (CUDA's and HIP's).
+WAITS = ("Synchronize", "cudaMemcpy", "hipMemcpy", "hipMemcpyWithStream")
+
+
+def missing() -> str:
+    """Why nothing can be measured here, or nothing."""
+    if not torch.cuda.is_available():
+        return "there is no CUDA or ROCm device here"
+    if not device.runs_on(torch.device("cuda", torch.cuda.current_device())):
+        return f"{torch.cuda.get_device_name()} has no kernels (Triton installed, and Ampere or later, are needed)"
+    return ""
+
+
+def guarded(measure: Callable[[str, Sizes], Sequence[Any]]) -> Callable[[str, Sizes], Sequence[Any]]:
+    """`measure`, where there is a GPU; elsewhere a word on why not."""
+
+    @functools.wraps(measure)
+    def run(section: str, sizes: Sizes) -> Sequence[Any]:
+        reason = missing()
+        if reason:
+            return [Skipped(section, reason)]
+        try:
+            return measure(section, sizes)
+        except torch.OutOfMemoryError as problem:
+            return [Skipped(section, f"the GPU has too little free memory ({str(problem).splitlines()[0]})")]
+        finally:
+            gc.collect()  # an optimizer and its hooks hold each other, and the next page needs the memory
+            torch.cuda.empty_cache()
+
+    return run
+
+
+def in_turn(
+    actions: Mapping[str, Callable[[], object]], rounds: int, seconds: Callable[[Callable[[], object]], float]
+) -> dict[str, tuple[float, ...]]:
+    """Seconds of each action in each round, as `seconds(action)` measures them; each round starts with another."""
+    names = list(actions)
+    for action in actions.values():
+        action()
+        action()
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for k in range(rounds):
+        first = k % len(names)
+        for name in names[first:] + names[:first]:
+            found[name].append(seconds(actions[name]))
+    return {name: tuple(each) for name, each in found.items()}
+
+
+def device_seconds(action: Callable[[], object], times: int = 5) -> float:
+    """A call's time on the device, by its events, over several calls."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(times):
+        action()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / times
+
+
+def host_seconds(action: Callable[[], object], times: int = 20) -> float:
+    """How long the host is busy with a call, while the device works through what it was given before."""
+    torch.cuda.synchronize()
+    begun = perf_counter()
+    for _ in range(times):
+        action()
+    passed = perf_counter() - begun
+    torch.cuda.synchronize()
+    return passed / times
+
+
+def disagreement(page: Page, make: Make, place: str) -> str:
+    """What this contender gets wrong there, or nothing."""
+
+    def moved(weights: list[np.ndarray], gradients: list[list[np.ndarray]]) -> list[np.ndarray]:
+        parameters = [torch.nn.Parameter(torch.from_numpy(w).to(place)) for w in weights]
+        optimizer = make(parameters)
+        for step in gradients:
+            for parameter, g in zip(parameters, step, strict=True):
+                parameter.grad = torch.from_numpy(g).to(place)
+            optimizer.step()
+        return [parameter.detach().cpu().numpy() for parameter in parameters]
+
+    return check.disagreement(page.rule, moved, "float32")
+
+
+def _weights(workload: Workload, place: str) -> list[torch.nn.Parameter]:
+    weights = [torch.nn.Parameter(torch.randn(shape, device=place)) for shape in workload.shapes]
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    return weights
+
+
+def _contenders(page: Page, place: str) -> tuple[dict[str, Make], dict[str, str]]:
+    """Ours and torch's fused one on this page, and what is wrong with either."""
+    found = {name: make for name, make in contenders(page).items() if name in (OURS, "torch fused")}
+    return found, {name: disagreement(page, make, place) for name, make in found.items()}
+
+
+def _copier(elements: int, place: str) -> tuple[Callable[[], object], int]:
+    """A copy of so many float32 numbers, and the bytes that it moves."""
+    a, b = torch.ones(elements, device=place), torch.empty(elements, device=place)
+    return lambda: b.copy_(a), 2 * 4 * elements
+
+
+def speed(page: Page, section: str, sizes: Sizes, place: str = "cuda") -> list[Timing]:
+    """A step of one page on a gigabyte of weights, and a copy of as many, in turn."""
+    makers, wrong = _contenders(page, place)
+    torch.manual_seed(0)
+    weights = _weights(sizes.device, place)
+    actions = {name: make(weights).step for name, make in makers.items() if not wrong[name]}
+    copy, copied = _copier(sizes.device.elements, place)
+    rounds = in_turn({COPY: copy, **actions}, sizes.short_rounds, device_seconds)
+    machine = tuple(copied / seconds for seconds in rounds[COPY])
+    moved = page.moved(sizes.device.elements)
+    timing = functools.partial(Timing, section, str(sizes.device), str(page))
+    return [
+        timing(name, problem=wrong[name])
+        if wrong[name]
+        else timing(name, rounds=rounds[name], moved=moved, machine=machine)
+        for name in makers
+    ]
+
+
+def driver(section: str, sizes: Sizes, place: str = "cuda") -> list[Timing | Driver]:
+    """AdamW at GPT-2's shapes: its time on the device, the host's, and what a profile of ten steps shows."""
+    makers, wrong = _contenders(HEADLINE, place)
+    weights = _weights(sizes.large, place)
+    steps = {name: make(weights).step for name, make in makers.items() if not wrong[name]}
+    rounds = in_turn(steps, sizes.short_rounds, device_seconds)
+    busy = in_turn(steps, sizes.short_rounds, host_seconds)
+    timing = functools.partial(Timing, section, str(sizes.large), str(HEADLINE))
+    moved = HEADLINE.moved(sizes.large.elements)
+    found: list[Timing | Driver] = [
+        timing(name, problem=problem) for name, problem in wrong.items() if problem
+    ]
+    for name, step in steps.items():
+        found.append(timing(name, rounds=rounds[name], moved=moved))
+        found.append(profiled(str(HEADLINE), name, step, statistics.median(busy[name])))
+    return found
+
+
+def profiled(page: str, contender: str, step: Callable[[], object], host: float, steps: int = 10) -> Driver:
+    """How many kernels, copies and waits a step has, by torch's profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        for _ in range(steps):
+            step()
+    events = list(seen.events() or ())
+    return counted(
+        page,
+        contender,
+        [e.name for e in events if e.device_type.name == "CUDA"],
+        [e.name for e in events if e.device_type.name == "CPU"],
+        host,
+        steps,
+    )
+
+
+def counted(
+    page: str, contender: str, on_device: Sequence[str], calls: Sequence[str], host: float, steps: int
+) -> Driver:
+    """What a profile's names amount to, a step."""
+    ranges = set(calls)  # a range that the host has named, as "Optimizer.step", is shown on the device too
+    on_device = [name for name in on_device if name not in ranges]
+    copies = sum(name.startswith(("Memcpy", "Memset")) for name in on_device)
+    # One wait is the profiler's own, at its end.
+    waits = sum(name.endswith(WAITS) for name in calls)
+    return Driver(
+        page,
+        contender,
+        kernels=(len(on_device) - copies) / steps,
+        copies=copies / steps,
+        waits=max(0, waits - 1) / steps,
+        host=host,
+    )
+
+
+def jobs() -> list[tuple[str, Callable[[str, Sizes], Sequence[Any]]]]:
+    """What is measured on a GPU, by title; without one, that there is none, once."""
+    if missing():
+        return [("GPU", guarded(driver))]
+    every = [HEADLINE, *(page for page in PAGES if page != HEADLINE)]
+    return [
+        *((f"GPU: {page}", guarded(functools.partial(speed, page))) for page in every),
+        ("GPU: GPT-2 shapes", guarded(driver)),
+    ]
