@@ -55,7 +55,8 @@ class _TypedNumbers(ast.NodeTransformer):
         return node
 
 
-def _page(formula: Formula) -> str:
+def page(formula: Formula) -> str:
+    """The page's `update`, with every number given the kernel's type."""
     tree = ast.parse(formula.source())
     function = tree.body[0]
     assert isinstance(function, ast.FunctionDef)
@@ -93,7 +94,7 @@ def source(formula: Formula, dtypes: tuple[str, ...]) -> str:
         "",
         "",
         f"@njit({_FLAGS})",
-        _page(formula),
+        page(formula),
         "",
         "",
         f'@cfunc("void(int64, int64, int64, int64)", {_FLAGS})',

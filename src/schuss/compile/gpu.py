@@ -55,7 +55,7 @@ class _Quotients(ast.NodeTransformer):
 
 def _page(formula: Formula) -> str:
     """The page's `update` with numbers of the kernel's own type, as on the CPU."""
-    tree = ast.parse(cpu._page(formula))  # pyright: ignore[reportPrivateUsage]
+    tree = ast.parse(cpu.page(formula))
     return ast.unparse(ast.fix_missing_locations(_Quotients().visit(tree)))
 
 

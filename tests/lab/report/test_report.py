@@ -3,7 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
-from typing import get_args, get_origin, get_type_hints, is_typeddict
+from typing import NotRequired, get_args, get_origin, get_type_hints, is_typeddict
 
 import numpy as np
 import pytest
@@ -63,7 +63,9 @@ def conforms(value, kind, where="report"):
     """Check plain data against a TypedDict, key by key."""
     if is_typeddict(kind):
         hints = get_type_hints(kind)
-        missing, extra = kind.__required_keys__ - set(value), set(value) - set(hints)
+        marked = get_type_hints(kind, include_extras=True)
+        required = {name for name, hint in marked.items() if get_origin(hint) is not NotRequired}
+        missing, extra = required - set(value), set(value) - set(hints)
         assert not missing, f"{where} lacks {missing}"
         assert not extra, f"{where} has {extra} besides"
         for name in set(value) & set(hints):
