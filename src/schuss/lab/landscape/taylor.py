@@ -83,7 +83,9 @@ class TaylorModel:
     def found(self) -> str:
         """What was measured, in words."""
         low, high = self.eigenvalues
-        words = f"The parabola is {self.shape}: its curvatures are {low:.4g} and {high:.4g}. "
+        words = f"The parabola is {self.shape}: its curvatures are {low:.4g} and {high:.4g}. ".replace(
+            "-", "−"
+        )
         newton = next((step for step in self.steps if step.name == "Newton"), None)
         if newton is None:
             words += "It has no single point without slope, so there is no pure Newton step. "

@@ -344,8 +344,8 @@ class Curvature(TypedDict):
     seconds: dict[str, Any]  # all that rests on measured times: `steps` and the `advice` on batch size
 
 
-class TaskReport(TypedDict):
-    """Everything about one task."""
+class RacedTask(TypedDict):
+    """What there always is to say about one task."""
 
     name: str
     spec: str  # as given: "digits", "quadratic:kappa=1000", "my_task.py"
@@ -370,7 +370,12 @@ class TaskReport(TypedDict):
     diverged: list[Diverged]
     crashed: list[Crashed]
     settings: list[Setting]
-    curvature: NotRequired[Curvature]
+
+
+class TaskReport(RacedTask, total=False):
+    """Everything about one task."""
+
+    curvature: Curvature  # with `--diagnose`
 
 
 class PairProfile(TypedDict):
