@@ -227,8 +227,8 @@ def _drive(lanes: Sequence[_Lane], store: Store, executor: Executor, capacity: i
         owner = {run.id: (lane, run) for lane in going if lane.stage for run in lane.stage.runs}
         todo = [lane.job(run) for id, (lane, run) in owner.items() if id not in results]
         name = next(lane.stage.name for lane in going if lane.stage)
-        if name == "report":
-            _calibrate(going, store, executor)
+        # A task whose range was widened comes later to its report than one whose was not.
+        _calibrate([lane for lane in going if lane.stage and lane.stage.name == "report"], store, executor)
         watcher.stage(name, len(todo), len(owner) - len(todo))
 
         def done(job: Job, result: dict[str, Any], owner: Mapping[str, tuple[_Lane, Run]] = owner) -> None:
