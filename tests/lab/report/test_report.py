@@ -64,7 +64,7 @@ def conforms(value, kind, where="report"):
     if is_typeddict(kind):
         hints = get_type_hints(kind)
         marked = get_type_hints(kind, include_extras=True)
-        required = {name for name, hint in marked.items() if get_origin(hint) is not NotRequired}
+        required = {n for n in kind.__required_keys__ if get_origin(marked[n]) is not NotRequired}
         missing, extra = required - set(value), set(value) - set(hints)
         assert not missing, f"{where} lacks {missing}"
         assert not extra, f"{where} has {extra} besides"
