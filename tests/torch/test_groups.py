@@ -178,12 +178,14 @@ def test_a_group_has_a_schedule_of_its_own_from_its_own_start(pair):
     assert_alike(mine, other)
 
 
-def test_a_number_in_place_of_a_schedule_stays(pair):
-    """A rate set by hand over a schedule: the schedule of the group speaks at the next step, as documented."""
-    mine, _, push = pair
-    optimizer = schuss.torch.SGD(mine, lr=lambda n: 0.1)
-    push(0)
+def test_a_schedule_overrules_a_rate_set_by_hand():
+    """The schedule of a group speaks at the next step, whatever was written in its place."""
+    weight = torch.nn.Parameter(torch.zeros(3))
+    optimizer = schuss.torch.SGD([weight], lr=lambda n: 0.1)
+    optimizer.param_groups[0]["lr"] = 5.0
+    weight.grad = torch.ones(3)
     optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.full((3,), -0.1))
     assert optimizer.param_groups[0]["lr"] == 0.1
 
 
