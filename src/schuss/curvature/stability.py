@@ -188,7 +188,7 @@ class StabilityLimit:
                     curvature(scaled[None], product[None])
                     product.addcmul_(l2, scaled).mul_(root)
 
-            ritz, _, _ = ends(
+            ritz, _ = ends(
                 place, apply, 0, 1, tolerance=tolerance, budget=products, seed=seed, progress=progress
             )
             value = float(ritz.values[-1])
