@@ -43,7 +43,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(self.before(x)).chunk(3, -1)
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.qkv(self.before(x)).chunk(3, -1)
         )
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
         x = x + self.out(mixed)
@@ -106,12 +107,12 @@ def build(name: str, trained: bool, width: int) -> tuple[nn.Module, tuple[Tensor
 
 
 def seconds(work: object, repeats: int = 5) -> float:
-    """The median time of a call."""
+    """The median of the processor's time for a call: on one thread other work on the machine does not count."""
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         work()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return statistics.median(times)
 
 
@@ -130,15 +131,13 @@ def measure(name: str, trained: bool, width: int, check: bool) -> None:
     model, batch = build(name, trained, width)
     weights = list(model.parameters())
     n = sum(weight.numel() for weight in weights)
-    v = torch.ones(n)
     gradient = seconds(lambda: torch.autograd.grad(cross_entropy(model, batch), weights))
-    product = seconds(lambda: hvp(model, cross_entropy, batch, v))
-    del v
+    product = seconds(lambda: hvp(model, cross_entropy, batch, torch.ones(n)))
     Path("/proc/self/clear_refs").write_text("5")  # the peak of memory counts from here
     held = memory()
-    start = time.perf_counter()
+    start = time.process_time()
     got = extreme_eigenvalues(model, cross_entropy, batch, k=5)
-    took = time.perf_counter() - start
+    took = time.process_time() - start
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     peak = int(status["VmHWM"].split()[0]) * 1024 - held
     k = len(got.largest)
@@ -161,7 +160,9 @@ def measure(name: str, trained: bool, width: int, check: bool) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true", help="also a longer run, several minutes a model")
     parser.add_argument("--only", default=",".join(TRAINING), help="models, comma-separated")
     parser.add_argument("--width", type=int, default=3130, help="of the MLP: 3130 makes 10 million weights")

@@ -122,7 +122,7 @@ def test_options_out_of_range(model):
         extreme_eigenvalues(model, square, X, k=0)
     with pytest.raises(ValueError, match="matrix='fisher' is not one of"):
         extreme_eigenvalues(model, square, X, matrix="fisher")
-    with pytest.raises(ValueError, match="vectors=5 is not at least 14"):
+    with pytest.raises(ValueError, match="vectors=5 is not at least 15"):
         extreme_eigenvalues(model, square, X, k=3, vectors=5)
     with pytest.raises(ValueError, match="probes=1 is not at least 2"):
         spectrum(model, square, X, probes=1)

@@ -51,7 +51,7 @@ def test_equal_to_dense_eigh(make, loss, dense_hessian, kind, k):
 
 
 def test_a_larger_network_in_the_memory_of_24_vectors(make, loss, dense_hessian):
-    """Restarts, and no more memory than promised: the basis itself is 20 rows."""
+    """Restarts, and no more memory than promised: the basis itself is 19 rows."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 24), nn.Tanh(), nn.Linear(24, 10)).double()
     batch = torch.randn(60, 20, dtype=torch.float64), torch.randint(10, (60,))
@@ -182,8 +182,8 @@ def test_progress_is_told():
 
 
 def test_many_weights_within_100_products_and_24_vectors():
-    """The basis is the only memory that grows: 20 rows; gradient and product have the rest."""
-    n = 200_000
+    """The basis is the only memory that grows: 19 rows; gradient and product have the rest."""
+    n = 300_000
     h = torch.linspace(-0.5, 1.0, n)
     h[:3], h[-3:] = torch.tensor([-3.0, -2.5, -2.0]), torch.tensor([5.0, 6.0, 8.0])
     seen: list[float] = []
@@ -199,7 +199,7 @@ def test_many_weights_within_100_products_and_24_vectors():
         got = extreme_eigenvalues(torch.zeros(n), lambda x, _: (h * x**2).sum() / 2, None, k=3)
     assert got.converged
     assert got.products <= 100
-    assert max(seen) <= 20
+    assert max(seen) <= 19
     np.testing.assert_allclose(got.largest, [8, 6, 5], rtol=1e-5)
     np.testing.assert_allclose(got.smallest, [-3, -2.5, -2], rtol=1e-5)
 

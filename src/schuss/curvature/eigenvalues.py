@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from schuss.curvature.lanczos import Apply, Array, Ritz, eigh, lanczos
-from schuss.curvature.memory import DEFAULT_VECTORS, claim, default_rows
+from schuss.curvature.memory import DEFAULT_VECTORS, SPARE, claim, default_rows
 from schuss.curvature.place import Loss, Model, Place, Progress, visit
 from schuss.curvature.products import Curvature
 from schuss.errors import refusal
@@ -100,7 +100,7 @@ def extreme_eigenvalues(
             (10⁷/n). Where copies of repeated eigenvalues need a further look (see `confirmed`), it is taken
             from what is left of them.
         vectors: at most so many vectors of the model's size in memory, gradient and product included. Default
-            24, or what fits in 16 MiB, or 2 k + 8 if that is more.
+            24, or what fits in 16 MiB, or 2 k + 9 if that is more.
         seed: of the random start; the global random state is not touched.
         progress: called as `progress(done, at_most)` after each block of products.
 
@@ -167,11 +167,12 @@ def ends(
     n = place.n
     low, high = min(low, n), min(high, n)
     most = max(low, high)
-    if vectors is not None and vectors < low + high + 8:
+    least = low + high + 4
+    if vectors is not None and vectors < least + SPARE:
         raise refusal(
-            "vectors", vectors, f"at least {low + high + 8}", "Ask for fewer eigenvalues or more memory."
+            "vectors", vectors, f"at least {least + SPARE}", "Ask for fewer eigenvalues or more memory."
         )
-    rows = max(default_rows(n, place.dtype.itemsize), low + high + 4) if vectors is None else vectors - 4
+    rows = max(default_rows(n, place.dtype.itemsize), least) if vectors is None else vectors - SPARE
     block = most if n <= LARGE and rows - low - high >= 5 * most else 1
     rows = min(rows, n + block)
     if tolerance is None:
@@ -180,11 +181,11 @@ def ends(
         budget = max(100, min(2 * n, 10**7 // n))
     claim(
         f"a basis for {low + high} eigenvalues",
-        rows + 4,
+        rows + SPARE,
         n,
         place.dtype,
         place.device,
-        f"Ask for fewer, or set vectors= below {max(rows + 4, DEFAULT_VECTORS)}.",
+        f"Ask for fewer, or set vectors= below {max(rows + SPARE, DEFAULT_VECTORS)}.",
     )
     ritz = lanczos(
         apply,

@@ -1,4 +1,7 @@
-"""Products of a vector with the Hessian or the Gauss-Newton matrix, exact, without ever forming the matrix.
+"""Products of a vector with the Hessian or the Gauss-Newton matrix, without ever forming the matrix.
+
+They are exact to rounding. Only where an operation has no second derivative (a custom function that says so, a
+compiled function, some fused kernels) are Hessian products differences of gradients, and a warning says so.
 
 Sources: Pearlmutter 1994 (Hessian-vector products at the cost of two gradients); Schraudolph 2002
 (Gauss-Newton).
@@ -7,12 +10,14 @@ Sources: Pearlmutter 1994 (Hessian-vector products at the cost of two gradients)
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from schuss.curvature.differences import Differences, changes, refuses
 from schuss.curvature.place import Loss, Model, Place, Vector, checked, derivatives, finite, visit
 from schuss.errors import refusal
 
@@ -36,7 +41,8 @@ def hvp(model: Model, loss: Loss, batch: Any, vector: Vector) -> Any:
     Cost: one forward, one backward and one backward of the backward pass, about two to three gradients;
     memory for two vectors besides the graph. Model, random state and BatchNorm statistics stay bit for bit as
     they were; dropout draws the mask that the next training step would draw; attention runs on the kernel
-    that has a second derivative.
+    that has a second derivative. Where an operation has none on any kernel, H v is a central difference of
+    gradients, and a warning says how accurate.
 
     Raises:
         ValueError: the loss is not a finite scalar or has no gradient, the vector does not fit, H v is not
@@ -95,9 +101,26 @@ class Curvature:
         self.place = place
         self.record = _hessian if matrix == "hessian" else _gauss_newton
         self.kept: Callable[[Sequence[Tensor]], Sequence[Tensor | None]] | None = None
+        self.differences: Differences | None = None
 
     def __call__(self, rows: Tensor, out: Tensor) -> None:
         """Write the products of `rows` (b × n) to `out` (b × n)."""
+        if self.differences is None:
+            try:
+                self._exactly(rows, out)
+            except NoSecondDerivative as missing:
+                if self.record is not _hessian:
+                    raise NoSecondDerivative(
+                        f"{missing}, and a product with the Gauss-Newton matrix needs one. Use other kernels, or "
+                        'the Hessian (hvp, matrix="hessian"), whose products can be differences of gradients.'
+                    ) from missing
+                self.kept = None
+                self.differences = Differences(self.place, str(missing))
+        if self.differences is not None:
+            self.differences(rows, out)
+        finite(out, "product of curvature and vector")
+
+    def _exactly(self, rows: Tensor, out: Tensor) -> None:
         place, pieces = self.place, self.place.pieces
         out.zero_()
         if len(pieces) > 1 or self.kept is None:
@@ -111,14 +134,55 @@ class Curvature:
                 for part, target in zip(parts, place.split(product), strict=True):
                     if part is not None:
                         target.add_(part.to(target), alpha=share)
-        finite(out, "product of curvature and vector")
 
 
 def _hessian(place: Place, piece: Any) -> Callable[[Sequence[Tensor]], Sequence[Tensor | None]]:
     """Record the gradient on one piece; what it returns differentiates that gradient along a direction."""
     weights = place.weights
-    gradient = derivatives(place.evaluate(piece), weights, create_graph=True)
-    return lambda direction: _pull(gradient, weights, direction)
+    with _second_derivatives():
+        gradient = _twice(derivatives(place.evaluate(piece), weights, create_graph=True))
+    constant = [i for i, g in enumerate(gradient) if g is not None and not g.requires_grad]
+    if constant and changes(place, constant):
+        raise NoSecondDerivative("An operation in the loss hides how its gradient depends on the weights")
+
+    def multiply(direction: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        with _second_derivatives():
+            return _pull(gradient, weights, direction)
+
+    return multiply
+
+
+class NoSecondDerivative(ValueError):  # noqa: N818  (it says what is missing, not what went wrong)
+    """An operation in the model or the loss can be differentiated only once."""
+
+
+def _twice(gradient: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    """The gradient, refused if functions marked `once_differentiable` are in its graph.
+
+    They leave a node that raises when it is reached; `autograd.grad` never goes there, because no weight lies
+    behind it, and would count their part of the curvature as 0 without a word.
+    """
+    ahead: list[Any] = [g.grad_fn for g in gradient if g is not None and g.requires_grad]
+    known = set(ahead)
+    while ahead:
+        node = ahead.pop()
+        if node.name() == "torch::autograd::Error":
+            raise NoSecondDerivative("A function in the loss can be differentiated only once")
+        new = {following for following, _ in node.next_functions if following is not None} - known
+        known |= new
+        ahead.extend(new)
+    return gradient
+
+
+@contextmanager
+def _second_derivatives() -> Generator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not refuses(error):
+            raise
+        said = str(error).splitlines()[0]
+        raise NoSecondDerivative(f"An operation in the loss has no second derivative ({said})") from error
 
 
 def _gauss_newton(place: Place, piece: Any) -> Callable[[Sequence[Tensor]], Sequence[Tensor | None]]:
@@ -128,18 +192,20 @@ def _gauss_newton(place: Place, piece: Any) -> Callable[[Sequence[Tensor]], Sequ
     along v.
     """
     weights = place.weights
-    outputs, cut, loss = _cut_at_outputs(place, piece)
-    ends = [*cut, *weights]
-    slope = derivatives(loss, ends, create_graph=True)
-    probes = [torch.zeros_like(output, requires_grad=True) for output in outputs]
-    back = torch.autograd.grad(outputs, weights, probes, create_graph=True, allow_unused=True)
+    with _second_derivatives():
+        outputs, cut, loss = _cut_at_outputs(place, piece)
+        ends = [*cut, *weights]
+        slope = derivatives(loss, ends, create_graph=True)
+        probes = [torch.zeros_like(output, requires_grad=True) for output in outputs]
+        back = _twice(torch.autograd.grad(outputs, weights, probes, create_graph=True, allow_unused=True))
 
     def multiply(direction: Sequence[Tensor]) -> list[Tensor | None]:
-        forward = _pull(back, probes, direction)
-        curved = _pull(slope, ends, [*forward, *direction])
-        through, direct = curved[: len(cut)], curved[len(cut) :]
-        pulled = _pull(outputs, weights, through)
-        return [_sum(a, b) for a, b in zip(pulled, direct, strict=True)]
+        with _second_derivatives():
+            forward = _pull(back, probes, direction)
+            curved = _pull(slope, ends, [*forward, *direction])
+            through, direct = curved[: len(cut)], curved[len(cut) :]
+            pulled = _pull(outputs, weights, through)
+            return [_sum(a, b) for a, b in zip(pulled, direct, strict=True)]
 
     return multiply
 
