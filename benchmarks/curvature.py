@@ -18,6 +18,8 @@ import os
 import resource
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +108,7 @@ def build(name: str, trained: bool, width: int) -> tuple[nn.Module, tuple[Tensor
     return model, batch()
 
 
-def seconds(work: object, repeats: int = 5) -> float:
+def seconds(work: Callable[[], object], repeats: int = 5) -> float:
     """The median of the processor's time for a call: on one thread other work on the machine does not count."""
     times = []
     for _ in range(repeats):
@@ -132,7 +134,7 @@ def measure(name: str, trained: bool, width: int, check: bool) -> None:
     weights = list(model.parameters())
     n = sum(weight.numel() for weight in weights)
     gradient = seconds(lambda: torch.autograd.grad(cross_entropy(model, batch), weights))
-    product = seconds(lambda: hvp(model, cross_entropy, batch, torch.ones(n)))
+    product = seconds(partial(hvp, model, cross_entropy, batch, torch.ones(n)))
     Path("/proc/self/clear_refs").write_text("5")  # the peak of memory counts from here
     held = memory()
     start = time.process_time()

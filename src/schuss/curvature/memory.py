@@ -37,12 +37,13 @@ def available(device: torch.device) -> int | None:
 
 
 def claim(what: str, rows: int, n: int, dtype: torch.dtype, device: torch.device, advice: str) -> None:
-    """Refuse, before it is taken, memory that is not there.
+    """Refuse, before it is taken, memory that is not there. A small claim is granted without a look.
 
     Raises:
         MemoryError: names what needs how much, how much is free, and what to try.
     """
-    needed, free = rows * n * dtype.itemsize, available(device)
+    needed = rows * n * dtype.itemsize
+    free = available(device) if needed > ROOM else None
     if free is not None and needed > free:
         raise MemoryError(
             f"{what} needs {rows} vectors of {n:,} numbers, {needed / 1e9:.3g} GB; {free / 1e9:.3g} GB are "
