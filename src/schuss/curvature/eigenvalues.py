@@ -111,7 +111,7 @@ def extreme_eigenvalues(
     >>> x = torch.tensor([1.0, 1.0], dtype=torch.float64)
     >>> rosenbrock = lambda x, _: (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
     >>> extreme_eigenvalues(x, rosenbrock, None, k=1)
-    hessian of 2 weights, 2 products, converged (worst residual 2.2e-13)
+    hessian of 2 weights, 2 products, converged (worst residual 2.2e-12)
       largest  1001.6
       smallest 0.399361
     """

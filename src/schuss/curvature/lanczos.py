@@ -139,7 +139,7 @@ def lanczos(
         ahead = coupling @ coordinates[m - previous :]
         behind = forgotten[:, :m] @ coordinates
         distance = np.linalg.norm(ahead, axis=0) + np.abs(behind).sum(axis=0)
-        residuals = np.hypot(distance, torch.finfo(basis.dtype).eps * largest)
+        residuals = np.hypot(distance, 10 * torch.finfo(basis.dtype).eps * largest)
         ends = wanted(m, low, high)
         # A residual of 0 proves an eigenvalue, not that it is an end: a basis of more than those can tell.
         enough = size == 0 or m >= min(n, low + high + block)
