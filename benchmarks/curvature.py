@@ -169,8 +169,10 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(TRAINING), help="models, comma-separated")
     parser.add_argument("--width", type=int, default=3130, help="of the MLP: 3130 makes 10 million weights")
     given = parser.parse_args()
-    print("| model | weights | products | product / gradient | all / gradient | peak, vectors | converged |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | --- |")
+    print(
+        "| model | weights | products | one `hvp` / gradient | all / gradient | peak memory, vectors | converged "
+        "| worst residual, largest | smallest |\n| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: |"
+    )
     for name in given.only.split(","):
         for trained in (False, True):
             # Each in a process of its own, so that its peak memory is its own.
