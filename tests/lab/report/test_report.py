@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 
 from schuss.lab.report import render
 from schuss.lab.report.bands import bands
-from schuss.lab.report.page import interval
+from schuss.lab.pages.words import interval
 
 SECTIONS = ["verdict", "ranking", "budget", "convergence", "basin", "targets", "textbooks", "settings"]
 SECTIONS += ["diverged", "runs", "how"]
