@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import schuss
 from schuss.lab.diagnose.advise import Advice, costs
 from schuss.lab.diagnose.measure import Diagnosis
@@ -49,6 +51,9 @@ def render(found: Diagnosis, advice: Sequence[Advice], command: str) -> str:
         dial=dial,
         needle=None if dial is None else needle(dial),
         noise=noise,
+        negative=None
+        if found.density is None
+        else found.density.below(-0.01 * float(np.max(found.density.nodes))),
         paid=[] if noise is None else costs(found.speeds, noise.simple),
         command=command,
         version=schuss.__version__,

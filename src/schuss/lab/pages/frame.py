@@ -16,7 +16,10 @@ from schuss.newton.cost import human_bytes, human_seconds
 
 HERE = Path(__file__).parent / "templates"
 FILTERS = {
-    **{name: getattr(words, name) for name in ("number", "interval", "cost", "duration", "percent", "settings")},
+    **{
+        name: getattr(words, name)
+        for name in ("number", "interval", "cost", "duration", "percent", "settings")
+    },
     "bytes": human_bytes,
     "seconds": human_seconds,
 }

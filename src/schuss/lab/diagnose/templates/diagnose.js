@@ -6,9 +6,9 @@
       const looks = data.looks.filter((l) => l.sharpness !== null), x = looks.map((l) => l.step);
       const values = looks.flatMap((l) => [l.sharpness, l.limit]);
       return [[
-        { x, y: looks.map((l) => l.sharpness), mode: "lines+markers", name: "sharpness", line: { color: look(0).colour, width: 2 }, marker: { size: 7 }, hovertemplate: "sharpness %{y:.4g} at step %{x}<extra></extra>" },
-        { x, y: looks.map((l) => l.limit), mode: "lines", name: "what it bears", line: { color: css("--bad"), width: 2, dash: "dash" }, hovertemplate: "bears %{y:.4g}<extra></extra>" },
-      ], layout({ title: "step", zeroline: false }, { title: "curvature as the optimizer sees it", ...logTicks(values) }, { showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { color: css("--ink") } } })];
+        { x, y: looks.map((l) => l.sharpness), mode: "lines+markers", name: "sharpness", visible: !hidden.has("sharpness"), line: { color: look(0).colour, width: 2 }, marker: { size: 7 }, hovertemplate: "sharpness %{y:.4g} at step %{x}<extra></extra>" },
+        { x, y: looks.map((l) => l.limit), mode: "lines", name: "what it bears", visible: !hidden.has("what it bears"), line: { color: css("--bad"), width: 2, dash: "dash" }, hovertemplate: "bears %{y:.4g}<extra></extra>" },
+      ], layout({ title: "step", zeroline: false, rangemode: "tozero" }, { title: "sharpness", ...logTicks(values) })];
     },
     density() {
       const { grid, density, error } = data.density, floor = Math.max(...density) * 1e-6;
@@ -35,5 +35,9 @@
       return [traces, layout({ title: "learning rate", ...logTicks(rates) }, { title: "loss of the batch", ...(known.length === losses.flat().filter((l) => l !== null).length ? logTicks(known.filter((l) => l < 4 * start)) : {}) }, { shapes })];
     },
   };
+  const box = document.querySelector(".edge .legend");
+  const items = [["sharpness", look(0)], ["what it bears", { css: "var(--bad)", dash: "dash" }]];
+  const hidden = new Set(), redraw = () => document.querySelector(".figure.edge").figure.draw();
+  if (box) schuss.legend(box, items, hidden, redraw);
   for (const node of document.querySelectorAll("[data-figure]")) schuss.figure(node, draw[node.dataset.figure]);
 })();
