@@ -24,8 +24,8 @@ COLOURS = ("#0072b2", "#d55e00", "#00805c", "#b0528a", "#a87500", "#2f8fc4", "#4
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down")
 
 READ = (
-    "Lines of equal {}, evenly in its logarithm; the deeper the colour, the lower. From the open circle to the filled mark; a cross "
-    "is a known minimum."
+    "Lines of equal {}, evenly in its logarithm; the deeper the colour, the lower. From the open circle to the filled "
+    "mark; a cross is a known minimum."
 )
 
 

@@ -22,11 +22,13 @@ def inline_json(data: object) -> str:
 def number(x: float | None, digits: int = 4) -> str:
     """Return a number with that many significant digits, readable at any size; "–" for none.
 
-    >>> number(12345.6), number(-0.00012345, 3), number(1.23e-7), number(None)
-    ('12\u202f346', '−0.000123', '1.23e−7', '–')
+    >>> number(12345.6), number(-0.00012345, 3), number(1.23e-7), number(None), number(float("inf"))
+    ('12\u202f346', '−0.000123', '1.23e−7', '–', '∞')
     """
-    if x is None:
+    if x is None or x != x:
         return "–"
+    if not isfinite(x):
+        return "∞" if x > 0 else f"{MINUS}∞"
     if x == 0:
         return "0"
     size = floor(log10(abs(x)))
