@@ -33,12 +33,12 @@ from schuss.curvature import (
     extreme_eigenvalues,
     gradient_noise_scale,
     gradient_sparsity,
-    range_test,
     spectrum,
     stability_limit,
 )
 from schuss.errors import refusal
 from schuss.lab.entries import Entry
+from schuss.lab.ladder.climb import climb
 from schuss.lab.landscape.trails import said
 from schuss.lab.landscape.training import sample, training
 from schuss.lab.schedules import schedule as planned
@@ -225,7 +225,7 @@ def measure(
                 else:
                     ladder = attempt(
                         "learning rates",
-                        lambda m=model, o=optimizer: _ladder(task, entry, m, o, seed, attempt),
+                        lambda: climb(task, entry, steps=RUNGS, seed=seed, progress=attempt.tick),
                     )
                 sparsity = attempt(
                     "sparsity", lambda m=model: gradient_sparsity(m, task.loss, next(task.stream(seed)))
@@ -339,22 +339,6 @@ def _noise(task: Task, model: nn.Module, seed: int, attempt: _Attempts) -> Noise
     if task.train is None:
         raise ValueError("there is no data, so there is no noise")
     return gradient_noise_scale(model, task.loss, _batches(task, seed, NOISE_BATCHES), progress=attempt.tick)
-
-
-def _ladder(
-    task: Task, entry: Entry, model: nn.Module, optimizer: Optimizer, seed: int, attempt: _Attempts
-) -> RangeTest:
-    low, high, _ = entry.space["lr"]
-    return range_test(
-        model,
-        task.loss,
-        _batches(task, seed, RUNGS),
-        optimizer,
-        lowest=low / 10,
-        highest=high * 10,
-        steps=RUNGS,
-        progress=attempt.tick,
-    )
 
 
 def _conditioning(

@@ -89,6 +89,15 @@ const schuss = (() => {
     }
   };
 
+  // The losses of some sweeps up a ladder of learning rates; an upright line at one of them.
+  const ladder = ({ rates, losses, interval }, upright) => {
+    const known = losses.flat().filter((l) => l !== null), start = Math.max(...losses.map((sweep) => sweep[0] ?? 0)), shown = known.filter((l) => l < 4 * start);
+    const traces = losses.map((sweep, i) => ({ x: rates, y: sweep.map((l) => (l !== null && l < 4 * start ? l : null)), mode: "lines", line: { color: css("--s0"), width: 1.4, dash: DASHES[i % 6] }, hovertemplate: `loss %{y:.4g} at lr %{x:.3g}<extra>sweep ${i + 1}</extra>` }));
+    const shapes = upright === null ? [] : [{ type: "line", x0: upright, x1: upright, yref: "paper", y0: 0, y1: 1, line: { color: css("--accent"), width: 1.5, dash: "dot" } }];
+    if (interval) shapes.push({ type: "rect", x0: interval[0], x1: interval[1], yref: "paper", y0: 0, y1: 1, fillcolor: faint(css("--accent"), 0.09), line: { width: 0 }, layer: "below" });
+    return [traces, layout({ title: "learning rate", ...logTicks(rates) }, { title: "loss of the batch", ...(known.every((l) => l > 0) ? logTicks(shown) : {}) }, { shapes })];
+  };
+
   document.addEventListener("click", async (event) => {
     const button = event.target.closest?.(".copy");
     if (!button) return;
@@ -138,5 +147,5 @@ const schuss = (() => {
   addEventListener("beforeprint", () => onPaper(true));
   addEventListener("afterprint", () => onPaper(false));
 
-  return { data, css, look, sample, faint, minus, short, layout, logTicks, watch, figure, redraw, legend, CONFIG };
+  return { data, css, look, sample, faint, minus, short, layout, logTicks, watch, figure, redraw, legend, ladder, CONFIG };
 })();
