@@ -15,7 +15,7 @@ from schuss.lab.pages import words
 from schuss.newton.cost import human_bytes, human_seconds
 
 HERE = Path(__file__).parent / "templates"
-FILTERS = {
+FILTERS: dict[str, Any] = {
     **{
         name: getattr(words, name)
         for name in ("number", "interval", "cost", "duration", "percent", "settings")
