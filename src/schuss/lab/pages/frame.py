@@ -40,7 +40,7 @@ def page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= FILTERS
+    environment.filters.update(FILTERS)
     return environment.get_template(f"{name}.html.j2").render(
         title=title,
         contents=contents,
