@@ -16,7 +16,7 @@ from schuss.errors import refusal
 from schuss.newton.base import CurvatureOptimizer, Params
 from schuss.newton.cost import free_bytes
 from schuss.newton.landscape import Landscape, Point, Weights
-from schuss.newton.products import ggnvp, jvp, rows, vjp
+from schuss.newton.products import FlatJacobian, rows
 from schuss.newton.region import KrylovModel, Model, SpectralModel, descend
 from schuss.newton.report import StepReport
 
@@ -134,11 +134,11 @@ class GaussNewton(CurvatureOptimizer):
         return d <= DENSE_LIMIT and 32 * d * outputs.z.numel() <= 0.5 * free_bytes(weights.params[0].device)
 
     def _krylov(self, land: Landscape, start: Point, outputs: Squares | Softmax) -> Model:
-        decay = land.weights.decay
+        decay, jacobian = land.weights.decay, FlatJacobian(outputs.z, land.weights.params)
 
         def product(v: Tensor) -> Tensor:
             land.products += 1
-            found = ggnvp(outputs.z, land.weights.params, outputs.curvature, v).detach()
+            found = jacobian.ggnvp(outputs.curvature, v).detach()
             return found if decay is None else found + decay * v
 
         gradient = land.gradient(start)
@@ -178,12 +178,12 @@ class GaussNewton(CurvatureOptimizer):
         return SpectralModel(values.flip(0), right.flip(0).T, scale, slope.flip(0))
 
     def _jacobian(self, land: Landscape, outputs: Squares | Softmax, like: Tensor) -> Tensor:
-        z, params = outputs.z, land.weights.params
-        d, m = land.weights.count, z.numel()
+        jacobian = FlatJacobian(outputs.z, land.weights.params)
+        d, m = land.weights.count, outputs.z.numel()
         land.products += min(d, m)
         if m <= d:
-            return rows(lambda u: vjp(z, params, u).detach(), m, like, d)
-        return rows(lambda v: jvp(z, params, v).detach(), d, like, m).T
+            return rows(lambda u: jacobian.vjp(u).detach(), m, like, d)
+        return rows(lambda v: jacobian.jvp(v).detach(), d, like, m).T
 
 
 class Squares:
