@@ -208,6 +208,23 @@ class KrylovModel:
         return Trial(last.z + t * direction, -value, radius, True, True)
 
 
+def forcing(size: float, previous: float | None, eta: float) -> float:
+    """How exactly to solve a Newton equation, as ‖H s + g‖/‖g‖: loose far away, tight near the end.
+
+    `size` is ‖g‖, `previous` the one a step before and `eta` the answer then (Eisenstat & Walker 1996, choice 2,
+    with their safeguard).
+
+    >>> forcing(1.0, 4.0, 0.1)
+    0.05625
+    """
+    if not previous:
+        return eta
+    wanted = 0.9 * (size / previous) ** 2
+    if 0.9 * eta**2 > 0.1:
+        wanted = max(wanted, 0.9 * eta**2)
+    return min(max(wanted, 1e-10), 0.5)
+
+
 def _dot(a: Tensor, b: Tensor) -> float:
     return float(torch.dot(a, b))
 
