@@ -138,6 +138,7 @@ class GaussNewton(CurvatureOptimizer):
 
     def _krylov(self, land: Landscape, start: Point, outputs: Squares | Softmax) -> Model:
         decay, jacobian = land.weights.decay, FlatJacobian(outputs.z, land.weights.params)
+        land.gradients += 1  # the backward pass that the first product records
 
         def product(v: Tensor) -> Tensor:
             land.products += 1
