@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from schuss.curvature.graph import Jacobian, Parts, pull
 from schuss.curvature.place import Loss, Model, Place, Vector, checked, derivatives, finite, visit
 from schuss.errors import refusal
 
@@ -94,7 +95,7 @@ class Curvature:
             raise refusal("matrix", matrix, f"one of {MATRICES}")
         self.place = place
         self.record = _hessian if matrix == "hessian" else _gauss_newton
-        self.kept: Callable[[Sequence[Tensor]], Sequence[Tensor | None]] | None = None
+        self.kept: Callable[[Sequence[Tensor]], Parts] | None = None
 
     def __call__(self, rows: Tensor, out: Tensor) -> None:
         """Write the products of `rows` (b × n) to `out` (b × n)."""
@@ -114,31 +115,28 @@ class Curvature:
         finite(out, "product of curvature and vector")
 
 
-def _hessian(place: Place, piece: Any) -> Callable[[Sequence[Tensor]], Sequence[Tensor | None]]:
+def _hessian(place: Place, piece: Any) -> Callable[[Sequence[Tensor]], Parts]:
     """Record the gradient on one piece; what it returns differentiates that gradient along a direction."""
     weights = place.weights
     gradient = derivatives(place.evaluate(piece), weights, create_graph=True)
-    return lambda direction: _pull(gradient, weights, direction)
+    return lambda direction: pull(gradient, weights, direction)
 
 
-def _gauss_newton(place: Place, piece: Any) -> Callable[[Sequence[Tensor]], Sequence[Tensor | None]]:
+def _gauss_newton(place: Place, piece: Any) -> Callable[[Sequence[Tensor]], Parts]:
     r"""Record J and ∂²ℓ on one piece, with the loss a function ℓ(z, w) of outputs and weights.
 
-    For u = (J v, v) and (a, b) = ∇²ℓ u the product is G v = Jᵀ a + b. J v is the derivative of Jᵀ y by y
-    along v.
+    For u = (J v, v) and (a, b) = ∇²ℓ u the product is G v = Jᵀ a + b.
     """
     weights = place.weights
     outputs, cut, loss = _cut_at_outputs(place, piece)
     ends = [*cut, *weights]
     slope = derivatives(loss, ends, create_graph=True)
-    probes = [torch.zeros_like(output, requires_grad=True) for output in outputs]
-    back = torch.autograd.grad(outputs, weights, probes, create_graph=True, allow_unused=True)
+    jacobian = Jacobian(outputs, weights)
 
     def multiply(direction: Sequence[Tensor]) -> list[Tensor | None]:
-        forward = _pull(back, probes, direction)
-        curved = _pull(slope, ends, [*forward, *direction])
+        curved = pull(slope, ends, [*jacobian(direction), *direction])
         through, direct = curved[: len(cut)], curved[len(cut) :]
-        pulled = _pull(outputs, weights, through)
+        pulled = jacobian.transposed(through)
         return [_sum(a, b) for a, b in zip(pulled, direct, strict=True)]
 
     return multiply
@@ -194,26 +192,6 @@ def _cut_at_outputs(place: Place, piece: Any) -> tuple[list[Tensor], list[Tensor
             "computed outside the model, or give the pair (forward, criterion) as loss."
         )
     return outputs, cut, loss
-
-
-def _pull(
-    values: Sequence[Tensor | None],
-    ends: Sequence[Tensor],
-    along: Sequence[Tensor | None],
-) -> Sequence[Tensor | None]:
-    """∂(Σ values · along)/∂ends, None where there is no path; the graph stays for the next product."""
-    pairs = [
-        (v, a)
-        for v, a in zip(values, along, strict=True)
-        if v is not None and a is not None and v.requires_grad
-    ]
-    if not pairs:
-        return [None] * len(ends)
-    values, along = [v for v, _ in pairs], [a for _, a in pairs]
-    pulled = torch.autograd.grad(values, list(ends), along, retain_graph=True, allow_unused=True)
-    return [
-        p.to_dense() if p is not None and p.is_sparse else p for p in cast("Sequence[Tensor | None]", pulled)
-    ]
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
