@@ -2,8 +2,8 @@
 
 Sources: Liu & Nocedal, "On the limited memory BFGS method", Math. Prog. 45 (1989); Nocedal & Wright, "Numerical
 Optimization" (2006), algorithm 7.4 for B g, (7.20) for γ, (3.60) for the first length; Wei, Li & Qi, "New quasi-Newton
-methods for unconstrained optimization problems", Appl. Math. Comput. 175 (2006), for θ, and Yuan, IMA J. Numer. Anal. 11
-(1991), for its bounds; Berahas, Nocedal & Takáč, "A multi-batch L-BFGS method", NeurIPS 2016, for the overlap.
+methods for unconstrained optimization problems", Appl. Math. Comput. 175 (2006), for θ, and Yuan, IMA J. Numer. Anal.
+11 (1991), for its bounds; Berahas, Nocedal & Takáč, "A multi-batch L-BFGS method", NeurIPS 2016, for the overlap.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class LBFGS(CurvatureOptimizer):
     pairs and tries −g once.
 
     Where implementations differ: torch and SciPy's L-BFGS-B have no θ (which is 0 on a quadratic) and take
-    γ = sᵀy / yᵀy from the first pair on. Until pairs are forgotten this is BFGS itself from I; a γ that fits the steepest weight
-    from the start would slow all others where they are few and scaled very differently.
+    γ = sᵀy / yᵀy from the first pair on. Until pairs are forgotten this is BFGS itself from I; a γ that fits the
+    steepest weight from the start would slow all others where they are few and scaled very differently.
 
     | here              | symbol | domain   | meaning                                                             |
     | `lr`              |        | [0, 1]   | the share of that first t that is tried                             |
