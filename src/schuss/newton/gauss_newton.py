@@ -43,7 +43,7 @@ class GaussNewton(CurvatureOptimizer):
     | `lr`           |        | [0, 1]                  | fraction of s that is taken                            |
     | `reduction`    |        | "sum", "mean", None     | None: sum of squares, mean of softmax                  |
     | `solver`       |        | "auto", "dense", "cg"   | J itself (singular values), or products only           |
-    | `radius`       | Δ      | > 0 or None             | None: ‖D w‖ dense, as far as CG goes with products |
+    | `radius`       | Δ      | > 0 or None             | None: ‖D w‖ dense (the whole step from w = 0), as far as CG goes with products |
     | `max_products` |        | ≥ 1 or None             | limit of products a step with "cg"                     |
     | `weight_decay` |        | ≥ 0                     | adds ½ weight_decay ‖w‖² to the loss                   |
     | `full_batch`   |        | bool                    | the closure is one function: reuse its last evaluation |
@@ -109,7 +109,7 @@ class GaussNewton(CurvatureOptimizer):
         model = self._spectral(land, start, outputs) if dense else self._krylov(land, start, outputs)
         radius = self.memory["radius"]
         if radius is None:
-            radius = (float((self.memory["scale"] * start.x).norm()) or 1.0) if dense else math.inf
+            radius = (float((self.memory["scale"] * start.x).norm()) or math.inf) if dense else math.inf
         outcome = descend(land, start, model, radius, lr=lr, exact=dense)
         self.memory["radius"] = outcome.radius
         self._last = outcome.point

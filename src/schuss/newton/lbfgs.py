@@ -183,7 +183,7 @@ class LBFGS(CurvatureOptimizer):
         return q
 
     def _remember(self, land: Landscape, before: Point, after: Point) -> None:
-        """Keep a pair if it says that the loss curves up along s."""
+        """Keep a pair if it says that the loss curves up along s, whatever the units of the loss and the weights."""
         s = after.x - before.x
         y = land.gradient(after) - land.gradient(before)
         curvature = float(torch.dot(s, y))
@@ -192,7 +192,7 @@ class LBFGS(CurvatureOptimizer):
             bend = curvature + 2 * (before.loss - after.loss) + both
             wanted = min(max(bend, 0.01 * curvature), 100 * curvature)
             y = y + ((wanted - curvature) / float(torch.dot(s, s))) * s
-        if float(torch.dot(s, y)) > EPS * float(torch.dot(y, y)):
+        if float(torch.dot(s, y)) > EPS * float(s.norm() * y.norm()):
             self.memory |= {k: [*self.memory[k], v][-self.history_size :] for k, v in (("s", s), ("y", y))}
 
     def _forget(self) -> None:
