@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from schuss.lab.diagnose import Advice, Diagnosis
+    from schuss.lab.diagnose import Advice, Diagnosis, Effort
 
 EPILOG = """\b
 Examples:
@@ -20,6 +20,7 @@ Examples:
   schuss diagnose digits --optimizer momentum --lr 0.05
   schuss diagnose digits --optimizer sgd --schedule warmup+cosine --steps 800
   schuss diagnose my_task.py --steps 200 --out why.html
+  schuss diagnose text --budget 300            more examples and products than a minute allows
   schuss diagnose quadratic:kappa=1000 --optimizer momentum
 
 Nothing is raced here: each piece of advice names the race that could overturn it.
@@ -37,6 +38,13 @@ Nothing is raced here: each piece of advice names the race that could overturn i
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--data", type=click.Path(path_type=Path), help="Files for the task.")
 @click.option(
+    "--budget",
+    type=click.FloatRange(0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Seconds that it should take, about; where that is too few for everything, less is measured.",
+)
+@click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("diagnose.html"), show_default=True
 )
 def command(
@@ -47,6 +55,7 @@ def command(
     schedule: str,
     seed: int,
     data: Path | None,
+    budget: float,
     out: Path,
 ) -> None:
     """Measure curvature, stability, gradient noise and sparsity along a short run, and advise."""
@@ -54,12 +63,16 @@ def command(
     from schuss.lab.diagnose import advise, measure, render
     from schuss.lab.entries import find
     from schuss.lab.landscape.target import task_of
+    from schuss.lab.pages import check_writable, write
 
     try:
+        check_writable(out)
         with console.status("Measuring") as status:
 
             def progress(what: str, done: int, at_most: int) -> None:
                 status.update(f"Measuring {what}" + (f": {done} of at most {at_most}" if at_most else ""))
+                if not at_most and not console.is_terminal:
+                    console.print(f"  {what}", markup=False, highlight=False)
 
             found = measure(
                 *(task_of(task, data), find(optimizer), task),
@@ -69,19 +82,43 @@ def command(
                 seed=seed,
                 named=optimizer,
                 data="" if data is None else str(data),
+                budget=budget,
                 progress=progress,
+                begun=lambda effort: console.print(
+                    plan(effort), markup=False, highlight=False, soft_wrap=True
+                ),
             )
         advice = advise(found)
         words = [word if word.startswith("-") else shlex.quote(word) for word in sys.argv[1:]]
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(render(found, advice, f"schuss {' '.join(words)}"), encoding="utf-8")
-    except (ValueError, TypeError, OSError, ImportError) as error:
+        write(out, render(found, advice, f"schuss {' '.join(words)}"))
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
         raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        console.print("Stopped: nothing was written. A smaller --budget or fewer --steps take less time.")
+        sys.exit(130)
     _show(console, found, advice)
     console.print(f"\nPage: {out}", soft_wrap=True, highlight=False)
 
 
+def plan(effort: Effort) -> str:
+    """What will be measured, in a line.
+
+    >>> from schuss.lab.diagnose import Effort
+    >>> plan(Effort(128, products=40, seconds=42.0))
+    'Measuring on 128 training examples, 5 looks of at most 2 × 40 products: about 42 s.'
+    """
+    from schuss.newton.cost import human_seconds
+
+    about = "a second or so" if effort.seconds < 2 else human_seconds(effort.seconds)
+    return (
+        f"Measuring on {effort.examples} training example{'s' * (effort.examples != 1)}, {effort.looks} looks of "
+        f"at most 2 × {effort.products} products: about {about}."
+    )
+
+
 def _show(console: Console, found: Diagnosis, advice: list[Advice]) -> None:
+    from schuss.lab.diagnose import caveat
+
     table = Table(
         title=f"{found.task}: {found.steps} steps of {found.optimizer} ({found.settings})",
         title_justify="left",
@@ -89,17 +126,21 @@ def _show(console: Console, found: Diagnosis, advice: list[Advice]) -> None:
     for head in ("step", "loss", "λ max", "λ min", "sharpness", "limit", "dial", "max lr"):
         table.add_column(head, justify="right")
     for look in found.looks:
+        high, low, seen, rate = look.bounds
         numbers = (
-            look.loss,
-            look.largest,
-            look.smallest,
-            look.sharpness,
-            look.limit,
-            look.dial,
-            look.largest_lr,
+            ("", look.loss),
+            (high, look.largest),
+            (low, look.smallest),
+            (seen, look.sharpness),
+            ("", look.limit),
+            (seen, look.dial),
+            (rate, look.largest_lr),
         )
-        table.add_row(str(look.step), *("–" if x is None else f"{x:.3g}" for x in numbers))
+        table.add_row(str(look.step), *("–" if x is None else f"{mark}{x:.3g}" for mark, x in numbers))
     console.print(table)
+    console.print(
+        f"Measured on {found.examples} training examples{caveat(found)}.", markup=False, highlight=False
+    )
     for name, noise in zip(("start", "end"), found.noise, strict=True):
         if noise is not None:
             console.print(f"At the {name}: {noise}", markup=False, highlight=False)

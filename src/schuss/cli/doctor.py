@@ -44,7 +44,7 @@ def command(only: str | None, dtypes: str) -> None:
     console = Console()
     began = time.perf_counter()
     table = Table("truth", "it says", "measured", "", box=None, pad_edge=False, header_style="bold")
-    section, found = "", list[tuple[str, Finding]]()
+    section, found, stopped = "", list[tuple[str, Finding]](), False
     try:
         with console.status("Measuring"):
             parts = None if only is None else [name.strip() for name in only.split(",")]
@@ -58,6 +58,8 @@ def command(only: str | None, dtypes: str) -> None:
                 table.add_row(*map(escape, cells), f"[{colour}]{finding.verdict}[/]")
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    except KeyboardInterrupt:
+        stopped = True  # what was found until now is shown
     console.print(table)
     failed = [(about, finding) for about, finding in found if finding.verdict == "fails"]
     judged = sum(finding.verdict != "note" for _, finding in found)
@@ -66,4 +68,6 @@ def command(only: str | None, dtypes: str) -> None:
     for about, finding in failed:
         line = f"{about}, {finding.about.strip()}: it says {finding.truth}, measured {finding.measured}."
         console.print(line, style="red", markup=False, highlight=False)
-    sys.exit(1 if failed else 0)
+    if stopped:
+        console.print("Stopped before the end.")
+    sys.exit(130 if stopped else 1 if failed else 0)

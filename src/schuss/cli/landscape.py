@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from pathlib import Path
+from typing import NoReturn
 
 import click
 from rich.console import Console
@@ -96,12 +98,25 @@ def command(
         _model(console, target, at, start, radius, repeat, out, png)
         return
     from schuss.lab.entries import find
-    from schuss.lab.landscape import STORIES, Scene, figure, on_network, on_surface, render, story, surface
+    from schuss.lab.landscape import (
+        STORIES,
+        Scene,
+        figure,
+        network_cost,
+        on_network,
+        on_surface,
+        render,
+        story,
+        surface,
+    )
     from schuss.lab.landscape.target import is_surface, task_of
-    from schuss.lab.pages import picture
+    from schuss.lab.pages import check_writable, picture, write
+    from schuss.newton.cost import human_bytes, human_seconds
 
+    began = time.time()
     try:
-        with console.status("Walking"):
+        check_writable(out, png)
+        with console.status("Walking") as status:
             scenes: list[Scene]
             if names is not None:
                 scenes = [story(name.strip()) for name in (STORIES if names == "all" else names.split(","))]
@@ -119,21 +134,40 @@ def command(
                 else:
                     if start or window:
                         raise click.UsageError("--start and --window are for functions of two numbers.")
+                    task, length = task_of(target, data), steps or ON_NETWORKS
+                    cost = network_cost(task, entries, length, lr)
+                    if cost.seconds > 10:
+                        console.print(
+                            f"About {human_seconds(cost.seconds)}, and {human_bytes(cost.bytes)} of memory. "
+                            "Fewer --steps or --optimizers, or an --lr, take less.",
+                            highlight=False,
+                            soft_wrap=True,
+                        )
                     scenes = [
-                        on_network(task_of(target, data), entries, steps or ON_NETWORKS, lr, plane, seed)
+                        on_network(
+                            *(task, entries, length, lr, plane, seed),
+                            progress=lambda what: status.update(f"Walking: {what}"),
+                        )
                     ]
-        text = render(scenes, repeat)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
+        write(out, render(scenes, repeat))
         for scene in scenes:
             _show(console, scene)
         console.print(f"Page: {out}", soft_wrap=True, highlight=False)
         if png is not None:
-            png.parent.mkdir(parents=True, exist_ok=True)
             picture(figure(scenes[0]), png)
             console.print(f"Picture: {png}", soft_wrap=True, highlight=False)
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
         raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        _stopped(console, out, began)
+
+
+def _stopped(console: Console, out: Path, began: float) -> NoReturn:
+    """Say what an interrupt has left."""
+    whole = out.is_file() and out.stat().st_mtime >= began
+    said = f"{out} is whole, the picture is missing" if whole else "nothing was written"
+    console.print(f"Stopped: {said}.", soft_wrap=True, markup=False, highlight=False)
+    sys.exit(130)
 
 
 def _model(
@@ -149,23 +183,25 @@ def _model(
     """Draw the Taylor model of a surface, and say what its steps do and cost."""
     from schuss.lab.landscape import growth, model_figure, render_model, surface, taylor_model
     from schuss.lab.landscape.target import is_surface
-    from schuss.lab.pages import picture
+    from schuss.lab.pages import check_writable, picture, write
     from schuss.newton.cost import human_bytes, human_seconds
 
     place = _numbers("at", at, 2) or _numbers("start", start, 2)
+    began = time.time()
     try:
+        check_writable(out, png)
         if not is_surface(target):
             raise click.UsageError("--model is for functions of two numbers.")
         model = taylor_model(surface(target), None if place is None else (place[0], place[1]), radius)
         with console.status("Timing steps as d grows"):
             costs = growth()
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(render_model(model, costs, repeat), encoding="utf-8")
+        write(out, render_model(model, costs, repeat))
         if png is not None:
-            png.parent.mkdir(parents=True, exist_ok=True)
             picture(model_figure(model), png)
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
         raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        _stopped(console, out, began)
     steps = Table(title=f"{model.surface.name} at {model.at}", title_justify="left")
     for head in ("step", "to", "length", "promised fall", "fall", "inside"):
         steps.add_column(head, justify="left" if head == "step" else "right")

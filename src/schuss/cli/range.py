@@ -61,9 +61,11 @@ def command(
     from schuss.lab.entries import find
     from schuss.lab.ladder import climb, render
     from schuss.lab.landscape.target import task_of
+    from schuss.lab.pages import check_writable, write
 
     words = [word if word.startswith("-") else shlex.quote(word) for word in sys.argv[1:]]
     try:
+        check_writable(out)
         given, entry = task_of(task, data), find(optimizer)
         with console.status("Climbing") as status:
             found = climb(
@@ -75,10 +77,12 @@ def command(
                 seed=seed,
                 progress=lambda done, of: status.update(f"Climbing: step {done} of {of}"),
             )
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(render(found, given, entry, f"schuss {' '.join(words)}"), encoding="utf-8")
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        write(out, render(found, given, entry, f"schuss {' '.join(words)}"))
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
         raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        console.print("Stopped: nothing was written. Fewer --steps or --sweeps take less time.")
+        sys.exit(130)
     _show(console, found, f"{entry.name} on {given.name}")
     console.print(f"Page: {out}", soft_wrap=True, highlight=False)
 

@@ -81,11 +81,12 @@ def human_bytes(count: float) -> str:
 def human_seconds(seconds: float) -> str:
     """Seconds to two digits, in the largest unit that leaves at least 1.
 
-    >>> human_seconds(7200.0), human_seconds(0.00014), human_seconds(1.234e12)
-    ('2.0 hours', '140 µs', '39,000 years')
+    >>> human_seconds(7200.0), human_seconds(0.00014), human_seconds(1.234e12), human_seconds(5e14)
+    ('2.0 hours', '140 µs', '39,000 years', '16 million years')
     """
     units = (
-        *((31557600.0, "years"), (86400.0, "days"), (3600.0, "hours"), (60.0, "minutes")),
+        *((31557600e9, "billion years"), (31557600e6, "million years"), (31557600.0, "years")),
+        *((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes")),
         *((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")),
     )
     size, unit = next((pair for pair in units if seconds >= pair[0]), units[-1])

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from schuss.lab.diagnose import advise, costs, measure, render
+from schuss.lab.diagnose import Effort, advise, costs, measure, render
 from schuss.lab.diagnose.measure import Conditioning, Diagnosis, Directions, Look, Speed
 from schuss.lab.diagnose.page import needle
 from schuss.lab.entries import find
@@ -112,6 +112,7 @@ EMPTY = Diagnosis(
     weights=1000,
     batch_size=64,
     examples=512,
+    effort=Effort(512),
     has_data=True,
     looks=(),
 )

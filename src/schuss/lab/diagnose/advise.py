@@ -126,6 +126,7 @@ def _optimizer(found: Diagnosis) -> Advice:
 def _rate(found: Diagnosis) -> Advice | None:
     limits = [look.largest_lr or inf for look in found.settled]
     stable = min((x for x in limits if isfinite(x)), default=None)
+    bounded = any(look.bounds[3] != "" for look in found.settled)
     ladder = None if found.ladder is None else found.ladder.interval
     if stable is None and ladder is None:
         return None
@@ -134,7 +135,7 @@ def _rate(found: Diagnosis) -> Advice | None:
     if ladder is not None:
         words.append(f"up a ladder of rates the loss falls between {low:.2g} and {high:.2g}")
     if stable is not None:
-        words.append(f"the sharpest place of the run bears {stable:.2g}")
+        words.append(f"the sharpest place of the run bears {'at most ' * bounded}{stable:.2g}")
         high = min(high, stable)
     low = low if 0 < low < high / 3 else high / 10  # half a decade at least: no measurement here is finer
     inside = "inside" if low <= found.lr <= high else "outside"
@@ -145,7 +146,9 @@ def _rate(found: Diagnosis) -> Advice | None:
         "learning rate",
         f"{low:.1g} to {high:.2g}",
         because,
-        "measured" if stable is not None and ladder is not None and stable >= ladder[0] else "an indication",
+        "measured"
+        if stable is not None and ladder is not None and stable >= ladder[0] and not bounded
+        else "an indication",
         f"{_race(found)} --entries {quote(found.named or found.optimizer)}"
         f"{'' if found.schedule == 'constant' else f' --schedules {found.schedule}'} --preset quick",
     )

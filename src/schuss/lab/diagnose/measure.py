@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from schuss.curvature import (
+    Extremes,
     GradientSparsity,
     NoiseScale,
     RangeTest,
@@ -37,6 +38,7 @@ from schuss.curvature import (
     stability_limit,
 )
 from schuss.errors import refusal
+from schuss.lab.diagnose.effort import RUNGS, SECONDS, Effort, affordable
 from schuss.lab.entries import Entry
 from schuss.lab.ladder.climb import climb
 from schuss.lab.landscape.trails import said
@@ -51,20 +53,13 @@ Array = NDArray[np.float64]
 Found = TypeVar("Found")
 Progress = Callable[[str, int, int], object]
 
-EXAMPLES = 512  # of the sample on which curvature is measured, at most
-BATCHES = 8  # of the task's own that it holds, if that is less: who takes small batches has large examples
-FEWEST = 64  # examples of it, where there are so many
 TOLERANCE = (
     1e-3  # residual of an eigenvalue of more than DENSE weights; its error is of the order of its square
 )
 CURVED = 20  # steps of a method that steps by curvature, each as dear as many gradients
-LOOKS = 5
-PRODUCTS = 60  # Hessian-vector products a look
-NOISE_BATCHES = 64
 DENSE = 600  # weights up to which κ comes from the whole matrix, and eigenvalues are exact
 TIMED = 7  # steps at each batch size, after two that are not timed
 LENGTHS = tuple(2.0**k for k in range(-15, 2))
-RUNGS = 60  # of the ladder of learning rates
 
 
 @dataclass(frozen=True)
@@ -74,6 +69,10 @@ class Look:
     `largest` and `smallest` are the ends of the Hessian's spectrum. `sharpness` is the largest eigenvalue as
     the optimizer sees it (preconditioned) and `limit` what its settings bear; `dial` = sharpness / limit;
     `largest_lr` the largest stable rate here. None where it could not be measured.
+
+    Every eigenvalue is reached from inside the spectrum. `residuals` are how far, at most, an eigenvalue lies
+    from each of the three (largest, smallest, sharpness), relative to the largest of its matrix; what has more
+    than `TOLERANCE` did not converge in the products it had, and bounds what it stands for: see `bounds`.
     """
 
     step: int
@@ -83,6 +82,13 @@ class Look:
     sharpness: float | None
     limit: float | None
     largest_lr: float | None
+    residuals: tuple[float | None, float | None, float | None] = (None, None, None)
+
+    @property
+    def bounds(self) -> tuple[str, str, str, str]:
+        """ "≥ " or "≤ " before largest, smallest, sharpness (and the dial) and largest_lr where they are bounds."""
+        high, low, seen = (r is not None and r > TOLERANCE for r in self.residuals)
+        return ("≥ " * high, "≤ " * low, "≥ " * seen, "≤ " * seen)
 
     @property
     def dial(self) -> float | None:
@@ -136,6 +142,7 @@ class Diagnosis:
     batch_size: int
     examples: int
     has_data: bool
+    effort: Effort
     looks: tuple[Look, ...]
     schedule: str = "constant"
     named: str = ""
@@ -155,6 +162,17 @@ class Diagnosis:
         """The looks whose limit means something: of adaptive optimizers those from a quarter of the run on."""
         known = (look for look in self.looks if look.largest_lr is not None)
         return tuple(look for look in known if not self.adaptive or 4 * look.step >= self.steps)
+
+
+def caveat(found: Diagnosis) -> str:
+    """What the marks of bounds mean, if there are any; to follow a statement of the sample."""
+    worst = max((r for look in found.looks for r in look.residuals if r is not None), default=0.0)
+    if worst <= TOLERANCE:
+        return ""
+    return (
+        f"; ≥ and ≤ mark bounds: the eigenvalue behind them had not converged in {found.effort.products} "
+        f"products (relative residual up to {worst:.1g})"
+    )
 
 
 class _Attempts:
@@ -191,16 +209,22 @@ def measure(
     seed: int = 0,
     named: str = "",
     data: str = "",
+    budget: float = SECONDS,
     progress: Progress | None = None,
+    begun: Callable[[Effort], object] | None = None,
 ) -> Diagnosis:
     """Train for a short while with the entry's usual settings (or another `lr`), and measure on the way.
 
     `steps`: of that run; a tenth of the task's horizon, at least 50 and at most 300, if not given; of a method
-    that steps by curvature at most 20. `schedule`: the name of one, planned for the task's whole horizon. The
-    process's random generators are put back. Raises `ValueError` for a task that cannot be trained at all.
+    that steps by curvature at most 20. `schedule`: the name of one, planned for the task's whole horizon.
+    `budget`: seconds that it should take, about; where everything would take longer, less is measured (see
+    `Effort`), and `begun` is called with what was chosen. The process's random generators are put back. Raises
+    `ValueError` for a task that cannot be trained at all.
     """
     if lr is not None and not lr > 0:
         raise refusal("lr", lr, "greater than 0")
+    if not budget > 0:
+        raise refusal("budget", budget, "greater than 0")
     chosen = {**entry.usual, **({} if lr is None else {"lr": lr})}
     horizon = task.total_steps()
     curved = entry.kind == "curvature"
@@ -208,8 +232,11 @@ def measure(
     rate = None if schedule == "constant" else planned(schedule, chosen["lr"], horizon)
     attempt = _Attempts(progress)
     with _generators_put_back():
-        held = sample(task, min(EXAMPLES, max(FEWEST, BATCHES * task.batch_size)))
-        stops = {round(k * steps / (LOOKS - 1)) for k in range(LOOKS)}
+        effort = affordable(task, steps, budget, seed)
+        if begun is not None:
+            begun(effort)
+        held = sample(task, effort.examples)
+        stops = {round(k * steps / (effort.looks - 1)) for k in range(effort.looks)}
         looks: list[Look] = []
         noises: list[NoiseScale | None] = [None, None]
         model = optimizer = ladder = sparsity = None
@@ -225,16 +252,22 @@ def measure(
                 else:
                     ladder = attempt(
                         "learning rates",
-                        lambda: climb(task, entry, steps=RUNGS, seed=seed, progress=attempt.tick),
+                        lambda: climb(
+                            *(task, entry),
+                            steps=RUNGS,
+                            sweeps=effort.sweeps,
+                            seed=seed,
+                            progress=attempt.tick,
+                        ),
                     )
                 sparsity = attempt(
                     "sparsity", lambda m=model: gradient_sparsity(m, task.loss, next(task.stream(seed)))
                 )
                 noises[0] = attempt(
-                    "gradient noise at the start", lambda m=model: _noise(task, m, seed, attempt)
+                    "gradient noise at the start", lambda m=model: _noise(task, m, seed, effort, attempt)
                 )
             if moment.step in stops:
-                looks.append(_look(task, held, moment.step, model, optimizer, attempt))
+                looks.append(_look(task, held, moment.step, model, optimizer, effort, attempt))
         assert model is not None
         assert optimizer is not None
         if last < steps:
@@ -243,11 +276,17 @@ def measure(
             )
             noises[1] = density = conditioning = directions = None
         else:
-            noises[1] = attempt("gradient noise at the end", lambda: _noise(task, model, seed + 1, attempt))
+            noises[1] = attempt(
+                "gradient noise at the end", lambda: _noise(task, model, seed + 1, effort, attempt)
+            )
             density = attempt(
                 "spectrum",
                 lambda: spectrum(
-                    model, task.loss, held, probes=3, steps=40, points=200, progress=attempt.tick
+                    *(model, task.loss, held),
+                    probes=3,
+                    steps=effort.lanczos,
+                    points=200,
+                    progress=attempt.tick,
                 ),
             )
             conditioning = attempt(
@@ -271,6 +310,7 @@ def measure(
         batch_size=task.batch_size,
         examples=size_of(held),
         has_data=task.train is not None,
+        effort=effort,
         looks=tuple(looks),
         adaptive=adaptive,
         conditioning=conditioning,
@@ -285,13 +325,19 @@ def measure(
 
 
 def _look(
-    task: Task, held: Batch, step: int, model: nn.Module, optimizer: Optimizer, attempt: _Attempts
+    task: Task,
+    held: Batch,
+    step: int,
+    model: nn.Module,
+    optimizer: Optimizer,
+    effort: Effort,
+    attempt: _Attempts,
 ) -> Look:
     tolerance = None if sum(w.numel() for w in model.parameters()) <= DENSE else TOLERANCE
     ends = attempt(
         f"curvature at step {step}",
         lambda: extreme_eigenvalues(
-            model, task.loss, held, 1, products=PRODUCTS, tolerance=tolerance, progress=attempt.tick
+            model, task.loss, held, 1, products=effort.products, tolerance=tolerance, progress=attempt.tick
         ),
     )
     seen = None
@@ -304,7 +350,7 @@ def _look(
         seen = attempt(
             f"stability at step {step}",
             lambda: stability_limit(optimizer).sharpness(
-                model, task.loss, held, products=PRODUCTS, tolerance=tolerance, progress=attempt.tick
+                model, task.loss, held, products=effort.products, tolerance=tolerance, progress=attempt.tick
             ),
         )
     with torch.no_grad():
@@ -317,7 +363,17 @@ def _look(
         sharpness=None if seen is None else seen.value,
         limit=None if seen is None else seen.limit,
         largest_lr=None if seen is None else seen.largest_lr,
+        residuals=(
+            *((None, None) if ends is None else _relative(ends)),
+            None if seen is None else seen.residual / (abs(seen.value) or 1.0),
+        ),
     )
+
+
+def _relative(ends: Extremes) -> tuple[float, float]:
+    """The residuals of both ends relative to the larger of them."""
+    scale = max(abs(float(ends.largest[0])), abs(float(ends.smallest[0]))) or 1.0
+    return float(ends.residuals[0]) / scale, float(ends.residuals[-1]) / scale
 
 
 def _adaptive(optimizer: Optimizer) -> bool:
@@ -335,10 +391,10 @@ def _batches(task: Task, seed: int, count: int) -> list[Batch]:
     return list(islice(task.stream(seed), count))
 
 
-def _noise(task: Task, model: nn.Module, seed: int, attempt: _Attempts) -> NoiseScale:
+def _noise(task: Task, model: nn.Module, seed: int, effort: Effort, attempt: _Attempts) -> NoiseScale:
     if task.train is None:
         raise ValueError("there is no data, so there is no noise")
-    return gradient_noise_scale(model, task.loss, _batches(task, seed, NOISE_BATCHES), progress=attempt.tick)
+    return gradient_noise_scale(model, task.loss, _batches(task, seed, effort.batches), progress=attempt.tick)
 
 
 def _conditioning(

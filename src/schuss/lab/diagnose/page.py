@@ -11,7 +11,7 @@ import numpy as np
 
 import schuss
 from schuss.lab.diagnose.advise import Advice, Cost, costs
-from schuss.lab.diagnose.measure import Diagnosis, Look
+from schuss.lab.diagnose.measure import Diagnosis, Look, caveat
 from schuss.lab.pages import page
 
 
@@ -51,6 +51,7 @@ def render(found: Diagnosis, advice: Sequence[Advice], command: str) -> str:
         dial=dial,
         needle=None if dial is None else needle(dial),
         noise=noise,
+        caveat=caveat(found),
         negative=None
         if found.density is None
         else found.density.below(-0.01 * float(np.max(found.density.nodes))),

@@ -1,6 +1,8 @@
 """The curvature of a race's winner, as its report holds it: a reason beside the verdict.
 
-Everything here repeats exactly, but for what rests on measured times, which is kept under `seconds`.
+Everything here repeats exactly, but for what rests on measured times, which is kept under `seconds`; as long as
+everything fits the budget of a diagnosis. Where one product is so dear that it does not, what is cut rests on
+the machine too, and the section counts what was spent.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Any, cast
 
 from schuss.curvature import NoiseScale
 from schuss.lab.diagnose.advise import Advice, advise
-from schuss.lab.diagnose.measure import Diagnosis, Progress, measure
+from schuss.lab.diagnose.measure import Diagnosis, Progress, caveat, measure
 from schuss.lab.entries import Entry
 from schuss.lab.protocol.work import quiet_process
 from schuss.lab.report.schema import Curvature
@@ -58,8 +60,10 @@ def curvature_of(
         "steps": found.steps,
         "seed": seed,
         "examples": found.examples,
+        "products": found.effort.products,
+        "caveat": caveat(found),
         "text": in_words(timeless, kept),
-        "looks": [asdict(look) | {"dial": look.dial} for look in found.looks],
+        "looks": [asdict(look) | {"dial": look.dial, "bounds": look.bounds} for look in found.looks],
         "conditioning": None if found.conditioning is None else asdict(found.conditioning),
         "noise": [_noise(each, at) for each, at in zip(found.noise, (0, found.steps), strict=True) if each],
         "sparsity": None

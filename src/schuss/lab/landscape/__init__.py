@@ -4,13 +4,14 @@ surface("rosenbrock")                     a function of two numbers
 on_surface(surface, entries, steps)       optimizers on it, each at its best learning rate
 story("jitter")                           a picture that explains, with its claim measured
 on_network(task, entries, steps)          runs of a network on a plane through its weights
+network_cost(task, entries, steps)        the memory and the seconds that this takes
 render(scenes, command), figure(scene)    one HTML page; a figure for a picture
 taylor_model(surface, at)                 the quadratic model at a point, and its steps
 growth()                                  what a step of each order costs as d grows
 """
 
 from schuss.lab.landscape.growth import growth
-from schuss.lab.landscape.networks import on_network
+from schuss.lab.landscape.networks import PlaneCost, network_cost, on_network
 from schuss.lab.landscape.page import figure, model_figure, render, render_model
 from schuss.lab.landscape.scene import Scene, on_surface
 from schuss.lab.landscape.stories import STORIES, story
@@ -21,6 +22,7 @@ from schuss.lab.landscape.trails import Trail
 __all__ = [
     "STORIES",
     "SURFACES",
+    "PlaneCost",
     "Scene",
     "Surface",
     "TaylorModel",
@@ -28,6 +30,7 @@ __all__ = [
     "figure",
     "growth",
     "model_figure",
+    "network_cost",
     "on_network",
     "on_surface",
     "render",

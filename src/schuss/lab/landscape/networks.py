@@ -16,18 +16,22 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from schuss.curvature.memory import claim
 from schuss.errors import refusal
 from schuss.lab.entries import Entry
 from schuss.lab.landscape.scene import Scene
 from schuss.lab.landscape.trails import Trail, said
 from schuss.lab.landscape.training import flat, put, sample, training
+from schuss.lab.protocol.run import first_step
 from schuss.lab.tasks.data import Batch, size
 from schuss.lab.tasks.task import Task
 
@@ -47,11 +51,13 @@ def on_network(
     lr: float | None = None,
     plane: str = "pca",
     seed: int = 0,
+    progress: Callable[[str], object] | None = None,
 ) -> Scene:
     """The runs of some optimizers from one start, over the loss on a plane through their weights.
 
     `plane`: "pca", the two principal directions of all their movement together; "filter", two random
-    directions round the end of the first run, each row as long as that row of the weights.
+    directions round the end of the first run, each row as long as that row of the weights. Raises `MemoryError`
+    before memory is taken that is not there, naming it; `network_cost` says it beforehand.
     """
     if plane not in ("pca", "filter"):
         raise refusal("plane", plane, "'pca' or 'filter'")
@@ -59,14 +65,25 @@ def on_network(
         raise refusal(
             "task", task.name, "a network", "For a function of two numbers name the function itself."
         )
+    said_so = progress or (lambda _: None)
     steps = min(steps, task.total_steps())
+    rows = _rows(len(entries), steps, lr)
+    n = sum(w.numel() for w in first_step(task, seed).model.parameters() if w.requires_grad)
+    claim(
+        f"a plane through {len(entries)} runs",
+        *(rows, n, torch.float64, torch.device("cpu")),
+        "Name fewer --optimizers, give fewer --steps, or an --lr.",
+    )
     batch = sample(task, EXAMPLES)
-    runs = [_best(task, entry, steps, lr, seed, batch) for entry in entries]
+    runs = list[_Run]()
+    for entry in entries:
+        said_so(entry.name)
+        runs.append(_best(task, entry, steps, lr, seed, batch))
+    said_so("the plane")
     model, every = runs[0].model, torch.cat([run.weights for run in runs])
     centre, axes = _principal(every) if plane == "pca" else _filters(model, runs[0].weights[-1], seed)
     held = _held(every, axes)
     # Principal directions follow a random walk; random directions hold no more of it than any others.
-    n = every.shape[1]
     null = random_walk_shares([len(run.weights) for run in runs]) if plane == "pca" else (1 / n, 1 / n)
     trails, gaps = list[Trail](), list[Array]()
     for run in runs:
@@ -149,6 +166,57 @@ def _best(task: Task, entry: Entry, steps: int, lr: float | None, seed: int, bat
     runs = [_run(task, entry, rate, steps, seed, batch) for rate in rates]
     whole = [run for run in runs if not run.trail.ended]
     return min(whole or runs, key=lambda run: run.trail.values[-1])
+
+
+def _rows(entries: int, steps: int, lr: float | None) -> int:
+    """Vectors as long as the weights that are in memory at once.
+
+    All runs four times for their directions, or every run of the last entry beside the best of the others.
+    """
+    places = min(steps, KEPT) + 1
+    return places * max(4 * entries, entries + TRIED - 1 if lr is None else entries) + 4
+
+
+@dataclass(frozen=True)
+class PlaneCost:
+    """What a plane through a network takes: bytes of memory for vectors, and seconds here."""
+
+    bytes: int
+    seconds: float
+
+
+def network_cost(task: Task, entries: list[Entry], steps: int, lr: float | None = None) -> PlaneCost:
+    """What `on_network` will take, before it is paid: one loss and one gradient are timed for it.
+
+    A step is counted as one gradient; methods that step by curvature take some more.
+    """
+    steps = min(steps, task.total_steps())
+    model = first_step(task, 0).model
+    weights = [w for w in model.parameters() if w.requires_grad]
+    batch, runs = sample(task, EXAMPLES), len(entries) * (TRIED if lr is None else 1)
+    own = next(task.stream(0))
+
+    def loss() -> object:
+        with torch.no_grad():
+            return task.loss(model, batch)
+
+    def step() -> object:
+        return torch.autograd.grad(task.loss(model, own), weights, allow_unused=True)
+
+    places = min(steps, KEPT) + 1
+    seconds = [_shortest(loss), _shortest(step)]
+    losses = GRID**2 + places * (runs + len(entries))
+    memory = 8 * _rows(len(entries), steps, lr) * sum(w.numel() for w in weights)
+    return PlaneCost(memory, losses * seconds[0] + steps * runs * seconds[1])
+
+
+def _shortest(work: Callable[[], object], times: int = 3) -> float:
+    found = list[float]()
+    for _ in range(times):
+        began = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - began)
+    return min(found)
 
 
 def _run(task: Task, entry: Entry, lr: float, steps: int, seed: int, batch: Batch) -> _Run:

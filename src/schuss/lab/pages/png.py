@@ -11,6 +11,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from schuss.lab.pages.keep import write
 from schuss.lab.pages.words import inline_json
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -27,11 +28,12 @@ def picture(figure: dict[str, Any], path: Path, width: int = 1200, height: int =
 
     Raises:
         RuntimeError: there is nothing here that can draw it; says what to install.
+        OSError: the file cannot be written.
     """
     if importlib.util.find_spec("kaleido") is not None:
         import plotly.io
 
-        plotly.io.write_image(figure, path, format="png", width=width, height=height)
+        write(path, plotly.io.to_image(figure, format="png", width=width, height=height))
         return
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
@@ -40,7 +42,7 @@ def picture(figure: dict[str, Any], path: Path, width: int = 1200, height: int =
             "kaleido, or "
             "install Chromium; or open the HTML file and take a picture there."
         )
-    _by_browser(browser, figure, path.resolve(), width, height)
+    _by_browser(browser, figure, path, width, height)
 
 
 def _by_browser(browser: str, figure: dict[str, Any], path: Path, width: int, height: int) -> None:
@@ -74,4 +76,4 @@ def _by_browser(browser: str, figure: dict[str, Any], path: Path, width: int, he
         if not shot.exists():
             last = done.stderr.strip().splitlines()[-1:] or ["it gave no reason"]
             raise RuntimeError(f"{browser} did not draw {path}: {last[0]}. Try: pip install kaleido")
-        shutil.copyfile(shot, path)
+        write(path, shot.read_bytes())

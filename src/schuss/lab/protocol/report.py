@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -100,10 +99,9 @@ def _without_seconds(value: Any) -> Any:
 
 
 def _write(path: Path, text: str) -> None:
-    draft = path.with_name(path.name + ".new")
+    from schuss.lab.pages import write
+
     try:
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
+        write(path, text)
     except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise StoreError(f"{path} could not be written: {error.strerror or error}. {KEPT}") from error
+        raise StoreError(f"{error} {KEPT}") from error

@@ -335,8 +335,13 @@ class Curvature(TypedDict):
     steps: int
     seed: int
     examples: int  # training examples on which curvature was measured
+    products: int  # Hessian-vector products for each eigenvalue, at most
+    caveat: str  # what the marks in `bounds` mean, "" if there are none
     text: str  # sharpness against its limit, spread and noise, in words
-    looks: list[dict[str, Any]]  # step, loss, largest, smallest, sharpness, limit, largest_lr, dial
+    looks: list[
+        dict[str, Any]
+    ]  # step, loss, largest, smallest, sharpness, limit, largest_lr, dial, residuals,
+    # bounds: "≥ " or "≤ " before largest, smallest, sharpness and dial, largest_lr that had not converged
     conditioning: dict[str, Any] | None  # value, largest, against, how
     noise: list[dict[str, Any]]  # step, simple, low, high (None: no bound), batches
     sparsity: dict[str, float] | None  # zeros, empty_rows, spread

@@ -1,0 +1,119 @@
+"""How much is measured: everything where that is affordable, less of it where one product is dear.
+
+What is cut stays honest: the examples are counted, and eigenvalues that got too few products marked as bounds.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import dataclass, replace
+
+import torch
+
+from schuss.curvature import hvp
+from schuss.lab.landscape.training import sample
+from schuss.lab.protocol.run import first_step
+from schuss.lab.tasks.data import size as size_of
+from schuss.lab.tasks.task import Task
+
+EXAMPLES = 512  # of the sample on which curvature is measured, at most
+BATCHES = 8  # of the task's own that it holds, if that is less: who takes small batches has large examples
+FEWEST = 64  # examples of it, where there are so many
+SECONDS = 60.0
+RUNGS = 60  # of the ladder of learning rates
+TIMED_BATCHES = 210  # batches' worth of examples in the timed steps and the searches along lines
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a diagnosis spends.
+
+    `examples` in the sample; `looks` along the run, each of at most twice `products` Hessian-vector products;
+    `lanczos` products for each of three vectors of the spectrum; `sweeps` up the ladder of learning rates;
+    `batches` for the noise scale at either end. `seconds`: what all that should take here.
+    """
+
+    examples: int
+    looks: int = 5
+    products: int = 60
+    lanczos: int = 40
+    sweeps: int = 3
+    batches: int = 64
+    seconds: float = 0.0
+
+    @property
+    def all_products(self) -> int:
+        """Products of the whole diagnosis, at most."""
+        return 2 * self.looks * self.products + 3 * self.lanczos
+
+    @property
+    def all_batches(self) -> int:
+        """Gradients of a batch besides those of the run."""
+        return RUNGS * self.sweeps + 2 * self.batches + TIMED_BATCHES
+
+
+def efforts(examples: int) -> list[Effort]:
+    """From everything to the least from which anything can be said; examples are cut first, then products.
+
+    >>> [(effort.examples, effort.all_products) for effort in efforts(512)]
+    [(512, 720), (256, 720), (128, 490), (64, 490), (64, 240), (64, 126)]
+    """
+    half, quarter, eighth = (max(min(FEWEST, examples), examples // k) for k in (2, 4, 8))
+    found = [
+        Effort(examples),
+        Effort(half),
+        Effort(quarter, products=40, lanczos=30),
+        Effort(eighth, products=40, lanczos=30),
+        Effort(eighth, looks=4, products=24, lanczos=16, sweeps=1, batches=32),
+        Effort(eighth, looks=3, products=16, lanczos=10, sweeps=1, batches=16),
+    ]
+    return list(dict.fromkeys(found))
+
+
+def affordable(task: Task, steps: int, budget: float, seed: int) -> Effort:
+    """The most that should take no longer than `budget` seconds, `steps` of training included; else the least.
+
+    One product and one gradient are timed for it, on `FEWEST` examples; both are taken to grow with these.
+    """
+    whole = size_of(sample(task, min(EXAMPLES, max(FEWEST, BATCHES * task.batch_size))))
+    few = sample(task, FEWEST)
+    product, gradient = (t / size_of(few) for t in _seconds(task, few, seed))
+    ladder = [
+        replace(
+            effort,
+            seconds=effort.all_products * product * effort.examples
+            + (effort.all_batches + steps) * gradient * task.batch_size,
+        )
+        for effort in efforts(whole)
+    ]
+    return next((effort for effort in ladder if effort.seconds <= budget), ladder[-1])
+
+
+def _seconds(task: Task, few: object, seed: int) -> tuple[float, float]:
+    """Of a product and of a gradient; 0 for what cannot be measured, which later says so itself."""
+    model = first_step(task, seed).model
+    weights = [w for w in model.parameters() if w.requires_grad]
+    draw = torch.Generator().manual_seed(seed)
+    row = torch.cat([torch.randn(w.shape, generator=draw).reshape(-1) for w in weights])
+
+    def product() -> object:
+        return hvp(model, task.loss, few, row)
+
+    def gradient() -> object:
+        return torch.autograd.grad(task.loss(model, few), weights, allow_unused=True)
+
+    found: list[float] = []
+    for each in (product, gradient):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the measurements themselves will warn
+                times: list[float] = []
+                for _ in range(3):
+                    began = time.perf_counter()
+                    each()
+                    times.append(time.perf_counter() - began)
+            found.append(min(times))  # the first makes what later ones find made
+        except (ValueError, RuntimeError, NotImplementedError, MemoryError):
+            found.append(0.0)
+    return found[0], found[1]
