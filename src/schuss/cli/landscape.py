@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -31,6 +32,8 @@ Stories: jitter, momentum, saddle, noise, adagrad, restarts, all.
 """
 
 ON_SURFACES, ON_NETWORKS = 200, 300
+WALKS = ("optimizers", "steps", "lr")
+OF_NETWORKS = ("plane", "seed", "data")
 
 
 @click.command(epilog=EPILOG)
@@ -89,7 +92,12 @@ def command(
     console = Console()
     words = [word if word.startswith("-") else shlex.quote(word) for word in sys.argv[1:]]
     repeat = f"schuss {' '.join(words)}"
+    if names is not None:
+        _leave_out(
+            "--story draws pictures with settings of their own", *WALKS, "start", "window", *OF_NETWORKS
+        )
     if taylor:
+        _leave_out("--model draws no walks", *WALKS, *OF_NETWORKS)
         if names is not None or window is not None:
             raise click.UsageError(
                 "--model draws one function in a window of its own: no --story, no --window."
@@ -124,6 +132,7 @@ def command(
                 assert target is not None
                 entries = [find(name.strip()) for name in optimizers.split(",")]
                 if is_surface(target):
+                    _leave_out("A function of two numbers is drawn as it is", *OF_NETWORKS)
                     place = _numbers("start", start, 2)
                     ground = surface(
                         target,
@@ -160,6 +169,14 @@ def command(
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
         _stopped(console, out, began)
+
+
+def _leave_out(why: str, *names: str) -> None:
+    """Refuse options that were given and would change nothing."""
+    source = click.get_current_context().get_parameter_source
+    given = [f"--{name}" for name in names if source(name) is ParameterSource.COMMANDLINE]
+    if given:
+        raise click.UsageError(f"{why}: leave out {', '.join(given)}.")
 
 
 def _stopped(console: Console, out: Path, began: float) -> NoReturn:

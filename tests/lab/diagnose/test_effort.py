@@ -22,7 +22,8 @@ def test_what_is_cheap_is_measured_whole():
 
 
 @pytest.mark.parametrize(
-    ("budget", "examples", "products"), [(1e5, 512, 720), (3100.0, 256, 720), (1200.0, 128, 490), (1.0, 64, 126)]
+    ("budget", "examples", "products"),
+    [(1e5, 512, 720), (3100.0, 256, 720), (1200.0, 128, 490), (1.0, 64, 126)],
 )
 def test_what_is_dear_is_cut_until_it_fits(dear, budget, examples, products):
     """720 products of 512 examples are 5760 s; 80 steps and 518 gradients of a batch of 64 some 60 more."""

@@ -233,3 +233,19 @@ def test_targets(tmp_path):
     assert not is_surface(f"{file}:TASK")
     assert task_of(str(file)).name == task_of(f"{file}:TASK").name == "diabetes"
     assert set(STORIES) == {"jitter", "momentum", "saddle", "noise", "adagrad", "restarts"}
+
+
+def test_a_plane_says_its_memory_and_refuses_what_is_not_there(monkeypatch):
+    """Two runs of 41 places, four times: 332 vectors of 4810 numbers; the check comes before any step."""
+    from schuss.curvature import memory
+    from schuss.lab.landscape import network_cost, networks
+
+    asked = load("digits"), [find("sgd"), find("adam")], 40
+    cost = network_cost(*asked, lr=0.02)
+    assert cost.bytes == 8 * (8 * 41 + 4) * 4810
+    assert cost.seconds > 0
+    monkeypatch.setattr(memory, "available", lambda device: 12_000_000)
+    monkeypatch.setattr(memory, "ROOM", 0)
+    monkeypatch.setattr(networks, "training", lambda *_: pytest.fail("trained before the memory was checked"))
+    with pytest.raises(MemoryError, match=r"a plane through 2 runs needs 332 vectors .*0\.0128 GB.*fewer"):
+        on_network(*asked, lr=0.02)

@@ -355,6 +355,7 @@ def _look(
         )
     with torch.no_grad():
         loss = float(task.loss(copy.deepcopy(model), held))
+    high, low = (None, None) if ends is None else _relative(ends)
     return Look(
         step=step,
         loss=loss,
@@ -363,10 +364,7 @@ def _look(
         sharpness=None if seen is None else seen.value,
         limit=None if seen is None else seen.limit,
         largest_lr=None if seen is None else seen.largest_lr,
-        residuals=(
-            *((None, None) if ends is None else _relative(ends)),
-            None if seen is None else seen.residual / (abs(seen.value) or 1.0),
-        ),
+        residuals=(high, low, None if seen is None else seen.residual / (abs(seen.value) or 1.0)),
     )
 
 

@@ -259,9 +259,12 @@ def _loss(task: Task, model: nn.Module, row: Tensor, batch: Batch) -> float:
 def _principal(every: Tensor) -> tuple[Tensor, Tensor]:
     """The mean place and the two directions in which the places differ most, of unit length."""
     centre = every.mean(dim=0)
-    _, _, rows = torch.linalg.svd(every - centre, full_matrices=False)
-    if len(rows) < 2:
-        raise refusal("steps", len(rows), "enough for a plane", "Give more steps.")
+    _, sizes, rows = torch.linalg.svd(every - centre, full_matrices=False)
+    if len(rows) < 2 or not float(sizes[1]) > 1e-12 * float(sizes[0]):
+        raise ValueError(
+            "The runs moved along one line, which spans no plane. Give more steps, more optimizers, or a "
+            "smaller lr."
+        )
     return centre, rows[:2]
 
 

@@ -174,7 +174,7 @@ def value_at(surface: Surface, place: Pair) -> float:
             "Compute it from w with torch's operations.",
         )
     if not math.isfinite(value.item()):
-        raise refusal(f"{surface.name} at {place}", value.item(), "finite", "Try another --start.")
+        raise refusal(f"{surface.name} at {place}", value.item(), "finite", "Try another place.")
     return value.item()
 
 

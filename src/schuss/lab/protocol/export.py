@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from schuss.errors import refusal
+from schuss.lab.pages import write
 
 FORMATS = (".csv", ".json", ".parquet")
 PLAIN = ("id", "entry", "stage", "seed", "status", "steps", "examples", "gradients")
@@ -48,12 +50,13 @@ def export(report: Mapping[str, Any], path: Path) -> None:
     """Write the runs as the file's ending says: .csv, .json or .parquet."""
     table = rows(report)
     if check_format(path).suffix == ".json":
-        path.write_text(json.dumps(table, indent=1, allow_nan=False), encoding="utf-8")
+        write(path, json.dumps(table, indent=1, allow_nan=False))
     elif path.suffix == ".csv":
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(table[0]) if table else [])
-            writer.writeheader()
-            writer.writerows(table)
+        lines = io.StringIO(newline="")
+        writer = csv.DictWriter(lines, fieldnames=list(table[0]) if table else [])
+        writer.writeheader()
+        writer.writerows(table)
+        write(path, lines.getvalue())
     else:
         from pyarrow import Table, parquet  # pyright: ignore[reportMissingImports]
 
