@@ -50,6 +50,10 @@ def test_a_story_has_its_measured_sentence(tmp_path):
         (("beale", "--plane", "filter", "--seed", "3"), "leave out --plane, --seed"),
         (("rosenbrock", "--model", "--optimizers", "adam"), "draws no walks: leave out --optimizers"),
         (("--story", "saddle", "--steps", "9"), "settings of their own: leave out --steps"),
+        (
+            ("rosenbrock", "--model", "--at", "0,0.5", "--radius", "1e300"),
+            "radius=1e+300 is not small enough",
+        ),
         (("--story", "luck"), "story='luck' is not one of"),
     ],
 )

@@ -73,3 +73,9 @@ def test_too_few_products_leave_bounds_that_are_marked_and_not_called_measured(m
 def test_a_budget_of_nothing_is_refused():
     with pytest.raises(ValueError, match=r"budget=0 is not greater than 0"):
         measure(load("diabetes"), find("sgd"), "diabetes", budget=0)
+
+
+def test_a_loss_without_second_derivatives_is_said_once():
+    found = measure(load("sparse"), find("sgd"), "sparse", steps=2, budget=1e-9)
+    assert found.looks[0].largest is not None
+    assert found.missing["exact products"].startswith("An operation in the loss has no second derivative")

@@ -217,7 +217,7 @@ def test_bad_places_are_refused():
         surface("beale", window=(1.0, 0.0, 0.0, 1.0))
     with pytest.raises(ValueError, match="start"):
         surface("beale", start=(math.nan, 0.0))
-    with pytest.raises(ValueError, match="Try another --start"):
+    with pytest.raises(ValueError, match="Try another place"):
         surface("beale", start=(1e200, 1e200))
     with pytest.raises(ValueError, match="story='hope' is not one of jitter"):
         story("hope")

@@ -21,6 +21,7 @@ EXAMPLES = 512  # of the sample on which curvature is measured, at most
 BATCHES = 8  # of the task's own that it holds, if that is less: who takes small batches has large examples
 FEWEST = 64  # examples of it, where there are so many
 SECONDS = 60.0
+SOON = 0.5  # seconds of a product
 RUNGS = 60  # of the ladder of learning rates
 TIMED_BATCHES = 210  # batches' worth of examples in the timed steps and the searches along lines
 
@@ -74,18 +75,29 @@ def efforts(examples: int) -> list[Effort]:
 def affordable(task: Task, steps: int, budget: float, seed: int) -> Effort:
     """The most that should take no longer than `budget` seconds, `steps` of training included; else the least.
 
-    One product and one gradient are timed for it, on `FEWEST` examples; both are taken to grow with these.
+    A product and a gradient are timed for it on `FEWEST` examples, and on all where that is soon done: most of a
+    small product does not grow with the examples.
     """
-    whole = size_of(sample(task, min(EXAMPLES, max(FEWEST, BATCHES * task.batch_size))))
+    whole = sample(task, min(EXAMPLES, max(FEWEST, BATCHES * task.batch_size)))
     few = sample(task, FEWEST)
-    product, gradient = (t / size_of(few) for t in _seconds(task, few, seed))
+    most, least = size_of(whole), size_of(few)
+    low = _seconds(task, few, seed)
+    soon = low[0] * most < SOON * least
+    high = _seconds(task, whole, seed) if soon and most > least else tuple(x * most / least for x in low)
+
+    def seconds(which: int, examples: int) -> float:
+        if most == least or examples <= least:
+            return low[which] * examples / least if not soon else low[which]
+        slope = max(high[which] - low[which], 0.0) / (most - least)
+        return low[which] + slope * (examples - least)
+
     ladder = [
         replace(
             effort,
-            seconds=effort.all_products * product * effort.examples
-            + (effort.all_batches + steps) * gradient * task.batch_size,
+            seconds=effort.all_products * seconds(0, effort.examples)
+            + (effort.all_batches + steps) * seconds(1, task.batch_size),
         )
-        for effort in efforts(whole)
+        for effort in efforts(most)
     ]
     return next((effort for effort in ladder if effort.seconds <= budget), ladder[-1])
 

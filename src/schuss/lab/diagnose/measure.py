@@ -12,6 +12,7 @@ import math
 import random
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -56,6 +57,7 @@ Progress = Callable[[str, int, int], object]
 TOLERANCE = (
     1e-3  # residual of an eigenvalue of more than DENSE weights; its error is of the order of its square
 )
+INEXACT = "An operation in the loss has no second derivative"  # how the warning of a difference begins
 CURVED = 20  # steps of a method that steps by curvature, each as dear as many gradients
 DENSE = 600  # weights up to which κ comes from the whole matrix, and eigenvalues are exact
 TIMED = 7  # steps at each batch size, after two that are not timed
@@ -191,7 +193,15 @@ class _Attempts:
         self.now = what
         self.tick(0, 0)
         try:
-            return measure()
+            with warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always")
+                found = measure()
+            for each in warned:
+                if str(each.message).startswith(INEXACT):  # once for the whole diagnosis
+                    self.missing.setdefault("exact products", str(each.message))
+                else:
+                    warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+            return found
         except (ValueError, RuntimeError, NotImplementedError, MemoryError) as error:
             reason = str(error).split("\n")[0]
             self.missing.setdefault(what.partition(" at ")[0], f"{reason[:1].upper()}{reason[1:]}")

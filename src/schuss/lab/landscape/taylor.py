@@ -177,7 +177,10 @@ def taylor_model(surface: Surface, at: Pair | None = None, radius: float | None 
     xs, ys = _window(place, radius, steps)
     X, Y = np.meshgrid(xs - place[0], ys - place[1])
     (a, b), ((p, q), (_, r)) = g.tolist(), H.tolist()
-    modelled = value + a * X + b * Y + 0.5 * (p * X * X + 2 * q * X * Y + r * Y * Y)
+    with np.errstate(over="ignore", invalid="ignore"):
+        modelled = value + a * X + b * Y + 0.5 * (p * X * X + 2 * q * X * Y + r * Y * Y)
+    if not np.isfinite(modelled).all():
+        raise refusal("radius", radius, "small enough to draw", "The model is not finite at its edge.")
     heights = heights_on(surface, xs, ys)
     lowest = float(heights[np.isfinite(heights)].min()) if surface.lowest is None else surface.lowest
     shares = np.linspace(0.0, 1.25, 76)
