@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from schuss.lab.diagnose import advise, caveat, effort, measure, render
+from schuss.lab.diagnose import Look, advise, caveat, effort, measure, render
 from schuss.lab.entries import find
 from schuss.lab.tasks import load
 
@@ -79,3 +79,16 @@ def test_a_loss_without_second_derivatives_is_said_once():
     found = measure(load("sparse"), find("sgd"), "sparse", steps=2, budget=1e-9)
     assert found.looks[0].largest is not None
     assert found.missing["exact products"].startswith("An operation in the loss has no second derivative")
+
+
+@pytest.mark.parametrize(
+    ("residuals", "bounds"),
+    [
+        ((0.1, 0.0, None), ("≥ ", "", "", "")),
+        ((0.0, 0.1, None), ("", "≤ ", "", "")),
+        ((0.0, 0.0, 0.1), ("", "", "≥ ", "≤ ")),
+        ((1e-4, None, 1e-4), ("", "", "", "")),
+    ],
+)
+def test_each_bound_follows_its_own_residual(residuals, bounds):
+    assert Look(0, 1.0, 2.0, -1.0, 2.0, 4.0, 1.0, residuals).bounds == bounds

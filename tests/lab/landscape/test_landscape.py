@@ -249,3 +249,19 @@ def test_a_plane_says_its_memory_and_refuses_what_is_not_there(monkeypatch):
     monkeypatch.setattr(networks, "training", lambda *_: pytest.fail("trained before the memory was checked"))
     with pytest.raises(MemoryError, match=r"a plane through 2 runs needs 332 vectors .*0\.0128 GB.*fewer"):
         on_network(*asked, lr=0.02)
+
+
+def test_a_filter_direction_has_the_length_of_each_row():
+    from schuss.lab.landscape import networks
+    from schuss.lab.landscape.training import flat
+
+    torch.manual_seed(0)
+    model = torch.nn.Linear(5, 3).double()
+    with torch.no_grad():
+        model.weight[1] *= 100
+    end, axes = networks._filters(model, flat(model), seed=1)
+    rows = axes[0][:15].reshape(3, 5)
+    assert torch.allclose(rows.norm(dim=1), model.weight.detach().norm(dim=1), rtol=1e-12)
+    assert not axes[0][15:].any()
+    assert abs(float(axes[0] @ axes[1])) < 1e-9 * float(axes[0].norm() * axes[1].norm())
+    assert torch.equal(end, flat(model))
