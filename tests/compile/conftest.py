@@ -13,7 +13,7 @@ from schuss.compile.formula import formula
 
 
 def table_row(arrays, start, length, which):
-    return [a.data_ptr() + start * a.element_size() for a in arrays] + [length, which]
+    return [a.data_ptr() + start * a.element_size() for a in arrays] + [start, length, which]
 
 
 @pytest.fixture(scope="session")

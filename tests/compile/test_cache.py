@@ -27,7 +27,7 @@ from schuss.rules import SGD
 w, g = np.ones(1), np.full(1, 0.5)
 for dtypes in {dtypes}:
     kernel = cpu.kernel(formula(SGD), dtypes)
-table = np.array([[w.ctypes.data, g.ctypes.data, 1, 0]], dtype=np.int64)
+table = np.array([[w.ctypes.data, g.ctypes.data, 0, 1, 0]], dtype=np.int64)
 matrix = np.array([[1.0, 0.0, 1.0, 0.5]])
 kernel(table.ctypes.data, matrix.ctypes.data, 0, 1)
 print(w.item())
@@ -174,7 +174,7 @@ def test_a_kernel_is_a_readable_file(tmp_path, monkeypatch):
     compile(text, path.name, "exec")
     assert "w = keep * w - lr * g" in text
     w, g = np.ones(1), np.full(1, 0.5)
-    table = np.array([[w.ctypes.data, g.ctypes.data, 1, 0]], dtype=np.int64)
+    table = np.array([[w.ctypes.data, g.ctypes.data, 0, 1, 0]], dtype=np.int64)
     matrix = np.array([[1.0, 0.0, 1.0, 0.5]])
     kernel(table.ctypes.data, matrix.ctypes.data, 0, 1)
     assert w.item() == 0.75
