@@ -58,6 +58,25 @@ class Optimizer:
     What is remembered of each array is kept by its keys in `params`; so are its finished steps, so that an array whose
     first gradient comes late starts as if it were the first update.
 
+    Every optimizer has these options too, by keyword and as attributes:
+
+    | option           | domain                  | meaning                                                             |
+    |------------------|-------------------------|---------------------------------------------------------------------|
+    | `ema_decay`      | None, [0, 1]; schedule  | keep each array's running average: see `averaged`                   |
+    | `max_norm`       | None, > 0               | gradients are multiplied by min(1, max_norm / (norm + 1e-6))        |
+    | `skip_nonfinite` | True, False             | leave out updates with an infinity or NaN in a gradient: `skipped`  |
+    | `rounding`       | "nearest", "stochastic" | how float16 arrays are rounded; stochastic is right on average      |
+    | `compensated`    | True, False             | keep what rounding takes from float16 arrays, in 2 bytes a number   |
+    | `state_dtype`    | None, a dtype           | of state that is new or loaded; None: the array's, at least float32 |
+    | `seed`           | a whole number          | what chance starts from                                             |
+
+    `state_dtype` is "float64", "float32", "bfloat16" (rounded by chance; NumPy has no such dtype: state is its bits, in
+    uint16) or "int8": a code of 8 bits a number, and a float32 scale for each block of 128. Arrays of fewer than 4096
+    numbers and those with gradients `(indices, values)` then have state in float32. Complex arrays always have complex
+    state. The average is of the array's dtype, at least float32.
+
+    None of them changes a gradient.
+
     >>> from schuss.numpy import Adam
     >>> params = {"W": np.ones((2, 3)), "b": np.zeros(3)}
     >>> optimizer = Adam(lr=lambda n: 0.1 / (1 + n))
@@ -66,6 +85,17 @@ class Optimizer:
     array([ 0.1,  0. , -0.1])
     >>> optimizer.lr
     0.05
+
+    With averaged weights and clipped gradients:
+
+    >>> optimizer = Adam(lr=0.1, ema_decay=0.99, max_norm=1.0)
+    >>> for _ in range(2):
+    ...     optimizer.update(params, {"W": np.full((2, 3), 4.0), "b": np.array([-1.0, 0.0, 1.0])})
+    >>> round(optimizer.gradient_norm, 3)
+    9.899
+    >>> with optimizer.averaged(params):
+    ...     print(params["b"].round(3) + 0.0)
+    [ 0.201  0.    -0.201]
     """
 
     row: ClassVar[Row]
@@ -203,7 +233,7 @@ class Optimizer:
             KeyError: keys that only one of the two has.
             ValueError: a shape, dtype or memory that does not fit; a row that there is not.
             TypeError: something that is no array.
-            RuntimeError: L2 weight decay with `(indices, values)`: it would need every row.
+            RuntimeError: L2 weight decay with `(indices, values)`: it would need every row; or inside `averaged`.
 
             Each says where, and nothing is changed then.
         """
