@@ -147,6 +147,10 @@ def test_an_array_without_a_step_stays_as_it_is_and_a_part_of_the_dict_will_do()
     with optimizer.averaged(params):
         np.testing.assert_array_equal(params["late"], own["late"])
     assert_same(params, own)
+    loaded = SGD(lr=0.1, ema_decay=0.5, compensated=True)
+    loaded.load_state_dict(optimizer.state_dict())
+    with loaded.averaged({"layers": params["layers"]}):
+        assert (params["layers"][0]["W"] != own["layers"][0]["W"]).any()
 
 
 def test_the_average_costs_no_launch_of_its_own(monkeypatch):

@@ -129,7 +129,8 @@ class Optimizer:
         except TypeError as problem:
             raise TypeError(f"{type(self).__name__}: {problem}. It takes {', '.join(self._known)}.") from None
         bound.apply_defaults()
-        self._finished, self._skipped, self._norm, self._swapped, self._chosen = 0, 0, None, False, {}
+        self._finished, self._skipped, self._norm, self._swapped = 0, 0, None, False
+        self._chosen, self._scheduled = {}, []
         self._forget()
         self._choose(dict(bound.arguments))
 
@@ -140,7 +141,7 @@ class Optimizer:
         chosen = self._chosen | {key: _plain(key, value) for key, value in changes.items()}
         if not OPTIONS.keys().isdisjoint(changes):
             check_options(chosen)
-        now = {key: at(chosen[key], self._finished) for key in changes}
+        now = {key: at(chosen[key], self._finished) for key in (*changes, *self._scheduled)}
         rule, terms = self._made(now, chosen)
         if any(chosen[key] != self._chosen.get(key) for key in ("rounding", "compensated")):
             self._plan = None
@@ -155,7 +156,7 @@ class Optimizer:
         self._rule, self._terms = self._made(now, self._chosen)
 
     def _made(self, now: dict[str, Any], chosen: Mapping[str, Any]) -> tuple[Rule, Terms]:
-        """The page, and the terms of a step, with some hyperparameters as they are `now`."""
+        """The page, and the terms of a step, with what is new or scheduled as it is `now`."""
         parts: dict[str, Any] = {}
         for key, value in now.items():
             if key in OPTIONS or key == "maximize":
@@ -168,9 +169,7 @@ class Optimizer:
                 default = self._known[key].default
                 raise ValueError(f"{key}={value!r} is not a pair of numbers. Try {key}={default}.")
         rule = self._rule.changed(**parts) if self._chosen else self.row.rule(**parts)
-        maximize, decay = (
-            now[key] if key in now else at(chosen[key], self._finished) for key in ("maximize", "ema_decay")
-        )
+        maximize, decay = (now.get(key, chosen[key]) for key in ("maximize", "ema_decay"))
         if not isinstance(maximize, bool):
             raise refusal("maximize", maximize, "True or False")
         renewed = 1.0 if chosen["ema_decay"] is None else 1 - check_decay(decay)
@@ -311,7 +310,7 @@ class Optimizer:
         """The arrays that have an average, each with its own."""
         paths, weights, _ = pair(params, None)
         pairs: list[tuple[Array, Array]] = []
-        for path, key, weight in zip(paths, self._check_keys(paths), weights, strict=True):
+        for path, key, weight in zip(paths, _flat_keys(paths), weights, strict=True):
             if self._entries and key not in self._entries:
                 raise KeyMismatchError(
                     f"{name('params', path)} has no average: update has seen {', '.join(map(repr, self._entries))}. "
@@ -327,7 +326,9 @@ class Optimizer:
         self, page: Formula, paths: list[Path], weights: list[Any], gradients: list[Any]
     ) -> tuple[Plan, dict[str, _Entry], Array]:
         """Check everything; return the plan, and what is remembered with what is new."""
-        keys = self._check_keys(paths)
+        keys = _flat_keys(paths)
+        if self._unmatched:
+            _check_same_keys(set(self._entries), set(keys), "params")
         moving = [k for k, gradient in enumerate(gradients) if gradient is not None]
         arrays = {k: check_weight(paths[k], weights[k]) for k in moving}
         check_apart([paths[k] for k in moving], list(arrays.values()))
@@ -383,25 +384,6 @@ class Optimizer:
             elif found[slot].dtype == np.int8 and not whole:
                 kept.convert(found, slot, "float32")
         return found
-
-    def _check_keys(self, paths: list[Path]) -> list[str]:
-        """The keys of a flat checkpoint, each checked to be one's own, and after a load to be the checkpoint's."""
-        if not paths:
-            raise ValueError("params has no arrays. Give a dict of arrays.")
-        for path in paths:
-            if any(not isinstance(key, str | int) for key in cast(tuple[object, ...], path)):
-                raise TypeError(f"{name('params', path)} has a key that is neither a str nor an int.")
-        keys = list(map(flat_key, paths))
-        if len(set(keys)) < len(keys):
-            twice = next(k for k, key in enumerate(keys) if key in keys[:k])
-            other = keys.index(keys[twice])
-            raise ValueError(
-                f"{name('params', paths[other])} and {name('params', paths[twice])} would both be "
-                f"{keys[twice]!r} in a checkpoint. Rename one."
-            )
-        if self._unmatched:
-            _check_same_keys(set(self._entries), set(keys), "params")
-        return keys
 
     # State
 
@@ -529,6 +511,24 @@ class Optimizer:
             if not isinstance(loaded, np.lib.npyio.NpzFile):
                 raise ValueError(f"{os.fspath(path)} is one array, not an .npz file that save wrote.")
             self.load_state_dict(loaded)
+
+
+def _flat_keys(paths: list[Path]) -> list[str]:
+    """The keys of a flat checkpoint, each checked to be one's own."""
+    if not paths:
+        raise ValueError("params has no arrays. Give a dict of arrays.")
+    for path in paths:
+        if any(not isinstance(key, str | int) for key in cast(tuple[object, ...], path)):
+            raise TypeError(f"{name('params', path)} has a key that is neither a str nor an int.")
+    keys = list(map(flat_key, paths))
+    if len(set(keys)) < len(keys):
+        twice = next(k for k, key in enumerate(keys) if key in keys[:k])
+        other = keys.index(keys[twice])
+        raise ValueError(
+            f"{name('params', paths[other])} and {name('params', paths[twice])} would both be "
+            f"{keys[twice]!r} in a checkpoint. Rename one."
+        )
+    return keys
 
 
 def _first_row(rule: Rule) -> list[float]:
