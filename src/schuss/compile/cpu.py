@@ -301,22 +301,27 @@ def _fingerprint() -> str:
 Kernel = Callable[[int, int, int, int], None]
 
 _engines: list[Any] = []  # machine code lives as long as its engine
-_kernels: dict[tuple[Formula, tuple[str, ...]], Kernel] = {}
+_kernels: dict[tuple[Formula, tuple[str, ...]], Kernel] = {}  # found quickly
+_loaded: dict[str, Kernel] = {}  # by their text
 _compiling = threading.Lock()
 
 
 def kernel(formula: Formula, kept: tuple[str, ...]) -> Kernel:
-    """The compiled kernel of `source`: from this process, else from the cache folder, else compiled now (about a second)."""
+    """The compiled kernel of `source`: from this process, else from the cache folder, else compiled now (a second)."""
     found = _kernels.get((formula, kept))
-    if found is not None:
-        return found
+    if found is None:
+        found = _kernels[formula, kept] = load(formula.name, source(formula, kept))
+    return found
+
+
+def load(title: str, text: str) -> Kernel:
+    """The compiled `launch` of a source text, and the files in the cache folder that start with the title."""
     with _compiling:
-        return _kernels.get((formula, kept)) or _kernels.setdefault((formula, kept), _load(formula, kept))
+        return _loaded.get(text) or _loaded.setdefault(text, _load(title, text))
 
 
-def _load(formula: Formula, kept: tuple[str, ...]) -> Kernel:
-    text = source(formula, kept)
-    name = f"{formula.name}-{hashlib.sha256((text + _fingerprint()).encode()).hexdigest()[:24]}"
+def _load(title: str, text: str) -> Kernel:
+    name = f"{title}-{hashlib.sha256((text + _fingerprint()).encode()).hexdigest()[:24]}"
     machine = _machine()
     code = cache.read(f"{name}.o")
     if code is None:

@@ -91,11 +91,22 @@ class Terms:
     seed: int = 0
 
 
-def advance(rule: Rule, remembered: list[float]) -> tuple[dict[str, float], list[float]]:
-    """The scalars of a tensor's next step, and what is remembered of it afterwards: its steps, its own scalars."""
-    step, *scalars = remembered
-    values = rule.coefficients(int(step) + 1, **dict(zip(rule.scalars, scalars, strict=True)))
-    return values, [step + 1, *(values[name] for name in rule.scalars)]
+def numbers(
+    formula: Formula, drawn: bool, rule: Rule, remembered: list[float], terms: Terms
+) -> tuple[list[float], list[float]]:
+    """A kernel's coefficients for a tensor's next step, and what is remembered of the tensor afterwards.
+
+    That is its steps, then the rule's own scalars.
+    """
+    finished, *scalars = remembered
+    step = int(finished) + 1
+    values = rule.coefficients(step, **dict(zip(rule.scalars, scalars, strict=True)))
+    found = [terms.scale, *[values[name] for name in formula.page_coefficients]]
+    if formula.averaged:  # the first average is the weight itself
+        found.append(terms.renewed if step > 1 else 1.0)
+    if drawn:
+        found += keys(terms.seed, step)
+    return found, [float(step), *(values[name] for name in rule.scalars)]
 
 
 class Launch:
@@ -141,14 +152,8 @@ class Launch:
         if self.remembered is None or (remembered != self.remembered).any():
             self._gather(remembered)
         for row, (group, history) in enumerate(self.cohorts):
-            values, after = advance(rules[group], history)
+            self.matrix[row], after = numbers(self.formula, self.drawn, rules[group], history, terms[group])
             self.cohorts[row] = group, after
-            numbers = [terms[group].scale, *[values[name] for name in self.formula.page_coefficients]]
-            if self.formula.averaged:  # the first average is the weight itself
-                numbers.append(terms[group].renewed if after[0] > 1 else 1.0)
-            if self.drawn:
-                numbers += keys(terms[group].seed, int(after[0]))
-            self.matrix[row] = numbers
         self.remembered = np.array([history for _, history in self.cohorts])[self.which]
         ledger[self.members] = self.remembered
         threads.run(

@@ -58,12 +58,14 @@ class Storage:
         return BYTES[self.dtype]
 
 
+# Those with nothing special: what weights and gradients can be of by themselves.
+PLAIN = ("float64", "float32", "bfloat16", "float16")
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int16": 2, "int8": 1}
 
 STORAGES = {
     storage.name: storage
     for storage in (
-        *(Storage(dtype, dtype) for dtype in ("float64", "float32", "bfloat16", "float16")),
+        *(Storage(dtype, dtype) for dtype in PLAIN),
         *(Storage(f"{dtype} stochastic", dtype, drawn=True) for dtype in ("bfloat16", "float16")),
         Storage("bfloat16 compensated", "bfloat16", beside=Beside("rest", "int16", 1)),
         Storage("float16 compensated", "float16", beside=Beside("rest", "float16", 1)),
@@ -95,7 +97,9 @@ class Column:
 
 def columns(names: tuple[str, ...], kept: tuple[str, ...]) -> list[Column]:
     """A launch's columns: an array for each name, then what is beside those that have something beside them."""
-    arrays = [Column(name, STORAGES[one]) for name, one in zip(names, kept, strict=True)]
+    arrays = [
+        Column(name, STORAGES.get(one) or Storage(one, one)) for name, one in zip(names, kept, strict=True)
+    ]
     return arrays + [
         Column(f"{c.name}_{c.storage.beside.name}", c.storage, beside=True)
         for c in arrays

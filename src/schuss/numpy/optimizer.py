@@ -14,7 +14,8 @@ import numpy as np
 
 from schuss.compile import threads
 from schuss.compile.formula import formula
-from schuss.compile.front import at, is_schedule, parameters, plain_number
+from schuss.compile.front import OPTIONS, at, is_schedule, parameters, plain_number
+from schuss.compile.launch import Terms
 from schuss.errors import refusal
 from schuss.numpy.plan import (
     Item,
@@ -115,7 +116,8 @@ class Optimizer:
                 else:
                     default = self._known[key].default
                     raise ValueError(f"{key}={value!r} is not a pair of numbers. Try {key}={default}.")
-            del parts["maximize"]
+            for option in ("maximize", *OPTIONS):
+                del parts[option]
             self._made = (now, self.row.rule(**parts))
         return self._made[1]
 
@@ -177,7 +179,7 @@ class Optimizer:
         # Nothing was refused: from here on things change.
         if plan is not self._plan:
             self._plan, self._entries, self._ledger, self._unmatched = plan, entries, ledger, False
-        plan.step(work, self._ledger, -1.0 if self.maximize else 1.0, threads.available())
+        plan.step(work, self._ledger, Terms(-1.0 if self.maximize else 1.0), threads.available())
         self._finished += 1
 
     def _find_plan(

@@ -16,7 +16,8 @@ import numpy as np
 from schuss.compile import cpu
 from schuss.compile.formula import Formula
 from schuss.compile.front import for_sparse
-from schuss.compile.launch import Launch, TouchedRows, WholeTensors
+from schuss.compile.launch import Launch, Terms, TouchedRows, WholeTensors
+from schuss.compile.storage import Column, columns
 from schuss.errors import refusal
 from schuss.numpy.sparse import touched
 from schuss.numpy.tree import Path, name
@@ -195,8 +196,8 @@ def _signature(formula: Formula, *arrays: Array) -> Signature:
     return formula, tuple(_KERNEL_NAMES[array.dtype.name] for array in arrays)
 
 
-def _itemsizes(signature: Signature) -> list[int]:
-    return [np.dtype(dtype).itemsize for dtype in signature[1]]
+def _columns(signature: Signature) -> list[Column]:
+    return columns(("w", "g", *signature[0].slots), signature[1])
 
 
 class _Memory:
@@ -224,7 +225,7 @@ class _Batch:
         self, signature: Signature, items: list[Item], gradients: Sequence[Any], memory: _Memory
     ) -> None:
         self.memory = memory
-        self.table = WholeTensors(_itemsizes(signature), [_length(item.weight) for item in items])
+        self.table = WholeTensors(_columns(signature), [_length(item.weight) for item in items])
         members = [item.member for item in items]
         self.launch = Launch(signature[0], cpu.kernel(*signature), self.table, [0] * len(items), members)
         self.weights_in: list[tuple[Array, Array]] = []
@@ -305,7 +306,7 @@ class _Touched:
         ]
         signature = _signature(formula, self.here[0], self.values, *self.here[1:])
         width = _length(item.weight[:1]) if len(item.weight) else 0
-        table = TouchedRows(_itemsizes(signature), self.rows, width)
+        table = TouchedRows(_columns(signature), self.rows, width)
         table.place(1, address(self.values), packed=True)
         for column, array, lent in zip((0, *range(2, len(arrays) + 1)), self.here, self.lent, strict=True):
             table.place(column, address(array), packed=lent is not None)
@@ -377,8 +378,8 @@ class Plan:
         return work
 
     def step(
-        self, work: list[tuple[_Batch | _Touched, Rule]], ledger: Array, scale: float, workers: int
+        self, work: list[tuple[_Batch | _Touched, Rule]], ledger: Array, terms: Terms, workers: int
     ) -> None:
         """Move every weight once."""
         for part, rule in work:
-            part.step(ledger, [rule], [scale], workers)
+            part.step(ledger, [rule], [terms], workers)
