@@ -1,28 +1,17 @@
 """What the tests of the GPU kernels share: compiling for GPUs that are not here, and launches in Triton's interpreter."""
 
-import os
 import re
 import subprocess
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
+import triton
 
 from schuss.compile import cpu, device, gpu
 from schuss.compile.formula import formula
 from schuss.compile.launch import Launch, Terms, WholeTensors
 from schuss.compile.storage import columns, compute_dtype
-
-triton = pytest.importorskip("triton", reason="Triton is not installed")
-
-# Triton reads this when a kernel is made: tests that interpret run in a process of their own, started from test_gpu.py.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by test_in_the_interpreter")
-compiled_only = pytest.mark.skipif(INTERPRETED, reason="asks for compiled code")
-needs_gpu = pytest.mark.skipif(
-    INTERPRETED or not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"
-)
 
 INSTRUCTION = re.compile(r"^\s+(?:@!?%\w+ )?([a-z][\w.:]+)", re.MULTILINE)
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -76,7 +65,9 @@ class Arrays:
         self.rules, self.kept, self.lengths = rules, kept, lengths
         self.formula = formula(rules[0], averaged=averaged)
         self.columns = columns(("w", "g", *self.formula.slots), kept)
-        self.tensors = [[torch.zeros(-(-n // c.per), dtype=torch_dtype(c)) for n in lengths] for c in self.columns]
+        self.tensors = [
+            [torch.zeros(-(-n // c.per), dtype=torch_dtype(c)) for n in lengths] for c in self.columns
+        ]
 
     def copy(self):
         other = Arrays.__new__(Arrays)
@@ -116,20 +107,3 @@ def first_ledger(rules):
 def plain(*scales):
     """Terms of groups that only scale their gradients."""
     return [Terms(scale) for scale in scales]
-
-
-@pytest.fixture(autouse=True)
-def nearest(monkeypatch):
-    """The interpreter cuts a bfloat16 off; GPUs round it (`test_machine_code` sees that). Here it is rounded too."""
-    if not INTERPRETED:
-        return
-    import triton.language as tl
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    def truncated(self, given, kind):
-        if (given.dtype.scalar, kind.scalar) != (tl.float32, tl.bfloat16):
-            return self.cast_impl(given, kind)
-        bits = torch.from_numpy(np.atleast_1d(given.data)).bfloat16().view(torch.int16)
-        return TensorHandle(bits.numpy().view(np.uint16), kind.scalar)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_fp_trunc", truncated)

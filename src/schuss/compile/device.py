@@ -259,9 +259,7 @@ class DeviceLaunch(Launch):
             rules, terms = ahead.at(taken + row)
             now = list(now)
             for k, (group, _) in enumerate(self.cohorts):
-                rows[row, k], now[k] = numbers(
-                    self.formula, self.drawn, rules[group], now[k], terms[group]
-                )
+                rows[row, k], now[k] = numbers(self.formula, self.drawn, rules[group], now[k], terms[group])
             histories.append(now)
         self.histories, self.stands = np.array(histories, dtype=np.float64), 0
         if self.window.there.shape != (capacity, *self.matrix.shape):

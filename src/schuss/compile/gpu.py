@@ -89,7 +89,9 @@ class _Array:
         self.way = ".to(tl.float32)" if real == "float64" != self.storage.dtype else ""
 
     def _at(self, name: str, place: str) -> str:
-        return f"at_{name} + {place}" + ("" if self.whole else f", mask=inside{'_block' * (place == 'block')}")
+        return f"at_{name} + {place}" + (
+            "" if self.whole else f", mask=inside{'_block' * (place == 'block')}"
+        )
 
     def _load(self, name: str, place: str = "i") -> str:
         return f"tl.load({self._at(name, place)}{'' if self.whole else ', other=0'})"
