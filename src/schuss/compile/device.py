@@ -279,7 +279,7 @@ class DeviceLaunch(Launch):
         self.remembered = history[self.which]
         ledger[self.members] = self.remembered
 
-    def table(self, graph: list[Any] | None) -> torch.Tensor:
+    def lines(self, graph: list[Any] | None) -> torch.Tensor:
         """The table of tensors on the device; where a graph is captured, one of its own, with what it needs kept."""
         return self.tensors.on_device() if graph is None else self.tensors.in_graph(graph)
 
@@ -375,7 +375,7 @@ class Control:
                 self._prepare(launches, ledger, ahead, asking)
             elif not self._ready(launches, ahead, asking):
                 raise RuntimeError(_UNPREPARED)
-            tables = [launch.table(graph) for launch in launches]
+            tables = [launch.lines(graph) for launch in launches]
             count = 0
             if max_norm is not None or skip_nonfinite:
                 for launch, table in zip(launches, tables, strict=True):
