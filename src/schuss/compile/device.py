@@ -245,14 +245,10 @@ class DeviceLaunch(Launch):
 
     # The steps that a `Control` takes
 
-    def unchanged(self, ledger: Array) -> bool:
-        """Whether the ledger says what this launch has written to it."""
-        return self.remembered is not None and bool((ledger[self.members] == self.remembered).all())
-
     def prepare(self, ledger: Array, ahead: Ahead, taken: int, count: int, capacity: int) -> None:
         """Send the coefficients of `count` steps, the first after `taken` steps, where the ledger stands."""
-        if not self.unchanged(ledger):
-            self._gather(ledger[self.members])
+        if not self.stands(ledger):
+            self._gather(ledger[self.rows])
         now = [history for _, history in self.cohorts]
         histories, rows = [now], np.empty((count, *self.matrix.shape))
         for row in range(count):
@@ -261,23 +257,22 @@ class DeviceLaunch(Launch):
             for k, (group, _) in enumerate(self.cohorts):
                 rows[row, k], now[k] = numbers(self.formula, self.drawn, rules[group], now[k], terms[group])
             histories.append(now)
-        self.histories, self.stands = np.array(histories, dtype=np.float64), 0
+        self.histories, self.reached = np.array(histories), 0
         if self.window.there.shape != (capacity, *self.matrix.shape):
             self.window = _Sent((capacity, *self.matrix.shape), self.real, self.device)
         self.window.send(rows)
-        self.remembered = ledger[self.members]
+        self.write(ledger, histories[0])
 
     def settle(self, ledger: Array, steps: int) -> None:
         """Write to the ledger that so many more steps of the window are taken; what someone has set since stands."""
-        if not self.unchanged(ledger):
+        if not self.stands(ledger):
             return
-        self.stands += steps
+        self.reached += steps
         last = len(self.histories) - 1
-        history = self.histories[min(self.stands, last)].copy()
-        history[:, 0] += max(0, self.stands - last)
+        history = self.histories[min(self.reached, last)].copy()
+        history[:, 0] += max(0, self.reached - last)
         self.cohorts = [(group, h) for (group, _), h in zip(self.cohorts, history.tolist(), strict=True)]
-        self.remembered = history[self.which]
-        ledger[self.members] = self.remembered
+        self.write(ledger, history.tolist())
 
     def lines(self, graph: list[Any] | None) -> torch.Tensor:
         """The table of tensors on the device; where a graph is captured, one of its own, with what it needs kept."""
@@ -402,7 +397,7 @@ class Control:
     ) -> None:
         """See to it that the device has a row for each step that may be next."""
         self.settle()
-        renewed = launches != self.launches or not all(launch.unchanged(ledger) for launch in launches)
+        renewed = launches != self.launches or not all(launch.stands(ledger) for launch in launches)
         changed = renewed or ahead.same != self.same
         # What a rule remembers of whole tensors depends on which of the steps under way were taken under the old rules.
         if renewed or (changed and any(launch.formula.rule.scalars for launch in launches)):
