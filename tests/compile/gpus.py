@@ -1,4 +1,4 @@
-"""What the tests of the GPU kernels share: compiling for GPUs that are not here, and launches in Triton's interpreter."""
+"""What the tests of the GPU kernels share: compiling for GPUs that are not here, and launches in the interpreter."""
 
 import re
 import subprocess

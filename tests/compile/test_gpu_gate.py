@@ -63,7 +63,12 @@ def test_a_gated_step_moves_memory_as_widely(kept, gpus, tmp_path):
     ]
     wide = [[n for n in each if re.search(r"global\.v\d", n)] for each in used]
     assert wide[0] == wide[1] != []
-    assert {n for n in used[1] if "f64" in n} <= {"cvt.rn.f32.f64", "cvt.rzi.s32.f64", "setp.neu.f64", "setp.eq.f64"}
+    assert {n for n in used[1] if "f64" in n} <= {
+        "cvt.rn.f32.f64",
+        "cvt.rzi.s32.f64",
+        "setp.neu.f64",
+        "setp.eq.f64",
+    }
     gpus.nothing_is_spilled(gpus.page_kernel(one, kept, entry="launch_gated"), tmp_path)
 
 
@@ -382,9 +387,7 @@ def test_interpreted_the_last_row_repeats(graph, gpus, monkeypatch):
     monkeypatch.setattr(device, "HORIZON", 4)
     training = Training(gpus, SGD(lr=1.0), ("float32", "float32"), (1,), capturable=True)
     rates = [1.0, 10.0, 100.0, 1000.0, *[7.0] * 20]
-    ahead = Ahead(
-        "a schedule", lambda taken: ([training.rule.changed(lr=rates[taken])], [Terms()])
-    )
+    ahead = Ahead("a schedule", lambda taken: ([training.rule.changed(lr=rates[taken])], [Terms()]))
     w = training.arrays.named("w")[0]
     w.zero_()
     training.step([torch.ones(1)], ahead)

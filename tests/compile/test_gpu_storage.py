@@ -1,4 +1,4 @@
-"""Every way to keep numbers, on a GPU: compiled, and in the interpreter against the CPU kernels, which draw the same."""
+"""Every way to keep numbers, on a GPU: compiled, and in the interpreter against the CPU kernels, with their draws."""
 
 import re
 
@@ -91,16 +91,29 @@ def test_interpreted_draws_are_those_of_plain_python(gpus):
         launch.step(ledger, arrays.rules, [Terms(-1.0, seed=-7)])
         for w, gradient, member in zip(arrays.named("w"), g, members, strict=True):
             bits = gradient.numpy().view(np.uint32)
-            draws = [
-                chance(-7, step, (member << TENSOR_BITS) + i, 0) >> 16 for i in range(len(w))
-            ]
+            draws = [chance(-7, step, (member << TENSOR_BITS) + i, 0) >> 16 for i in range(len(w))]
             expected = (bits + np.array(draws, dtype=np.uint32)) >> 16
             assert (w.view(torch.int16).numpy().view(np.uint16) == expected).all()
 
 
 # Against the CPU's kernels
 
-SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-40, 3e38, -3.3895314e38, 65519.0, -65520.0, 6e-8, 3e-5, 1.0]
+SPECIAL = [
+    np.nan,
+    np.inf,
+    -np.inf,
+    0.0,
+    -0.0,
+    1e-45,
+    -1e-40,
+    3e38,
+    -3.3895314e38,
+    65519.0,
+    -65520.0,
+    6e-8,
+    3e-5,
+    1.0,
+]
 
 
 def same_bits(a, b):

@@ -3,27 +3,28 @@
 The host waits for nothing. It looks whether an address has changed, works out the scalars of the step, and sends what
 is new; the device does the rest when it gets there. That is `DeviceLaunch.step`.
 
-**A step that the device decides on.** A norm to clip by, gradients that may not be finite, a loss scale and the flag of
-a `torch.amp.GradScaler` are on the device when the host prepares the step. To ask for them is to wait. `Control.step`
-does not ask:
+**A step that the device decides on.** A norm to clip by, gradients that may not be finite, and the loss scale and flag
+of a `torch.amp.GradScaler` are on the device while the host prepares the step. To ask for them is to wait.
+`Control.step` does not ask:
 
-    squares of the gradients → one number a stretch      one launch for each kernel's tensors; only if a norm is asked for
-    decide                   → the gate                  one program: the norm, what gradients are multiplied by, whether
-                                                         the step is taken; it counts the steps taken and skipped
-    step, for each kernel                                as ever, its gradients times the gate's coefficient; of a step
-                                                         that is not taken nothing is written
+    squares   a sum for each stretch of the gradients; one launch a kernel, only if a norm is needed
+    decide    one program: the norm, what gradients are multiplied by, whether the step is taken; it counts the
+              steps taken and skipped, and writes all of this to the gate
+    step      as ever, one launch a kernel, its gradients times the gate's coefficient; of a step that is not
+              taken nothing is written
 
-So the number of the next step (the t of 1 − βᵗ) is the device's to know. The host sends a *window*: the coefficients of
-consecutive steps, from a count of which it is sure. They follow from the step number, the rules and their schedules, so
-it can work them out ahead, and the gate picks the row. After each step it has the counts copied to pinned memory, and
-looks at a later step whether they have arrived: from then on it is sure of more, and settles the ledger accordingly.
-The window is as long as the steps that are under way, and twice as long each time it is used up with nothing changed.
+So the number of the next step (the t of 1 − βᵗ) is the device's to know. The host sends a *window*: the coefficients
+of consecutive steps, from a count on of which it is sure. They follow from the step number, the rules and their
+schedules, so it can work them out ahead, and the gate picks the row. After a step it has the counts copied to pinned
+memory, and looks at a later step whether they have arrived: from then on it is sure of more, and settles the ledger.
+The window covers the steps under way, and is twice as long each time it is used up with nothing changed.
 
-**CUDA graphs.** With `capturable=True` the window is `HORIZON` steps long and stays where it is, so a captured step can
-be replayed without the host: it advances the device's count, and reads the next row. Ordinary steps in between renew
-the window when half of it is used; replays that go on after its end repeat its last row. The capture needs an ordinary
-step before it, which allocates and compiles. The addresses of the gradients are the graph's own; what else it reads
-stays with the `Control`. Counts on the host are those of the last ordinary step until `settle(wait=True)`.
+**CUDA graphs.** With `capturable=True` the window is `HORIZON` steps long and stays where it is. A captured step is
+replayed without the host: it advances the device's count, and reads the next row. Ordinary steps in between renew the
+window when half of it is used; replays that go on beyond its end repeat its last row. A capture needs an ordinary step
+before it, which allocates and compiles. The addresses of the gradients are the graph's own; what else it reads stays
+with the `Control`. Hyperparameters that are changed by hand count from the next ordinary step on. The host's counts
+are those of the last ordinary step until `settle(wait=True)`.
 """
 
 from __future__ import annotations
@@ -197,8 +198,8 @@ class Tensors:
 class DeviceLaunch(Launch):
     """All tensors on one device that one kernel moves in one call.
 
-    `kept` says how the weights, gradients and slots are kept; `lengths`, `groups` and `members` are tensor by tensor, as
-    of `Launch`. Scalars are computed on the host and sent along; nothing waits for the device.
+    `kept` says how weights, gradients and slots are kept; `lengths`, `groups` and `members` are tensor by tensor, as of
+    `Launch`. Scalars are computed on the host and sent along; nothing waits for the device.
     """
 
     def __init__(
@@ -305,8 +306,8 @@ _UNPREPARED = (
 class Ahead:
     """What is known of steps to come.
 
-    `at(taken)` gives rules and terms, by group, for the step after so many steps that a control has taken in all. `same`
-    equals that of the step before as long as `at` says the same.
+    `at(taken)` gives rules and terms, by group, for the step after so many steps of a control. `same` equals that of the
+    step before as long as `at` says the same.
     """
 
     same: Any
@@ -316,8 +317,8 @@ class Ahead:
 class Control:
     """What decides, on one device, whether and how an optimizer's steps are taken, and counts them.
 
-    `taken`, `skipped` and `norm` are what the host has learnt: of all steps after `settle(wait=True)`, which has to come
-    before the tensors of a launch or the ledger are replaced.
+    `taken`, `skipped` and `norm` (of the last step, if it was asked for) are what the host has learnt: of all steps after
+    `settle(wait=True)`, which has to come before the tensors of a launch or the ledger are replaced.
     """
 
     def __init__(self, device: torch.device, capturable: bool = False) -> None:
@@ -331,7 +332,7 @@ class Control:
         self.sums = self.gate.new_zeros(1)
         self.asked = _Sent((len(gpu.ASKED),), torch.float64, device)
         self.asking: list[float] = []
-        # The window: for which launches and ledger, under what rules, from which count of taken steps on, how many rows.
+        # The window: for which launches and ledger, under what rules, from which count of steps on, how many rows.
         self.launches: list[DeviceLaunch] = []
         self.ledger: Array = np.empty((0, 1))
         self.same: Any = None

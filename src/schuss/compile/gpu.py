@@ -17,7 +17,8 @@ import ast
 import functools
 import hashlib
 import linecache
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +161,9 @@ def _stretch(formula: Formula, kept: tuple[str, ...], whole: bool) -> list[str]:
 
     per = BLOCK // SHARED
     round_ = [
-        "i = first + done + tl.arange(0, {})".format(BLOCK)
-        if not blocks
-        else f"i = first + done + {SHARED} * tl.arange(0, {per})[:, None] + tl.arange(0, {SHARED})[None, :]",
+        f"i = first + done + {SHARED} * tl.arange(0, {per})[:, None] + tl.arange(0, {SHARED})[None, :]"
+        if blocks
+        else f"i = first + done + tl.arange(0, {BLOCK})",
         *([f"block = (first + done) // {SHARED} + tl.arange(0, {per})"] if blocks else []),
         *([] if whole else ["inside = i < length"]),
         *([f"inside_block = {SHARED} * block < length"] if blocks and not whole else []),
@@ -191,11 +192,12 @@ def _arguments(formula: Formula, kept: tuple[str, ...]) -> str:
     return ", ".join(("first", "length", "place", *(f"to_{c.name}" for c in memory), *scalars))
 
 
-# The functions of `triton_memory` that a kernel may use.
+# What a kernel may use of `triton_memory`.
 _MEMORY = (
-    "stream draw draw_bfloat16 draw_float16 join_bfloat16 split_bfloat16 join_float16 split_float16 from_level largest "
-    "to_level PER_TOP"
-).split()
+    *("stream", "draw", "from_level", "to_level", "largest", "PER_TOP"),
+    *("draw_bfloat16", "join_bfloat16", "split_bfloat16"),
+    *("draw_float16", "join_float16", "split_float16"),
+)
 
 
 def source(formula: Formula, kept: tuple[str, ...]) -> str:
@@ -213,7 +215,7 @@ def source(formula: Formula, kept: tuple[str, ...]) -> str:
     ]
     stretches = [*_stretch(formula, kept, whole=True), *_stretch(formula, kept, whole=False)]
     text = "\n".join(stretches)
-    shared = [name for name in _MEMORY if f"{name}(" in text or f" {name})" in text or f" {name}," in text]
+    shared = [name for name in _MEMORY if re.search(rf"\b{name}\b", text)]
     wide = [column for column in memory if column.per == 1]
     arguments = _arguments(formula, kept)
     lines = [

@@ -1,11 +1,12 @@
-# pyright: basic, reportMissingImports=false
+# pyright: basic, reportMissingImports=false, reportArgumentType=false, reportOperatorIssue=false
+# (Triton's functions are typed for its compiler, not for what a kernel sees.)
 """The kernels that decide on a step where the gradients are: a norm, and a gate (`device` has the design).
 
 `squares_*` leave a sum of squares for each stretch of the gradients, `decide` adds them up and opens the gate or not.
 No sum depends on which program ends first, so the same gradients give the same norm, to the last bit.
 
-A stretch is squared in float32, after the power of two that makes its largest number about 1: nothing overflows, what
-is lost is less than half a bit of the largest, and float64, which most GPUs are slow at, is left to one number a stretch.
+A stretch is squared in float32, after the power of two that makes its largest number about 1: nothing overflows, and
+what is lost is less than half a bit of the largest. Float64, at which most GPUs are slow, is left to one number each.
 """
 
 import triton

@@ -1,4 +1,5 @@
-# pyright: basic, reportMissingImports=false
+# pyright: basic, reportMissingImports=false, reportArgumentType=false, reportOperatorIssue=false
+# (Triton's functions are typed for its compiler, not for what a kernel sees.)
 """How a GPU kernel reads and rounds numbers: `memory` once more, in Triton, bit for bit.
 
 What the conversions mean stands in `storage`. Generated kernels import these functions; nothing else imports this
