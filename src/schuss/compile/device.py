@@ -306,7 +306,7 @@ _UNPREPARED = (
 class Ahead:
     """What is known of steps to come.
 
-    `at(taken)` gives rules and terms, by group, for the step after so many steps of a control. `same` equals that of the
+    `at(taken)` gives rules and terms, by group, for the step after so many of a control. `same` equals that of the
     step before as long as `at` says the same.
     """
 
@@ -317,7 +317,7 @@ class Ahead:
 class Control:
     """What decides, on one device, whether and how an optimizer's steps are taken, and counts them.
 
-    `taken`, `skipped` and `norm` (of the last step, if it was asked for) are what the host has learnt: of all steps after
+    `taken`, `skipped` and `norm` (the last, if one was asked for) are what the host has learnt: of all steps after
     `settle(wait=True)`, which has to come before the tensors of a launch or the ledger are replaced.
     """
 
