@@ -12,6 +12,7 @@ from typing import Any
 
 from schuss.rules import TABLE
 from schuss.torch.groups import groups
+from schuss.torch.norm import global_norm
 from schuss.torch.optimizer import Optimizer
 from schuss.torch.scheduler import Plateau, Scheduler
 
@@ -30,6 +31,7 @@ __all__ = [
     "RMSprop",
     "Rprop",
     "Scheduler",
+    "global_norm",
     "groups",
 ]
 

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from schuss.compile import cpu, device, eager, norm
+from schuss.compile import cpu, device, eager
 from schuss.compile.formula import Formula
 from schuss.compile.front import dtype_name
 from schuss.compile.launch import TENSOR_BITS, Launch, Table, Terms, TouchedRows, WholeTensors, numbers
 from schuss.compile.storage import PLAIN, STORAGES, Column, columns, drawn
 from schuss.rules import Rule
+from schuss.torch.norm import norm_of
 
 Tensor = torch.Tensor
 Array = np.ndarray[Any, Any]
@@ -115,17 +116,6 @@ def _length(tensor: Tensor) -> int:
 def _name(tensor: Tensor) -> str:
     dtype = _REAL.get(tensor.dtype, tensor.dtype)
     return _NAMES.get(dtype) or dtype_name(dtype)
-
-
-def _norm(gradient: Tensor) -> float:
-    """One gradient's norm, in float64 and without overflow."""
-    if gradient.layout == torch.sparse_coo:
-        gradient = gradient.coalesce().values()
-    flat = gradient.detach().resolve_conj().abs().double()
-    most = flat.amax() if flat.numel() else flat.new_zeros(())
-    if not 0 < most < math.inf:
-        return float(most)
-    return float(most * torch.linalg.vector_norm(flat / most))
 
 
 Signature = tuple[Formula, tuple[str, ...]]
@@ -304,12 +294,14 @@ def _step_sparse_eagerly(
 ) -> None:
     """Move the touched rows only, taken out of their tensors and put back."""
     gradient = gradient.coalesce()
-    rows = tuple(gradient.indices())
+    rows = gradient.indices().unbind()
     written = [item.weight, *item.slots]
     touched = [tensor[rows] for tensor in written]
-    flat = torch.from_numpy(_row_numbers(gradient, item.weight.shape[: gradient.sparse_dim()]))
+    outer = item.weight.shape[: gradient.sparse_dim()]
     width = math.prod(item.weight.shape[gradient.sparse_dim() :]) * (2 if item.weight.dtype in _REAL else 1)
-    starts = item.start() + flat.to(item.weight.device) * width
+    starts = item.start() + width * sum(
+        index * math.prod(outer[axis + 1 :]) for axis, index in enumerate(rows)
+    )
     _step_eagerly(item, [touched[0], gradient.values(), *touched[1:]], starts, ledger, rules, terms)
     for tensor, moved in zip(written, touched, strict=True):
         tensor[rows] = moved
@@ -372,22 +364,12 @@ class Plan:
 
     def norm(self, gradients: Sequence[Any], workers: int) -> float:
         """The norm of all gradients together, each read once; NaN or infinite if one of their numbers is."""
-        squares = [
-            norm.square(batch.table, workers) for batch in self.plain if isinstance(batch.table, Table)
-        ]
-        rest = [
+        tables = [batch.table for batch in self.plain if isinstance(batch.table, Table)]
+        others = [
             gradients[k] for batch in self.plain if not isinstance(batch.table, Table) for k in batch.places
         ]
-        rest += [gradients[item.member] for item, _ in self.other_ways]
-        with torch.no_grad():
-            norms = [_norm(gradient) for gradient in rest]
-            squares += [each * each for each in norms]
-            total = math.sqrt(math.fsum(squares)) if all(map(math.isfinite, squares)) else math.nan
-            if math.isfinite(total):
-                return total
-            # Infinite, or only its square is.
-            every = [gradient for gradient in gradients if gradient is not None]
-            return math.hypot(*map(_norm, every))
+        others += [gradients[item.member] for item, _ in self.other_ways]
+        return norm_of(tables, others, [gradient for gradient in gradients if gradient is not None], workers)
 
     def step(
         self,
