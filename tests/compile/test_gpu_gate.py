@@ -213,8 +213,8 @@ class Late:
 @pytest.mark.parametrize("rule", [AdamW(lr=0.1), NAdam(lr=0.1)], ids=["AdamW", "NAdam"])
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 def test_interpreted_what_the_host_learns_late_changes_nothing(rule, gpus):
-    """A schedule of taken steps, some skipped, and news that come after 1, 5 or 30 steps: as if all had been known."""
-    for lateness in (1, 5, 30):
+    """A schedule of taken steps, some skipped, and news that come after 5 steps or 24: as if all had been known."""
+    for lateness in (5, 24):
         training = Training(gpus, rule, lengths=(9,))
         control = training.control
         control.event = Late()
@@ -224,7 +224,7 @@ def test_interpreted_what_the_host_learns_late_changes_nothing(rule, gpus):
 
         ahead = Ahead("a schedule", lambda taken: ([rule_after(taken)], [Terms()]))
         taken, most = 0, 0
-        for k in range(30):
+        for k in range(24):
             g = training.gradients()
             if k % 3 == 1:
                 g[0][0] = math.inf
@@ -235,10 +235,10 @@ def test_interpreted_what_the_host_learns_late_changes_nothing(rule, gpus):
                 taken += 1
             if k % lateness == lateness - 1:
                 control.event.over = True
-        assert (control.taken == 0) == (lateness == 30)
+        assert (control.taken == 0) == (lateness == 24)
         assert most <= device.WINDOW
         training.agree()
-        assert (control.taken, control.skipped) == (20, 10)
+        assert (control.taken, control.skipped) == (16, 8)
 
 
 @pytest.mark.parametrize("rule", [AdamW(lr=0.1), NAdam(lr=0.1)], ids=["AdamW", "NAdam"])
