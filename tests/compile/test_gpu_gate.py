@@ -65,7 +65,7 @@ def test_a_gated_step_moves_memory_as_widely(kept, gpus, tmp_path):
     assert wide[0] == wide[1] != []
     assert {n for n in used[1] if "f64" in n} <= {
         "cvt.rn.f32.f64",
-        "cvt.rzi.s32.f64",
+        "cvt.rzi.s64.f64",
         "setp.neu.f64",
         "setp.eq.f64",
     }
@@ -131,7 +131,7 @@ def test_interpreted_norm(dtype, size, gpus):
     training.step(g, max_norm=1.0)
     training.control.settle(wait=True)
     meant = np.sqrt(sum((t.double().numpy() ** 2).sum() for t in training.arrays.named("g")))
-    assert training.control.norm == pytest.approx(meant, rel=1e-6)
+    assert training.control.norm == pytest.approx(meant, rel=1e-6, abs=0)
 
 
 @pytest.mark.parametrize(
@@ -286,14 +286,14 @@ def test_interpreted_several_kernels_share_a_gate(gpus):
 
 
 def test_interpreted_another_plan_goes_on_from_the_same_counts(gpus):
-    """Launches are replaced, as when a weight has no gradient; a count set by hand stands."""
+    """Launches are replaced, as when a weight has no gradient; a count set by hand stands, whatever is under way."""
     training = Training(gpus, lengths=(9,))
+    training.control.event = Late()
     for k in range(5):
         if k == 2:
             training.control.settle(wait=True)
             training.launch = training.arrays.on_gpu([0], [0])
         if k == 4:
-            training.control.settle(wait=True)
             training.ledger[0, 0] = training.meant_ledger[0, 0] = 50
         g = training.gradients()
         training.step(g, skip_nonfinite=True)

@@ -258,7 +258,7 @@ def source(formula: Formula, kept: tuple[str, ...]) -> str:
         "",
         "@triton.jit(do_not_specialize=['cohorts'])",
         "def launch_gated(rows, tensors, coefficients, cohorts, gate):",
-        f"    these = coefficients + {width} * cohorts * tl.load(gate + {GATE.index('row')}).to(tl.int32)",
+        f"    these = coefficients + {width} * cohorts * tl.load(gate + {GATE.index('row')}).to(tl.int64)",
         f"    coefficient = tl.load(gate + {GATE.index('coefficient')}).to(tl.{real})",
         f"    stretch(rows, tensors, these, coefficient, tl.load(gate + {GATE.index('taken')}) != 0)",
         "",
