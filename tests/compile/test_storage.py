@@ -1,4 +1,4 @@
-"""How numbers are kept: by chance, compensated, in blocks of 8 bits. The kernel bit for bit as plain tensors have it."""
+"""How numbers are kept: by chance, compensated, in blocks of 8 bits. Kernels are plain tensors' steps, to the bit."""
 
 import numpy as np
 import pytest

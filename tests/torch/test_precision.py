@@ -353,5 +353,5 @@ def test_options_out_of_their_domain(options, match):
 
 
 def test_the_whole_optimizers_options_are_not_a_groups():
-    with pytest.raises(ValueError, match="max_norm=2.0 is of one parameter group"):
+    with pytest.raises(ValueError, match=r"max_norm=2\.0 is of one parameter group"):
         SGD([{"params": [torch.nn.Parameter(torch.ones(2))], "max_norm": 2.0}], max_norm=1.0)

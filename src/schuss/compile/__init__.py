@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from schuss.compile import cpu, gpu
 from schuss.compile.formula import formula
-from schuss.compile.storage import STORAGES
+from schuss.compile.storage import PLAIN, STORAGES
 from schuss.errors import refusal
 from schuss.rules import TABLE, Rule
 
@@ -38,9 +38,13 @@ def source(
     chosen = formula(rule)
     each = (dtypes,) * (2 + len(chosen.slots)) if isinstance(dtypes, str) else tuple(dtypes)
     unknown = [dtype for dtype in each if dtype not in STORAGES]
+    unknown += [dtype for dtype in each[:2] if dtype == "int8"] + [
+        dtype for dtype in each[1:2] if dtype not in PLAIN
+    ]
     if unknown or len(each) != 2 + len(chosen.slots):
         raise ValueError(
-            f"dtypes={dtypes!r} does not fit. Give one of {', '.join(STORAGES)} for all, or one for each of "
-            f"{', '.join(('w', 'g', *chosen.slots))}."
+            f"dtypes={dtypes!r} does not fit. Give one of {', '.join(PLAIN)} for all, or one for each of "
+            f"{', '.join(('w', 'g', *chosen.slots))}; also "
+            f"{', '.join(one for one in STORAGES if one not in PLAIN)}, but for g (int8: for slots alone)."
         )
     return (cpu if device == "cpu" else gpu).source(chosen, each)

@@ -1,8 +1,8 @@
 """A page as one compiled loop over memory: source in, machine code out.
 
 The kernel walks a table with a row for each stretch of memory: the addresses of the weights, the gradient, each slot
-and what is kept beside them, the stretch's place among all numbers, its length, and which row of the coefficient matrix
-applies. It is keyed on the formula and on how each array is kept, so nothing that changes in training compiles anything.
+and what is kept beside them, the stretch's place among all numbers, its length, and which coefficients apply. It is
+keyed on the formula and on how each array is kept, so nothing that changes in training compiles anything.
 """
 
 from __future__ import annotations
@@ -199,10 +199,10 @@ def source(formula: Formula, kept: tuple[str, ...]) -> str:
         f"Generated from {formula.rule.__module__}. To change it, change the page.",
         '"""',
         "",
-        "from numba import cfunc, int32, njit",
+        "from numba import cfunc, float64, int32, njit",
         f"from numba import {real} as real",
-        "from schuss.compile.memory import Slots, draw, inverse_of, larger, prefetch, read_float64, read_int64, scale_of",
-        "from schuss.compile.memory import spare, stream",
+        "from schuss.compile.memory import Slots, draw, inverse_of, larger, prefetch, read_float64, read_int64",
+        "from schuss.compile.memory import scale_of, spare, stream",
         *words,
         "",
         f'slots = Slots({len(memory) + len(blocks)}, "{real}")',
@@ -233,7 +233,7 @@ def source(formula: Formula, kept: tuple[str, ...]) -> str:
         ),
         f"        these = {len(numbers)} * read_int64(table, {stride} * row + {stride - 1})",
         *(
-            f"        {name}_ = {f'read_float64(coefficients, these + {k})' if name in keys else f'real(read_float64(coefficients, these + {k}))'}"
+            f"        {name}_ = {'float64' if name in keys else 'real'}(read_float64(coefficients, these + {k}))"
             for k, name in enumerate(numbers)
         ),
         *_indented([line for array in written for line in array.before_row()], 8),

@@ -37,7 +37,7 @@ _NARROW = ("bfloat16", "float16")
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options that are outside their domains, or contradict each other. Schedules are asked when they are due."""
+    """Refuse options outside their domains, or that contradict each other. Schedules are asked when they are due."""
     if options["rounding"] not in ("nearest", "stochastic"):
         raise refusal("rounding", options["rounding"], "'nearest' or 'stochastic'")
     for name in ("compensated", "skip_nonfinite"):

@@ -7,16 +7,16 @@
 | "bfloat16 compensated", "float16 compensated"   | to nearest       | what rounding took, 16 bits a number            |
 | "int8"                                          | by chance        | one float32 scale for each `BLOCK` numbers      |
 
-*By chance*: to one of the two neighbours, the nearer with the higher chance, so that it is right on average and a change
-too small for the dtype still counts. The chances come from a counter (`draw`), not from a generator with a state.
+*By chance*: to one of the two neighbours, the nearer with the higher chance, so that it is right on average and a
+change too small for the dtype still counts. The chances come from a counter (`keys`), not from a generator's state.
 
-*Compensated*: the array holds the nearest 16-bit number, the other one what is missing to the float32 it stands for: all
-of it for bfloat16, of which it is the lower half of the bits, 11 bits more for float16. This is Kahan's sum with the
-lost part kept whole.
+*Compensated*: the array holds the nearest 16-bit number, the other one what is missing to the float32 it stands for.
+For bfloat16 that is all of it, the lower half of the bits; for float16 11 bits more. This is Kahan's sum, with nothing
+of the lost part lost again.
 
-*int8*: a sign and a level, 1 to 127, of 8 levels an octave over 16 octaves below the largest magnitude of its block;
+*int8*: a sign and a level, 1 to 127, of 8 levels an octave over 16 octaves below the largest magnitude of its block.
 0 is exactly 0, and what is smaller than the lowest level is kept there, so that no square becomes 0 before its root is
-divided by. Evenly spaced levels would lose most of a block; these are off by 6 % at most, and right on average.
+divided by. Evenly spaced levels would lose most of a block; these are 6 to 12 % apart everywhere.
 
 Sources: Gupta and others 2015 (stochastic rounding); Kahan 1965; Dettmers and others 2022, 8-bit optimizers via
 block-wise quantization (the blocks). A number of 8 bits with an exponent is that of Micikevicius and others 2022.
@@ -130,7 +130,7 @@ FIRST, SECOND, GOLDEN = 0x7FEB352D, 0x846CA68B, 0x9E3779B9
 
 
 def keys(seed: int, step: int) -> tuple[float, float]:
-    """What all draws of one step share: two whole numbers below 2²⁴ (the output function of splitmix64, Steele 2014)."""
+    """What all draws of one step share: two whole numbers below 2²⁴ (splitmix64 of both; Steele and others 2014)."""
     x = (seed * 0xD1342543DE82EF95 + step * 0x9E3779B97F4A7C15) & (2**64 - 1)
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)

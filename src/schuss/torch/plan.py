@@ -299,9 +299,8 @@ def _step_sparse_eagerly(
     touched = [tensor[rows] for tensor in written]
     outer = item.weight.shape[: gradient.sparse_dim()]
     width = math.prod(item.weight.shape[gradient.sparse_dim() :]) * (2 if item.weight.dtype in _REAL else 1)
-    starts = item.start() + width * sum(
-        index * math.prod(outer[axis + 1 :]) for axis, index in enumerate(rows)
-    )
+    strides = torch.tensor([math.prod(outer[axis + 1 :]) for axis in range(len(outer))])
+    starts = item.start() + width * (gradient.indices() * strides[:, None].to(item.weight.device)).sum(dim=0)
     _step_eagerly(item, [touched[0], gradient.values(), *touched[1:]], starts, ledger, rules, terms)
     for tensor, moved in zip(written, touched, strict=True):
         tensor[rows] = moved
