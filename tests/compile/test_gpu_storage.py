@@ -145,7 +145,7 @@ def both(arrays, members, steps, ledger_rows, gpus, terms):
         ("float16 stochastic", "float32", "bfloat16 stochastic"),
         ("bfloat16 compensated", "float32", "float16 compensated"),
         ("float16 compensated", "float32", "bfloat16 compensated"),
-        ("int8", "bfloat16", "float16 stochastic"),
+        ("float32", "bfloat16", "int8"),
     ],
     ids=" ".join,
 )

@@ -26,9 +26,8 @@ def square(g):
         total = tl.sum(g * g)
     else:
         most = tl.max(g.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
-        exponent = tl.minimum(
-            most >> 23, 253
-        )  # of the largest; of NaN and infinity too, which stay what they are
+        # That of the largest, of NaN and infinity too: they stay what they are.
+        exponent = tl.minimum(most >> 23, 253)
         down = ((254 - exponent) << 23).to(tl.float32, bitcast=True)
         up = ((exponent + 896).to(tl.int64) << 52).to(tl.float64, bitcast=True)
         small = g * down
