@@ -10,7 +10,7 @@ from schuss.compile import gpu
 from schuss.compile.formula import formula
 from schuss.compile.launch import TENSOR_BITS, Terms
 from schuss.compile.storage import BLOCK, FIRST, GOLDEN, LEVEL_TOP, SECOND, columns, keys
-from schuss.rules import SGD, Adam
+from schuss.rules import SGD, Adadelta, Adam
 
 # Weight, gradient, every slot of the page, and the average if there is one.
 KEPT = {
@@ -205,3 +205,12 @@ def test_interpreted_scales_end_with_their_tensor(length, gpus):
     assert (codes[:length] == 127).all()
     torch.testing.assert_close(beside[:scales], torch.full((scales,), 1 / LEVEL_TOP))
     assert (arrays.named("w")[0] == -1).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_interpreted_what_is_beyond_a_tensor_is_in_no_block(gpus):
+    """Adadelta without eps makes 0/0 of the zeros that stand there."""
+    arrays = gpus.Arrays([Adadelta(eps=0.0)], ("float32", "float32", "int8", "int8"), (3,))
+    arrays.fill("g", [torch.ones(3)])
+    arrays.on_gpu([0], [0]).step(np.zeros((1, 1)), arrays.rules, [Terms()])
+    assert all(t.isfinite().all() for column in arrays.tensors for t in column)

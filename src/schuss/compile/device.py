@@ -251,17 +251,20 @@ class DeviceLaunch(Launch):
         if not self.stands(ledger):
             self._gather(ledger[self.rows])
         now = [history for _, history in self.cohorts]
-        histories, rows = [now], np.empty((count, *self.matrix.shape))
+        histories, rows = [now], []
         for row in range(count):
             rules, terms = ahead.at(taken + row)
-            now = list(now)
-            for k, (group, _) in enumerate(self.cohorts):
-                rows[row, k], now[k] = numbers(self.formula, self.drawn, rules[group], now[k], terms[group])
+            both = [
+                numbers(self.formula, self.drawn, rules[group], history, terms[group])
+                for (group, _), history in zip(self.cohorts, now, strict=True)
+            ]
+            rows.append([found for found, _ in both])
+            now = [after for _, after in both]
             histories.append(now)
         self.histories, self.reached = np.array(histories), 0
         if self.window.there.shape != (capacity, *self.matrix.shape):
             self.window = _Sent((capacity, *self.matrix.shape), self.real, self.device)
-        self.window.send(rows)
+        self.window.send(np.array(rows))
         self.write(ledger, histories[0])
 
     def settle(self, ledger: Array, steps: int) -> None:
