@@ -285,6 +285,26 @@ def test_interpreted_several_kernels_share_a_gate(gpus):
             torch.testing.assert_close(w, torch.full_like(w, each), rtol=1e-5, atol=0)
 
 
+def test_interpreted_groups_have_rates_and_counts_of_their_own(gpus):
+    """Several rows of coefficients for each step that may be next."""
+    rules, groups = [SGD(lr=1.0), SGD(lr=10.0)], [1, 0, 1]
+    arrays = gpus.Arrays(rules, ("float32", "float32"), (3, 3, 3))
+    arrays.fill("g", [torch.ones(3)] * 3)
+    launch, control = arrays.on_gpu(groups, [2, 1, 0]), Control(HERE)
+    control.event, ledger = Late(), np.array([[7.0], [0.0], [0.0]])
+    ahead = Ahead(
+        "a schedule",
+        lambda taken: ([rule.changed(lr=rule.lr / (1 + taken)) for rule in rules], [Terms(), Terms(-1.0)]),
+    )
+    for _ in range(4):
+        control.step([launch], ledger, ahead, skip_nonfinite=True)
+    control.settle(wait=True)
+    assert ledger.tolist() == [[11.0], [4.0], [4.0]]
+    fourth = 1 + 1 / 2 + 1 / 3 + 1 / 4
+    for w, meant in zip(arrays.named("w"), (10 * fourth, -fourth, 10 * fourth), strict=True):
+        torch.testing.assert_close(w, torch.full((3,), meant))
+
+
 def test_interpreted_another_plan_goes_on_from_the_same_counts(gpus):
     """Launches are replaced, as when a weight has no gradient; a count set by hand stands, whatever is under way."""
     training = Training(gpus, lengths=(9,))

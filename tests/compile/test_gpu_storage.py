@@ -165,6 +165,19 @@ def test_interpreted_numbers_are_kept_to_the_bit(kept, gpus):
     assert found.named("w")[0].isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_interpreted_a_weight_set_by_hand_leaves_its_rest(dtype, gpus):
+    """What rounding took is no part of a zero, an infinity or a NaN that is written since: as on the CPU."""
+    arrays = gpus.Arrays([SGD(lr=1.0)], (f"{dtype} compensated", "float32"), (600,))
+    arrays.fill("w", [np.resize([0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, 2.0**-24], 600)])
+    random = np.random.default_rng(4)
+    arrays.fill("w_rest", [random.integers(-300, 300, 600) / (1 if dtype == "bfloat16" else 16)])
+    cpu, found = both(arrays, (0,), [[np.full(600, 2.0**-20)]], 1, gpus, Terms())
+    for a, b in zip(cpu.tensors, found.tensors, strict=True):
+        assert same_bits(a[0], b[0])
+
+
 def test_interpreted_every_page(variant, gpus):
     """The same draws, and arithmetic that may fuse otherwise: nearly all codes the same, the others neighbours."""
     rule = variant.rule
