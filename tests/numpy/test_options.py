@@ -553,6 +553,24 @@ def test_arrays_of_any_layout_get_the_same_answer(way, layout):
 
 
 @pytest.mark.parametrize(
+    "options", [dict(ema_decay=0.9, compensated=True), dict(rounding="stochastic")], ids=str
+)
+@pytest.mark.parametrize("layout", [np.asfortranarray, strided])
+def test_rows_of_an_array_of_any_layout_get_the_same_answer(layout, options):
+    rng = np.random.default_rng(8)
+    start = rng.normal(size=(9, 4)).astype(np.float16)
+    plain, laid = {"e": start.copy()}, {"e": layout(start)}
+    one, other = SGD(lr=1e-3, **options), SGD(lr=1e-3, **options)
+    for _ in range(4):
+        g = {"e": (rng.permutation(9)[:3], rng.normal(size=(3, 4)).astype(np.float16))}
+        one.update(plain, g)
+        other.update(laid, g)
+    np.testing.assert_array_equal(laid["e"], plain["e"])
+    assert_same_state(other.state_dict(), one.state_dict())
+    assert (plain["e"] != start).any()
+
+
+@pytest.mark.parametrize(
     ("way", "name", "more"),
     [
         *((way, "NAdam", {}) for way in WAYS),

@@ -80,6 +80,8 @@ def arrays(
         if rest is None or (rest.dtype, rest.shape, rest.device) != (wanted, weight.shape, weight.device):
             entry[REST] = torch.zeros_like(weight, dtype=wanted, requires_grad=False)
         besides.append(entry[REST])
+    else:  # of no meaning once the weight has moved without it
+        entry.pop(REST, None)
     besides += [
         entry[scale_of(name)] for name, slot in zip(names, slots, strict=True) if slot.dtype == torch.int8
     ]

@@ -412,7 +412,9 @@ class Optimizer(torch.optim.Optimizer):
                         entry.update(kept.new(name, weight, dtype, first.get(slot, 0.0)))
                     elif entry[name].dtype == torch.int8 and k not in whole:
                         kept.convert(entry, name, "float32")
-                if extra and entry.get(AVERAGE) is None:
+                if not extra:  # of no meaning once the weight has moved without it
+                    entry.pop(AVERAGE, None)
+                elif entry.get(AVERAGE) is None:
                     entry.update(kept.new(AVERAGE, weight, kept.slot_dtype_of(weight, None), 0.0))
                     entry[AVERAGE].copy_(weight.detach())
                 self._remember(k, entry, first, new, max(group["step"], bool(remembers)))
@@ -513,10 +515,13 @@ class Optimizer(torch.optim.Optimizer):
             fitted = {**mine, **copy.deepcopy({k: v for k, v in other.items() if k != "params"})}
             fitted["step"] = other.get("step", _steps_in(state, mine["params"]))
             fitted |= {"params": mine["params"], "schedules": mine["schedules"]}
-            fitted.pop("block_size", None)
+            in_blocks = fitted.pop("block_size", None) is not None
             for weight in mine["params"] if mine["state_dtype"] is not None else ():
+                asked = kept.slot_dtype_of(weight, mine["state_dtype"])
+                if asked == "int8" and in_blocks:
+                    continue  # what is not in blocks, as others are, had a reason: it has gradients of rows
                 for name in self._slot_names & state.get(weight, {}).keys():
-                    kept.convert(state[weight], name, kept.slot_dtype_of(weight, mine["state_dtype"]))
+                    kept.convert(state[weight], name, asked)
             self._rules.pop(id(fitted), None)
             self._rule_of(fitted)
             groups.append(fitted)
