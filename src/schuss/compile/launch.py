@@ -128,7 +128,20 @@ class Launch:
         self.members = np.asarray(members, dtype=np.int64)
         self.table.number(self.members)
         self.drawn = any(column.storage.drawn for column in table.columns)
-        self.remembered: Array | None = None
+        # Rows that follow each other are looked at where they are.
+        follow = len(self.members) > 0 and bool((np.diff(self.members) == 1).all())
+        self.rows: Any = slice(self.members[0], self.members[-1] + 1) if follow else self.members
+        self.written: bytes | None = None
+
+    def stands(self, ledger: Array) -> bool:
+        """Whether the ledger says what this launch has written to it."""
+        return ledger[self.rows].tobytes() == self.written
+
+    def write(self, ledger: Array, histories: Sequence[Sequence[float]]) -> None:
+        """Write what is remembered of each cohort to its tensors' rows."""
+        each = np.array(histories)
+        ledger[self.rows] = each if len(each) == 1 else each[self.which]
+        self.written = ledger[self.rows].tobytes()
 
     def _gather(self, remembered: Array) -> None:
         """Tensors of the same group with the same history share their scalars: find these cohorts."""
@@ -148,14 +161,12 @@ class Launch:
         `rules` and `terms` are by group. `ledger` has a row a tensor, what is remembered of it as a whole: its finished
         steps, then the rule's scalars; float64, so counts are exact to 2⁵³.
         """
-        remembered = ledger[self.members]
-        if self.remembered is None or (remembered != self.remembered).any():
-            self._gather(remembered)
+        if not self.stands(ledger):
+            self._gather(ledger[self.rows])
         for row, (group, history) in enumerate(self.cohorts):
             self.matrix[row], after = numbers(self.formula, self.drawn, rules[group], history, terms[group])
             self.cohorts[row] = group, after
-        self.remembered = np.array([history for _, history in self.cohorts])[self.which]
-        ledger[self.members] = self.remembered
+        self.write(ledger, [history for _, history in self.cohorts])
         threads.run(
             self.kernel,
             self.table.address,

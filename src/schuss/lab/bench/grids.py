@@ -146,8 +146,8 @@ def _numpy(timings: Sequence[Timing]) -> Grid:
 
 
 def _gpu(timings: Sequence[Timing]) -> Grid:
-    title = f"One step on the GPU, float32: {timings[0].workload}"
-    order = (contenders.OURS, "torch fused")
+    title = f"One step on the GPU: {timings[0].workload}"
+    order = (contenders.OURS, gpu.FUSED, gpu.CLIPPED, gpu.TORCH_CLIPPED)
     return _race(title, timings, contenders.OURS, order, machine=f"of {gpu.COPY}'s")
 
 
