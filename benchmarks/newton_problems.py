@@ -2,15 +2,21 @@
 
 The 35 problems of Moré, Garbow & Hillstrom (some in several sizes) and NIST's nonlinear regressions from both
 of their starts, in float64. A problem is solved once any evaluated point has a published optimum to the digits
-published; costs are counted up to that moment, so stopping rules do not enter. Every method is given
-exact derivatives by autograd and tolerances too tight to stop it early.
+published; costs are counted up to the end of the evaluation (ours: of the step) that found it, so stopping rules do
+not enter. Every method is given exact derivatives by autograd and tolerances too tight to stop it early.
 
-Run: python benchmarks/newton_problems.py [--only newton,lbfgs] [--detail]
+What is counted: every loss, every gradient, every product with a Hessian (a dense Hessian of d weights is d of
+them) or a Jacobian (a dense one is the smaller of its sides). `cost` sums them in gradient equivalents: a loss 1/3, a
+gradient 2/3, a product 2. Methods that take loss and gradient together (the line searches) pay both at each evaluation.
+
+Run: python benchmarks/newton_problems.py [--only newton,lbfgs] [--detail]; it prints Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import statistics
 import sys
 import warnings
@@ -48,7 +54,6 @@ class Case:
     losses: int = 0
     gradients: int = 0
     products: int = 0
-    jacobians: int = 0
     is_solved: bool = field(default=False)
 
     def fresh(self) -> Case:
@@ -57,19 +62,24 @@ class Case:
     def x0(self) -> np.ndarray:
         return np.array(self.start, dtype=np.float64)
 
+    @property
+    def over(self) -> bool:
+        """Whether no further evaluation is needed, or allowed."""
+        return self.is_solved or self.losses >= LIMIT
+
     def seen(self, residual: Tensor) -> Tensor:
-        """Count one evaluation; say when it is the last that is needed."""
-        self.losses += 1
-        total = float(residual.detach().square().sum())
-        if self.solved(total):
-            self.is_solved = True
-            raise Enough
-        if self.losses >= LIMIT:
-            raise Enough
+        """Count one evaluation, unless the run was over before."""
+        if not self.over:
+            self.losses += 1
+            self.is_solved = self.solved(float(residual.detach().square().sum()))
         return residual
 
-    def loss(self, w: Tensor) -> Tensor:
-        return 0.5 * self.seen(self.residual(w)).square().sum()
+    def last(self, residual: Tensor) -> Tensor:
+        """Count one evaluation and end the run there if no other is needed."""
+        self.seen(residual)
+        if self.over:
+            raise Enough
+        return residual
 
     @property
     def cost(self) -> float:
@@ -78,13 +88,13 @@ class Case:
 
     # What SciPy is given.
     def fun(self, x: np.ndarray) -> float:
-        return float(self.loss(torch.from_numpy(x.copy())))
+        return 0.5 * float(self.last(self.residual(torch.from_numpy(x.copy()))).square().sum())
 
     def fun_and_grad(self, x: np.ndarray) -> tuple[float, np.ndarray]:
         w = torch.from_numpy(x.copy()).requires_grad_()
         self.gradients += 1
-        loss = self.loss(w)
-        return float(loss), torch.autograd.grad(loss, w)[0].numpy()
+        loss = 0.5 * self.last(self.residual(w)).square().sum()
+        return float(loss.detach()), torch.autograd.grad(loss, w)[0].numpy()
 
     def _half(self, w: Tensor) -> Tensor:
         return 0.5 * self.residual(w).square().sum()
@@ -104,10 +114,9 @@ class Case:
         return torch.autograd.functional.hessian(self._half, torch.from_numpy(x.copy())).numpy()
 
     def residuals(self, x: np.ndarray) -> np.ndarray:
-        return self.seen(self.residual(torch.from_numpy(x.copy()))).numpy()
+        return self.last(self.residual(torch.from_numpy(x.copy()))).numpy()
 
     def jacobian(self, x: np.ndarray) -> np.ndarray:
-        self.jacobians += 1
         w = torch.from_numpy(x.copy())
         self.products += min(len(x), len(self.residual(w)))
         return torch.autograd.functional.jacobian(self.residual, w).numpy()
@@ -119,14 +128,14 @@ def ours(make: Callable[[list[Tensor]], Any], *, squares: bool = False) -> Calla
         optimizer = make([w])
 
         def closure() -> Tensor:
-            return case.seen(case.residual(w)) if squares else case.loss(w)
+            residual = case.seen(case.residual(w))
+            return residual if squares else 0.5 * residual.square().sum()
 
-        for _ in range(LIMIT):
+        while not case.over:
             optimizer.step(closure)
             report = optimizer.report
             case.gradients += report.gradients
             case.products += report.products
-            case.jacobians += 1
             if not report.accepted:
                 return
 
@@ -180,7 +189,7 @@ def torch_lbfgs(case: Case) -> None:
     def closure() -> Tensor:
         optimizer.zero_grad()
         case.gradients += 1
-        loss = case.loss(w)
+        loss = 0.5 * case.last(case.residual(w)).square().sum()
         loss.backward()
         return loss
 
@@ -242,33 +251,63 @@ def main() -> None:
     torch.set_num_threads(1)
     wanted = [w for w in options.only.lower().split(",") if w]
     published, fits = cases()
+    everything = published + fits
     for title, methods in CLASSES.items():
         chosen = {n: m for n, m in methods.items() if not wanted or any(w in n.lower() for w in wanted)}
-        if not chosen:
-            continue
-        results = {n: [run(m, c) for c in published + fits] for n, m in chosen.items()}
-        common = [
-            i for i in range(len(published) + len(fits)) if all(r[i].is_solved for r in results.values())
-        ]
-        print(f"\n{title}: medians over the {len(common)} problems that all of these solve")
-        print(f"{'method':26} {'MGH':>7} {'NIST':>7} {'losses':>7} {'gradients':>9} {'cost':>7}")
-        for name, runs in results.items():
-            solved = [
-                sum(r.is_solved for r in part) for part in (runs[: len(published)], runs[len(published) :])
-            ]
-            losses, gradients, cost = (
-                statistics.median(getattr(runs[i], what) for i in common)
-                for what in ("losses", "gradients", "cost")
-            )
-            print(
-                f"{name:26} {solved[0]:>3}/{len(published):<3} {solved[1]:>3}/{len(fits):<3} {losses:>7.0f} "
-                f"{gradients:>9.0f} {cost:>7.1f}"
-            )
-        if options.detail:
-            print(f"\n{'losses (– unsolved)':34}" + " ".join(f"{n[-14:]:>14}" for n in results))
-            for i, case in enumerate(published + fits):
-                marks = [f"{r[i].losses}" if r[i].is_solved else f"–{r[i].losses}" for r in results.values()]
-                print(f"{case.name:34}" + " ".join(f"{m:>14}" for m in marks))
+        if chosen:
+            results = {n: [run(m, c) for c in everything] for n, m in chosen.items()}
+            print_class(title, results, len(published))
+            if options.detail:
+                print_detail(results)
+
+
+def median(runs: list[Case], which: list[int], what: str) -> float:
+    return statistics.median(getattr(runs[i], what) for i in which) if which else math.nan
+
+
+def print_class(title: str, results: dict[str, list[Case]], split: int) -> None:
+    """Who solves how many, in each set and in each half of both, and the medians over what all solve."""
+    count = len(next(iter(results.values())))
+    common = [i for i in range(count) if all(r[i].is_solved for r in results.values())]
+    print(f"\n**{title}** (medians over the {len(common)} that all of these solve)\n")
+    print(
+        f"| method | solved of {count} | MGH of {split} | NIST of {count - split} | odd | even "
+        "| losses | gradients | products | cost | losses, odd | even |"
+    )
+    print("| --- |" + " ---: |" * 11)
+    for name, runs in results.items():
+        parts = (runs, runs[:split], runs[split:], runs[::2], runs[1::2])
+        solved = " | ".join(str(sum(r.is_solved for r in part)) for part in parts)
+        medians = " | ".join(
+            f"{median(runs, common, what):g}" for what in ("losses", "gradients", "products")
+        )
+        halves = " | ".join(
+            f"{median(runs, [i for i in common if i % 2 == half], 'losses'):g}" for half in (0, 1)
+        )
+        print(f"| {name} | {solved} | {medians} | {median(runs, common, 'cost'):.1f} | {halves} |")
+    mine = [n for n in results if n.startswith("schuss")]
+    others = [n for n in results if n not in mine]
+    if not (mine and others):
+        return
+    print("\n| pair | both solve | losses, median | cost, median | ratio of losses, geometric mean |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for ours_, theirs in itertools.product(mine, others):
+        a, b = results[ours_], results[theirs]
+        both = [i for i in range(count) if a[i].is_solved and b[i].is_solved]
+        ratio = math.exp(statistics.fmean(math.log(a[i].losses / b[i].losses) for i in both))
+        print(
+            f"| {ours_} : {theirs} | {len(both)} | {median(a, both, 'losses'):g} : {median(b, both, 'losses'):g} | "
+            f"{median(a, both, 'cost'):.1f} : {median(b, both, 'cost'):.1f} | {ratio:.2f} |"
+        )
+
+
+def print_detail(results: dict[str, list[Case]]) -> None:
+    """Losses of every run; a dash before those that did not solve their problem."""
+    print(f"\n| losses (– unsolved) | {' | '.join(results)} |")
+    print("| --- |" + " ---: |" * len(results))
+    for runs in zip(*results.values(), strict=True):
+        marks = " | ".join(f"{'' if r.is_solved else '–'}{r.losses}" for r in runs)
+        print(f"| {runs[0].name} | {marks} |")
 
 
 if __name__ == "__main__":

@@ -327,27 +327,3 @@ def test_complex_weights_and_missing_closures_are_refused():
         LBFGS([torch.zeros(2, dtype=torch.complex64, requires_grad=True)])
     with pytest.raises(ValueError, match="needs a closure"):
         LBFGS([torch.zeros(2, requires_grad=True)]).step()
-
-
-@pytest.mark.parametrize("method", [NewtonCG, LBFGS, GaussNewton])
-def test_softmax_on_digits_to_scikit_learns_optimum(method):
-    linear = pytest.importorskip("sklearn.linear_model")
-    data, labels = pytest.importorskip("sklearn.datasets").load_digits(return_X_y=True)
-    data, labels = data[:600] / 16, labels[:600]
-    X, y = torch.from_numpy(data), torch.from_numpy(labels)
-
-    def objective(W):
-        return torch.nn.functional.cross_entropy(X @ W, y) + 0.5 * 1e-2 * W.square().sum()
-
-    reference = linear.LogisticRegression(C=1 / (600 * 1e-2), fit_intercept=False, tol=1e-10, max_iter=2000)
-    optimum = float(objective(torch.from_numpy(reference.fit(data, labels).coef_.T.copy())))
-    W = torch.zeros(64, 10, dtype=torch.float64, requires_grad=True)
-    squares = method is GaussNewton
-    options = {"loss": "softmax", "solver": "cg"} if squares else {}
-    optimizer = method([W], weight_decay=1e-2, full_batch=True, **options)
-    for _ in range(80):
-        optimizer.step(lambda: (X @ W, y) if squares else torch.nn.functional.cross_entropy(X @ W, y))
-        if optimizer.report.gradient_norm <= 1e-7:
-            break
-    assert optimizer.report.loss_after == pytest.approx(optimum, abs=1e-10)
-    assert optimizer.report.loss_after == pytest.approx(float(objective(W.detach())), abs=1e-14)

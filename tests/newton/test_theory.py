@@ -222,14 +222,15 @@ def test_softmax_curvature_is_the_hessian_of_a_linear_model():
     def loss():
         return torch.nn.functional.cross_entropy(X @ W, y)
 
+    by_products = GaussNewton(
+        [W], loss="softmax", weight_decay=1e-2, radius=1e6, solver="cg", max_products=60
+    )
+    by_products.memory["eta"] = 1e-2
     steps = []
     for optimizer, closure in (
         (Newton([W], radius=0.05, weight_decay=1e-2), loss),
         (GaussNewton([W], loss="softmax", weight_decay=1e-2, radius=1e6), lambda: (X @ W, y)),
-        (
-            GaussNewton([W], loss="softmax", weight_decay=1e-2, radius=1e6, solver="cg", max_products=60),
-            lambda: (X @ W, y),
-        ),
+        (by_products, lambda: (X @ W, y)),
         (Newton([W], weight_decay=1e-2), loss),
     ):
         before = W.detach().clone()

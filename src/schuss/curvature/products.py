@@ -12,12 +12,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from schuss.curvature.differences import Differences, changes, refuses
+from schuss.curvature.graph import Jacobian, Parts, pull
 from schuss.curvature.memory import SPARE, claim
 from schuss.curvature.place import Loss, Model, Place, Vector, checked, derivatives, finite, visit
 from schuss.errors import refusal
@@ -155,7 +156,7 @@ class Curvature:
             self.loss = total
 
 
-Multiply = Callable[[Sequence[Tensor]], Sequence[Tensor | None]]
+Multiply = Callable[[Sequence[Tensor]], Parts]
 """A direction, as tensors shaped as the weights, to the product with it."""
 
 
@@ -169,9 +170,9 @@ def _hessian(place: Place, piece: Any) -> tuple[float, Multiply]:
     if constant and changes(place, constant):
         raise NoSecondDerivative("An operation in the loss hides how its gradient depends on the weights")
 
-    def multiply(direction: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    def multiply(direction: Sequence[Tensor]) -> Parts:
         with _second_derivatives():
-            return _pull(gradient, weights, direction)
+            return pull(gradient, weights, direction)
 
     return float(loss.detach()), multiply
 
@@ -180,7 +181,7 @@ class NoSecondDerivative(ValueError):  # noqa: N818  (it says what is missing, n
     """An operation in the model or the loss can be differentiated only once."""
 
 
-def _twice(gradient: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+def _twice(gradient: Parts) -> Parts:
     """The gradient, refused if functions marked `once_differentiable` are in its graph.
 
     They leave a node that raises when it is reached; `autograd.grad` never goes there, because no weight lies
@@ -212,23 +213,21 @@ def _second_derivatives() -> Generator[None]:
 def _gauss_newton(place: Place, piece: Any) -> tuple[float, Multiply]:
     r"""The loss on one piece; record J and ∂²ℓ on one piece, with the loss a function ℓ(z, w) of outputs and weights.
 
-    For u = (J v, v) and (a, b) = ∇²ℓ u the product is G v = Jᵀ a + b. J v is the derivative of Jᵀ y by y
-    along v.
+    For u = (J v, v) and (a, b) = ∇²ℓ u the product is G v = Jᵀ a + b.
     """
     weights = place.weights
     with _second_derivatives():
         outputs, cut, loss = _cut_at_outputs(place, piece)
         ends = [*cut, *weights]
         slope = derivatives(loss, ends, create_graph=True)
-        probes = [torch.zeros_like(output, requires_grad=True) for output in outputs]
-        back = _twice(torch.autograd.grad(outputs, weights, probes, create_graph=True, allow_unused=True))
+        jacobian = Jacobian(outputs, weights)
+        _twice(jacobian.recorded()[1])
 
     def multiply(direction: Sequence[Tensor]) -> list[Tensor | None]:
         with _second_derivatives():
-            forward = _pull(back, probes, direction)
-            curved = _pull(slope, ends, [*forward, *direction])
+            curved = pull(slope, ends, [*jacobian(direction), *direction])
             through, direct = curved[: len(cut)], curved[len(cut) :]
-            pulled = _pull(outputs, weights, through)
+            pulled = jacobian.transposed(through)
             return [_sum(a, b) for a, b in zip(pulled, direct, strict=True)]
 
     return float(loss.detach()), multiply
@@ -284,26 +283,6 @@ def _cut_at_outputs(place: Place, piece: Any) -> tuple[list[Tensor], list[Tensor
             "computed outside the model, or give the pair (forward, criterion) as loss."
         )
     return outputs, cut, loss
-
-
-def _pull(
-    values: Sequence[Tensor | None],
-    ends: Sequence[Tensor],
-    along: Sequence[Tensor | None],
-) -> Sequence[Tensor | None]:
-    """∂(Σ values · along)/∂ends, None where there is no path; the graph stays for the next product."""
-    pairs = [
-        (v, a)
-        for v, a in zip(values, along, strict=True)
-        if v is not None and a is not None and v.requires_grad
-    ]
-    if not pairs:
-        return [None] * len(ends)
-    values, along = [v for v, _ in pairs], [a for _, a in pairs]
-    pulled = torch.autograd.grad(values, list(ends), along, retain_graph=True, allow_unused=True)
-    return [
-        p.to_dense() if p is not None and p.is_sparse else p for p in cast("Sequence[Tensor | None]", pulled)
-    ]
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -1,7 +1,8 @@
 """Gauss-Newton in a trust region, which is Levenberg-Marquardt: curvature without second derivatives.
 
 Sources: Levenberg (1944); Marquardt (1963); Moré, "The Levenberg-Marquardt algorithm", LNM 630 (1978), for the
-region and its scaling; Schraudolph, Neural Computation 14 (2002), for softmax and the products.
+region and its scaling; Schraudolph, Neural Computation 14 (2002), for softmax and the products; Eisenstat & Walker,
+SIAM J. Sci. Comput. 17 (1996), for how exactly to solve.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from schuss.errors import refusal
 from schuss.newton.base import CurvatureOptimizer, Params
 from schuss.newton.cost import free_bytes
 from schuss.newton.landscape import Landscape, Point, Weights
-from schuss.newton.products import ggnvp, jvp, rows, vjp
-from schuss.newton.region import KrylovModel, Model, SpectralModel, descend
+from schuss.newton.products import FlatJacobian, rows
+from schuss.newton.region import KrylovModel, Model, SpectralModel, descend, forcing
 from schuss.newton.report import StepReport
 
 DENSE_LIMIT = 1000
@@ -42,12 +43,14 @@ class GaussNewton(CurvatureOptimizer):
     | `lr`           |        | [0, 1]                  | fraction of s that is taken                            |
     | `reduction`    |        | "sum", "mean", None     | None: sum of squares, mean of softmax                  |
     | `solver`       |        | "auto", "dense", "cg"   | J itself (singular values), or products only           |
-    | `radius`       | Δ      | > 0 or None             | None: ‖D w‖ dense, as far as CG goes with products |
+    | `radius`       | Δ      | > 0 or None             | None: dense ‖D w‖ (at w = 0 the step), else as CG goes  |
     | `max_products` |        | ≥ 1 or None             | limit of products a step with "cg"                     |
     | `weight_decay` |        | ≥ 0                     | adds ½ weight_decay ‖w‖² to the loss                   |
     | `full_batch`   |        | bool                    | the closure is one function: reuse its last evaluation |
 
-    "auto" is dense for d ≤ 1000 where J fits. Products need no d² memory at all.
+    "auto" is dense for d ≤ 1000 where J fits. Products need no d² memory at all; conjugate gradients end where
+    ‖G s + g‖ ≤ η ‖g‖, η by Eisenstat & Walker between ½, where it begins, and 10⁻²: far from the minimum of a network
+    a tighter solution takes hundreds of products, and its step leaves the region in which the model holds.
 
     >>> t = torch.arange(5, dtype=torch.float64)
     >>> w = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
@@ -87,7 +90,7 @@ class GaussNewton(CurvatureOptimizer):
         super().__init__(params, lr, weight_decay, full_batch)
         self.loss, self.solver, self.max_products = loss, solver, max_products
         self.reduction = reduction or ("sum" if loss == "squares" else "mean")
-        self.memory = {"radius": radius, "scale": None}
+        self.memory = {"radius": radius, "scale": None, "gradient_norm": None, "eta": 0.5}
 
     def _reduce(self, returned: Any) -> Tensor:
         return self._outputs(returned).loss()
@@ -106,7 +109,7 @@ class GaussNewton(CurvatureOptimizer):
         model = self._spectral(land, start, outputs) if dense else self._krylov(land, start, outputs)
         radius = self.memory["radius"]
         if radius is None:
-            radius = (float((self.memory["scale"] * start.x).norm()) or 1.0) if dense else math.inf
+            radius = (float((self.memory["scale"] * start.x).norm()) or math.inf) if dense else math.inf
         outcome = descend(land, start, model, radius, lr=lr, exact=dense)
         self.memory["radius"] = outcome.radius
         self._last = outcome.point
@@ -134,17 +137,22 @@ class GaussNewton(CurvatureOptimizer):
         return d <= DENSE_LIMIT and 32 * d * outputs.z.numel() <= 0.5 * free_bytes(weights.params[0].device)
 
     def _krylov(self, land: Landscape, start: Point, outputs: Squares | Softmax) -> Model:
-        decay = land.weights.decay
+        decay, jacobian = land.weights.decay, FlatJacobian(outputs.z, land.weights.params)
+        land.gradients += 1  # the backward pass that the first product records
 
         def product(v: Tensor) -> Tensor:
             land.products += 1
-            found = ggnvp(outputs.z, land.weights.params, outputs.curvature, v).detach()
+            found = jacobian.ggnvp(outputs.curvature, v).detach()
             return found if decay is None else found + decay * v
 
         gradient = land.gradient(start)
+        size = float(gradient.norm())
+        # Tighter than this is wasted: G is not H, so the steps contract by a fixed factor at best.
+        eta = max(forcing(size, self.memory["gradient_norm"], self.memory["eta"]), 1e-2)
+        self.memory |= {"gradient_norm": size, "eta": eta}
         limit = self.max_products or min(len(gradient), 200)
         radius = self.memory["radius"] or math.inf
-        return KrylovModel(gradient, product, 1e-2, limit, radius=radius)
+        return KrylovModel(gradient, product, eta, limit, radius=radius)
 
     def _spectral(self, land: Landscape, start: Point, outputs: Squares | Softmax) -> SpectralModel:
         gradient, decay = land.gradient(start), land.weights.decay
@@ -178,12 +186,12 @@ class GaussNewton(CurvatureOptimizer):
         return SpectralModel(values.flip(0), right.flip(0).T, scale, slope.flip(0))
 
     def _jacobian(self, land: Landscape, outputs: Squares | Softmax, like: Tensor) -> Tensor:
-        z, params = outputs.z, land.weights.params
-        d, m = land.weights.count, z.numel()
+        jacobian = FlatJacobian(outputs.z, land.weights.params)
+        d, m = land.weights.count, outputs.z.numel()
         land.products += min(d, m)
         if m <= d:
-            return rows(lambda u: vjp(z, params, u).detach(), m, like, d)
-        return rows(lambda v: jvp(z, params, v).detach(), d, like, m).T
+            return rows(lambda u: jacobian.vjp(u).detach(), m, like, d)
+        return rows(lambda v: jacobian.jvp(v).detach(), d, like, m).T
 
 
 class Squares:

@@ -1,7 +1,9 @@
 """Limited-memory BFGS: curvature remembered from the last few steps.
 
-Sources: Liu & Nocedal, "On the limited memory BFGS method", Math. Prog. 45 (1989); Nocedal & Wright (2006), §7.2;
-Berahas, Nocedal & Takáč, "A multi-batch L-BFGS method", NeurIPS 2016, for the overlap.
+Sources: Liu & Nocedal, "On the limited memory BFGS method", Math. Prog. 45 (1989); Nocedal & Wright, "Numerical
+Optimization" (2006), algorithm 7.4 for B g, (7.20) for γ, (3.60) for the first length; Wei, Li & Qi, "New quasi-Newton
+methods for unconstrained optimization problems", Appl. Math. Comput. 175 (2006), for θ, and Yuan, IMA J. Numer. Anal.
+11 (1991), for its bounds; Berahas, Nocedal & Takáč, "A multi-batch L-BFGS method", NeurIPS 2016, for the overlap.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from torch import Tensor
 
 from schuss.errors import refusal
 from schuss.newton.base import CurvatureOptimizer, Params
-from schuss.newton.diagonal import refined
 from schuss.newton.landscape import Closure, Landscape, Point
 from schuss.newton.linesearch import Probe, strong_wolfe
 from schuss.newton.region import EPS
@@ -23,16 +24,25 @@ from schuss.newton.report import StepReport
 class LBFGS(CurvatureOptimizer):
     r"""Step along −B g, with B an inverse Hessian rebuilt from the last m steps, as long as the loss likes.
 
-    With s = w_{k+1} − w_k and y = g_{k+1} − g_k of the last m steps, B is a diagonal learned from those pairs
-    (Gilbert & Lemaréchal), corrected pair by pair so that B y = s (the two-loop recursion); then
+    From each of the last m steps a pair (s, y) is kept: the change of the weights, and that of the gradient amended so
+    that sᵀy is the bend of the parabola through both losses and the second slope. B is γI, corrected pair by
+    pair so that B y = s (the two-loop recursion).
 
+        s = w_{k+1} − w_k,  y = g_{k+1} − g_k + θ s / sᵀs,  θ = 2 (loss_k − loss_{k+1}) + (g_k + g_{k+1})ᵀs
+        γ = 1 until there are m pairs, sᵀy / yᵀy of the last pair from then on
         w ← w − t B g        t from a search for the strong Wolfe conditions:
                              loss(t) ≤ loss(0) + c₁ t φ'(0)   and   |φ'(t)| ≤ c₂ |φ'(0)|
 
-    A search that fails takes the weights back, forgets the pairs and tries −g once.
+    The first t tried is the one that would lower the loss as much as the last step did, or 1 if that is less; in the
+    first step of all it is the one of ‖change‖ ≤ 1. A search that fails takes the weights back, forgets the
+    pairs and tries −g once.
+
+    Where implementations differ: torch and SciPy's L-BFGS-B have no θ (which is 0 on a quadratic) and take
+    γ = sᵀy / yᵀy from the first pair on. Until pairs are forgotten this is BFGS itself from I; a γ that fits the
+    steepest weight from the start would slow all others where they are few and scaled very differently.
 
     | here              | symbol | domain   | meaning                                                             |
-    | `lr`              |        | [0, 1]   | the first t tried                                                   |
+    | `lr`              |        | [0, 1]   | the share of that first t that is tried                             |
     | `history_size`    | m      | ≥ 1      | pairs remembered                                                    |
     | `c1`, `c2`        |        | 0<c1<c2<1| how much decrease, how flat a slope                                 |
     | `max_evaluations` |        | ≥ 1      | losses with gradients a search may take                             |
@@ -95,10 +105,11 @@ class LBFGS(CurvatureOptimizer):
             raise ValueError(
                 f"The loss is {start.loss:.6g}, but its gradient is not finite there. The weights are unchanged."
             )
-        shared, shared_slope = None, gradient
+        seen, before = land, start
         if overlap is not None:
-            shared = Landscape(land.weights, overlap, curved=False, reduce=self._reduce)
-            shared_slope = shared.gradient(shared.here())
+            seen = Landscape(land.weights, overlap, curved=False, reduce=self._reduce)
+            before = seen.here()
+            seen.gradient(before)
         if size == 0.0:
             self._last = start
             return self._told(land, start, start, 0.0, 0.0, 0, "the gradient is zero: a minimum or a saddle")
@@ -108,8 +119,9 @@ class LBFGS(CurvatureOptimizer):
             slope = float(torch.dot(gradient, direction))
             promised = promised or -0.5 * slope
             if slope < 0 and math.isfinite(slope):
-                first = lr if self.memory["s"] else lr * self._first_length(start, gradient)
-                found, used, words = self._along(land, start, direction, slope, first)
+                found, used, words = self._along(
+                    land, start, direction, slope, lr * self._first_length(slope)
+                )
                 trials += used
             if found is not None or attempt or not self.memory["s"]:
                 break
@@ -121,20 +133,22 @@ class LBFGS(CurvatureOptimizer):
         end = found.place
         if not land.is_fresh(end):
             land.return_to(end)
-        change = end.x - start.x
-        if shared is None:
-            self._remember(change, land.gradient(end) - gradient)
-        else:
-            self._remember(change, shared.gradient(shared.here()) - shared_slope)
-            land.closures += shared.closures
-            land.gradients += shared.gradients
+        self._remember(seen, before, end if seen is land else seen.here())
+        if seen is not land:
+            land.closures += seen.closures
+            land.gradients += seen.gradients
         self._last = end
+        self.memory["fall"] = start.loss - end.loss
         # Along the direction the model's curvature is that of B⁻¹, so it promises (t − t²/2) |φ'(0)|.
         predicted = -slope * (found.t - 0.5 * found.t**2)
         return self._told(land, start, end, predicted, promised, trials, words)
 
-    def _first_length(self, start: Point, gradient: Tensor) -> float:
-        return min(1.0, 1.0 / float(gradient.norm()))
+    def _first_length(self, slope: float) -> float:
+        """A parabola of this slope that falls by d is lowest at 2 d / |slope|; a little more lets 1 be reached."""
+        if not self.memory["s"]:
+            return min(1.0, 1.0 / math.sqrt(-slope))  # the direction is −g, of slope −‖g‖²
+        fall = self.memory["fall"]
+        return min(1.0, 1.01 * 2 * fall / -slope) if fall > 0 else 1.0
 
     def _along(
         self, land: Landscape, start: Point, direction: Tensor, slope: float, first: float
@@ -157,27 +171,32 @@ class LBFGS(CurvatureOptimizer):
     def _smoothed(self, gradient: Tensor) -> Tensor:
         """B g by the two-loop recursion."""
         pairs = list(zip(self.memory["s"], self.memory["y"], strict=True))
-        if not pairs:
-            return gradient.clone()
         q, amounts = gradient.clone(), list[float]()
         for s, y in reversed(pairs):
             amounts.append(float(torch.dot(s, q)) / float(torch.dot(s, y)))
             q -= amounts[-1] * y
-        diagonal = torch.ones_like(q)
-        for s, y in pairs:
-            diagonal = refined(diagonal, s, y)
-        q /= diagonal
+        if len(pairs) >= self.history_size:
+            s, y = pairs[-1]
+            q *= float(torch.dot(s, y)) / float(torch.dot(y, y))
         for (s, y), amount in zip(pairs, reversed(amounts), strict=True):
             q += (amount - float(torch.dot(y, q)) / float(torch.dot(s, y))) * s
         return q
 
-    def _remember(self, s: Tensor, y: Tensor) -> None:
-        """Keep a pair if it says that the loss curves up along s."""
-        if float(torch.dot(s, y)) > EPS * float(torch.dot(y, y)):
-            self.memory = {k: [*self.memory[k], v][-self.history_size :] for k, v in (("s", s), ("y", y))}
+    def _remember(self, land: Landscape, before: Point, after: Point) -> None:
+        """Keep a pair if it says that the loss curves up along s, whatever the units of the loss and the weights."""
+        s = after.x - before.x
+        y = land.gradient(after) - land.gradient(before)
+        curvature = float(torch.dot(s, y))
+        if curvature > 0 and abs(before.loss - after.loss) > land.faint(before):
+            both = float(torch.dot(land.gradient(after) + land.gradient(before), s))
+            bend = curvature + 2 * (before.loss - after.loss) + both
+            wanted = min(max(bend, 0.01 * curvature), 100 * curvature)
+            y = y + ((wanted - curvature) / float(torch.dot(s, s))) * s
+        if float(torch.dot(s, y)) > EPS * float(s.norm() * y.norm()):
+            self.memory |= {k: [*self.memory[k], v][-self.history_size :] for k, v in (("s", s), ("y", y))}
 
     def _forget(self) -> None:
-        self.memory = {"s": [], "y": []}
+        self.memory = {"s": [], "y": [], "fall": 0.0}
 
     def _told(
         self,

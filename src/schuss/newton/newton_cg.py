@@ -14,7 +14,7 @@ from torch import Tensor
 from schuss.errors import refusal
 from schuss.newton.base import CurvatureOptimizer, Params
 from schuss.newton.landscape import Closure, Landscape, Point, Weights
-from schuss.newton.region import EPS, KrylovModel, descend
+from schuss.newton.region import EPS, KrylovModel, descend, forcing
 from schuss.newton.report import StepReport
 
 
@@ -91,7 +91,7 @@ class NewtonCG(CurvatureOptimizer):
             )
         if size == 0.0:
             return self._from_stationary(land, start, lr)
-        eta = self._tolerance(size)
+        eta = forcing(size, self.memory["gradient_norm"], self.memory["eta"])
         radius = self.memory["radius"]
         limit = self.max_products or min(2 * len(gradient), 200)
         model = KrylovModel(gradient, lambda v: land.hvp(start, v), eta, limit, radius=radius)
@@ -121,15 +121,6 @@ class NewtonCG(CurvatureOptimizer):
             negative_curvature=down,
             stopped=stopped,
         )
-
-    def _tolerance(self, size: float) -> float:
-        previous, eta = self.memory["gradient_norm"], self.memory["eta"]
-        if not previous:
-            return eta
-        wanted = 0.9 * (size / previous) ** 2
-        if 0.9 * eta**2 > 0.1:
-            wanted = max(wanted, 0.9 * eta**2)
-        return min(max(wanted, 1e-10), 0.5)
 
     def _from_stationary(self, land: Landscape, start: Point, lr: float) -> StepReport:
         further = self._leave_saddle(land, start, lr)

@@ -1,43 +1,19 @@
-"""Products with a Hessian, a Jacobian or a Gauss-Newton matrix, from the graph of a loss alone.
+"""Products with a Hessian, a Jacobian or a Gauss-Newton matrix on flat vectors, from the graph of a loss alone.
 
-A product costs about two gradients and no d² memory (Pearlmutter 1994; Schraudolph 2002). Only
-`torch.autograd.grad` is used, which, unlike `backward(create_graph=True)`, leaves no cycle behind.
-Vectors are flat; a leading axis of several vectors goes through in one batched pass.
+A product costs about two gradients and no d² memory (Pearlmutter 1994; Schraudolph 2002). The derivatives are
+those of `schuss.curvature`; its `hvp` and `ggnvp` themselves evaluate a model on a batch, while a step here has only
+the graph that its closure left. A leading axis of several vectors goes through in one batched pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-
-def pull(
-    outputs: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    *,
-    create_graph: bool = False,
-    batched: bool = False,
-) -> list[Tensor]:
-    """Return Σ weightsᵀ ∂output/∂input for every input; zeros where nothing depends on it."""
-    pairs = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.requires_grad]
-    if not pairs:
-        lead = weights[0].shape[:1] if batched else ()
-        return [i.new_zeros((*lead, *i.shape)) for i in inputs]
-    return list(
-        torch.autograd.grad(
-            [o for o, _ in pairs],
-            inputs,
-            [w for _, w in pairs],
-            create_graph=create_graph,
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-            is_grads_batched=batched,
-        )
-    )
+from schuss.curvature.graph import Jacobian, Parts, pull
 
 
 def flatten(parts: Sequence[Tensor], lead: int = 0) -> Tensor:
@@ -66,32 +42,41 @@ def hvp(gradient: Sequence[Tensor], params: Sequence[Tensor], vector: Tensor) ->
     >>> hvp(gradient, [w], torch.tensor([1.0, 0.0]))
     tensor([6., 0.])
     """
-    batched = vector.ndim == 2
-    found = pull(gradient, params, unflatten(vector, gradient), batched=batched)
-    return flatten(found, int(batched)).to(vector)
+    return _through(partial(pull, gradient, params), vector, gradient, params)
 
 
-def vjp(outputs: Tensor, params: Sequence[Tensor], vector: Tensor) -> Tensor:
-    """Return Jᵀ u for a flat u (or rows of them), with J = ∂outputs/∂params."""
-    batched = vector.ndim == 2
-    found = pull([outputs], params, unflatten(vector, [outputs]), batched=batched)
-    return flatten(found, int(batched)).to(vector)
+class FlatJacobian:
+    """J = ∂outputs/∂params, times flat vectors (or rows of them); products follow one recorded backward pass."""
+
+    def __init__(self, outputs: Tensor, params: Sequence[Tensor]) -> None:
+        self.outputs, self.params = [outputs], params
+        self.parts = Jacobian(self.outputs, params)
+
+    def jvp(self, vector: Tensor) -> Tensor:
+        """Return J v."""
+        return _through(self.parts, vector, self.params, self.outputs)
+
+    def vjp(self, vector: Tensor) -> Tensor:
+        """Return Jᵀ u."""
+        return _through(self.parts.transposed, vector, self.outputs, self.params)
+
+    def ggnvp(self, curvature: Callable[[Tensor], Tensor], vector: Tensor) -> Tensor:
+        """Return Jᵀ C J v, with `curvature` the product C u on a flat u of outputs."""
+        return self.vjp(curvature(self.jvp(vector)))
 
 
-def jvp(outputs: Tensor, params: Sequence[Tensor], vector: Tensor) -> Tensor:
-    """Return J v for a flat v (or rows of them), by differentiating Jᵀu, linear in u, with respect to u."""
-    batched = vector.ndim == 2
-    u = torch.zeros_like(outputs, requires_grad=True)
-    pulled = pull([outputs], params, [u], create_graph=True)
-    found = pull(pulled, [u], unflatten(vector, pulled), batched=batched)
-    return flatten(found, int(batched)).to(vector)
-
-
-def ggnvp(
-    outputs: Tensor, params: Sequence[Tensor], curvature: Callable[[Tensor], Tensor], vector: Tensor
+def _through(
+    product: Callable[..., Parts], vector: Tensor, source: Sequence[Tensor], target: Sequence[Tensor]
 ) -> Tensor:
-    """Return Jᵀ C J v for a flat v, with `curvature` the product C u on a flat u of outputs."""
-    return vjp(outputs, params, curvature(jvp(outputs, params, vector)))
+    """A product on parts, from and to flat vectors: `source` and `target` are the parts' shapes."""
+    batched = vector.ndim == 2
+    found = product(unflatten(vector, source), batched=batched)
+    lead = vector.shape[:1] if batched else ()
+    filled = [
+        part if part is not None else like.new_zeros((*lead, *like.shape))
+        for part, like in zip(found, target, strict=True)
+    ]
+    return flatten(filled, int(batched)).to(vector)
 
 
 def rows(product: Callable[[Tensor], Tensor], count: int, like: Tensor, width: int = 1) -> Tensor:

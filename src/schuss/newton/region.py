@@ -208,6 +208,23 @@ class KrylovModel:
         return Trial(last.z + t * direction, -value, radius, True, True)
 
 
+def forcing(size: float, previous: float | None, eta: float) -> float:
+    """How exactly to solve a Newton equation, as ‖H s + g‖/‖g‖: loose far away, tight near the end.
+
+    `size` is ‖g‖, `previous` the one a step before and `eta` the answer then (Eisenstat & Walker 1996, choice 2,
+    with their safeguard).
+
+    >>> forcing(1.0, 4.0, 0.1)
+    0.05625
+    """
+    if not previous:
+        return eta
+    wanted = 0.9 * (size / previous) ** 2
+    if 0.9 * eta**2 > 0.1:
+        wanted = max(wanted, 0.9 * eta**2)
+    return min(max(wanted, 1e-10), 0.5)
+
+
 def _dot(a: Tensor, b: Tensor) -> float:
     return float(torch.dot(a, b))
 
@@ -254,7 +271,14 @@ def descend(
     nearer; the step of an inexact one may be short for other reasons and only widens the region.
     """
     slope = land.gradient(start)
-    broken, promised = 0, 0.0
+    broken, promised, believed = 0, 0.0, radius
+
+    def given_up(words: str, trials: int) -> Outcome:
+        """No trial was kept. Losses that are no numbers say nothing about how far the model holds."""
+        if broken:
+            words += f"; {broken} of {trials} losses were not finite"
+        return Outcome(start, None, believed if broken == trials else radius, trials, promised, words)
+
     for trials in range(1, max_trials + 1):
         trial = model.within(radius)
         if lr != 1.0:
@@ -264,9 +288,7 @@ def descend(
             return Outcome(start, None, radius, trials - 1, promised, "the model promises no decrease")
         point = land.at(start.x + trial.step)
         if torch.equal(point.x, start.x):
-            return Outcome(
-                start, None, radius, trials, promised, "the step is below the rounding of the weights"
-            )
+            return given_up("the step is below the rounding of the weights", trials - 1)
         length = trial.length / lr
         if not point.finite:
             broken += 1
@@ -292,10 +314,7 @@ def descend(
             if trial.boundary and not trial.negative_curvature:
                 words = "the boundary of the trust region"
             return Outcome(point, trial, radius, trials, promised, words)
-    words = "no trial lowered the loss"
-    if broken:
-        words += f"; {broken} of {max_trials} losses were not finite"
-    return Outcome(start, None, radius, max_trials, promised, words)
+    return given_up("no trial lowered the loss", max_trials)
 
 
 def _shortened(trial: Trial, slope: Tensor, lr: float) -> Trial:
