@@ -89,6 +89,15 @@ def test_longley_in_one_step_in_float64_and_a_warning_in_float32():
         Newton([w32]).step(lambda: 0.5 * (X.float() @ w32 - y.float()).square().sum())
 
 
+def test_gauss_newton_at_the_origin_takes_the_whole_step():
+    X = torch.linspace(-1, 1, 6, dtype=torch.float64)[:, None] ** torch.arange(3)
+    w = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    optimizer = GaussNewton([w])
+    optimizer.step(lambda: X @ (w - 1e6))
+    assert optimizer.report.trials == 1
+    assert w.tolist() == pytest.approx([1e6] * 3)
+
+
 @pytest.mark.parametrize("method", [Newton, NewtonCG])
 @pytest.mark.parametrize("place", [(1.0, 0.0), (1.0, 1e-3), (0.3, -0.3), (0.0, 0.0), (0.0, 2.0)])
 def test_a_saddle_is_left_along_its_fall(method, place):
