@@ -9,14 +9,17 @@ from torch import nn
 import schuss.curvature.memory as memory
 from schuss.curvature import (
     Pieces,
+    condition_number,
     extreme_eigenvalues,
     ggnvp,
     gradient_noise_scale,
     gradient_sparsity,
     hvp,
+    quadratic_model,
     range_test,
     spectrum,
     stability_limit,
+    stationary_point,
 )
 
 
@@ -52,15 +55,42 @@ def test_losses_that_cannot_be_measured(model, trouble, measure):
         measure(model, loss, batch, *arguments)
 
 
-@pytest.mark.parametrize("measure", [extreme_eigenvalues, spectrum])
+MEASURES = {
+    "ggnvp": lambda m, f: ggnvp(m, f, X, V),
+    "extreme_eigenvalues": lambda m, f: extreme_eigenvalues(m, f, X),
+    "spectrum": lambda m, f: spectrum(m, f, X),
+    "condition_number": lambda m, f: condition_number(m, f, X),
+    "stationary_point": lambda m, f: stationary_point(m, f, X),
+    "quadratic_model": lambda m, f: quadratic_model(m, f, X, V),
+    "gradient_noise_scale": lambda m, f: gradient_noise_scale(m, f, [X, X, X]),
+    "gradient_sparsity": lambda m, f: gradient_sparsity(m, f, X),
+    "sharpness": lambda m, f: stability_limit(torch.optim.SGD(m.parameters(), lr=1)).sharpness(m, f, X),
+    "range_test": lambda m, f: range_test(m, f, [X], torch.optim.SGD(m.parameters(), lr=1)),
+}
+
+
+@pytest.mark.parametrize("measure", MEASURES)
 def test_a_loss_that_changes_between_calls_is_named_with_its_likely_cause(model, measure):
     own = torch.Generator().manual_seed(0)
 
     def loss(model, x):
-        return square(model, x[torch.randperm(4, generator=own)[:2]] * torch.rand(1, generator=own))
+        return square(model, x * torch.rand(4, 1, generator=own))
 
     with pytest.raises(ValueError, match=r"changed from .* dropout or noise from a generator of its own"):
-        measure(model, loss, X)
+        MEASURES[measure](model, loss)
+
+
+def test_a_loss_that_changes_later_is_noticed_while_pieces_are_summed(model):
+    calls = 0
+
+    def loss(model, x):
+        nonlocal calls
+        calls += 1
+        return square(model, x) * (1 if calls <= 8 else 2)
+
+    with pytest.raises(ValueError, match=r"changed from .* a counter in the model"):
+        extreme_eigenvalues(model, loss, Pieces([X, 2 * X]), k=1)
+    assert calls > 8
 
 
 def test_a_loss_that_draws_from_the_global_state_does_not_change(model):
@@ -122,7 +152,7 @@ def test_options_out_of_range(model):
         extreme_eigenvalues(model, square, X, k=0)
     with pytest.raises(ValueError, match="matrix='fisher' is not one of"):
         extreme_eigenvalues(model, square, X, matrix="fisher")
-    with pytest.raises(ValueError, match="vectors=5 is not at least 14"):
+    with pytest.raises(ValueError, match="vectors=5 is not at least 15"):
         extreme_eigenvalues(model, square, X, k=3, vectors=5)
     with pytest.raises(ValueError, match="probes=1 is not at least 2"):
         spectrum(model, square, X, probes=1)
@@ -136,13 +166,32 @@ def test_options_out_of_range(model):
         Pieces([])
 
 
-def test_memory_is_named_before_it_is_taken(model, monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda device: 100)
-    for measure in (extreme_eigenvalues, spectrum):
-        with pytest.raises(MemoryError, match=r"needs \d+ vectors of 8 numbers, .* GB are free on cpu. Ask"):
-            measure(model, square, X)
+@pytest.mark.parametrize("measure", ["hvp", *MEASURES])
+def test_memory_is_named_before_it_is_taken(model, monkeypatch, measure):
+    monkeypatch.setattr(memory, "ROOM", 0)
+    monkeypatch.setattr(memory, "available", lambda device: 8)
+    with pytest.raises(MemoryError, match=r"needs \d+ vectors of 8 numbers, .* GB are free on cpu\. [AFM]"):
+        hvp(model, square, X, V) if measure == "hvp" else MEASURES[measure](model, square)
+
+
+def test_more_eigenvalues_than_there_is_memory_for(model, monkeypatch):
+    """A single product fits; a basis, the steps of a density or the groups of a noise scale do not."""
+    monkeypatch.setattr(memory, "ROOM", 0)
+    monkeypatch.setattr(memory, "available", lambda device: 300)
+    for measure in ("extreme_eigenvalues", "spectrum"):
+        with pytest.raises(
+            MemoryError, match=r"needs \d+ vectors of 8 numbers, .* free on cpu\. Ask for fewer"
+        ):
+            MEASURES[measure](model, square)
     with pytest.raises(MemoryError, match="the noise scale needs 22 vectors of 8 numbers"):
         gradient_noise_scale(model, square, [X, X])
+    with pytest.raises(MemoryError, match="the noise scale needs 25 vectors of 8 numbers"):
+        gradient_noise_scale(model, square, [X, X], curvature=X)
+    with pytest.raises(
+        MemoryError, match=r"the whole matrix needs 8 vectors of 8 numbers, .* extreme_eigenvalues"
+    ):
+        condition_number(model, square, X)
+    assert hvp(model, square, X, V).shape == (8,)
 
 
 def test_the_machine_says_how_much_memory_is_free():

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_diabetes, load_digits
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -51,7 +51,7 @@ def test_equal_to_dense_eigh(make, loss, dense_hessian, kind, k):
 
 
 def test_a_larger_network_in_the_memory_of_24_vectors(make, loss, dense_hessian):
-    """Restarts, and no more memory than promised: the basis itself is 20 rows."""
+    """Restarts, and no more memory than promised: the basis itself is 19 rows."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 24), nn.Tanh(), nn.Linear(24, 10)).double()
     batch = torch.randn(60, 20, dtype=torch.float64), torch.randint(10, (60,))
@@ -96,21 +96,40 @@ def test_softmax_regression_has_ninefold_eigenvalues_and_91_zeros(loss):
     assert kappa.value == pytest.approx(positive[-1] / positive[0], rel=1e-6)
 
 
-def test_one_vector_alone_would_not_see_the_multiplicity():
-    """Why blocks: in 24 steps of one vector one copy of three is found, in 12 steps of three all are."""
-    h = torch.tensor([3.0, 3.0, 3.0, *np.linspace(0, 2, 60)], dtype=torch.float64)
+def softmax_hessian() -> torch.Tensor:
+    x = softmax_regression()[1][0]
+    classes = torch.eye(10, dtype=torch.float64) / 10 - torch.ones(10, 10, dtype=torch.float64) / 100
+    return torch.kron(classes, x.T @ x / len(x))
 
-    def apply(rows, out):
-        out.copy_(rows * h)
 
-    def top(block, budget):
-        basis = torch.zeros(60, len(h), dtype=torch.float64)
-        options = dict(low=0, high=3, tolerance=0.0, budget=budget, restart=False)
-        ritz = lanczos(apply, basis, block=block, generator=torch.Generator().manual_seed(0), **options)
-        return int((abs(ritz.values - 3) < 1e-6).sum())
+def test_one_vector_alone_finds_copies_by_rounding_only():
+    """Why blocks or probes: of nine copies one vector shows 1, 5 and 9 after 10, 40 and 80 steps."""
+    h = softmax_hessian()
+    draw = torch.Generator().manual_seed(0)
 
-    assert top(block=1, budget=24) == 1
-    assert top(block=3, budget=36) == 3
+    def copies(steps: int) -> int:
+        basis = torch.zeros(steps + 1, 640, dtype=torch.float64)
+        options = dict(block=1, low=0, high=9, tolerance=0.0, budget=steps, restart=False)
+        ritz = lanczos(lambda rows, out: out.copy_(rows @ h), basis, generator=draw, **options)
+        return int((abs(ritz.values - 1.04552996869546) < 1e-6).sum())
+
+    assert [copies(steps) for steps in (10, 40, 80)] == [1, 5, 9]
+
+
+def test_without_orthogonalisation_there_would_be_ghosts():
+    """The negative control: the three-term recurrence alone returns a converged value again and again."""
+    h = np.concatenate([[0.6476, 0.5392, 0.3993], np.linspace(-1e-2, 1e-2, 400)])
+    q, before, beta = np.ones(403) / math.sqrt(403), np.zeros(403), 0.0
+    alphas, betas = [], []
+    for _ in range(60):
+        w = h * q - beta * before
+        alphas.append(float(q @ w))
+        w -= alphas[-1] * q
+        beta = float(np.linalg.norm(w))
+        betas.append(beta)
+        before, q = q, w / beta
+    values = np.linalg.eigvalsh(np.diag(alphas) + np.diag(betas[:-1], 1) + np.diag(betas[:-1], -1))
+    assert (abs(values - 0.6476) < 1e-6).sum() >= 3
 
 
 @pytest.mark.parametrize("copies", [1, 3, 5])
@@ -123,6 +142,37 @@ def test_multiplicities_up_to_k_whatever_the_memory(copies, memory):
     np.testing.assert_allclose(got.largest, 5, rtol=1e-10)
     np.testing.assert_allclose(got.smallest, -2, rtol=1e-10)
     assert got.converged
+    assert got.confirmed
+
+
+def test_residuals_hold_through_restarts_and_probes():
+    """19 rows for 5 + 5 values of threefold eigenvalues: what probes left behind is counted."""
+    values = [5.0] * 3 + [4.0, 3.8] + [*np.linspace(-1, 1, 200)] + [-1.7, -1.8] + [-2.0] * 3
+    x, f = diagonal(values)
+    got = extreme_eigenvalues(x, f, None, k=5, vectors=24, products=3000, eigenvectors=True, tolerance=1e-6)
+    np.testing.assert_allclose(got.largest, [5, 5, 5, 4, 3.8], atol=1e-6)
+    np.testing.assert_allclose(got.smallest, [-2, -2, -2, -1.8, -1.7], atol=1e-6)
+    assert got.converged
+    assert got.confirmed
+    vectors = torch.cat([got.largest_vectors, got.smallest_vectors])
+    theta = torch.tensor(np.concatenate([got.largest, got.smallest]))
+    true = (vectors * torch.tensor(values) - theta[:, None] * vectors).norm(dim=1).numpy()
+    assert (true <= got.residuals + 1e-13).all()
+    assert true.max() > 1e-12  # it does test something
+
+
+def test_copies_that_were_not_looked_for_are_said_to_be_unconfirmed():
+    """Enough products for one vector to converge, and none left for a probe."""
+    values = [5.0, 5.0, 4.0, 3.5, *np.linspace(-1, 1, 200), -2.0, -2.5, -3.0]
+    x, f = diagonal(values)
+    short = extreme_eigenvalues(x, f, None, k=3, vectors=24, tolerance=1e-4, products=16)
+    assert short.converged
+    assert not short.confirmed
+    assert "copies not confirmed" in repr(short)
+    np.testing.assert_allclose(short.largest, [5, 4, 3.5], rtol=1e-6)
+    enough = extreme_eigenvalues(x, f, None, k=3, vectors=24, tolerance=1e-4, products=400)
+    assert enough.confirmed
+    np.testing.assert_allclose(enough.largest, [5, 5, 4], rtol=1e-6)
 
 
 def test_no_ghosts_in_long_runs():
@@ -182,8 +232,8 @@ def test_progress_is_told():
 
 
 def test_many_weights_within_100_products_and_24_vectors():
-    """The basis is the only memory that grows: 20 rows; gradient and product have the rest."""
-    n = 200_000
+    """The basis is the only memory that grows: 19 rows; gradient and product have the rest."""
+    n = 300_000
     h = torch.linspace(-0.5, 1.0, n)
     h[:3], h[-3:] = torch.tensor([-3.0, -2.5, -2.0]), torch.tensor([5.0, 6.0, 8.0])
     seen: list[float] = []
@@ -198,10 +248,43 @@ def test_many_weights_within_100_products_and_24_vectors():
     with Largest():
         got = extreme_eigenvalues(torch.zeros(n), lambda x, _: (h * x**2).sum() / 2, None, k=3)
     assert got.converged
+    assert got.confirmed
     assert got.products <= 100
-    assert max(seen) <= 20
+    assert max(seen) <= 19
     np.testing.assert_allclose(got.largest, [8, 6, 5], rtol=1e-5)
     np.testing.assert_allclose(got.smallest, [-3, -2.5, -2], rtol=1e-5)
+
+
+def test_many_weights_with_a_repeated_eigenvalue():
+    h = torch.linspace(-0.5, 1.0, 200_000)
+    h[:3], h[-3:] = torch.tensor([-3.0, -2.5, -2.0]), torch.tensor([6.0, 8.0, 8.0])
+    got = extreme_eigenvalues(torch.zeros(200_000), lambda x, _: (h * x**2).sum() / 2, None, k=3)
+    assert got.converged
+    assert got.products <= 100
+    np.testing.assert_allclose(got.largest, [8, 8, 6], rtol=1e-5)
+
+
+def test_the_edge_of_a_bulk_counts_as_converged_within_a_hundredth():
+    """Eigenvalues too close for 100 products: what is known is said, and it is true."""
+    h = -torch.cos(torch.linspace(0, math.pi, 200_000))
+    h[-2:] = torch.tensor([3.0, 4.0])
+    x, f = torch.zeros(200_000), lambda x, _: (h * x**2).sum() / 2
+    got = extreme_eigenvalues(x, f, None, k=2)
+    assert (got.converged, got.confirmed, got.tolerance, got.products) == (True, False, 1e-2, 100)
+    np.testing.assert_allclose(got.largest, [4, 3], rtol=1e-5)
+    assert (got.residuals[:2] < 1e-4).all()
+    assert 1e-4 < got.residuals[2:].max() < 0.04
+    assert (abs(got.smallest + 1) < 0.02).all()
+    strict = extreme_eigenvalues(x, f, None, k=2, tolerance=1e-6, products=40)
+    assert not strict.converged
+
+
+def test_the_condition_number_of_the_diabetes_data():
+    x, y = (torch.tensor(part) for part in load_diabetes(return_X_y=True))
+    got = condition_number(
+        torch.zeros(10, dtype=torch.float64), lambda w, _: (x @ w - y).square().sum() / 2, None
+    )
+    assert float(got) == pytest.approx(470.078, abs=1e-3)
 
 
 def test_known_minima():

@@ -145,17 +145,23 @@ def test_batches_from_a_generator_with_progress_and_dict_and_given_sizes():
 def test_sgd_on_linear_regression_contracts_as_the_noise_scale_foretells():
     """Optimal rate B / (B + d + 1), contraction of the expected loss 1 − B / (B + d + 1) a step."""
     d, size = 8, 4
-    rate = size / (size + d + 1)
-    w = start(d).repeat(40_000, 1)
-    generator = torch.Generator().manual_seed(0)
-    losses = [1.0]
-    for _ in range(3):
-        x = torch.randn(len(w), size, d, dtype=torch.float64, generator=generator)
-        g = torch.einsum("ebd,eb->ed", x, torch.einsum("ebd,ed->eb", x, w)) / size
-        w = w - rate * g
-        losses.append(float(w.square().sum(dim=1).mean()))
-    ratios = [b / a for a, b in pairwise(losses)]
-    assert ratios == pytest.approx([1 - rate] * 3, rel=0.02)
+    best = size / (size + d + 1)
+
+    def contractions(rate: float, steps: int) -> list[float]:
+        w = start(d).repeat(30_000, 1)
+        generator = torch.Generator().manual_seed(0)
+        losses = [1.0]
+        for _ in range(steps):
+            x = torch.randn(len(w), size, d, dtype=torch.float64, generator=generator)
+            g = torch.einsum("ebd,eb->ed", x, torch.einsum("ebd,ed->eb", x, w)) / size
+            w = w - rate * g
+            losses.append(float(w.square().sum(dim=1).mean()))
+        return [b / a for a, b in pairwise(losses)]
+
+    assert contractions(best, 3) == pytest.approx([1 - best] * 3, rel=0.02)
+    for off in (0.6, 1.4):  # 1 − 2 r + r² / best at any other rate r
+        r = off * best
+        assert contractions(r, 1) == pytest.approx([1 - 2 * r + r * r / best], rel=0.02)
 
 
 def test_sparsity_of_an_embedding():

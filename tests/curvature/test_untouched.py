@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import gc
 import random
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from schuss.curvature import (
+    Pieces,
     condition_number,
     extreme_eigenvalues,
     ggnvp,
@@ -96,8 +99,35 @@ def loss(model, batch):
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
+class Once(torch.autograd.Function):
+    """An exponential without a second derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        result = x.exp()
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        return gradient * ctx.saved_tensors[0]
+
+
+def of_pieces(model, batch, f):
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of BatchNorm in pieces
+        hvp(model, f, Pieces([batch, batch]), torch.ones(count(model)))
+
+
+def by_differences(model, batch, f):
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of their accuracy
+        hvp(model, lambda m, b: Once.apply(f(m, b)).square(), batch, torch.ones(count(model)))
+
+
 MEASUREMENTS = {
     "hvp": lambda m, o, b, f: hvp(m, f, b, torch.ones(count(m))),
+    "hvp by differences": lambda m, o, b, f: by_differences(m, b, f),
+    "hvp of pieces": lambda m, o, b, f: of_pieces(m, b, f),
     "ggnvp": lambda m, o, b, f: ggnvp(m, f, b, torch.ones(count(m))),
     "extreme_eigenvalues": lambda m, o, b, f: extreme_eigenvalues(m, f, b, k=2),
     "condition_number": lambda m, o, b, f: condition_number(m, f, b),

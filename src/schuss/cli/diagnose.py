@@ -18,6 +18,7 @@ EPILOG = """\b
 Examples:
   schuss diagnose digits
   schuss diagnose digits --optimizer momentum --lr 0.05
+  schuss diagnose digits --optimizer sgd --schedule warmup+cosine --steps 800
   schuss diagnose my_task.py --steps 200 --out why.html
   schuss diagnose quadratic:kappa=1000 --optimizer momentum
 
@@ -30,6 +31,9 @@ Nothing is raced here: each piece of advice names the race that could overturn i
 @click.option("--optimizer", default="adamw", show_default=True, help="Entry to train with, or file.py:name.")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Instead of the entry's usual one.")
 @click.option("--steps", type=click.IntRange(2), help="Of the short run.  [default: a tenth of the horizon]")
+@click.option(
+    "--schedule", default="constant", show_default=True, help="Of the learning rate, over the horizon."
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--data", type=click.Path(path_type=Path), help="Files for the task.")
 @click.option(
@@ -40,6 +44,7 @@ def command(
     optimizer: str,
     lr: float | None,
     steps: int | None,
+    schedule: str,
     seed: int,
     data: Path | None,
     out: Path,
@@ -57,7 +62,14 @@ def command(
                 status.update(f"Measuring {what}" + (f": {done} of at most {at_most}" if at_most else ""))
 
             found = measure(
-                task_of(task, data), find(optimizer), task, lr=lr, steps=steps, seed=seed, progress=progress
+                *(task_of(task, data), find(optimizer), task),
+                lr=lr,
+                steps=steps,
+                schedule=schedule,
+                seed=seed,
+                named=optimizer,
+                data="" if data is None else str(data),
+                progress=progress,
             )
         advice = advise(found)
         words = [word if word.startswith("-") else shlex.quote(word) for word in sys.argv[1:]]

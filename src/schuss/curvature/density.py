@@ -16,7 +16,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from schuss.curvature.lanczos import Array, lanczos
-from schuss.curvature.memory import claim, default_rows
+from schuss.curvature.memory import SPARE, claim, default_rows
 from schuss.curvature.place import Loss, Model, Progress, visit
 from schuss.curvature.products import Curvature
 from schuss.errors import refusal
@@ -113,7 +113,7 @@ def spectrum(
         room = default_rows(n, place.dtype.itemsize) - 1
         steps = min(n, steps or min(80, room))
         rows = steps + 1
-        claim(f"{steps} Lanczos steps", rows + 2, n, place.dtype, place.device, "Ask for fewer steps.")
+        claim(f"{steps} Lanczos steps", rows + SPARE, n, place.dtype, place.device, "Ask for fewer steps.")
         basis = torch.zeros(rows, n, dtype=place.dtype, device=place.device)
         generator = torch.Generator(place.device).manual_seed(seed)
         apply = Curvature(place, matrix)

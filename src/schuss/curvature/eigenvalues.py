@@ -15,13 +15,19 @@ import torch
 from torch import Tensor
 
 from schuss.curvature.lanczos import Apply, Array, Ritz, eigh, lanczos
-from schuss.curvature.memory import DEFAULT_VECTORS, claim, default_rows
+from schuss.curvature.memory import DEFAULT_VECTORS, SPARE, claim, default_rows
 from schuss.curvature.place import Loss, Model, Place, Progress, visit
 from schuss.curvature.products import Curvature
 from schuss.errors import refusal
 
 DENSE = 2000
 """Up to this many weights the condition number forms the whole matrix."""
+
+LARGE = 100_000
+"""Beyond so many weights 100 products are all there is by default. See `extreme_eigenvalues`."""
+
+WITHIN = 1e-2
+"""What counts as converged there: a network's eigenvalues at the edge of its bulk lie closer together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,9 +36,11 @@ class Extremes:
 
     `largest` is descending, `smallest` ascending, each eigenvalue as often as it occurs; units: loss per
     weight². `residuals` are ‖H y − λ y‖ for unit y, in the order of `largest` then `smallest`: an eigenvalue
-    lies within that distance of each value. `converged`: all residuals ≤ `tolerance` × the largest |λ|.
-    Repeated eigenvalues are counted reliably up to `block` copies. `products` were spent at the loss `loss`
-    in `n` weights. `largest_vectors` and `smallest_vectors` (k × n, rows of unit length) only if asked for.
+    lies within that distance of each value. Every value lies inside the spectrum: the true kth largest is
+    never below the one reported, the true kth smallest never above. `converged`: all residuals ≤ `tolerance`
+    × the largest |λ|. `confirmed`: it was made sure that no copy of a repeated eigenvalue is missing; where
+    that is False such copies may be listed once. `products` were spent at the loss `loss` in `n` weights.
+    `largest_vectors` and `smallest_vectors` (k × n, rows of unit length) only if asked for.
     """
 
     largest: Array
@@ -40,8 +48,8 @@ class Extremes:
     residuals: Array
     converged: bool
     products: int
+    confirmed: bool
     n: int
-    block: int
     tolerance: float
     matrix: str
     loss: float
@@ -51,8 +59,9 @@ class Extremes:
     def __repr__(self) -> str:
         """A line for each end."""
         state = "converged" if self.converged else "NOT converged"
+        copies = "" if self.confirmed else ", copies not confirmed"
         return (
-            f"{self.matrix} of {self.n:,} weights, {self.products} products, {state} (worst residual "
+            f"{self.matrix} of {self.n:,} weights, {self.products} products, {state}{copies} (worst residual "
             f"{self.residuals.max():.1e})\n"
             f"  largest  {_listed(self.largest)}\n"
             f"  smallest {_listed(self.smallest)}"
@@ -84,11 +93,14 @@ def extreme_eigenvalues(
         eigenvectors: also return the directions.
         tolerance: residual, relative to the largest |λ|, at which a value counts as converged. Default 1e-10
             for float64 weights, 100 ε of float32 otherwise. The error of an isolated value is of the order of
-            its square.
+            its square. Beyond 100,000 weights the default still goes on to that accuracy while there are
+            products, but counts 1e-2 as converged: single eigenvalues stand out, and come out to 1e-5 or
+            better, but at the edge of a bulk the neighbours are 1e-3 apart and 100 products cannot tell them.
         products: at most so many Hessian-vector products; default 100 for large models, more for small ones
-            (10⁷/n).
+            (10⁷/n). Where copies of repeated eigenvalues need a further look (see `confirmed`), it is taken
+            from what is left of them.
         vectors: at most so many vectors of the model's size in memory, gradient and product included. Default
-            24, or what fits in 16 MiB, or 2 k + 8 if that is more.
+            24, or what fits in 16 MiB, or 2 k + 9 if that is more.
         seed: of the random start; the global random state is not touched.
         progress: called as `progress(done, at_most)` after each block of products.
 
@@ -99,7 +111,7 @@ def extreme_eigenvalues(
     >>> x = torch.tensor([1.0, 1.0], dtype=torch.float64)
     >>> rosenbrock = lambda x, _: (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
     >>> extreme_eigenvalues(x, rosenbrock, None, k=1)
-    hessian of 2 weights, 2 products, converged (worst residual 2.2e-13)
+    hessian of 2 weights, 2 products, converged (worst residual 2.2e-12)
       largest  1001.6
       smallest 0.399361
     """
@@ -107,7 +119,7 @@ def extreme_eigenvalues(
         raise refusal("k", k, "at least 1")
     with visit(model, loss, batch) as place:
         value = place.steady()
-        ritz, block, tolerance = ends(
+        ritz, goal = ends(
             place,
             Curvature(place, matrix),
             k,
@@ -118,16 +130,19 @@ def extreme_eigenvalues(
             seed=seed,
             progress=progress,
         )
+        if tolerance is None:
+            tolerance = goal if place.n <= LARGE else max(goal, WITHIN)
         k, m = min(k, place.n), len(ritz.values)
         high, low = list(range(m - 1, m - 1 - k, -1)), list(range(k))
+        residuals = ritz.residuals[high + low]
         return Extremes(
             largest=ritz.values[high],
             smallest=ritz.values[low],
-            residuals=ritz.residuals[high + low],
-            converged=ritz.converged,
+            residuals=residuals,
+            converged=bool((residuals <= tolerance * np.abs(ritz.values).max()).all()),
             products=ritz.products,
+            confirmed=ritz.confirmed,
             n=place.n,
-            block=block,
             tolerance=tolerance,
             matrix=matrix,
             loss=value,
@@ -147,17 +162,18 @@ def ends(
     vectors: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
-) -> tuple[Ritz, int, float]:
-    """The ends of an operator at a place, in memory chosen and named; also block size and tolerance."""
+) -> tuple[Ritz, float]:
+    """The ends of an operator at a place, in memory chosen and named; also the tolerance aimed at."""
     n = place.n
     low, high = min(low, n), min(high, n)
     most = max(low, high)
-    if vectors is not None and vectors < low + high + 8:
+    least = low + high + 4
+    if vectors is not None and vectors < least + SPARE:
         raise refusal(
-            "vectors", vectors, f"at least {low + high + 8}", "Ask for fewer eigenvalues or more memory."
+            "vectors", vectors, f"at least {least + SPARE}", "Ask for fewer eigenvalues or more memory."
         )
-    rows = max(default_rows(n, place.dtype.itemsize), low + high + 4) if vectors is None else vectors - 4
-    block = max(1, min(most, (rows - low - high) // 5))
+    rows = max(default_rows(n, place.dtype.itemsize), least) if vectors is None else vectors - SPARE
+    block = most if n <= LARGE and rows - low - high >= 5 * most else 1
     rows = min(rows, n + block)
     if tolerance is None:
         tolerance = max(1e-10, 100 * max(torch.finfo(weight.dtype).eps for weight in place.weights))
@@ -165,11 +181,11 @@ def ends(
         budget = max(100, min(2 * n, 10**7 // n))
     claim(
         f"a basis for {low + high} eigenvalues",
-        rows + 4,
+        rows + SPARE,
         n,
         place.dtype,
         place.device,
-        f"Ask for fewer, or set vectors= below {max(rows + 4, DEFAULT_VECTORS)}.",
+        f"Ask for fewer, or set vectors= below {max(rows + SPARE, DEFAULT_VECTORS)}.",
     )
     ritz = lanczos(
         apply,
@@ -181,8 +197,9 @@ def ends(
         budget=budget,
         generator=torch.Generator(place.device).manual_seed(seed),
         progress=progress,
+        confirm=True,
     )
-    return ritz, block, tolerance
+    return ritz, tolerance
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,7 +277,7 @@ def condition_number(
                 "negative"
             )
         else:
-            ritz, _, _ = ends(place, apply, 1, 1, seed=seed, progress=progress)
+            ritz, _ = ends(place, apply, 1, 1, seed=seed, progress=progress)
             largest, zeros, negative = _positive(float(ritz.values[-1])), None, None
             sure = (ritz.values > cut * largest) & (ritz.residuals < ritz.values / 2)
             trusted, around = ritz.values[sure], ritz.residuals[sure]

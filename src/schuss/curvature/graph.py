@@ -57,14 +57,18 @@ class Jacobian:
         self.outputs, self.weights = outputs, weights
         self._recorded: tuple[Sequence[Tensor], Parts] | None = None
 
+    def recorded(self) -> tuple[Sequence[Tensor], Parts]:
+        """Return some u, and Jᵀ u with the graph that leads there."""
+        if self._recorded is None:
+            probes = [torch.zeros_like(output, requires_grad=True) for output in self.outputs]
+            self._recorded = probes, pull(self.outputs, self.weights, probes, create_graph=True)
+        return self._recorded
+
     def transposed(self, along: Parts, *, batched: bool = False) -> Parts:
         """Return Jᵀ u, in the shapes of the weights."""
         return pull(self.outputs, self.weights, along, batched=batched)
 
     def __call__(self, direction: Parts, *, batched: bool = False) -> Parts:
         """Return J v, in the shapes of the outputs."""
-        if self._recorded is None:
-            probes = [torch.zeros_like(output, requires_grad=True) for output in self.outputs]
-            self._recorded = probes, pull(self.outputs, self.weights, probes, create_graph=True)
-        probes, back = self._recorded
+        probes, back = self.recorded()
         return pull(back, probes, direction, batched=batched)

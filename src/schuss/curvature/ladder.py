@@ -25,7 +25,8 @@ from torch import Tensor
 
 from schuss.curvature.guard import moved
 from schuss.curvature.lanczos import Array
-from schuss.curvature.place import Loss, Model, Place, Progress, checked, derivatives, visit
+from schuss.curvature.memory import claim
+from schuss.curvature.place import Loss, Model, Place, Progress, checked, derivatives, tensors_in, visit
 from schuss.errors import refusal
 
 
@@ -116,6 +117,18 @@ def range_test(
                 "optimizer holds none of the model's weights. Pass the optimizer of this model; for a "
                 "plain function the tensors must be leaves with requires_grad."
             )
+        held_by_state = sum(
+            value.numel() for state in optimizer.state.values() for value in tensors_in(state)
+        )
+        copies = 2 + math.ceil(held_by_state / place.n)  # weights, gradients, state
+        claim(
+            "a copy of weights and optimizer",
+            copies,
+            place.n,
+            place.dtype,
+            place.device,
+            "Freeze some weights.",
+        )
         for sweep in range(sweeps):
             place.rewind()
             turn = sweep * len(held) // sweeps

@@ -6,7 +6,11 @@ rows are summed in float64 whatever the rows are. When memory for rows is full, 
 Ritz vectors nearest the wanted ends and the last block. A block that loses rank (an invariant subspace is
 found) is refilled with random directions, which is how further copies of a repeated eigenvalue come in.
 
-A block of b rows meets up to b copies of an eigenvalue; one vector alone would meet just one.
+A block of b rows meets up to b copies of an eigenvalue, at b times the products for the same polynomial
+degree; one row alone would meet just one. With `confirm` a narrower block is made good by probes: once the
+wanted ends have converged, they are kept and the iteration starts again from random directions orthogonal to
+them. A copy that was missed comes up and takes its place; a probe whose next values settle without changing
+the ends says that none is missing.
 
 Sources: Golub and Underwood 1977 (block); Wu and Simon 2000 (thick restart); Parlett 1998, chapter 13 (why in
 full).
@@ -57,7 +61,8 @@ class Ritz:
 
     `values` are ascending, with `residuals` ‖H y − θ y‖, never below rounding.
     `coordinates` (m × m) are the Ritz vectors in the rows of `basis`; `exhausted` says that the basis spans
-    the whole space, so the values are all eigenvalues; `converged` that the wanted ones are within tolerance.
+    the whole space, so the values are all eigenvalues; `converged` that the wanted ones are within tolerance;
+    `confirmed` that among them no copy of a repeated eigenvalue is missing.
     """
 
     values: Array
@@ -67,6 +72,7 @@ class Ritz:
     products: int
     exhausted: bool
     converged: bool
+    confirmed: bool
 
     def vectors(self, which: list[int]) -> Tensor:
         """The Ritz vectors of the given indices, as rows of unit length."""
@@ -92,19 +98,22 @@ def lanczos(
     generator: torch.Generator,
     progress: Callable[[int, int], object] | None = None,
     restart: bool = True,
+    confirm: bool = False,
 ) -> Ritz:
     """The `low` smallest and `high` largest eigenvalues of the operator `apply(rows, out)`.
 
     `basis` (rows × n) is the memory to work in, at least low + high + 2·block rows unless it has room for the
     whole space; its first row may hold a start vector (any row that is 0 is drawn at random). Stops when the
-    wanted residuals are ≤ tolerance × the largest |θ|, when `budget` products are spent, or, without
-    `restart`, when the memory is full.
+    wanted residuals are ≤ tolerance × the largest |θ| (with `confirm`, and a probe has found no further
+    copy), when `budget` products are spent, or, without `restart`, when the memory is full.
     """
     rows, n = basis.shape
     space = Krylov(basis, generator)
     size = min(block, n)
     space.orthonormalise(0, size, scale=1.0)
     done, m, next_look, projected = 0, 0, 0, np.zeros((rows, rows))
+    forgotten = np.zeros((0, rows))  # coefficients of residuals along directions that probes gave up
+    before: Array | None = None  # the ends when the running probe began
     while True:
         new = slice(m, m + size)
         products = basis[m + size : m + 2 * size] if m + 2 * size <= rows else basis.new_empty(size, n)
@@ -126,23 +135,64 @@ def lanczos(
             continue
         next_look = m + max(m // 8, 1)
         values, coordinates = eigh(projected[:m, :m])
-        rounding = torch.finfo(basis.dtype).eps * np.abs(values).max()
-        residuals = np.hypot(np.linalg.norm(coupling @ coordinates[m - previous :], axis=0), rounding)
+        largest = np.abs(values).max()
+        ahead = coupling @ coordinates[m - previous :]
+        behind = forgotten[:, :m] @ coordinates
+        distance = np.linalg.norm(ahead, axis=0) + np.abs(behind).sum(axis=0)
+        residuals = np.hypot(distance, 10 * torch.finfo(basis.dtype).eps * largest)
         ends = wanted(m, low, high)
         # A residual of 0 proves an eigenvalue, not that it is an end: a basis of more than those can tell.
         enough = size == 0 or m >= min(n, low + high + block)
-        converged = enough and bool((residuals[ends] <= tolerance * np.abs(values).max()).all())
-        if size == 0 or converged or done + size > budget or (full and not restart):
-            return Ritz(values, residuals, coordinates, basis, done, m == n, converged or size == 0)
-        if full:
-            kept = _kept(m, low, high, rows - 2 * block)
+        converged = enough and bool((residuals[ends] <= tolerance * largest).all())
+        confirmed = size == 0 or block >= max(low, high)
+        if (
+            before is not None
+            and converged
+            and not confirmed
+            and _settled(m, values, residuals, low, high, tolerance)
+        ):
+            confirmed = bool((np.abs(values[ends] - before) <= 2 * tolerance * largest).all())
+            before = None
+        if (
+            size == 0
+            or done + size > budget
+            or (full and not restart)
+            or (converged and (confirmed or not confirm))
+        ):
+            return Ritz(
+                values, residuals, coordinates, basis, done, m == n, converged or size == 0, confirmed
+            )
+        probe = converged and before is None
+        if full or probe:
+            kept = ends if probe else _kept(m, low, high, rows - 2 * block)
             combine(coordinates[:, kept].T, basis[:m], basis[: len(kept)])
-            for i in range(size):
-                basis[len(kept) + i] = basis[m + i]
+            if probe:
+                before, behind = values[ends], np.vstack([behind, ahead])
+                basis[len(kept) : len(kept) + size] = 0
+                space.orthonormalise(len(kept), size, scale)
+            else:
+                for i in range(size):
+                    basis[len(kept) + i] = basis[m + i]
             m = len(kept)
+            forgotten = np.zeros((len(behind), rows))
+            forgotten[:, :m] = behind[:, kept]
             projected[:] = 0
             projected[range(m), range(m)] = values[kept]
             next_look = m + max(m // 8, 1)
+
+
+def _settled(m: int, values: Array, residuals: Array, low: int, high: int, tolerance: float) -> bool:
+    """Whether the values next to the wanted ends are told from them, so that no copy hides in a mixture.
+
+    A direction that mixes a missed copy of λ with an eigenvalue a gap away, in the shares p and 1 − p, has a
+    residual of √(p / (1 − p)) times its own distance from λ. A hundredth of that distance bounds p by 1e-4.
+    """
+    if m < low + high + 2:
+        return False
+    near = [(low, low - 1)] if low else []
+    near += [(m - high - 1, m - high)] if high else []
+    small = tolerance * np.abs(values).max()
+    return all(residuals[i] <= max(small, abs(values[i] - values[end]) / 100) for i, end in near)
 
 
 def _kept(m: int, low: int, high: int, room: int) -> list[int]:

@@ -9,17 +9,20 @@ import torch
 DEFAULT_VECTORS = 24
 """Vectors of the model's size that a measurement holds unless it is asked for more."""
 
+SPARE = 5
+"""How many of them a gradient, its graph and a product take."""
+
 ROOM = 16 * 2**20
 """Bytes that are always free to use: small models get more vectors, and so fewer products."""
 
 
-def default_rows(n: int, itemsize: int, spare: int = 4) -> int:
-    """How many rows of `n` numbers a basis gets: 24 less `spare` (gradient, product), more if small.
+def default_rows(n: int, itemsize: int) -> int:
+    """How many rows of `n` numbers a basis gets: 24 less what a product takes, more if small.
 
     >>> default_rows(10_000_000, 4), default_rows(1000, 8)
-    (20, 2097)
+    (19, 2097)
     """
-    return max(DEFAULT_VECTORS - spare, ROOM // (itemsize * max(n, 1)))
+    return max(DEFAULT_VECTORS - SPARE, ROOM // (itemsize * max(n, 1)))
 
 
 def available(device: torch.device) -> int | None:
@@ -34,12 +37,13 @@ def available(device: torch.device) -> int | None:
 
 
 def claim(what: str, rows: int, n: int, dtype: torch.dtype, device: torch.device, advice: str) -> None:
-    """Refuse, before it is taken, memory that is not there.
+    """Refuse, before it is taken, memory that is not there. A small claim is granted without a look.
 
     Raises:
         MemoryError: names what needs how much, how much is free, and what to try.
     """
-    needed, free = rows * n * dtype.itemsize, available(device)
+    needed = rows * n * dtype.itemsize
+    free = available(device) if needed > ROOM else None
     if free is not None and needed > free:
         raise MemoryError(
             f"{what} needs {rows} vectors of {n:,} numbers, {needed / 1e9:.3g} GB; {free / 1e9:.3g} GB are "

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from schuss.curvature.lanczos import Array, inner
-from schuss.curvature.memory import claim
+from schuss.curvature.memory import SPARE, claim
 from schuss.curvature.place import Loss, Model, Pieces, Progress, tensors_in, visit
 from schuss.curvature.products import Curvature
 from schuss.errors import refusal
@@ -116,7 +116,7 @@ def gradient_noise_scale(
                 place.steady()
                 claim(
                     "the noise scale",
-                    GROUPS + 2,
+                    GROUPS + (2 if curvature is None else SPARE),
                     place.n,
                     place.dtype,
                     place.device,

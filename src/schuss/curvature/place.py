@@ -156,12 +156,17 @@ class Place:
         return total, finite(row, "gradient")
 
     def steady(self) -> float:
-        """The loss, after a second call has given the same number.
+        """The loss, after a second call has given the same number; refused as by `agree` if not."""
+        first = self.value()
+        self.agree(first, self.value())
+        return first
+
+    def agree(self, first: float, second: float) -> None:
+        """Refuse a loss that has changed between two calls at this place, which measures nothing.
 
         Raises:
-            ValueError: the loss changed between two calls with the same weights, batch and random state.
+            ValueError: the two differ by more than rounding.
         """
-        first, second = self.value(), self.value()
         slack = 100 * torch.finfo(min((w.dtype for w in self.weights), key=lambda t: t.itemsize)).eps
         if abs(first - second) > slack * max(abs(first), abs(second)):
             raise ValueError(
@@ -171,7 +176,6 @@ class Place:
                 "Draw the data once and pass it as the batch; use torch's global random state, which is "
                 "held fixed here."
             )
-        return first
 
     def split(self, row: Tensor) -> list[Tensor]:
         """Views of one vector, shaped as the weights."""
@@ -277,7 +281,8 @@ def derivatives(loss: Tensor, weights: Sequence[Tensor], create_graph: bool = Fa
 
 def finite(row: Tensor, what: str) -> Tensor:
     """The row, refused if a number in it is not finite."""
-    if not bool(torch.isfinite(row).all()):
+    # A finite sum, one pass over the memory, says that all are; one that is not may only have overflowed.
+    if not bool(torch.isfinite(row.sum())) and not bool(torch.isfinite(row).all()):
         bad = int((~torch.isfinite(row)).sum())
         raise ValueError(
             f"the {what} is not finite: {bad} of {row.numel()} numbers are NaN or infinite, though the loss "

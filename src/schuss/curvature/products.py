@@ -1,4 +1,7 @@
-"""Products of a vector with the Hessian or the Gauss-Newton matrix, exact, without ever forming the matrix.
+"""Products of a vector with the Hessian or the Gauss-Newton matrix, without ever forming the matrix.
+
+They are exact to rounding. Only where an operation has no second derivative (a custom function that says so, a
+compiled function, some fused kernels) are Hessian products differences of gradients, and a warning says so.
 
 Sources: Pearlmutter 1994 (Hessian-vector products at the cost of two gradients); Schraudolph 2002
 (Gauss-Newton).
@@ -7,13 +10,16 @@ Sources: Pearlmutter 1994 (Hessian-vector products at the cost of two gradients)
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from schuss.curvature.differences import Differences, changes, refuses
 from schuss.curvature.graph import Jacobian, Parts, pull
+from schuss.curvature.memory import SPARE, claim
 from schuss.curvature.place import Loss, Model, Place, Vector, checked, derivatives, finite, visit
 from schuss.errors import refusal
 
@@ -34,10 +40,14 @@ def hvp(model: Model, loss: Loss, batch: Any, vector: Vector) -> Any:
     Returns:
         H v in the form of `vector`, in units of loss per weight². Detached: no graph is kept.
 
-    Cost: one forward, one backward and one backward of the backward pass, about two to three gradients;
-    memory for two vectors besides the graph. Model, random state and BatchNorm statistics stay bit for bit as
-    they were; dropout draws the mask that the next training step would draw; attention runs on the kernel
-    that has a second derivative.
+    Cost: one forward, one backward and one backward of the backward pass: two to three gradients; memory for
+    two vectors besides the graph. The loss is evaluated once, so this is the one measurement that cannot tell
+    whether it changes between calls (a second look would make it three and a third gradients).
+
+    Model, random state and BatchNorm statistics stay bit for bit as they were; dropout draws the mask that
+    the next training step would draw; attention runs on the kernel that has a second derivative. Where an
+    operation has none on any kernel, H v is a central difference of gradients, and a warning says how
+    accurate.
 
     Raises:
         ValueError: the loss is not a finite scalar or has no gradient, the vector does not fit, H v is not
@@ -62,8 +72,9 @@ def ggnvp(model: Model, loss: Loss, batch: Any, vector: Vector) -> Any:
     loss does not call the model itself, give the pair `(forward, criterion)` as `loss`:
     `criterion(forward(model, batch), batch)`.
 
-    Arguments, return value, guarantees and errors are those of `hvp`; besides, a loss that is computed inside
-    the model's forward is refused, since then there are no outputs to split it at.
+    Arguments, return value, guarantees and errors are those of `hvp`; besides, a loss that changes between two
+    calls is refused, and one that is computed inside the model's forward, since then there are no outputs to
+    split it at, and an operation without a second derivative.
 
     >>> x = torch.tensor([1.0, 1.0], dtype=torch.float64)
     >>> residuals = lambda x, _: torch.stack([1 - x[0], 10 * (x[1] - x[0] ** 2)])
@@ -78,7 +89,10 @@ def _product(model: Model, loss: Loss, batch: Any, vector: Vector, matrix: str) 
     with visit(model, loss, batch) as place:
         row, form = place.row(vector)
         product = torch.empty_like(row)
-        Curvature(place, matrix)(row[None], product[None])
+        curvature = Curvature(place, matrix)
+        curvature(row[None], product[None])
+        if curvature.loss is not None and matrix == "ggn":
+            place.agree(curvature.loss, place.value())
         return form(product)
 
 
@@ -93,18 +107,43 @@ class Curvature:
         """Nothing is evaluated before the first product."""
         if matrix not in MATRICES:
             raise refusal("matrix", matrix, f"one of {MATRICES}")
+        claim(
+            "a product with the curvature", SPARE, place.n, place.dtype, place.device, "Freeze some weights."
+        )
         self.place = place
         self.record = _hessian if matrix == "hessian" else _gauss_newton
-        self.kept: Callable[[Sequence[Tensor]], Parts] | None = None
+        self.kept: Multiply | None = None
+        self.loss: float | None = None
+        self.differences: Differences | None = None
 
     def __call__(self, rows: Tensor, out: Tensor) -> None:
         """Write the products of `rows` (b × n) to `out` (b × n)."""
+        if self.differences is None:
+            try:
+                self._exactly(rows, out)
+            except NoSecondDerivative as missing:
+                if self.record is not _hessian:
+                    raise NoSecondDerivative(
+                        f"{missing}, and a product with the Gauss-Newton matrix needs one. Use other kernels, or "
+                        'the Hessian (hvp, matrix="hessian"), whose products can be differences of gradients.'
+                    ) from missing
+                self.kept = None
+                self.differences = Differences(self.place, str(missing))
+        if self.differences is not None:
+            self.differences(rows, out)
+        finite(out, "product of curvature and vector")
+
+    def _exactly(self, rows: Tensor, out: Tensor) -> None:
         place, pieces = self.place, self.place.pieces
         out.zero_()
-        if len(pieces) > 1 or self.kept is None:
+        evaluate, total = self.kept is None, 0.0
+        if evaluate:
             place.rewind()
         for piece, share in pieces:
-            multiply = self.kept or self.record(place, piece)
+            multiply = self.kept
+            if multiply is None:
+                value, multiply = self.record(place, piece)
+                total += share * value
             if len(pieces) == 1:
                 self.kept = multiply
             for row, product in zip(rows, out, strict=True):
@@ -112,34 +151,86 @@ class Curvature:
                 for part, target in zip(parts, place.split(product), strict=True):
                     if part is not None:
                         target.add_(part.to(target), alpha=share)
-        finite(out, "product of curvature and vector")
+        if evaluate:
+            place.agree(total if self.loss is None else self.loss, total)
+            self.loss = total
 
 
-def _hessian(place: Place, piece: Any) -> Callable[[Sequence[Tensor]], Parts]:
-    """Record the gradient on one piece; what it returns differentiates that gradient along a direction."""
+Multiply = Callable[[Sequence[Tensor]], Parts]
+"""A direction, as tensors shaped as the weights, to the product with it."""
+
+
+def _hessian(place: Place, piece: Any) -> tuple[float, Multiply]:
+    """The loss on one piece, and its recorded gradient as a function that differentiates it along a direction."""
     weights = place.weights
-    gradient = derivatives(place.evaluate(piece), weights, create_graph=True)
-    return lambda direction: pull(gradient, weights, direction)
+    with _second_derivatives():
+        loss = place.evaluate(piece)
+        gradient = _twice(derivatives(loss, weights, create_graph=True))
+    constant = [i for i, g in enumerate(gradient) if g is not None and not g.requires_grad]
+    if constant and changes(place, constant):
+        raise NoSecondDerivative("An operation in the loss hides how its gradient depends on the weights")
+
+    def multiply(direction: Sequence[Tensor]) -> Parts:
+        with _second_derivatives():
+            return pull(gradient, weights, direction)
+
+    return float(loss.detach()), multiply
 
 
-def _gauss_newton(place: Place, piece: Any) -> Callable[[Sequence[Tensor]], Parts]:
-    r"""Record J and ∂²ℓ on one piece, with the loss a function ℓ(z, w) of outputs and weights.
+class NoSecondDerivative(ValueError):  # noqa: N818  (it says what is missing, not what went wrong)
+    """An operation in the model or the loss can be differentiated only once."""
+
+
+def _twice(gradient: Parts) -> Parts:
+    """The gradient, refused if functions marked `once_differentiable` are in its graph.
+
+    They leave a node that raises when it is reached; `autograd.grad` never goes there, because no weight lies
+    behind it, and would count their part of the curvature as 0 without a word.
+    """
+    ahead: list[Any] = [g.grad_fn for g in gradient if g is not None and g.requires_grad]
+    known = set(ahead)
+    while ahead:
+        node = ahead.pop()
+        if node.name() == "torch::autograd::Error":
+            raise NoSecondDerivative("A function in the loss can be differentiated only once")
+        new = {following for following, _ in node.next_functions if following is not None} - known
+        known |= new
+        ahead.extend(new)
+    return gradient
+
+
+@contextmanager
+def _second_derivatives() -> Generator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not refuses(error):
+            raise
+        said = str(error).splitlines()[0]
+        raise NoSecondDerivative(f"An operation in the loss has no second derivative ({said})") from error
+
+
+def _gauss_newton(place: Place, piece: Any) -> tuple[float, Multiply]:
+    r"""The loss on one piece; record J and ∂²ℓ on one piece, with the loss a function ℓ(z, w) of outputs and weights.
 
     For u = (J v, v) and (a, b) = ∇²ℓ u the product is G v = Jᵀ a + b.
     """
     weights = place.weights
-    outputs, cut, loss = _cut_at_outputs(place, piece)
-    ends = [*cut, *weights]
-    slope = derivatives(loss, ends, create_graph=True)
-    jacobian = Jacobian(outputs, weights)
+    with _second_derivatives():
+        outputs, cut, loss = _cut_at_outputs(place, piece)
+        ends = [*cut, *weights]
+        slope = derivatives(loss, ends, create_graph=True)
+        jacobian = Jacobian(outputs, weights)
+        _twice(jacobian.recorded()[1])
 
     def multiply(direction: Sequence[Tensor]) -> list[Tensor | None]:
-        curved = pull(slope, ends, [*jacobian(direction), *direction])
-        through, direct = curved[: len(cut)], curved[len(cut) :]
-        pulled = jacobian.transposed(through)
-        return [_sum(a, b) for a, b in zip(pulled, direct, strict=True)]
+        with _second_derivatives():
+            curved = pull(slope, ends, [*jacobian(direction), *direction])
+            through, direct = curved[: len(cut)], curved[len(cut) :]
+            pulled = jacobian.transposed(through)
+            return [_sum(a, b) for a, b in zip(pulled, direct, strict=True)]
 
-    return multiply
+    return float(loss.detach()), multiply
 
 
 def _cut_at_outputs(place: Place, piece: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:

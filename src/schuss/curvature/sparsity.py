@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from schuss.curvature.memory import claim
 from schuss.curvature.place import Loss, Model, visit
 
 
@@ -53,7 +54,9 @@ def gradient_sparsity(model: Model, loss: Loss, batch: Any) -> GradientSparsity:
     gradient: 50.0% exact zeros, 50.0% empty rows (most in x: 50.0%), spread 0.5
     """
     with visit(model, loss, batch) as place:
-        _, row = place.gradient()
+        claim("the gradient", 2, place.n, place.dtype, place.device, "Freeze some weights.")
+        value, row = place.gradient()
+        place.agree(value, place.value())
         tensors: list[TensorSparsity] = []
         empty = rows = 0
         for name, part in zip(place.names, place.split(row), strict=True):

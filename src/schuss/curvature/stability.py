@@ -39,6 +39,7 @@ import torch
 from torch import Tensor
 
 from schuss.curvature.eigenvalues import ends
+from schuss.curvature.memory import claim
 from schuss.curvature.place import Loss, Model, Progress, visit
 from schuss.curvature.products import Curvature
 from schuss.errors import refusal
@@ -167,6 +168,7 @@ class StabilityLimit:
                 "step first."
             )
         with visit(model, loss, batch) as place:
+            claim("the preconditioner", 2, place.n, place.dtype, place.device, "Freeze some weights.")
             place.steady()
             root, l2 = (torch.zeros(place.n, dtype=place.dtype, device=place.device) for _ in range(2))
             rows = {id(weight): i for i, weight in enumerate(place.given)}
@@ -188,7 +190,7 @@ class StabilityLimit:
                     curvature(scaled[None], product[None])
                     product.addcmul_(l2, scaled).mul_(root)
 
-            ritz, _, _ = ends(
+            ritz, _ = ends(
                 place, apply, 0, 1, tolerance=tolerance, budget=products, seed=seed, progress=progress
             )
             value = float(ritz.values[-1])

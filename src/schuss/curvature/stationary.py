@@ -80,7 +80,7 @@ def stationary_point(
     with visit(model, loss, batch) as place:
         place.steady()
         _, gradient = place.gradient()
-        ritz, _, _ = ends(place, Curvature(place), 1, 1, budget=products, seed=seed, progress=progress)
+        ritz, _ = ends(place, Curvature(place), 1, 1, budget=products, seed=seed, progress=progress)
         smallest, largest = float(ritz.values[0]), float(ritz.values[-1])
         residual = float(max(ritz.residuals[0], ritz.residuals[-1]))
         size = max(abs(smallest), abs(largest))

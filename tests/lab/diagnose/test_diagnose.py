@@ -1,6 +1,7 @@
 """What is measured of tasks whose curvature and noise are known, and what is advised from it."""
 
 import math
+import shlex
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -218,6 +219,39 @@ def test_commands_are_understood_by_the_race():
         if "--schedules" in words:
             for name in words[words.index("--schedules") + 1].split(","):
                 check(name)
+
+
+def test_commands_name_the_users_own_files(tmp_path):
+    """Parsed as the command line parses them, and the entries are found."""
+    from schuss.cli.race import command as race
+
+    file = tmp_path / "my opt.py"
+    file.write_text("import torch\nclass Mine(torch.optim.SGD):\n    space = {'lr': (1e-3, 1.0)}\n")
+    found = replace(
+        EMPTY,
+        named=f"{file}:Mine",
+        optimizer="Mine",
+        data=str(tmp_path / "my data"),
+        schedule="cosine",
+        looks=(look(0, 0.1), look(100, 0.4)),
+        noise=(noise(5, 1, 9), noise(90, 80, 110)),
+        speeds=(Speed(64, 1.0),),
+    )
+    for each in advise(found):
+        words = shlex.split(each.command)
+        given = race.make_context("race", words[2:]).params
+        assert given["tasks"] == "t.py"
+        assert given["data"] == tmp_path / "my data"
+        assert given["preset"] == "quick"
+        assert all(find(name) for name in given["entries"].split(","))
+
+
+def test_an_endless_noise_scale_is_written_and_costs_nothing():
+    endless = SimpleNamespace(simple=math.inf, interval=(200.0, math.inf), batches=9)
+    found = replace(EMPTY, noise=(None, endless), speeds=(Speed(16, 1.0), Speed(64, 1.1)))
+    page = render(found, advise(found), "schuss diagnose t.py")
+    assert "equal at <b>∞</b> examples (95 %: 200 to ∞; 9 batches)" in page
+    assert 'data-figure="costs"' not in page
 
 
 def test_the_needle():

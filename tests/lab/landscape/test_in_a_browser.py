@@ -11,7 +11,9 @@ import pytest
 from schuss.lab.diagnose import advise, measure
 from schuss.lab.diagnose import render as render_diagnosis
 from schuss.lab.entries import find
-from schuss.lab.landscape import on_surface, render, surface
+from schuss.lab.ladder import climb
+from schuss.lab.ladder import render as render_range
+from schuss.lab.landscape import growth, on_surface, render, render_model, surface, taylor_model
 from schuss.lab.pages import png
 from schuss.lab.tasks import load
 
@@ -57,7 +59,7 @@ def act(tmp_path):
     if program is None:
         pytest.skip("no Chromium is installed here, so the page cannot be opened")
 
-    def run(page, script):
+    def run(page, script, width=1280):
         file = tmp_path / "page.html"
         page = page.replace("<head>", LISTEN, 1)
         head, _, tail = page.rpartition("</body>")
@@ -66,7 +68,7 @@ def act(tmp_path):
         flags += [
             f"--user-data-dir={tmp_path}/profile",
             "--virtual-time-budget=20000",
-            "--window-size=1280,6000",
+            f"--window-size={width},6000",
         ]
         done = subprocess.run(
             [program, *flags, "--dump-dom", file.as_uri()],
@@ -91,6 +93,46 @@ def test_the_slider_moves_every_path(act):
     assert found["short"] == [6, 6]
     assert found["told"] == "step 5 of 20"
     assert found["theme"] == "dark"
+
+
+HIDE = """
+const press = () => document.querySelector(".legend button").click(), plot = document.querySelector(".ground .plot");
+const shown = () => plot.data.filter((trace) => trace.name && trace.visible !== false).map((trace) => trace.name);
+found.before = shown();
+press();
+await wait(400);
+found.after = shown();
+press();
+await wait(400);
+found.again = shown();
+const box = document.querySelector(".legend"), last = box.lastElementChild.getBoundingClientRect();
+found.inside = last.right <= box.getBoundingClientRect().right;
+found.wide = document.documentElement.scrollWidth <= innerWidth;
+"""
+
+
+def test_the_legend_hides_a_path_and_fits_a_narrow_screen(act):
+    entries = [find(name) for name in ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adamw", "lion")]
+    found = act(render([on_surface(surface("beale"), entries, 5, lr=0.01)], "schuss landscape"), HIDE, 520)
+    assert found["wrong"] == []
+    assert found["before"] == [entry.name for entry in entries] == found["again"]
+    assert found["after"] == found["before"][1:]
+    assert found["inside"]
+    assert found["wide"]
+
+
+def test_a_range_test_and_a_model_are_drawn(act):
+    found = act(
+        render_range(climb(load("diabetes"), find("sgd"), steps=20), load("diabetes"), find("sgd"), "x"), ""
+    )
+    assert found["wrong"] == []
+    assert found["drawn"] == found["figures"] == 1
+    page = render_model(
+        taylor_model(surface("beale")), growth((10, 100), 0.05), "schuss landscape beale --model"
+    )
+    found = act(page, "")
+    assert found["wrong"] == []
+    assert found["drawn"] == found["figures"] == 2
 
 
 def test_every_figure_of_a_diagnosis_is_drawn(act):

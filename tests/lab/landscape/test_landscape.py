@@ -1,6 +1,7 @@
 """Walks, stories and planes against what theory says of them."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from schuss.lab.entries import find
 from schuss.lab.landscape import STORIES, SURFACES, figure, on_network, on_surface, render, story, surface
 from schuss.lab.landscape.networks import random_walk_shares
+from schuss.lab.landscape.surfaces import heights_on, value_at
 from schuss.lab.landscape.target import is_surface, task_of
 from schuss.lab.landscape.trails import LADDER, given, tuned, walk
 from schuss.lab.tasks import load
@@ -57,8 +59,16 @@ def test_jitter_and_momentum_are_measured():
     jitter = story("jitter")
     assert "40 of 40 steps crossed the valley" in jitter.found
     momentum = story("momentum")
-    plain, fast = momentum.trails
-    assert plain.values[-1] > 1e6 * fast.values[-1]
+    plain, damped = momentum.trails
+    across = [np.abs(np.diff(trail.places[:, 1])).sum() for trail in (plain, damped)]
+    turns = [(np.diff(np.sign(trail.places[:, 1])) != 0).sum() for trail in (plain, damped)]
+    assert across[1] < across[0] / 3
+    assert turns[1] < turns[0] / 5
+    assert damped.values[-1] < plain.values[-1] / 5
+    assert f"crosses the valley {turns[0]} times and goes {across[0]:.2g} across it" in momentum.found
+    # A gradient counts as much in sum: lr / (1 − β) is the same.
+    assert plain.settings == "lr 0.038"
+    assert damped.settings == "lr 0.0038, β 0.9"
 
 
 def test_the_saddle_is_left_or_not():
@@ -141,8 +151,35 @@ def test_the_page_needs_nothing_else(digits):
 
 def test_the_figure_is_plain_data():
     found = figure(on_surface(surface("rosenbrock"), [find("sgd")], 20, lr=1e-3))
-    assert [trace["type"] for trace in found["data"]] == ["contour", "scatter", "scatter"]
-    assert len(found["data"][1]["x"]) == 21
+    assert [trace["type"] for trace in found["data"]] == ["contour"] + 4 * ["scatter"]
+    path, start, head, minimum = found["data"][1:]
+    assert len(path["x"]) == 21
+    assert (start["x"], start["y"]) == ([-1.2], [1.0])
+    assert (head["x"][0], head["y"][0]) == (path["x"][-1], path["y"][-1])
+    assert (minimum["x"], minimum["y"]) == ([1.0], [1.0])
+    assert (
+        "(1 − x)² + 100 (y − x²)², from (−1.2, 1), 20 steps" in found["layout"]["title"]["subtitle"]["text"]
+    )
+
+
+def test_x_and_y_have_one_scale_where_the_window_allows():
+    for spec, same in (("quadratic:kappa=50", True), ("quadratic:kappa=10000", False)):
+        scene = on_surface(surface(spec), [find("sgd")], 2, lr=1e-5)
+        assert scene.to_scale is same
+        assert ("scaleanchor" in figure(scene)["layout"]["yaxis"]) is same
+        assert ("different scales" in render([scene], "schuss landscape")) is not same
+
+
+def test_the_ground_is_the_function_also_where_it_cannot_be_mapped():
+    ground = surface("beale")
+    xs, ys = np.linspace(-1, 1, 4), np.linspace(0, 2, 3)
+    heights = heights_on(ground, xs, ys)
+    assert heights.shape == (3, 4)
+    assert heights[2, 0] == pytest.approx(value_at(ground, (-1.0, 2.0)), rel=1e-14)
+    branching = replace(ground, value=lambda w: ground.value(w) if float(w[0]) > 0 else ground.value(w) * 1)
+    assert np.array_equal(heights_on(branching, xs, ys), heights)
+    with pytest.raises(ValueError, match="a place where it is finite"):
+        heights_on(replace(ground, value=lambda w: w.sum() * math.nan), xs, ys)
 
 
 def test_a_function_of_your_own(tmp_path):

@@ -73,17 +73,22 @@ def test_costs_are_measured_as_far_as_patience_goes():
     assert costs[0].dense.measured
     far = costs[-1]
     assert not any(found.measured for found in (far.gradient, far.product, far.dense))
-    known = [cost for cost in costs if cost.dense.measured][-1]
-    assert far.dense.seconds == pytest.approx(known.dense.seconds * (far.d / known.d) ** 3)
+    assert not far.dense.measured
+    for part, power in (("gradient", 1), ("product", 1), ("hessian", 2), ("solution", 3)):
+        known = [cost for cost in costs if getattr(cost, part).measured][-1]
+        expected = getattr(known, part).seconds * (far.d / known.d) ** power
+        assert getattr(far, part).seconds == pytest.approx(expected)
+    assert far.dense.seconds == pytest.approx(far.hessian.seconds + far.solution.seconds)
     assert far.dense_bytes == 24 * 10**18
     with pytest.raises(ValueError, match="growing numbers"):
         growth((100, 10))
 
 
 def test_the_page_says_what_is_a_guess():
-    costs = [Cost(10, Time(1e-4, True), Time(2e-4, True), Time(1e-3, False))]
+    costs = [Cost(10, Time(1e-4, True), Time(2e-4, True), Time(3e-4, True), Time(7e-4, False))]
     page = render_model(taylor_model(surface("himmelblau")), costs, "schuss landscape himmelblau --model")
-    assert "≈ 0.001 s" in page
+    assert "≈ 1.0 ms" in page
+    assert "≈ 100 µs" not in page
     assert "240.0 B" in page
     figure = model_figure(taylor_model(surface("himmelblau")))
     assert [trace.get("name") for trace in figure["data"]][1:3] == ["model", "trust region"]

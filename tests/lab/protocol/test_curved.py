@@ -63,6 +63,23 @@ def test_every_evaluation_and_product_is_paid_for(name):
     assert (name == "newton-cg") == (run.method.report.products > 0)
 
 
+@pytest.mark.parametrize("name", CURVED)
+def test_looking_back_costs_the_method_nothing(name):
+    """A step goes on from the last one's evaluation, whether or not the curve was drawn in between."""
+    task = load("digits")
+    quiet, looked = started(task, name), started(task, name)
+    for _ in range(2):
+        quiet.step(watch=False)
+        looked.step(watch=False)
+        looked.look_back(1)
+    quiet.step(watch=False)
+    looked.step(watch=False)
+    assert looked.method.report == quiet.method.report
+    assert looked.spent == quiet.spent
+    for w, other in zip(looked.model.parameters(), quiet.model.parameters(), strict=True):
+        assert torch.equal(w, other)
+
+
 def test_a_step_that_costs_more_than_is_left_is_taken_back():
     task = load("breast_cancer")
     run = started(task, "newton-cg")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from schuss.lab.pages.words import interval
 from schuss.lab.report import render
 from schuss.lab.report.bands import bands
-from schuss.lab.report.page import interval
 
 SECTIONS = ["verdict", "ranking", "budget", "convergence", "basin", "targets", "textbooks", "settings"]
 SECTIONS += ["diverged", "runs", "how"]

@@ -60,8 +60,13 @@ def costs(speeds: Sequence[Speed], scale: float) -> list[Cost]:
     return [Cost(s.batch, 1 + scale / s.batch, s.seconds, (1 + scale / s.batch) * s.seconds) for s in speeds]
 
 
+def _race(found: Diagnosis) -> str:
+    """The race of this task, without its options."""
+    return f"schuss race {quote(found.spec)}" + (f" --data {quote(found.data)}" if found.data else "")
+
+
 def _optimizer(found: Diagnosis) -> Advice:
-    race = f"schuss race {quote(found.spec)} --preset quick --entries "
+    race = f"{_race(found)} --preset quick --entries "
     if found.sparsity is not None:
         table = max(
             found.sparsity.tensors, key=lambda t: (t.empty_rows * (t.size > found.weights / 4), t.size)
@@ -131,7 +136,7 @@ def _rate(found: Diagnosis) -> Advice | None:
     if stable is not None:
         words.append(f"the sharpest place of the run bears {stable:.2g}")
         high = min(high, stable)
-    low = low if 0 < low < high else high / 30
+    low = low if 0 < low < high / 3 else high / 10  # half a decade at least: no measurement here is finer
     inside = "inside" if low <= found.lr <= high else "outside"
     because = f"For {found.optimizer}: {'; '.join(words)}. The run's own rate, {found.lr:g}, lies {inside}."
     if stable is not None and ladder is not None and stable < ladder[0]:
@@ -141,7 +146,8 @@ def _rate(found: Diagnosis) -> Advice | None:
         f"{low:.1g} to {high:.2g}",
         because,
         "measured" if stable is not None and ladder is not None and stable >= ladder[0] else "an indication",
-        f"schuss race {quote(found.spec)} --entries {found.optimizer} --preset quick",
+        f"{_race(found)} --entries {quote(found.named or found.optimizer)}"
+        f"{'' if found.schedule == 'constant' else f' --schedules {found.schedule}'} --preset quick",
     )
 
 
@@ -172,7 +178,7 @@ def _batch(found: Diagnosis) -> Advice | None:
         f"step, (1 + {noise.simple:.3g}/B) × seconds is least at {best[0]}; at {own} a goal takes "
         f"{gain:.2g} times as long.",
         "measured" if len(set(best)) == 1 and isfinite(high) else "an indication",
-        f"schuss race {quote(found.spec)} --entries {found.optimizer} --batch-sizes {named} --rank-by seconds "
+        f"{_race(found)} --entries {quote(found.named or found.optimizer)} --batch-sizes {named} --rank-by seconds "
         "--preset quick",
     )
 
@@ -208,5 +214,5 @@ def _schedule(found: Diagnosis, optimizer: str) -> Advice | None:
         take,
         f"{text[:1].upper()}{text[1:]}.",
         "an indication" if warm or falling else "a guess",
-        f"schuss race {quote(found.spec)} --entries {optimizer} --schedules {take},{other} --preset quick",
+        f"{_race(found)} --entries {optimizer} --schedules {take},{other} --preset quick",
     )

@@ -33,27 +33,35 @@ from schuss.curvature import (
     extreme_eigenvalues,
     gradient_noise_scale,
     gradient_sparsity,
-    range_test,
     spectrum,
     stability_limit,
 )
 from schuss.errors import refusal
 from schuss.lab.entries import Entry
+from schuss.lab.ladder.climb import climb
 from schuss.lab.landscape.trails import said
 from schuss.lab.landscape.training import sample, training
+from schuss.lab.schedules import schedule as planned
 from schuss.lab.tasks.data import Batch, Rows
 from schuss.lab.tasks.data import size as size_of
 from schuss.lab.tasks.task import Task
+from schuss.newton.base import CurvatureOptimizer
 
 Array = NDArray[np.float64]
 Found = TypeVar("Found")
 Progress = Callable[[str, int, int], object]
 
-EXAMPLES = 512  # of the sample on which curvature is measured
+EXAMPLES = 512  # of the sample on which curvature is measured, at most
+BATCHES = 8  # of the task's own that it holds, if that is less: who takes small batches has large examples
+FEWEST = 64  # examples of it, where there are so many
+TOLERANCE = (
+    1e-3  # residual of an eigenvalue of more than DENSE weights; its error is of the order of its square
+)
+CURVED = 20  # steps of a method that steps by curvature, each as dear as many gradients
 LOOKS = 5
 PRODUCTS = 60  # Hessian-vector products a look
 NOISE_BATCHES = 64
-DENSE = 600  # weights up to which κ comes from the whole matrix
+DENSE = 600  # weights up to which κ comes from the whole matrix, and eigenvalues are exact
 TIMED = 7  # steps at each batch size, after two that are not timed
 LENGTHS = tuple(2.0**k for k in range(-15, 2))
 RUNGS = 60  # of the ladder of learning rates
@@ -112,6 +120,7 @@ class Speed:
 class Diagnosis:
     """Everything that was measured; `missing` says what was not, and why.
 
+    `spec`, `named` and `data` are the task, the optimizer and the task's files in the words of a command.
     `adaptive`: the optimizer divides by sizes of past gradients, which its first steps do not know yet.
     """
 
@@ -128,6 +137,9 @@ class Diagnosis:
     examples: int
     has_data: bool
     looks: tuple[Look, ...]
+    schedule: str = "constant"
+    named: str = ""
+    data: str = ""
     adaptive: bool = False
     conditioning: Conditioning | None = None
     density: Spectrum | None = None
@@ -175,34 +187,46 @@ def measure(
     *,
     lr: float | None = None,
     steps: int | None = None,
+    schedule: str = "constant",
     seed: int = 0,
+    named: str = "",
+    data: str = "",
     progress: Progress | None = None,
 ) -> Diagnosis:
     """Train for a short while with the entry's usual settings (or another `lr`), and measure on the way.
 
-    `steps`: of that run; a tenth of the task's horizon, at least 50 and at most 300, if not given. The
+    `steps`: of that run; a tenth of the task's horizon, at least 50 and at most 300, if not given; of a method
+    that steps by curvature at most 20. `schedule`: the name of one, planned for the task's whole horizon. The
     process's random generators are put back. Raises `ValueError` for a task that cannot be trained at all.
     """
     if lr is not None and not lr > 0:
         raise refusal("lr", lr, "greater than 0")
     chosen = {**entry.usual, **({} if lr is None else {"lr": lr})}
     horizon = task.total_steps()
-    steps = min(horizon, steps or min(300, max(50, horizon // 10)))
+    curved = entry.kind == "curvature"
+    steps = min(horizon, CURVED if curved else horizon, steps or min(300, max(50, horizon // 10)))
+    rate = None if schedule == "constant" else planned(schedule, chosen["lr"], horizon)
     attempt = _Attempts(progress)
     with _generators_put_back():
-        held = sample(task, EXAMPLES)
+        held = sample(task, min(EXAMPLES, max(FEWEST, BATCHES * task.batch_size)))
         stops = {round(k * steps / (LOOKS - 1)) for k in range(LOOKS)}
         looks: list[Look] = []
         noises: list[NoiseScale | None] = [None, None]
         model = optimizer = ladder = sparsity = None
         last, adaptive = -1, False
-        for moment in training(task, entry, chosen, steps, seed):
+        for moment in training(task, entry, chosen, steps, seed, rate):
             model, optimizer, last = moment.model, moment.optimizer, moment.step
             if moment.step == 0:
                 adaptive = _adaptive(optimizer)
-                ladder = attempt(
-                    "learning rates", lambda m=model, o=optimizer: _ladder(task, entry, m, o, seed, attempt)
-                )
+                if curved:
+                    attempt.missing["learning rates"] = (
+                        f"{entry.name} has none: its lr is a share of its own step."
+                    )
+                else:
+                    ladder = attempt(
+                        "learning rates",
+                        lambda: climb(task, entry, steps=RUNGS, seed=seed, progress=attempt.tick),
+                    )
                 sparsity = attempt(
                     "sparsity", lambda m=model: gradient_sparsity(m, task.loss, next(task.stream(seed)))
                 )
@@ -238,6 +262,9 @@ def measure(
         optimizer=entry.name,
         settings=said(entry, chosen),
         lr=chosen["lr"],
+        schedule=schedule,
+        named=named or entry.name,
+        data=data,
         steps=max(last, 0),
         seed=seed,
         weights=sum(w.numel() for w in model.parameters() if w.requires_grad),
@@ -260,16 +287,24 @@ def measure(
 def _look(
     task: Task, held: Batch, step: int, model: nn.Module, optimizer: Optimizer, attempt: _Attempts
 ) -> Look:
+    tolerance = None if sum(w.numel() for w in model.parameters()) <= DENSE else TOLERANCE
     ends = attempt(
         f"curvature at step {step}",
-        lambda: extreme_eigenvalues(model, task.loss, held, 1, products=PRODUCTS, progress=attempt.tick),
+        lambda: extreme_eigenvalues(
+            model, task.loss, held, 1, products=PRODUCTS, tolerance=tolerance, progress=attempt.tick
+        ),
     )
     seen = None
-    if step or not _adaptive(optimizer):  # an adaptive optimizer has no denominator before its first step
+    if isinstance(optimizer, CurvatureOptimizer):
+        attempt.missing["stability"] = (
+            f"{type(optimizer).__name__} bears any curvature: it steps by it, and takes a step back that does not "
+            "lower the loss, so no limit applies."
+        )
+    elif step or not _adaptive(optimizer):  # an adaptive optimizer has no denominator before its first step
         seen = attempt(
             f"stability at step {step}",
             lambda: stability_limit(optimizer).sharpness(
-                model, task.loss, held, products=PRODUCTS, progress=attempt.tick
+                model, task.loss, held, products=PRODUCTS, tolerance=tolerance, progress=attempt.tick
             ),
         )
     with torch.no_grad():
@@ -304,22 +339,6 @@ def _noise(task: Task, model: nn.Module, seed: int, attempt: _Attempts) -> Noise
     if task.train is None:
         raise ValueError("there is no data, so there is no noise")
     return gradient_noise_scale(model, task.loss, _batches(task, seed, NOISE_BATCHES), progress=attempt.tick)
-
-
-def _ladder(
-    task: Task, entry: Entry, model: nn.Module, optimizer: Optimizer, seed: int, attempt: _Attempts
-) -> RangeTest:
-    low, high, _ = entry.space["lr"]
-    return range_test(
-        model,
-        task.loss,
-        _batches(task, seed, RUNGS),
-        optimizer,
-        lowest=low / 10,
-        highest=high * 10,
-        steps=RUNGS,
-        progress=attempt.tick,
-    )
 
 
 def _conditioning(
@@ -390,6 +409,8 @@ def _speeds(
 ) -> tuple[Speed, ...]:
     """Seconds a step at batch sizes from a sixteenth of the task's to sixteen times it, or the whole split."""
     part = task.splits["train"]
+    if entry.kind == "curvature":
+        raise ValueError(f"a step of {entry.name} takes the whole training split, whatever the batch")
     if not isinstance(part, Rows):
         raise ValueError("batches of other sizes can only be made from data with a length")
     sizes = sorted({min(max(1, task.batch_size * 4**k // 16), len(part)) for k in range(5)})

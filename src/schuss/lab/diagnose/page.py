@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import schuss
-from schuss.lab.diagnose.advise import Advice, costs
-from schuss.lab.diagnose.measure import Diagnosis
+from schuss.lab.diagnose.advise import Advice, Cost, costs
+from schuss.lab.diagnose.measure import Diagnosis, Look
 from schuss.lab.pages import page
 
 
@@ -49,7 +51,11 @@ def render(found: Diagnosis, advice: Sequence[Advice], command: str) -> str:
         dial=dial,
         needle=None if dial is None else needle(dial),
         noise=noise,
-        paid=[] if noise is None else costs(found.speeds, noise.simple),
+        negative=None
+        if found.density is None
+        else found.density.below(-0.01 * float(np.max(found.density.nodes))),
+        paid=_costs(found),
+        highest=max((look for look in found.looks if look.dial is not None), key=_dial, default=None),
         command=command,
         version=schuss.__version__,
     )
@@ -65,15 +71,24 @@ def needle(dial: float) -> tuple[float, float]:
     return 120 + 90 * math.cos(angle), 120 - 90 * math.sin(angle)
 
 
-def _data(found: Diagnosis) -> dict[str, Any]:
+def _costs(found: Diagnosis) -> list[Cost]:
+    """What a goal costs at each batch size, where the noise scale is known and finite."""
     noise = found.noise[1] or found.noise[0]
+    return costs(found.speeds, noise.simple) if noise is not None and math.isfinite(noise.simple) else []
+
+
+def _dial(look: Look) -> float:
+    return look.dial or 0.0
+
+
+def _data(found: Diagnosis) -> dict[str, Any]:
     density, ladder = found.density, found.ladder
     return {
         "looks": [{**vars(look), "dial": look.dial} for look in found.looks],
         "density": None
         if density is None
         else {"grid": density.grid, "density": density.density, "error": density.error},
-        "costs": None if noise is None else [vars(cost) for cost in costs(found.speeds, noise.simple)],
+        "costs": [vars(cost) for cost in _costs(found)],
         "ladder": None
         if ladder is None
         else {"rates": ladder.rates, "losses": ladder.losses, "interval": ladder.interval},

@@ -28,11 +28,13 @@ def curvature_of(
     batch_size: int | None = None,
     seed: int = 0,
     steps: int | None = None,
+    schedule: str = "constant",
     progress: Progress | None = None,
 ) -> Curvature:
-    """Train for a short while at the winner's own settings, its rate held constant, and measure on the way.
+    """Train at the winner's own settings and schedule, over the whole horizon, and measure on the way.
 
-    On one thread of the CPU, so that the same task gives the same numbers. See `measure` for `steps`.
+    On one thread of the CPU, so that the same task gives the same numbers. See `measure` for `steps`, if they
+    are to be fewer.
     """
     given = task
     if batch_size is not None and batch_size != task.batch_size:
@@ -40,7 +42,11 @@ def curvature_of(
         given = replace(task, batch_size=batch_size, **horizon)
     with quiet_process():
         found = measure(
-            given, replace(entry, usual=dict(parameters)), spec, seed=seed, steps=steps, progress=progress
+            *(given, replace(entry, usual=dict(parameters)), spec),
+            seed=seed,
+            steps=steps or given.total_steps(),
+            schedule=schedule,
+            progress=progress,
         )
     timeless = replace(found, speeds=())
     kept = advise(timeless)
@@ -48,6 +54,7 @@ def curvature_of(
     section = {
         "entry": entry.name,
         "parameters": dict(parameters),
+        "schedule": schedule,
         "steps": found.steps,
         "seed": seed,
         "examples": found.examples,
@@ -79,10 +86,15 @@ def in_words(found: Diagnosis, advice: list[Advice]) -> str:
             if last.dial > 1.25
             else "with room to spare"
         )
+        rate = "" if found.schedule == "constant" else f" under {found.schedule}"
         words.append(
-            f"After {last.step} steps of {found.optimizer} the sharpness is {last.sharpness:.3g}, "
+            f"After {last.step} steps of {found.optimizer}{rate} the sharpness is {last.sharpness:.3g}, "
             f"{last.dial:.2g} of the {last.limit:.3g} that these settings bear: {where}."
         )
+        top = max(settled, key=lambda look: look.dial or 0.0)
+        assert top.dial is not None
+        if top.dial > 1.1 * last.dial:
+            words.append(f"It came closest at step {top.step}: {top.dial:.2g} of what was borne then.")
     if found.conditioning is not None:
         words.append(f"The curvature spreads over a factor of {found.conditioning.value:.3g}.")
     noise = found.noise[1] or found.noise[0]

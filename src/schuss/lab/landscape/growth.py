@@ -1,7 +1,9 @@
 """What a step of first and of second order costs as the number of weights d grows.
 
 Measured on the chained Rosenbrock function in d variables, as far as time and memory allow; beyond that each
-column is extrapolated from its largest measurement by its own power of d, and says so.
+computation is extrapolated from its largest measurement by its own power of d, and says so. The two halves of a
+dense step, d products and an eigendecomposition, are extrapolated apart: the first grows as d² and is the longer one
+where d is small, so that d³ from there would be far too much.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from schuss.errors import refusal
 from schuss.newton.cost import free_bytes
+from schuss.newton.products import hvp, rows
 
 SIZES = (10, 32, 100, 316, 1000, *(10**k for k in range(4, 9)))
 """Finer where a dense step can still be measured, so that its d³ is seen and not guessed from overhead."""
@@ -37,12 +40,22 @@ class Time:
 
 @dataclass(frozen=True)
 class Cost:
-    """One step over `d` weights: a gradient, a Hessian-vector product, a dense Newton step; and their memory."""
+    """One step over `d` weights: a gradient, a Hessian-vector product, a dense Newton step; and their memory.
+
+    A dense step is the `hessian` (d products) and the `solution` by its eigendecomposition.
+    """
 
     d: int
     gradient: Time
     product: Time
-    dense: Time
+    hessian: Time
+    solution: Time
+
+    @property
+    def dense(self) -> Time:
+        """Of a dense Newton step."""
+        parts = (self.hessian, self.solution)
+        return Time(sum(part.seconds for part in parts), all(part.measured for part in parts))
 
     @property
     def first_bytes(self) -> int:
@@ -63,7 +76,7 @@ class Cost:
 def growth(sizes: Sequence[int] = SIZES, patience: float = 3.0) -> list[Cost]:
     """Time a step at each d while it is expected to take no longer than `patience` seconds and its memory is free.
 
-    On one thread. A gradient and a product grow as d, a dense step (d products, then an eigendecomposition) as d³.
+    On one thread. A gradient and a product grow as d, d products as d², an eigendecomposition as d³.
     """
     if not sizes or min(sizes) < 2 or list(sizes) != sorted(set(sizes)):
         raise refusal("sizes", list(sizes), "growing numbers of at least 2")
@@ -76,7 +89,8 @@ def growth(sizes: Sequence[int] = SIZES, patience: float = 3.0) -> list[Cost]:
         columns = [
             _column(sizes, patience, 1, lambda d: GRAPH * WORD * d <= room, _gradient),
             _column(sizes, patience, 1, lambda d: 2 * GRAPH * WORD * d <= room, _product),
-            _column(sizes, patience, 3, lambda d: DENSE * WORD * d * d <= room, _dense),
+            _column(sizes, patience, 2, lambda d: DENSE * WORD * d * d <= room, _hessian),
+            _column(sizes, patience, 3, lambda d: DENSE * WORD * d * d <= room, _solution),
         ]
     finally:
         torch.set_num_threads(threads)
@@ -132,11 +146,17 @@ def _product(d: int) -> Callable[[], object]:
     return lambda: torch.autograd.grad(g, x, v, retain_graph=True)
 
 
-def _dense(d: int) -> Callable[[], object]:
-    def step() -> Tensor:
-        x, g = _slope(d, True)
-        rows = [torch.autograd.grad(g, x, v, retain_graph=True)[0] for v in torch.eye(d, dtype=torch.float64)]
-        values, basis = torch.linalg.eigh(torch.stack(rows))
-        return basis @ ((basis.T @ g.detach()) / values.abs().clamp(min=1e-12))
+def _hessian(d: int) -> Callable[[], object]:
+    x, g = _slope(d, True)
+    return lambda: rows(lambda v: hvp([g], [x], v), d, x.detach())
 
-    return step
+
+def _solution(d: int) -> Callable[[], object]:
+    x, g = _slope(d, True)
+    slope, matrix = g.detach(), rows(lambda v: hvp([g], [x], v), d, x.detach())
+
+    def solve() -> Tensor:
+        values, basis = torch.linalg.eigh(matrix)
+        return basis @ ((basis.T @ slope) / values.abs().clamp(min=1e-12))
+
+    return solve

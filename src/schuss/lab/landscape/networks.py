@@ -110,7 +110,9 @@ def on_network(
         heights=heights,
         lowest=lowest,
         trails=tuple(trails),
-        axes=("first direction", "second direction"),
+        axes=("first direction, weights' own units", "second direction, weights' own units")
+        if plane == "pca"
+        else ("first direction, filter lengths", "second direction, filter lengths"),
         unit="loss",
         facts=facts,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,13 @@ from schuss.lab.pages.frame import plain
 
 COLOURS = ("#0072b2", "#d55e00", "#00805c", "#b0528a", "#a87500", "#2f8fc4", "#4d4d4d", "#7a4fb5")
 """The report's colours of its entries, in light."""
+
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down")
+
+READ = (
+    "Lines of equal {}, evenly in its logarithm; the deeper the colour, the lower. From the open circle to the filled "
+    "mark; a cross is a known minimum."
+)
 
 
 def render(scenes: Sequence[Scene], command: str) -> str:
@@ -62,8 +71,12 @@ def model_figure(model: TaylorModel) -> dict[str, Any]:
         )
         for step in model.steps
     )
+    at = "({:g}, {:g})".format(*model.at)
+    words = (
+        f"{model.surface.formula or model.surface.name}, at {at}. Dotted: lines of equal height of the model."
+    )
     scene = Scene(
-        *("model", f"The quadratic model of {model.surface.name}", "", "", ""),
+        *("model", f"The quadratic model of {model.surface.name}", words, "", ""),
         *(model.xs, model.ys, model.heights, model.lowest, trails),
     )
     found = figure(scene)
@@ -79,9 +92,6 @@ def model_figure(model: TaylorModel) -> dict[str, Any]:
             | dict(line=dict(color="#1b2126", dash="dash", width=1.5)),
         ]
     )
-    found["layout"]["yaxis"]["scaleanchor"] = "x"
-    for axis in ("xaxis", "yaxis"):
-        found["layout"][axis]["constrain"] = "domain"
     return found
 
 
@@ -107,8 +117,14 @@ def figure(scene: Scene) -> dict[str, Any]:
             line=dict(color="#55606a", width=0.4),
         )
     ]
+    heads: list[dict[str, Any]] = []
     for i, trail in enumerate(scene.trails):
         colour = COLOURS[i % len(COLOURS)]
+        head = dict(
+            symbol=SYMBOLS[i % len(SYMBOLS)], size=11, color=colour, line=dict(width=1.5, color="#ffffff")
+        )
+        x, y = trail.places[-1]
+        heads.append(dict(type="scatter", x=[x], y=[y], mode="markers", marker=head, showlegend=False))
         traces.append(
             dict(
                 type="scatter",
@@ -120,19 +136,45 @@ def figure(scene: Scene) -> dict[str, Any]:
                 marker=dict(color=colour, size=3),
             )
         )
+    x, y = zip(*{tuple(trail.places[0]) for trail in scene.trails}, strict=True)
+    mark = dict(symbol="circle-open", size=12, color="#1b2126", line=dict(width=1.5))
+    traces.append(dict(type="scatter", x=x, y=y, mode="markers", marker=mark, showlegend=False))
+    traces += heads
+    if scene.marks:
+        x, y, text = zip(*scene.marks, strict=True)
+        mark = dict(size=19, color="#ffffff", line=dict(width=1, color="#55606a"))
+        traces.append(
+            dict(type="scatter", x=x, y=y, text=text, mode="markers+text", marker=mark, showlegend=False)
+        )
     if scene.minima:
         x, y = zip(*scene.minima, strict=True)
         mark = dict(symbol="cross-thin", size=12, line=dict(width=2, color="#1b2126"))
         traces.append(dict(type="scatter", x=x, y=y, mode="markers", marker=mark, showlegend=False))
     axis = dict(showgrid=False, zeroline=False)
-    layout = dict(
-        title=dict(text=scene.title, font=dict(size=22, color="#1b2126")),
+    layout: dict[str, Any] = dict(
+        title=dict(
+            text=f"{scene.title}: {'loss' if scene.unit == 'loss' else 'height'} and paths",
+            font=dict(size=22, color="#1b2126"),
+            subtitle=dict(text=_wrapped(f"{scene.lede} {READ.format(scene.unit)}"), font=dict(size=13)),
+            yref="container",
+            y=0.97,
+            yanchor="top",
+        ),
         font=dict(family="system-ui, sans-serif", size=14, color="#55606a"),
         paper_bgcolor="#ffffff",
         plot_bgcolor="#ffffff",
-        margin=dict(l=60, r=20, t=60, b=110),
-        legend=dict(orientation="h", y=-0.1),
+        margin=dict(l=60, r=20, t=130, b=150),
+        legend=dict(orientation="h", y=-0.13, yanchor="top"),
         xaxis=dict(title=dict(text=scene.axes[0]), range=[scene.xs[0], scene.xs[-1]], **axis),
         yaxis=dict(title=dict(text=scene.axes[1]), range=[scene.ys[0], scene.ys[-1]], **axis),
     )
+    if scene.to_scale:
+        layout["yaxis"]["scaleanchor"] = "x"
+        for name in ("xaxis", "yaxis"):
+            layout[name]["constrain"] = "domain"
     return plain(dict(data=traces, layout=layout))
+
+
+def _wrapped(text: str) -> str:
+    """The same in lines that fit above a picture."""
+    return "<br>".join(html.escape(line) for line in textwrap.wrap(text, 150))

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from schuss.lab.entries import Entry
-from schuss.lab.landscape.surfaces import Surface
+from schuss.lab.landscape.surfaces import Surface, heights_on
 from schuss.lab.landscape.trails import SEARCH, Trail, given, tuned
 
 Array = NDArray[np.float64]
 
-GRID = 81
+GRID = 151  # fine enough for the floor of a curved valley
+SCALED = 4.0  # longest over shorter side of a window up to which x and y are drawn to one scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +24,9 @@ class Scene:
 
     `heights` (ys × xs) are the values on the grid, `lowest` what they are drawn above on a logarithmic scale.
     `lede` says what to look for, `found` what was measured, `how` where the settings came from. `watched`
-    names what the trails' `seen` are. `axes` name the two directions. `facts`: (what, value) beside the
-    picture.
+    names what the trails' `seen` are, `watching` says it in a sentence; they are drawn on a `logarithmic` axis or
+    not. `axes` name the two directions. `marks`: (x, y, text) written into the picture, `marked` what they are.
+    `facts`: (what, value) beside the picture.
     """
 
     id: str
@@ -40,13 +41,23 @@ class Scene:
     trails: tuple[Trail, ...]
     minima: tuple[tuple[float, float], ...] = ()
     watched: str = ""
+    watching: str = ""
+    logarithmic: bool = False
+    marks: tuple[tuple[float, float, str], ...] = ()
+    marked: str = ""
     axes: tuple[str, str] = ("x", "y")
     unit: str = "height above the lowest"
     facts: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def to_scale(self) -> bool:
+        """Whether x and y are drawn to one scale, so that a gradient stands square on the lines of equal height."""
+        wide, high = self.xs[-1] - self.xs[0], self.ys[-1] - self.ys[0]
+        return bool(1 / SCALED <= high / wide <= SCALED)
+
     def plain(self) -> dict[str, Any]:
         """The scene as the page draws it."""
-        keys = ("id", "title", "xs", "ys", "lowest", "minima", "watched", "axes", "unit")
+        keys = ("xs", "ys", "lowest", "minima", "watched", "logarithmic", "marks", "axes", "unit", "to_scale")
         trails = [
             {"name": t.name, "places": t.places, "values": t.values, "seen": t.seen, "at": t.at}
             for t in self.trails
@@ -84,10 +95,8 @@ def ground(surface: Surface, trails: tuple[Trail, ...], **words: Any) -> Scene:
     """The scene of a surface's window."""
     left, right, bottom, top = surface.window
     xs, ys = np.linspace(left, right, GRID), np.linspace(bottom, top, GRID)
-    with torch.no_grad():
-        heights = [[float(surface.value(torch.tensor([x, y], dtype=torch.float64))) for x in xs] for y in ys]
-    values = np.array(heights)
+    values = heights_on(surface, xs, ys)
     lowest = surface.lowest
     if lowest is None:
-        lowest = float(min(np.nanmin(values), *(trail.values.min() for trail in trails)))
+        lowest = float(min(values[np.isfinite(values)].min(), *(trail.values.min() for trail in trails)))
     return Scene(xs=xs, ys=ys, heights=values, lowest=lowest, trails=trails, minima=surface.minima, **words)

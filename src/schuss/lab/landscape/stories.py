@@ -52,31 +52,39 @@ def jitter() -> Scene:
 
 def momentum() -> Scene:
     """Averaging the gradient cancels what alternates and adds up what agrees."""
-    valley, steps, root = surface(f"quadratic:kappa={KAPPA:g}"), 60, math.sqrt(KAPPA)
-    lr, beta = 4 / (root + 1) ** 2, ((root - 1) / (root + 1)) ** 2
-    plain = 2 / (KAPPA + 1)
+    valley, steps, beta, rate = surface(f"quadratic:kappa={KAPPA:g}"), 60, 0.9, 1.9 / KAPPA
     trails = (
-        walk(valley, lambda w: SGD(w, lr=plain), steps, name="sgd", settings=f"lr {plain:.3g}"),
+        walk(valley, lambda w: SGD(w, lr=rate), steps, name="sgd", settings=f"lr {rate:.3g}"),
         walk(
             valley,
-            lambda w: SGD(w, lr=lr, momentum=beta),
+            lambda w: SGD(w, lr=(1 - beta) * rate, momentum=beta),
             steps,
             name="momentum",
-            settings=f"lr {lr:.3g}, β {beta:.3g}",
+            settings=f"lr {(1 - beta) * rate:.3g}, β {beta:g}",
         ),
     )
+    turns = [int((np.diff(np.sign(trail.places[:, 1])) != 0).sum()) for trail in trails]
+    across = [float(np.abs(np.diff(trail.places[:, 1])).sum()) for trail in trails]
     slow, fast = (trail.values[-1] / trail.values[0] for trail in trails)
-    rates = (KAPPA - 1) / (KAPPA + 1), (root - 1) / (root + 1)
+    root = math.sqrt(KAPPA)
+    lr, best = 4 / (root + 1) ** 2, ((root - 1) / (root + 1)) ** 2
+    tuned = walk(valley, lambda w: SGD(w, lr=lr, momentum=best), steps)
+    wide, left = float(np.abs(tuned.places[:, 1]).max()), tuned.values[-1] / tuned.values[0]
+    start = abs(float(trails[0].places[0, 1]))
     return ground(
         valley,
         trails,
         id="momentum",
         title="Momentum damps it",
-        lede=f"Both at the settings that theory gives for κ = {KAPPA:g}: each step leaves "
-        f"{rates[0]:.3f} of the "
-        f"distance for gradient descent, in the long run {rates[1]:.3f} with momentum.",
-        found=f"After {steps} steps gradient descent has {slow:.2g} of its height left, momentum {fast:.2g}.",
-        how="Settings by formula: lr 2/(L + μ); lr 4/(√L + √μ)², β ((√κ − 1)/(√κ + 1))².",
+        lede=f"The same valley. With β {beta:g} a gradient counts in every later step, 1/(1 − β) = "
+        f"{1 / (1 - beta):.0f} times in sum; at a tenth of the rate it counts as much as without. "
+        "What alternates cancels, what agrees adds up.",
+        found=f"In {steps} steps plain descent crosses the valley {turns[0]} times and goes {across[0]:.2g} across it, "
+        f"momentum {turns[1]} times and {across[1]:.2g}; of the height, {slow:.2g} and {fast:.2g} are left. "
+        f"Not every momentum damps: at the settings that are fastest in theory (lr {lr:.2g}, β {best:.2g}) it first "
+        f"swings to {wide / start:.2g} times the start's distance, and has {left:.1g} left.",
+        how="Settings by formula: 95 % of the limit 2/L; the same times 1 − β; fastest in theory are lr 4/(√L + √μ)², "
+        "β ((√κ − 1)/(√κ + 1))².",
     )
 
 
@@ -180,13 +188,13 @@ def noise() -> Scene:
 
 def adagrad() -> Scene:
     """A sum of squares never forgets, so the rate can only fall."""
-    ground_, steps, first = surface("rosenbrock"), 1000, 0.1
+    ground_, steps, first = surface("beale"), 600, 0.05
 
     def rate(key: str) -> Callable[[Optimizer], float]:
         def watched(optimizer: Optimizer) -> float:
             group = optimizer.param_groups[0]
             square = optimizer.state[group["params"][0]][key]
-            return float(group["lr"] / (square.sqrt().mean() + group["eps"]))
+            return float((group["lr"] / (square.sqrt() + group["eps"])).mean())
 
         return watched
 
@@ -209,19 +217,25 @@ def adagrad() -> Scene:
         ),
     )
     a, r = (trail.seen for trail in trails)
+    target = np.array(ground_.minima[0])
+    whole = float(np.linalg.norm(trails[0].places[0] - target))
+    gone = [1 - float(np.linalg.norm(trail.places[-1] - target)) / whole for trail in trails]
     return ground(
         ground_,
         trails,
         id="adagrad",
         title="AdaGrad stalls",
         lede="Both divide by the size of past gradients, and take the same first step. AdaGrad divides "
-        "by the sum of all "
-        "of them, RMSprop by an average that forgets: after the steep wall its rate recovers.",
+        "by the sum of all of them, which can only grow; RMSprop by an average that forgets: once the steep wall is "
+        "behind it, its rate recovers.",
         found=f"Effective rate, first step to last: AdaGrad {a[0]:.2g} to {a[-1]:.2g}, RMSprop "
-        f"{r[0]:.2g} to {r[-1]:.2g}. "
-        f"Height after {steps} steps: {trails[0].values[-1]:.2g} and {trails[1].values[-1]:.2g}.",
+        f"{r[0]:.2g} to {r[-1]:.2g}. After {steps} steps AdaGrad has come {gone[0]:.0%} of the way to the minimum, "
+        f"at height {trails[0].values[-1]:.2g}; RMSprop {gone[1]:.0%}, at {trails[1].values[-1]:.2g}.",
         how="RMSprop's rate is AdaGrad's times √(1 − α), which makes the first steps equal.",
-        watched="lr / √(squares), mean of the two weights",
+        watched="effective rate",
+        watching="The learning rate over the square root of the sum, or average, of squared gradients: the "
+        "mean of the two weights",
+        logarithmic=True,
     )
 
 
@@ -278,6 +292,12 @@ def restarts() -> Scene:
         how=f"Plain gradient descent without noise; both rates start at {peak:g} and end at 0 after "
         f"{steps} steps.",
         watched="learning rate",
+        watching="The learning rate of each step",
+        marks=tuple(
+            (float(x), float(y), str(k + 1))
+            for k, (x, y) in enumerate(trails[1].places[steps // cycles :: steps // cycles])
+        ),
+        marked="a number: where that cycle of the restarts ended",
     )
 
 

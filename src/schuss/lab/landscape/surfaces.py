@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from schuss.errors import refusal
@@ -19,6 +21,7 @@ from schuss.lab.files import load_name
 from schuss.lab.tasks.functions import two_ways_down, valley
 
 Pair = tuple[float, float]
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -110,11 +113,12 @@ def _quadratic(kappa: float = 100.0) -> Surface:
     if not 1 <= kappa < math.inf:
         raise refusal("kappa", kappa, "a finite number of at least 1", "It is the condition number L/μ.")
     eigenvalues = torch.tensor([1.0, kappa], dtype=torch.float64)
+    reach = min(2.5 / math.sqrt(kappa), 1.2)
     return Surface(
         f"quadratic:kappa={kappa:g}",
         lambda w: (eigenvalues * w * w).sum() / 2,
         start=(-1.0, 1.0 / math.sqrt(kappa)),
-        window=(-1.2, 0.6, -1.8 / math.sqrt(kappa), 1.8 / math.sqrt(kappa)),
+        window=(-1.2, 0.6, -reach, reach),
         minima=((0.0, 0.0),),
         lowest=0.0,
         formula=f"½ (x² + {kappa:g} y²)",
@@ -172,6 +176,26 @@ def value_at(surface: Surface, place: Pair) -> float:
     if not math.isfinite(value.item()):
         raise refusal(f"{surface.name} at {place}", value.item(), "finite", "Try another --start.")
     return value.item()
+
+
+def heights_on(surface: Surface, xs: Array, ys: Array) -> Array:
+    """The values on a grid, ys × xs; all at once where the function can be mapped over places, else one by one."""
+    X, Y = np.meshgrid(xs, ys)
+    places = torch.from_numpy(np.stack([X.ravel(), Y.ravel()], axis=1))
+    with torch.no_grad():
+        try:
+            found = torch.func.vmap(surface.value)(places)
+        except Exception:
+            found = torch.stack([surface.value(place).reshape(()) for place in places])
+    heights = found.double().reshape(X.shape).numpy()
+    if not np.isfinite(heights).any():
+        raise refusal(
+            f"the window of {surface.name}",
+            surface.window,
+            "a place where it is finite",
+            "Try another --window.",
+        )
+    return heights
 
 
 def _named(spec: str) -> Surface:

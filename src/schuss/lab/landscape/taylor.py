@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from schuss.errors import refusal
-from schuss.lab.landscape.surfaces import Pair, Surface, value_at
+from schuss.lab.landscape.surfaces import Pair, Surface, heights_on, value_at
 from schuss.newton.region import SpectralModel
 
 Array = NDArray[np.float64]
@@ -178,11 +178,8 @@ def taylor_model(surface: Surface, at: Pair | None = None, radius: float | None 
     X, Y = np.meshgrid(xs - place[0], ys - place[1])
     (a, b), ((p, q), (_, r)) = g.tolist(), H.tolist()
     modelled = value + a * X + b * Y + 0.5 * (p * X * X + 2 * q * X * Y + r * Y * Y)
-    with torch.no_grad():
-        heights = np.array(
-            [[float(surface.value(torch.tensor([x, y], dtype=torch.float64))) for x in xs] for y in ys]
-        )
-    lowest = float(np.nanmin(heights)) if surface.lowest is None else surface.lowest
+    heights = heights_on(surface, xs, ys)
+    lowest = float(heights[np.isfinite(heights)].min()) if surface.lowest is None else surface.lowest
     shares = np.linspace(0.0, 1.25, 76)
     moves = [s for _, _, s in proposed]
     return TaylorModel(

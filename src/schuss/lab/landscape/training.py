@@ -39,12 +39,16 @@ def training(
 ) -> Generator[Moment]:
     """Train from the seed's own start, pausing before the first step and after each.
 
-    Model and optimizer are the live ones: look, and leave them as they are. Ends early where the loss is no
-    longer finite.
+    `schedule(n)` is the rate of the step after n finished ones; the optimizer holds that of its last step, before
+    the first step that one's. Model and optimizer are the live ones: look, and leave them as they are. Ends early
+    where the loss is no longer finite.
     """
     model = first_step(task, seed).model
     weights = [w for w in model.parameters() if w.requires_grad]
     optimizer = entry.build(weights, parameters)
+    if schedule is not None:
+        for group in optimizer.param_groups:
+            group["lr"] = schedule(0)
     yield Moment(0, model, optimizer, None)
     whole = None
     if isinstance(optimizer, CurvatureOptimizer):

@@ -11,12 +11,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-import schuss.lab.report
-from schuss.lab.report.page import duration, inline_json, number, percent
+from schuss.lab.pages import words
 from schuss.newton.cost import human_bytes, human_seconds
 
 HERE = Path(__file__).parent / "templates"
-STYLE = Path(schuss.lab.report.__file__).parent / "templates" / "style.css"
+FILTERS: dict[str, Any] = {
+    **{
+        name: getattr(words, name)
+        for name in ("number", "interval", "cost", "duration", "percent", "settings")
+    },
+    "bytes": human_bytes,
+    "seconds": human_seconds,
+}
 
 
 def page(
@@ -24,7 +30,8 @@ def page(
 ) -> str:
     """Fill `name`.html.j2 of a folder, which extends base.html.j2; `name`.js draws what `data` holds.
 
-    `contents` are (id, text) of the sections in the margin. Numbers in `data` that are not finite become null.
+    `contents` are (id, text) of the sections in the margin; a template may fill the block of that name itself.
+    Numbers in `data` that are not finite become null.
     """
     environment = Environment(
         loader=FileSystemLoader([templates, HERE]),
@@ -33,13 +40,12 @@ def page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "duration": duration, "percent": percent}
-    environment.filters |= {"bytes": human_bytes, "seconds": human_seconds}
+    environment.filters.update(FILTERS)
     return environment.get_template(f"{name}.html.j2").render(
         title=title,
         contents=contents,
-        style=Markup(STYLE.read_text("utf-8")),
-        data=Markup(inline_json(plain(data))),
+        style=Markup((HERE / "style.css").read_text("utf-8")),
+        data=Markup(words.inline_json(plain(data))),
         plotly=Markup(get_plotlyjs()),
         shared=Markup((HERE / "shared.js").read_text("utf-8")),
         script=Markup((templates / f"{name}.js").read_text("utf-8")),

@@ -32,6 +32,7 @@ def look_into(lanes: Sequence[Lane], tasks: Sequence[Mapping[str, Any]], store: 
         found = curvature_of(
             *(lane.task, contestant.entry, lane.spec, chosen.parameters),
             batch_size=contestant.batch_size,
+            schedule=contestant.schedule,
             seed=lane.plan.seeds["tune"][0],
         )
         store.write_note(key, json.dumps(found, allow_nan=False))
@@ -51,4 +52,4 @@ def _key(lane: Lane, task: Mapping[str, Any]) -> str | None:
     if take is None or take not in lane.plan.chosen:
         return None
     chosen, seed = lane.plan.chosen[take], lane.plan.seeds["tune"][0]
-    return f"curvature {digest(lane.plan.fingerprint, chosen.id, seed)}"
+    return f"curvature {digest(lane.plan.fingerprint, chosen.id, seed, 'own schedule')}"

@@ -67,11 +67,17 @@ class CurvedRun(Running):
         return outcome
 
     def look_back(self, at: int) -> Point:
-        """The model as it was before the last step, which was still being paid for at this cost."""
+        """The model as it was before the last step, which was still being paid for at this cost.
+
+        Looking costs the method nothing: the weights come back bit for bit, and as they are changed through `.data`,
+        it knows that what it evaluated at its last point still holds.
+        """
         now = [w.detach().clone() for w in self.model.parameters()]
-        self.put(self.before)
+        for w, old in zip(self.model.parameters(), self.before, strict=True):
+            w.data.copy_(old)
         point = replace(self.look(math.nan), steps=self.steps - 1, gradients=at, examples=at * self.share)
-        self.put(now)
+        for w, new in zip(self.model.parameters(), now, strict=True):
+            w.data.copy_(new)
         return point
 
     @torch.no_grad()

@@ -1,21 +1,12 @@
 """The page: `report.json` as one HTML file that needs nothing else, not even a network."""
 
-import json
 from collections.abc import Mapping
-from math import floor, isfinite, log10
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
 from schuss.errors import refusal
+from schuss.lab.pages import page
 from schuss.lab.report.bands import bands
-
-NARROW = "\u202f"  # no-break space between groups of digits
-UNBROKEN = "\u00a0"
-MINUS = "\u2212"
 
 
 def render(report: Mapping[str, Any]) -> str:
@@ -26,114 +17,11 @@ def render(report: Mapping[str, Any]) -> str:
     if report.get("format") != "schuss-race-report":
         allowed = "'schuss-race-report'"
         raise refusal("format", report.get("format"), allowed, "Give the contents of a report.json.")
-    files = Path(__file__).parent / "templates"
-    environment = Environment(
-        loader=FileSystemLoader(files),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": number,
-        "interval": interval,
-        "cost": cost,
-        "duration": duration,
-        "settings": settings,
-        "percent": percent,
-    }
-    data = {"report": report, "bands": [bands(task) for task in report["tasks"]]}
-    return environment.get_template("page.html.j2").render(
+    return page(
+        Path(__file__).parent / "templates",
+        "report",
+        report["title"],
+        (),
+        {"report": report, "bands": [bands(task) for task in report["tasks"]]},
         report=report,
-        data=Markup(inline_json(data)),
-        plotly=Markup(get_plotlyjs()),
-        style=Markup((files / "style.css").read_text("utf-8")),
-        script=Markup((files / "page.js").read_text("utf-8")),
     )
-
-
-def inline_json(data: object) -> str:
-    """Return strict JSON that may stand inside a script element: no text in it can close the element.
-
-    >>> inline_json({"error": "</script>"})
-    '{"error":"\\\\u003c/script>"}'
-    """
-    return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def number(x: float | None, digits: int = 4) -> str:
-    """Return a number with that many significant digits, readable at any size; "–" for none.
-
-    >>> number(12345.6), number(-0.00012345, 3), number(1.23e-7), number(None)
-    ('12\u202f346', '−0.000123', '1.23e−7', '–')
-    """
-    if x is None:
-        return "–"
-    if x == 0:
-        return "0"
-    size = floor(log10(abs(x)))
-    if not -5 < size < 7:
-        text = f"{x:.{min(digits, 3) - 1}e}"
-        mantissa, exponent = text.split("e")
-        text = f"{mantissa}e{int(exponent)}"
-    else:
-        text = f"{x:,.{max(0, digits - 1 - size)}f}".replace(",", NARROW)
-        text = text.rstrip("0").rstrip(".") if isinstance(x, int) else text
-    return text.replace("-", MINUS)
-
-
-def interval(found: Mapping[str, Any] | None) -> str:
-    """Return "mean ± half-width", cut where the half-width's second digit stands; the mean alone if n < 2.
-
-    >>> interval({"mean": 0.97134, "low": 0.96924, "high": 0.97344, "sd": 0.0034, "n": 10})
-    '0.9713 ± 0.0021'
-    """
-    if found is None or found["mean"] is None:
-        return "–"
-    mean, low, high = found["mean"], found["low"], found["high"]
-    half = None if low is None or high is None else (high - low) / 2
-    if not half or not 1e-6 <= half < 1e5:
-        return number(mean) if half is None or half == 0 else f"{number(mean)} ± {number(half, 2)}"
-    places = max(0, 1 - floor(log10(half)))
-    return f"{mean:.{places}f} ± {half:.{places}f}".replace("-", MINUS)
-
-
-def cost(x: float | None) -> str:
-    """Return a cost in whole units, "∞" where it was never paid.
-
-    >>> cost(15000.0), cost(None)
-    ('15\u202f000', '∞')
-    """
-    return "∞" if x is None else f"{x:,.0f}".replace(",", NARROW)
-
-
-def duration(seconds: float | None) -> str:
-    """Return a duration in the unit that suits it.
-
-    >>> duration(3.42e-5), duration(0.25), duration(75.0), duration(None)
-    ('34.2\u202fµs', '250\u202fms', '75.0\u202fs', '–')
-    """
-    if seconds is None or not isfinite(seconds):
-        return "–"
-    unit, size = ("s", 1.0) if seconds >= 1 else ("ms", 1e-3) if seconds >= 1e-3 else ("µs", 1e-6)
-    return f"{number(seconds / size, 3)}{NARROW}{unit}"
-
-
-def percent(share: float) -> str:
-    """Return a share in whole per cent.
-
-    >>> percent(0.8)
-    '80\u202f%'
-    """
-    return f"{100 * share:.0f}{NARROW}%"
-
-
-def settings(parameters: Mapping[str, float]) -> str:
-    """Return a configuration in a line that breaks after commas only, its learning rate first.
-
-    >>> settings({"1 - beta1": 0.1, "lr": 1.23456e-7}).replace(UNBROKEN, " ")
-    'lr 1.23e−7, 1 − beta1 0.1'
-    """
-    names = sorted(parameters, key=lambda name: name != "lr")
-    pairs = (f"{name} {parameters[name]:.3g}".replace("e-0", "e-") for name in names)
-    return ", ".join(pair.replace("-", MINUS).replace(" ", UNBROKEN) for pair in pairs)

@@ -327,10 +327,11 @@ class Splits(TypedDict):
 
 
 class Curvature(TypedDict):
-    """What was measured of the winner's curvature along a short run of its own (`--diagnose`)."""
+    """What was measured of the winner's curvature along a run of its own (`--diagnose`)."""
 
     entry: str
     parameters: dict[str, float]
+    schedule: str
     steps: int
     seed: int
     examples: int  # training examples on which curvature was measured

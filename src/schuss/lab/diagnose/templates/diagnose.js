@@ -6,9 +6,9 @@
       const looks = data.looks.filter((l) => l.sharpness !== null), x = looks.map((l) => l.step);
       const values = looks.flatMap((l) => [l.sharpness, l.limit]);
       return [[
-        { x, y: looks.map((l) => l.sharpness), mode: "lines+markers", name: "sharpness", line: { color: look(0).colour, width: 2 }, marker: { size: 7 }, hovertemplate: "sharpness %{y:.4g} at step %{x}<extra></extra>" },
-        { x, y: looks.map((l) => l.limit), mode: "lines", name: "what it bears", line: { color: css("--bad"), width: 2, dash: "dash" }, hovertemplate: "bears %{y:.4g}<extra></extra>" },
-      ], layout({ title: "step", zeroline: false }, { title: "curvature as the optimizer sees it", ...logTicks(values) }, { showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { color: css("--ink") } } })];
+        { x, y: looks.map((l) => l.sharpness), mode: "lines+markers", name: "sharpness", visible: !hidden.has("sharpness"), line: { color: look(0).colour, width: 2 }, marker: { size: 7 }, hovertemplate: "sharpness %{y:.4g} at step %{x}<extra></extra>" },
+        { x, y: looks.map((l) => l.limit), mode: "lines", name: "what it bears", visible: !hidden.has("what it bears"), line: { color: css("--bad"), width: 2, dash: "dash" }, hovertemplate: "bears %{y:.4g}<extra></extra>" },
+      ], layout({ title: "step", zeroline: false, rangemode: "tozero" }, { title: "sharpness", ...logTicks(values) })];
     },
     density() {
       const { grid, density, error } = data.density, floor = Math.max(...density) * 1e-6;
@@ -26,14 +26,11 @@
         { x: own.map((c) => c.batch), y: own.map((c) => c.time), mode: "markers", hoverinfo: "skip", marker: { symbol: "circle-open", size: 16, color: css("--accent"), line: { width: 2 } } },
       ], layout({ title: "batch size", type: "log", tickvals: batches, ticktext: batches.map(String) }, { title: "seconds × relative steps", ...logTicks(times) })];
     },
-    ladder() {
-      const { rates, losses, interval } = data.ladder;
-      const known = losses.flat().filter((l) => l !== null && l > 0), start = Math.max(...losses.map((sweep) => sweep[0] ?? 0));
-      const traces = losses.map((sweep) => ({ x: rates, y: sweep.map((l) => (l !== null && l < 4 * start ? l : null)), mode: "lines", line: { color: look(0).colour, width: 1.4 }, hovertemplate: "loss %{y:.4g} at lr %{x:.3g}<extra></extra>" }));
-      const shapes = [{ type: "line", x0: data.lr, x1: data.lr, yref: "paper", y0: 0, y1: 1, line: { color: css("--accent"), width: 1.5, dash: "dot" } }];
-      if (interval) shapes.push({ type: "rect", x0: interval[0], x1: interval[1], yref: "paper", y0: 0, y1: 1, fillcolor: faint(css("--accent"), 0.09), line: { width: 0 }, layer: "below" });
-      return [traces, layout({ title: "learning rate", ...logTicks(rates) }, { title: "loss of the batch", ...(known.length === losses.flat().filter((l) => l !== null).length ? logTicks(known.filter((l) => l < 4 * start)) : {}) }, { shapes })];
-    },
+    ladder: () => schuss.ladder(data.ladder, data.lr),
   };
+  const box = document.querySelector(".edge .legend");
+  const items = [["sharpness", look(0)], ["what it bears", { css: "var(--bad)", dash: "dash" }]];
+  const hidden = new Set(), redraw = () => document.querySelector(".figure.edge").figure.draw();
+  if (box) schuss.legend(box, items, hidden, redraw);
   for (const node of document.querySelectorAll("[data-figure]")) schuss.figure(node, draw[node.dataset.figure]);
 })();

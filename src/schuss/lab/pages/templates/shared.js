@@ -4,9 +4,20 @@ const schuss = (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const root = document.documentElement;
   const css = (name) => getComputedStyle(root).getPropertyValue(name).trim();
+  // How the i-th of many is drawn: twenty-four differ in colour, dash or marker before any two look alike.
   const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
+  const STROKES = { solid: "", dash: "6 3", dot: "2 3", dashdot: "6 3 2 3", longdash: "9 3", longdashdot: "9 3 2 3" };
   const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down"];
-  const look = (i) => ({ colour: css(`--s${i % 8}`), dash: DASHES[(i + Math.floor(i / 8)) % 6], symbol: SYMBOLS[i % 8] });
+  const look = (i) => ({ colour: css(`--s${i % 8}`), css: `var(--s${i % 8})`, dash: DASHES[(i + Math.floor(i / 8)) % 6], symbol: SYMBOLS[i % 8] });
+  const SHAPES = {
+    circle: "<circle cx='14' cy='6' r='3.2'/>", square: "<rect x='11' y='3' width='6' height='6'/>",
+    diamond: "<path d='M14 1.6 18.4 6 14 10.4 9.6 6z'/>", "triangle-up": "<path d='M14 2 18.2 9.4H9.8z'/>",
+    cross: "<path d='M12.6 2h2.8v2.6H18v2.8h-2.6V10h-2.8V7.4H10V4.6h2.6z'/>",
+    star: "<path d='m14 1.4 1.3 3.2 3.4.2-2.6 2.2.9 3.4-3-1.9-3 1.9.9-3.4-2.6-2.2 3.4-.2z'/>",
+    hexagon: "<path d='m14 1.8 3.7 2.1v4.2L14 10.2l-3.7-2.1V3.9z'/>", "triangle-down": "<path d='M14 10 9.8 2.6h8.4z'/>",
+  };
+  const sample = ({ css: colour, dash, symbol, width }) =>
+    `<svg viewBox="0 0 28 12" aria-hidden="true"><line x1="0" y1="6" x2="28" y2="6" stroke-width="${width ?? 2}" stroke-dasharray="${STROKES[dash ?? "solid"]}" style="stroke:${colour}"/><g style="fill:${colour}">${SHAPES[symbol] ?? ""}</g></svg>`;
   const faint = (hex, alpha) => `rgba(${[1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)).join(",")},${alpha})`;
   const minus = (text) => text.replaceAll("-", "−");
   const short = (x, digits = 4) => x === null || x === undefined ? "–"
@@ -25,35 +36,67 @@ const schuss = (() => {
     hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--ink"), family: css("--sans") } },
     ...more, xaxis: axis({ fixedrange: !pointer, ...x }), yaxis: axis({ fixedrange: !pointer, ...y }),
   });
-  // Powers of ten as plain ticks, fewer where there are many, 2 and 5 or 3 between where there are few.
-  const logTicks = (values) => {
-    const known = values.filter((x) => x > 0 && Number.isFinite(x));
-    if (!known.length) return { type: "log" };
-    const [low, high] = [Math.min(...known), Math.max(...known)];
+  // Round ticks of a logarithmic axis: powers of ten, and between them 2 and 5, or 3, where there are few.
+  const power = (exponent) => (exponent >= -3 && exponent <= 4 ? String(Number(`1e${exponent}`)) : `10${[...String(exponent)].map((c) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[c] ?? "⁻").join("")}`);
+  const logTicks = (values, narrow = false) => {
+    const known = values.filter((x) => x > 0 && Number.isFinite(x)), [low, high] = known.length ? [Math.min(...known), Math.max(...known)] : [1, 10];
     const first = Math.floor(Math.log10(low)), last = Math.ceil(Math.log10(high)), apart = Math.max(1, Math.ceil((last - first) / 6));
-    const digits = Math.log10(high / low) < 1.2 ? [1, 2, 5] : Math.log10(high / low) < 2.2 ? [1, 3] : [1];
-    const tickvals = [], ticktext = [];
-    for (let k = first; k <= last; k += apart) for (const digit of digits) {
-      tickvals.push(digit * 10 ** k);
-      ticktext.push(k >= -3 && k <= 5 ? minus(String(Number(`${digit}e${k}`))) : `${digit === 1 ? "" : `${digit}·`}10${[...String(k)].map((c) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[c] ?? "⁻").join("")}`);
+    const tickvals = [], ticktext = [], span = Math.log10(high / low);
+    const digits = span < (narrow ? 1.2 : 2.2) ? [1, 2, 5] : span < 2.2 ? [1, 3] : [1];
+    for (let k = first; k <= last; k += apart) {
+      for (const digit of digits) {
+        tickvals.push(digit * 10 ** k);
+        ticktext.push(digit === 1 ? power(k) : k >= -3 && k <= 4 ? String(Number(`${digit}e${k}`)) : `${digit}·${power(k)}`);
+      }
     }
     return { type: "log", tickvals, ticktext };
   };
 
   // A figure is drawn when it comes near, and again whenever the theme changes.
   const figures = [];
+  const nearby = new IntersectionObserver((entries) => {
+    for (const entry of entries) if (entry.isIntersecting) { nearby.unobserve(entry.target); entry.target.figure.draw(); }
+  }, { rootMargin: "800px" });
+  const watch = (node, draw) => {
+    const figure = { node, drawn: false, state: {}, draw: () => { figure.drawn = true; return draw(figure); } };
+    node.figure = figure;
+    figures.push(figure);
+    nearby.observe(node);
+    return figure;
+  };
+  const redraw = () => { for (const figure of figures) if (figure.drawn) figure.draw(); };
   const figure = (node, draw) => {
-    const plot = node.querySelector(".plot"), known = { node, plot, drawn: false };
-    known.draw = () => { known.drawn = true; const [traces, shape] = draw(plot); return Plotly.react(plot, traces, shape, CONFIG); };
-    figures.push(known);
-    new IntersectionObserver((entries, watcher) => {
-      if (!entries.some((entry) => entry.isIntersecting)) return;
-      watcher.disconnect();
-      known.draw();
-    }, { rootMargin: "600px" }).observe(node);
+    const plot = node.querySelector(".plot"), known = watch(node, () => { const [traces, shape] = draw(plot); return Plotly.react(plot, traces, shape, CONFIG); });
+    known.plot = plot;
     return known;
   };
-  const redraw = () => { for (const known of figures) if (known.drawn) known.draw(); };
+  // A legend in the page's own words, which wrap on a narrow screen: `items` are [name, look]; pressing one puts its
+  // name into `hidden`, or takes it out again, in every legend of `scope`.
+  const legend = (box, items, hidden, changed, scope = document) => {
+    for (const [name, drawn] of items) {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.dataset.entry = name;
+      button.setAttribute("aria-pressed", "true");
+      button.innerHTML = sample(drawn);
+      button.append(name);
+      button.addEventListener("click", () => {
+        if (!hidden.delete(name)) hidden.add(name);
+        for (const other of scope.querySelectorAll(".legend button")) other.setAttribute("aria-pressed", String(!hidden.has(other.dataset.entry)));
+        changed();
+      });
+      box.append(button);
+    }
+  };
+
+  // The losses of some sweeps up a ladder of learning rates; an upright line at one of them.
+  const ladder = ({ rates, losses, interval }, upright) => {
+    const known = losses.flat().filter((l) => l !== null), start = Math.max(...losses.map((sweep) => sweep[0] ?? 0)), shown = known.filter((l) => l < 4 * start);
+    const traces = losses.map((sweep, i) => ({ x: rates, y: sweep.map((l) => (l !== null && l < 4 * start ? l : null)), mode: "lines", line: { color: css("--s0"), width: 1.4, dash: DASHES[i % 6] }, hovertemplate: `loss %{y:.4g} at lr %{x:.3g}<extra>sweep ${i + 1}</extra>` }));
+    const shapes = upright === null ? [] : [{ type: "line", x0: upright, x1: upright, yref: "paper", y0: 0, y1: 1, line: { color: css("--accent"), width: 1.5, dash: "dot" } }];
+    if (interval) shapes.push({ type: "rect", x0: interval[0], x1: interval[1], yref: "paper", y0: 0, y1: 1, fillcolor: faint(css("--accent"), 0.09), line: { width: 0 }, layer: "below" });
+    return [traces, layout({ title: "learning rate", ...logTicks(rates) }, { title: "loss of the batch", ...(known.every((l) => l > 0) ? logTicks(shown) : {}) }, { shapes })];
+  };
 
   document.addEventListener("click", async (event) => {
     const button = event.target.closest?.(".copy");
@@ -93,6 +136,8 @@ const schuss = (() => {
     redraw();
   });
   system.addEventListener("change", () => { if (!root.dataset.theme) redraw(); });
+  // On paper everything is drawn, in the light colours, at the paper's width. Its width is set before the browser lays
+  // the paper out, as Plotly draws at the width it finds.
   const onPaper = (printing) => {
     root.classList.toggle("paper", printing);
     for (const known of figures) if (printing || known.drawn) known.draw();
@@ -102,5 +147,5 @@ const schuss = (() => {
   addEventListener("beforeprint", () => onPaper(true));
   addEventListener("afterprint", () => onPaper(false));
 
-  return { data, css, look, faint, short, layout, axis, logTicks, figure, isDark, CONFIG };
+  return { data, css, look, sample, faint, minus, short, layout, logTicks, watch, figure, redraw, legend, ladder, CONFIG };
 })();

@@ -1,8 +1,7 @@
 "use strict";
 (() => {
-  const { report, bands } = JSON.parse(document.getElementById("data").textContent);
+  const { css, faint, layout, logTicks, minus, sample: drawn, watch, redraw, legend, CONFIG } = schuss, { report, bands } = schuss.data;
   const tasks = report.tasks;
-  const root = document.documentElement;
 
   // ---------------------------------------------------------------- small helpers
   const el = (tag, attributes = {}, ...children) => {
@@ -15,7 +14,6 @@
     node.append(...children);
     return node;
   };
-  const minus = (text) => text.replace("-", "−");
   const short = (x, digits = 4) => {
     if (x === null || x === undefined) return "–";
     if (Number.isInteger(x)) return minus(x.toLocaleString("en-US").replaceAll(",", "\u202f"));
@@ -26,69 +24,13 @@
   const unique = (values) => [...new Set(values)];
 
   // ---------------------------------------------------------------- how an entry is drawn: colour, dash, marker
-  const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
-  const STROKES = ["", "6 3", "2 3", "6 3 2 3", "9 3", "9 3 2 3"];
-  const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down"];
   const everyName = unique(tasks.flatMap((task) => task.entries.map((entry) => entry.name)));
-  const css = (name) => getComputedStyle(root).getPropertyValue(name).trim();
-  // Twenty-four entries differ in colour, dash or marker before any two look alike.
-  const look = (name) => {
-    const i = Math.max(0, everyName.indexOf(name));
-    return { colour: css(`--s${i % 8}`), css: `var(--s${i % 8})`, dash: DASHES[(i + Math.floor(i / 8)) % 6],
-      stroke: STROKES[(i + Math.floor(i / 8)) % 6], symbol: SYMBOLS[i % 8] };
-  };
-  const faint = (hex, alpha) => {
-    const [r, g, b] = [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
-    return `rgba(${r},${g},${b},${alpha})`;
-  };
-  const SHAPES = {
-    circle: "<circle cx='14' cy='6' r='3.2'/>", square: "<rect x='11' y='3' width='6' height='6'/>",
-    diamond: "<path d='M14 1.6 18.4 6 14 10.4 9.6 6z'/>", "triangle-up": "<path d='M14 2 18.2 9.4H9.8z'/>",
-    cross: "<path d='M12.6 2h2.8v2.6H18v2.8h-2.6V10h-2.8V7.4H10V4.6h2.6z'/>",
-    star: "<path d='m14 1.4 1.3 3.2 3.4.2-2.6 2.2.9 3.4-3-1.9-3 1.9.9-3.4-2.6-2.2 3.4-.2z'/>",
-    hexagon: "<path d='m14 1.8 3.7 2.1v4.2L14 10.2l-3.7-2.1V3.9z'/>", "triangle-down": "<path d='M14 10 9.8 2.6h8.4z'/>",
-  };
-  const sample = (name) => {
-    const { css: colour, stroke, symbol } = look(name);
-    return `<svg viewBox="0 0 28 12" aria-hidden="true"><line x1="0" y1="6" x2="28" y2="6" stroke-width="2" stroke-dasharray="${stroke}" style="stroke:${colour}"/><g style="fill:${colour}">${SHAPES[symbol]}</g></svg>`;
-  };
+  const look = (name) => schuss.look(Math.max(0, everyName.indexOf(name)));
+  const sample = (name) => drawn(look(name));
   for (const mark of document.querySelectorAll("[data-mark]")) mark.innerHTML = sample(mark.dataset.mark);
 
   // ---------------------------------------------------------------- figures: drawn when near, redrawn on every change
   const hidden = new Set(); // entries switched off in the legends; one switch for all figures
-  const figures = [];
-  const pointer = matchMedia("(pointer: fine)").matches;
-  const CONFIG = { displayModeBar: false, responsive: true, showTips: false, doubleClick: "reset" };
-
-  // Round ticks of a logarithmic axis: powers of ten, and between them 2 and 5, or 3, where there are few.
-  const power = (exponent) => (exponent >= -3 && exponent <= 4 ? String(Number(`1e${exponent}`)) : `10${[...String(exponent)].map((c) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[c] ?? "⁻").join("")}`);
-  const logTicks = (values, narrow = false) => {
-    const known = values.filter((x) => x > 0), [low, high] = known.length ? [Math.min(...known), Math.max(...known)] : [1, 10];
-    const first = Math.floor(Math.log10(low)), last = Math.ceil(Math.log10(high)), apart = Math.max(1, Math.ceil((last - first) / 6));
-    const tickvals = [], ticktext = [], span = Math.log10(high / low);
-    const digits = span < (narrow ? 1.2 : 2.2) ? [1, 2, 5] : span < 2.2 ? [1, 3] : [1];
-    for (let k = first; k <= last; k += apart) {
-      for (const digit of digits) {
-        tickvals.push(digit * 10 ** k);
-        ticktext.push(digit === 1 ? power(k) : k >= -3 && k <= 4 ? String(Number(`${digit}e${k}`)) : `${digit}·${power(k)}`);
-      }
-    }
-    return { type: "log", tickvals, ticktext };
-  };
-  const layout = (x, y, more = {}) => {
-    const axis = (given) => ({
-      gridcolor: css("--grid"), linecolor: css("--line"), zerolinecolor: css("--line"), tickcolor: css("--line"),
-      automargin: true, fixedrange: !pointer, exponentformat: "power", ...given,
-      title: { text: given.title, standoff: 8, font: { size: 12, color: css("--soft") } },
-    });
-    return {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, autosize: true,
-      font: { family: css("--sans"), size: 12, color: css("--soft") },
-      margin: { l: 8, r: 14, t: 12, b: 8 }, dragmode: pointer ? "zoom" : false, hovermode: "closest",
-      hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--ink"), family: css("--sans") } },
-      ...more, xaxis: axis(x), yaxis: axis(y),
-    };
-  };
   const line = (name, x, y, more = {}) => {
     const { colour, dash, symbol } = look(name);
     return { name, x, y, mode: "lines+markers", line: { color: colour, width: 2, dash, ...more.line },
@@ -117,7 +59,7 @@
   const AXES = { steps: "steps", examples: "examples", gradients: "gradients", seconds: "seconds" };
   const choice = (figure, key, title, options) => {
     figure.state[key] ??= Object.keys(options)[0];
-    const group = `${key}-${figures.length}-${figure.task}`;
+    const group = `${key}-${figure.node.dataset.figure}-${figure.task}`;
     const set = el("fieldset", { class: "choice" }, el("legend", {}, title));
     for (const [value, text] of Object.entries(options)) {
       const input = el("input", { type: "radio", name: group, value, onchange: () => { figure.state[key] = value; figure.draw(); } });
@@ -232,35 +174,13 @@
     },
   };
 
-  const nearby = new IntersectionObserver((entries) => {
-    for (const entry of entries) if (entry.isIntersecting) { nearby.unobserve(entry.target); entry.target.figure.draw(); }
-  }, { rootMargin: "800px" });
-
-  const watch = (node, draw) => {
-    const figure = { node, drawn: false, state: {}, draw: () => { figure.drawn = true; draw(figure); } };
-    node.figure = figure;
-    figures.push(figure);
-    nearby.observe(node);
-    return figure;
-  };
-  const redraw = () => { for (const figure of figures) if (figure.drawn) figure.draw(); };
-
   for (const node of document.querySelectorAll("figure[data-figure]:not([data-figure='basin'])")) {
     const kind = plots[node.dataset.figure], index = Number(node.dataset.task), task = tasks[index], plot = node.querySelector(".plot");
     const figure = watch(node, () => Plotly.react(plot, ...kind.draw({ task, index, plot, state: figure.state }), CONFIG));
     figure.task = index;
     figure.data = task;
     kind.setup?.(figure);
-    for (const name of kind.entries(task, index)) {
-      const button = el("button", { type: "button", "data-entry": name, "aria-pressed": "true", onclick: () => {
-        if (!hidden.delete(name)) hidden.add(name);
-        for (const other of document.querySelectorAll(".legend button")) other.setAttribute("aria-pressed", String(!hidden.has(other.dataset.entry)));
-        redraw();
-      } });
-      button.innerHTML = sample(name);
-      button.append(name);
-      node.querySelector(".legend").append(button);
-    }
+    legend(node.querySelector(".legend"), kind.entries(task, index).map((name) => [name, look(name)]), hidden, redraw);
   }
 
   // ---------------------------------------------------------------- the basins: one small panel an entry, same scales
@@ -377,58 +297,6 @@
   addEventListener("hashchange", follow);
   // A second press on the link that is already followed changes no hash.
   document.addEventListener("click", (event) => { if (event.target.closest?.("a[href^='#run-']")?.hash === location.hash) follow(); });
-
-  // ---------------------------------------------------------------- copy, contents, theme, paper
-  document.addEventListener("click", async (event) => {
-    const button = event.target.closest?.(".copy");
-    if (!button) return;
-    const block = button.parentElement.querySelector("code");
-    try {
-      await navigator.clipboard.writeText(block.textContent);
-      button.textContent = "Copied";
-    } catch {
-      getSelection().selectAllChildren(block);
-      button.textContent = "Selected";
-    }
-    setTimeout(() => { button.textContent = "Copy"; }, 1500);
-  });
-
-  const contents = document.querySelector("nav details");
-  if (matchMedia("(max-width: 62rem)").matches) contents.open = false;
-  const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]));
-  const reading = new IntersectionObserver((entries) => {
-    for (const entry of entries) if (entry.isIntersecting) {
-      for (const link of links.values()) link.removeAttribute("aria-current");
-      links.get(entry.target.id)?.setAttribute("aria-current", "true");
-    }
-  }, { rootMargin: "-15% 0px -75% 0px" });
-  for (const id of links.keys()) { const target = document.getElementById(id); if (target) reading.observe(target); }
-
-  const system = matchMedia("(prefers-color-scheme: dark)");
-  const dark = () => (root.dataset.theme ?? (system.matches ? "dark" : "light")) === "dark";
-  const button = document.getElementById("theme");
-  button.addEventListener("click", () => {
-    const wanted = dark() ? "light" : "dark", asSystem = system.matches === (wanted === "dark");
-    if (asSystem) delete root.dataset.theme; // back to following the system
-    else root.dataset.theme = wanted;
-    try {
-      if (asSystem) localStorage.removeItem("schuss-theme");
-      else localStorage.setItem("schuss-theme", wanted);
-    } catch { /* without storage the choice lasts until the page is closed */ }
-    redraw();
-  });
-  system.addEventListener("change", () => { if (!root.dataset.theme) redraw(); });
-
-  // On paper everything is drawn, in the light colours, at the paper's width.
-  // Its width is set before the browser lays the paper out, as Plotly draws at the width it finds.
-  const onPaper = (printing) => {
-    root.classList.toggle("paper", printing);
-    for (const figure of figures) if (printing || figure.drawn) figure.draw();
-    for (const plot of document.querySelectorAll(".js-plotly-plot")) Plotly.Plots.resize(plot);
-  };
-  matchMedia("print").addEventListener("change", (event) => onPaper(event.matches));
-  addEventListener("beforeprint", () => onPaper(true));
-  addEventListener("afterprint", () => onPaper(false));
 
   follow();
 })();

@@ -1,0 +1,187 @@
+"""What it takes to find both ends of the spectrum of ten million weights.
+
+An MLP on scikit-learn's digits and a small transformer on the source text of Python's standard library, at
+their random start and after some training, in float32 on one thread: the five largest and five smallest
+eigenvalues of the Hessian within the default 100 products and 24 vectors. Printed for each: products, their
+cost in gradients, peak memory in vectors of the model's size (over the model itself), and the worst residual
+at each end, relative to the largest |λ|. With --check also how far the values are from those of a run with
+250 products in the memory of 104 vectors.
+
+Run: python benchmarks/curvature.py [--check] [--only mlp,transformer] [--width 3130]
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from schuss.curvature import Extremes, extreme_eigenvalues, hvp
+
+TRAINING = {"mlp": 30, "transformer": 40}
+
+
+class Block(nn.Module):
+    """Causal attention and an MLP, each on the normalised stream."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.qkv(self.before(x)).chunk(3, -1)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        x = x + self.out(mixed)
+        return x + self.mlp(self.between(x))
+
+
+class Transformer(nn.Module):
+    """Six blocks over 128 characters, input and output tables tied."""
+
+    def __init__(self, width: int = 384, length: int = 64):
+        super().__init__()
+        self.table, self.place = nn.Embedding(128, width), nn.Embedding(length, width)
+        self.blocks = nn.Sequential(*[Block(width, heads=6) for _ in range(6)], nn.LayerNorm(width))
+        for weight in self.parameters():
+            if weight.dim() > 1:
+                nn.init.normal_(weight, std=0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.blocks(self.table(tokens) + self.place.weight[: tokens.shape[1]])
+        return x @ self.table.weight.T
+
+
+def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.cross_entropy(model(batch[0]).flatten(0, -2), batch[1].flatten())
+
+
+def build(name: str, trained: bool, width: int) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    torch.manual_seed(0)
+    draws = torch.Generator().manual_seed(1)
+    if name == "mlp":
+        x, y = load_digits(return_X_y=True)
+        inputs, labels = torch.tensor(x / 16, dtype=torch.float32), torch.tensor(y)
+        inputs -= inputs.mean(dim=0)
+        model = nn.Sequential(
+            nn.Linear(64, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 10)
+        )
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+
+        def batch() -> tuple[Tensor, Tensor]:
+            rows = torch.randint(len(inputs), (128,), generator=draws)
+            return inputs[rows], labels[rows]
+    else:
+        sources = sorted(Path(os.__file__).parent.glob("*.py"))[:40]
+        text = "".join(source.read_text(encoding="utf-8") for source in sources)
+        tokens = torch.tensor([min(ord(letter), 127) for letter in text])
+        model = Transformer()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+        def batch() -> tuple[Tensor, Tensor]:
+            starts = torch.randint(len(tokens) - 65, (4,), generator=draws)
+            rows = torch.stack([tokens[start : start + 65] for start in starts])
+            return rows[:, :-1], rows[:, 1:]
+
+    for _ in range(TRAINING[name] if trained else 0):
+        optimizer.zero_grad()
+        cross_entropy(model, batch()).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    return model, batch()
+
+
+def seconds(work: Callable[[], object], repeats: int = 5) -> float:
+    """The median of the processor's time for a call: on one thread other work on the machine does not count."""
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        work()
+        times.append(time.process_time() - start)
+    return statistics.median(times)
+
+
+def memory() -> int:
+    """Bytes that this process holds now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def worst(residuals: np.ndarray, got: Extremes) -> float:
+    return float(residuals.max() / max(abs(got.largest[0]), abs(got.smallest[0])))
+
+
+def measure(name: str, trained: bool, width: int, check: bool) -> None:
+    torch.set_num_threads(1)
+    model, batch = build(name, trained, width)
+    weights = list(model.parameters())
+    n = sum(weight.numel() for weight in weights)
+    gradient = seconds(lambda: torch.autograd.grad(cross_entropy(model, batch), weights))
+    product = seconds(partial(hvp, model, cross_entropy, batch, torch.ones(n)))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak of memory counts from here
+    held = memory()
+    start = time.process_time()
+    got = extreme_eigenvalues(model, cross_entropy, batch, k=5)
+    took = time.process_time() - start
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    peak = int(status["VmHWM"].split()[0]) * 1024 - held
+    k = len(got.largest)
+    print(
+        f"| {name}, {'trained' if trained else 'at its start'} | {n / 1e6:.2f}M | {got.products} | "
+        f"{product / gradient:.2f} | {took / gradient:.0f} | {peak / (4 * n):.1f} | {got.converged} | "
+        f"{worst(got.residuals[:k], got):.1e} | {worst(got.residuals[k:], got):.1e} |",
+        flush=True,
+    )
+    print(got, flush=True)
+    if check:
+        more = extreme_eigenvalues(
+            model, cross_entropy, batch, k=5, products=250, vectors=104, tolerance=1e-6, seed=1
+        )
+        print(
+            f"  against 250 products: largest off by {worst(abs(got.largest - more.largest), more):.1e}, "
+            f"smallest by {worst(abs(got.smallest - more.smallest), more):.1e} of the largest |λ|\n  {more}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="also a longer run, several minutes a model")
+    parser.add_argument("--only", default=",".join(TRAINING), help="models, comma-separated")
+    parser.add_argument("--width", type=int, default=3130, help="of the MLP: 3130 makes 10 million weights")
+    given = parser.parse_args()
+    print(
+        "| model | weights | products | one `hvp` / gradient | all / gradient | peak memory, vectors | converged "
+        "| worst residual, largest | smallest |\n| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: |"
+    )
+    for name in given.only.split(","):
+        for trained in (False, True):
+            # Each in a process of its own, so that its peak memory is its own.
+            child = multiprocessing.get_context("spawn").Process(
+                target=measure, args=(name, trained, given.width, given.check)
+            )
+            child.start()
+            child.join()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""`schuss range`: at which learning rates the first steps make progress."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from schuss.curvature import RangeTest
+
+BARS = "▁▂▃▄▅▆▇█"
+
+EPILOG = """\b
+Examples:
+  schuss range digits
+  schuss range digits --optimizer momentum --sweeps 5
+  schuss range digits --optimizer sgd --lowest 1e-3 --highest 10 --steps 200
+  schuss range my_task.py --optimizer my_opt.py:Mine --out rates.html
+
+The rate climbs from step to step. This is no measurement of stability: schuss diagnose is.
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("task", metavar="TASK")
+@click.option("--optimizer", default="adamw", show_default=True, help="Entry to train with, or file.py:name.")
+@click.option(
+    "--lowest", type=click.FloatRange(0, min_open=True), help="[default: a tenth of the entry's least]"
+)
+@click.option(
+    "--highest", type=click.FloatRange(0, min_open=True), help="[default: ten times the entry's most]"
+)
+@click.option("--steps", type=click.IntRange(10), default=100, show_default=True, help="Rungs of the ladder.")
+@click.option(
+    "--sweeps", type=click.IntRange(1), default=3, show_default=True, help="Each with other batches."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--data", type=click.Path(path_type=Path), help="Files for the task.")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("range.html"), show_default=True
+)
+def command(
+    task: str,
+    optimizer: str,
+    lowest: float | None,
+    highest: float | None,
+    steps: int,
+    sweeps: int,
+    seed: int,
+    data: Path | None,
+    out: Path,
+) -> None:
+    """Climb a ladder of learning rates, some times over, and show where the loss falls."""
+    console = Console()
+    from schuss.lab.entries import find
+    from schuss.lab.ladder import climb, render
+    from schuss.lab.landscape.target import task_of
+
+    words = [word if word.startswith("-") else shlex.quote(word) for word in sys.argv[1:]]
+    try:
+        given, entry = task_of(task, data), find(optimizer)
+        with console.status("Climbing") as status:
+            found = climb(
+                *(given, entry),
+                lowest=lowest,
+                highest=highest,
+                steps=steps,
+                sweeps=sweeps,
+                seed=seed,
+                progress=lambda done, of: status.update(f"Climbing: step {done} of {of}"),
+            )
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(render(found, given, entry, f"schuss {' '.join(words)}"), encoding="utf-8")
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        raise click.ClickException(str(error)) from error
+    _show(console, found, f"{entry.name} on {given.name}")
+    console.print(f"Page: {out}", soft_wrap=True, highlight=False)
+
+
+def _show(console: Console, found: RangeTest, title: str) -> None:
+    """A line of bars a sweep, the rates below them, and the words of the test."""
+    width = min(max(console.width - 24, 20), len(found.rates))
+    known = [x for sweep in found.losses.tolist() for x in sweep if x == x]
+    low, high = min(known), min(max(known), 2 * max(sweep[0] for sweep in found.losses.tolist()))
+    table = Table(title=f"{title}: loss by learning rate", title_justify="left", box=None, pad_edge=False)
+    for head in ("sweep", f"{found.rates[0]:.3g} to {found.rates[-1]:.3g}", "stopped at"):
+        table.add_column(head, no_wrap=True)
+    picks = [round(k * (len(found.rates) - 1) / max(width - 1, 1)) for k in range(width)]
+    for number, (sweep, stopped) in enumerate(zip(found.losses.tolist(), found.stopped_at, strict=True), 1):
+        bars = "".join(_bar(sweep[k], low, high) for k in picks)
+        table.add_row(str(number), bars, "–" if stopped == float("inf") else f"{stopped:.3g}")
+    console.print(table)
+    told = str(found)
+    console.print(f"{told[:1].upper()}{told[1:]}", markup=False, highlight=False)
+
+
+def _bar(value: float, low: float, high: float) -> str:
+    """A bar as high as a value; a blank where there is none.
+
+    >>> _bar(0.0, 0.0, 1.0), _bar(1.0, 0.0, 1.0), _bar(float("nan"), 0.0, 1.0)
+    ('▁', '█', ' ')
+    """
+    if value != value:
+        return " "
+    share = (value - low) / (high - low) if high > low else 0.0
+    return BARS[min(max(round(share * (len(BARS) - 1)), 0), len(BARS) - 1)]

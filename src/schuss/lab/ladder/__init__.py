@@ -1,0 +1,10 @@
+"""A learning-rate range test of a task: which rates make progress in its first steps.
+
+climb(task, entry)      a few sweeps up a ladder of rates, from the seed's own start
+render(...)             one HTML page
+"""
+
+from schuss.lab.ladder.climb import climb
+from schuss.lab.ladder.page import render
+
+__all__ = ["climb", "render"]

@@ -1,0 +1,41 @@
+"""A range test as one HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+import schuss
+from schuss.curvature import RangeTest
+from schuss.lab.entries import Entry
+from schuss.lab.landscape.trails import said
+from schuss.lab.pages import page
+from schuss.lab.tasks.task import Task
+
+ROWS = 13
+
+
+def render(found: RangeTest, task: Task, entry: Entry, command: str) -> str:
+    """The page of a range test, and the command that makes it again."""
+    usual = {key: value for key, value in entry.usual.items() if key != "lr"}
+    picks = np.unique(np.linspace(0, len(found.rates) - 1, ROWS).round().astype(int))
+    return page(
+        Path(__file__).parent / "templates",
+        "range",
+        f"Learning rates of {entry.name} on {task.name}",
+        [("ladder", "The ladder"), ("rungs", "Rung by rung"), ("repeat", "How to repeat it")],
+        {
+            "rates": found.rates,
+            "losses": found.losses,
+            "interval": found.interval,
+            "suggestion": found.suggestion,
+        },
+        found=found,
+        task=task,
+        entry=entry,
+        settings=said(entry, usual),
+        rungs=[(float(found.rates[i]), found.losses[:, i].tolist()) for i in picks],
+        command=command,
+        version=schuss.__version__,
+    )
