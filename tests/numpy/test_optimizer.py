@@ -353,6 +353,14 @@ def test_any_hyperparameter_may_be_a_schedule():
     assert pair.betas == (0.6, 0.99)
 
 
+def test_hyperparameters_are_checked_together_with_schedules_as_they_stand():
+    optimizer = SGD(momentum=lambda n: 0.9 * n)
+    with pytest.raises(ValueError, match="nesterov"):
+        optimizer.nesterov = True
+    optimizer.update({"w": np.ones(2)}, {"w": np.ones(2)})
+    optimizer.nesterov = True
+
+
 def test_a_schedule_that_leaves_its_domain_changes_nothing():
     params = {"w": np.ones(2)}
     optimizer = Adam(lr=lambda n: 0.1 - 0.1 * n - 0.05 * (n > 0))

@@ -123,7 +123,13 @@ def parameters(row: Row, switches: Mapping[str, Any]) -> dict[str, Parameter]:
             parts = PAIRS.get(name)
             default = tuple(defaults.pop(one) for one in parts) if parts else defaults.pop(name)
             found[name] = Parameter(name, kind, default=default)
-    return found | {n: Parameter(n, Parameter.KEYWORD_ONLY, default=value) for n, value in defaults.items()}
+    if "capturable" in switches:  # which is more than a switch here: any step can be captured in a CUDA graph
+        defaults.setdefault("capturable", switches["capturable"])
+    return found | {
+        n: Parameter(n, Parameter.KEYWORD_ONLY, default=value)
+        for n, value in defaults.items()
+        if n not in found
+    }
 
 
 def is_schedule(value: Any) -> bool:

@@ -68,9 +68,9 @@ def norm_of(
     squares = [norm.square(table, workers) for table in tables]
     squares += [_scaled_norm(gradient) ** 2 for gradient in others]
     total = math.sqrt(sum(squares))
-    if math.isfinite(total):
+    if 1e-140 < total < math.inf:
         return total
-    # A number is infinite, or only its square is.
+    # A number is infinite, or only its square is, or squares are 0 whose roots are not.
     return math.hypot(*map(_scaled_norm, every))
 
 

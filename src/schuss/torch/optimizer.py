@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.optim.optimizer as base
 
-from schuss.compile import norm
+from schuss.compile import device, norm
 from schuss.compile.formula import AVERAGE, formula
 from schuss.compile.front import (
     OPTIONS,
@@ -78,8 +78,7 @@ class Optimizer(torch.optim.Optimizer):
     _step_supports_amp_scaling: ClassVar[bool] = True
     grad_scale: Tensor | None
     found_inf: Tensor | None
-    #: How many steps were left out: because of `skip_nonfinite`, or because GradScaler had found an infinity.
-    skipped: int = 0
+    _skipped = 0
     _swapped = False
     _parameters: ClassVar[dict[str, inspect.Parameter]]
     _binding: ClassVar[inspect.Signature]
@@ -130,6 +129,8 @@ class Optimizer(torch.optim.Optimizer):
         self._members: list[Tensor] = []
         self._views: list[tuple[Tensor, ...]] = []
         self._norm: float | None = None
+        self._control: device.Control | None = None
+        self._begun: dict[int, int] = {}  # a group's steps before the device's first
 
     # Groups and their hyperparameters
 
@@ -237,11 +238,18 @@ class Optimizer(torch.optim.Optimizer):
         plan = self._plan
         if plan is None or not (self._seen == self._looked(weights, rules) and plan.fits(gradients)):
             plan = self._plan = self._make_plan(weights, gradients, rules)
+        if self._swapped:
+            raise RuntimeError(
+                "A step inside `with optimizer.averaged()` would be taken from the averaged weights and then be lost. "
+                "Take it outside."
+            )
+        if self._on_device(plan):
+            return loss
         scale = self._scale(plan, gradients)
         if scale is None:
-            self.skipped += 1
+            self._skipped += 1
             return loss
-        terms = [self._terms(group, scale) for group in groups]
+        terms = [self._terms(group, group["step"], scale) for group in groups]
         sparse_rules = {item.group: for_sparse(rules[item.group], self._sparse) for item in plan.sparse}
         plan.step(gradients, self._ledger, rules, sparse_rules, terms, torch.get_num_threads())
         for group in groups:
@@ -249,6 +257,79 @@ class Optimizer(torch.optim.Optimizer):
             if group["schedules"]:
                 self._ask_schedules(group)
         return loss
+
+    def _on_device(self, plan: Plan) -> bool:
+        """Take the step as a GPU decides, where it alone knows whether it is taken; False if the host does."""
+        given = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        capturable = any(group.get("capturable") for group in self.param_groups)
+        asked = capturable or self.max_norm is not None or self.skip_nonfinite or given != (None, None)
+        launches = plan.on_one_device() if asked else None
+        if launches is None:
+            if self._control is not None:
+                self._settle()
+                self._skipped += self._control.skipped
+                self._control = None
+            return False
+        if self._control is None or self._control.capturable != capturable:
+            self._settle()
+            self._skipped += self._control.skipped if self._control else 0
+            self._control = device.Control(launches[0].device, capturable)
+            self._begun = {}
+        taken = self._control.taken
+        for group in self.param_groups:
+            self._begun.setdefault(id(group), group["step"] - taken)
+        torch.autograd.graph.increment_version(plan.weights)
+        self._control.step(
+            launches,
+            self._ledger,
+            device.Ahead(self._known_ahead(), self._ahead),
+            max_norm=self.max_norm,
+            skip_nonfinite=self.skip_nonfinite,
+            grad_scale=given[0],
+            found_inf=given[1],
+        )
+        self._count(self._control.taken)
+        return True
+
+    def _known_ahead(self) -> Any:
+        """What rules and terms of steps to come follow from: equal as long as nothing was changed."""
+        return self.defaults["seed"], [
+            (
+                type(self)._values({**group, **group["schedules"]}),
+                group["ema_decay"],
+                group["maximize"],
+                self._begun[id(group)],
+            )
+            for group in self.param_groups
+        ]
+
+    def _ahead(self, taken: int) -> tuple[list[Rule], list[Terms]]:
+        """Rules and terms, by group, of the step after so many that the device has taken."""
+        rules: list[Rule] = []
+        terms: list[Terms] = []
+        for group in self.param_groups:
+            finished = self._begun[id(group)] + taken
+            if group["schedules"]:
+                then = {name: at(schedule, finished) for name, schedule in group["schedules"].items()}
+                rules.append(self._page(plain_number(type(self)._values({**group, **then}))))
+            else:
+                rules.append(self._rule_of(group))
+            terms.append(self._terms(group, finished, 1.0))
+        return rules, terms
+
+    def _count(self, taken: int) -> None:
+        """Count the groups' steps, of which the device has taken so many."""
+        for group in self.param_groups:
+            if id(group) in self._begun:
+                group["step"] = self._begun[id(group)] + taken
+                if group["schedules"]:
+                    self._ask_schedules(group)
+
+    def _settle(self) -> None:
+        """Wait for the device, and learn which steps it has taken."""
+        if self._control is not None:
+            self._control.settle(wait=True)
+            self._count(self._control.taken)
 
     def _looked(self, weights: list[Tensor], rules: list[Rule]) -> Any:
         """What a plan stands on, beside the addresses."""
@@ -260,11 +341,6 @@ class Optimizer(torch.optim.Optimizer):
 
     def _scale(self, plan: Plan, gradients: list[Any]) -> float | None:
         """What all gradients are multiplied by: the loss scale undone, and clipped. None if the step is not taken."""
-        if self._swapped:
-            raise RuntimeError(
-                "A step inside `with optimizer.averaged()` would be taken from the averaged weights and then be lost. "
-                "Take it outside."
-            )
         found, given = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if found is not None and float(found):
             return None
@@ -276,12 +352,12 @@ class Optimizer(torch.optim.Optimizer):
             return None
         return scale * norm.clipping(self._norm, self.max_norm)
 
-    def _terms(self, group: dict[str, Any], scale: float) -> Terms:
+    def _terms(self, group: dict[str, Any], finished: int, scale: float) -> Terms:
         decay = group["ema_decay"]
         if decay is None:
             renewed = 1.0
         elif callable(decay):
-            renewed = 1 - check_decay(plain_number(decay(group["step"])))
+            renewed = 1 - check_decay(plain_number(decay(finished)))
         else:
             renewed = 1 - decay
         return Terms(-scale if group["maximize"] else scale, renewed, self.defaults["seed"])
@@ -307,12 +383,24 @@ class Optimizer(torch.optim.Optimizer):
         self.defaults["skip_nonfinite"] = value
 
     @property
+    def skipped(self) -> int:
+        """How many steps were left out: because of `skip_nonfinite`, or because GradScaler had found an infinity.
+
+        To know it of weights on a GPU is to wait for it.
+        """
+        self._settle()
+        return self._skipped + (self._control.skipped if self._control else 0)
+
+    @property
     def gradient_norm(self) -> float | None:
         """The norm of all gradients at the last step, before clipping; None unless `max_norm` or `skip_nonfinite` asks.
 
-        In the units of the loss: GradScaler's scale is taken out.
+        In the units of the loss: GradScaler's scale is taken out. To know it of weights on a GPU is to wait for it.
         """
-        return self._norm
+        if self.max_norm is None and not self.skip_nonfinite:
+            return None
+        self._settle()
+        return self._control.norm if self._control else self._norm
 
     @contextmanager
     def averaged(self) -> Generator[None]:
@@ -360,6 +448,7 @@ class Optimizer(torch.optim.Optimizer):
         return tuple(self.row.sparse.items())
 
     def _make_plan(self, weights: list[Tensor], gradients: list[Any], rules: list[Rule]) -> Plan:
+        self._settle()
         group_of = [k for k, group in enumerate(self.param_groups) for _ in group["params"]]
         present = [k for k, gradient in enumerate(gradients) if gradient is not None]
         whole = {k for k in present if gradients[k].layout != torch.sparse_coo}
@@ -456,6 +545,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The state in torch.optim's layout: its optimizers read it. Schedules are configuration, and not in it."""
+        self._settle()
         packed = super().state_dict()
         state = {
             key: {name: _exported(name, value, self.row) for name, value in entry.items()}
@@ -526,7 +616,7 @@ class Optimizer(torch.optim.Optimizer):
             self._rule_of(fitted)
             groups.append(fitted)
         self.__setstate__(
-            {"state": State(state), "param_groups": groups, "skipped": loaded.get("skipped", 0)}
+            {"state": State(state), "param_groups": groups, "_skipped": loaded.get("skipped", 0)}
         )
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
@@ -544,7 +634,8 @@ class Optimizer(torch.optim.Optimizer):
         return set(self.row.names.values()) - {self.row.names[scalar] for scalar in self.row.rule.scalars}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "skipped": self.skipped}
+        self._settle()
+        return {**super().__getstate__(), "_skipped": self.skipped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -361,6 +361,16 @@ class Plan:
             )
         )
 
+    def on_one_device(self) -> list[device.DeviceLaunch] | None:
+        """The launches, if all of the step is done by kernels on one GPU."""
+        launches = [batch.launch for batch in self.plain if isinstance(batch.launch, device.DeviceLaunch)]
+        places = {launch.device for launch in launches}
+        return (
+            launches
+            if len(launches) == len(self.plain) and len(places) == 1 and not self.other_ways
+            else None
+        )
+
     def norm(self, gradients: Sequence[Any], workers: int) -> float:
         """The norm of all gradients together, each read once; NaN or infinite if one of their numbers is."""
         tables = [batch.table for batch in self.plain if isinstance(batch.table, Table)]

@@ -114,7 +114,7 @@ def _bars(title: str, timings: Sequence[Timing], base: str) -> Grid:
         )
         for t in timings
     )
-    return Grid(title, ("Adam", "a step", f"of {base}"), rows, _problems(timings))
+    return Grid(title, (timings[0].page, "a step", f"of {base}"), rows, _problems(timings))
 
 
 def _one_step(timings: Sequence[Timing]) -> Grid:
@@ -134,6 +134,10 @@ def _first_step(timings: Sequence[Timing]) -> Grid:
 
 def _sparse(timings: Sequence[Timing]) -> Grid:
     return _bars(f"Sparse gradients: {timings[0].workload}", timings, sparse.DENSE)
+
+
+def _precision(timings: Sequence[Timing]) -> Grid:
+    return _bars(f"One step: {timings[0].workload}", timings, timings[0].contender)
 
 
 def _numpy(timings: Sequence[Timing]) -> Grid:
@@ -162,6 +166,7 @@ _SHOWN: dict[str, Callable[[Sequence[Timing]], Grid]] = {
     "mlp": _one_step,
     "first-step": _first_step,
     "sparse": _sparse,
+    "precision": _precision,
     "numpy": _numpy,
     "gpu": _gpu,
 }
