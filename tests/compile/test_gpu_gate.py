@@ -447,6 +447,7 @@ def test_interpreted_a_capture_needs_a_step_like_it(graph, gpus):
     g = training.gradients()
     with graph, pytest.raises(RuntimeError, match="Take a step as it is before the capture"):
         training.step(g)
+    training.control.event = Late()
     training.step(g)
     with graph:
         for different in (dict(max_norm=1.0), dict(ahead=training.ahead(AdamW(lr=1.0)))):
@@ -454,6 +455,8 @@ def test_interpreted_a_capture_needs_a_step_like_it(graph, gpus):
                 training.step(g, **different)
         with pytest.raises(RuntimeError, match="capturable=True"):
             training.launch.step(training.ledger, [training.rule], [Terms()])
+        with pytest.raises(RuntimeError, match="Take a step as it is before the capture"):
+            training.control.settle(wait=True)
     assert not graph.noted
     usual = Training(gpus, lengths=(3,))
     usual.step(g)

@@ -448,6 +448,8 @@ class Control:
     def settle(self, *, wait: bool = False) -> None:
         """Write to the ledger what is known of the steps taken; if `wait`, of all of them, replayed ones too."""
         if wait and (self.issued > self.answered or self.graphs):
+            if capturing(self.device):
+                raise RuntimeError(_UNPREPARED)
             self.arriving.copy_(self.gate)
             self.answered, self.looked = self.issued, None
         elif self.looked is not None and (self.event is None or self.event.query()):
