@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import schuss.torch
 from schuss.newton import minimize
 from schuss.newton.minimize import Result
 
@@ -144,6 +145,39 @@ def test_first_order_methods_by_name(method, options):
     )
     assert found.x == pytest.approx(np.full(3, 2.0), abs=0.02)
     assert found.success == (np.abs(found.jac).max() <= 1e-4)
+
+
+OPTIMIZERS = [
+    name
+    for name in schuss.torch.__all__
+    if isinstance(getattr(schuss.torch, name), type)
+    and issubclass(getattr(schuss.torch, name), torch.optim.Optimizer)
+]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_of_the_library_is_a_method(name):
+    def fun(x):
+        return x - 2 if name == "GaussNewton" else 0.5 * ((x - 2) ** 2).sum()
+
+    method = {"NewtonCG": "newton-cg", "GaussNewton": "gauss-newton"}.get(name, name)
+    found = minimize(fun, np.full((2, 2), 1.9), method=method, options={"maxiter": 30})
+    assert found.fun < 0.5 * 4 * 0.01
+    assert {"x", "fun", "jac", "success", "status", "message", "nit", "nfev", "njev", "nhev"} <= set(found)
+    assert found.success == (np.abs(found.jac).max() <= 1e-8)
+
+
+@pytest.mark.parametrize("method", ["newton", "newton-cg", "lbfgs"])
+def test_a_step_out_of_the_domain_is_taken_back(method):
+    found = minimize(lambda x: x[0] - 3 * torch.log(x[0]), [40.0], method=method)  # nan below 0
+    assert found.success
+    assert found.x == pytest.approx([3.0], rel=1e-6)
+
+
+@pytest.mark.parametrize("method", ["newton", "newton-cg", "lbfgs", "adam"])
+def test_a_function_without_a_loss(method):
+    with pytest.raises(ValueError, match="fun returned None"):
+        minimize(lambda x: None, [1.0, 2.0], method=method)
 
 
 def test_a_run_that_explodes_returns_its_best_point():

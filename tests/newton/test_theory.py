@@ -76,15 +76,26 @@ def test_longley_in_one_step_in_float64_and_a_warning_in_float32():
     ]
     data = torch.tensor(rows, dtype=torch.float64)
     X, y = torch.cat([torch.ones(16, 1, dtype=torch.float64), data[:, :6]], dim=1), data[:, 6]
-    for optimizer_class, tolerance in ((Newton, 1e-5), (GaussNewton, 1e-8)):
+    for make, squares in (
+        (lambda w: Newton([w]), False),
+        (lambda w: Newton([w], damping=None), False),
+        (lambda w: GaussNewton([w]), True),
+    ):
         w = torch.zeros(7, dtype=torch.float64, requires_grad=True)
-        squares = optimizer_class is GaussNewton
-        optimizer = optimizer_class([w], radius=1e300)
-        optimizer.step(lambda w=w, s=squares: X @ w - y if s else 0.5 * (X @ w - y).square().sum())
-        assert w.tolist() == pytest.approx(certified, rel=tolerance), optimizer_class
+        make(w).step(lambda w=w, s=squares: X @ w - y if s else 0.5 * (X @ w - y).square().sum())
+        assert w.tolist() == pytest.approx(certified, rel=1e-8)
     w32 = torch.zeros(7, requires_grad=True)
     with pytest.warns(UserWarning, match="Use float64 weights"):
         Newton([w32]).step(lambda: 0.5 * (X.float() @ w32 - y.float()).square().sum())
+
+
+def test_gauss_newton_at_the_origin_takes_the_whole_step():
+    X = torch.linspace(-1, 1, 6, dtype=torch.float64)[:, None] ** torch.arange(3)
+    w = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    optimizer = GaussNewton([w])
+    optimizer.step(lambda: X @ (w - 1e6))
+    assert optimizer.report.trials == 1
+    assert w.tolist() == pytest.approx([1e6] * 3)
 
 
 @pytest.mark.parametrize("method", [Newton, NewtonCG])

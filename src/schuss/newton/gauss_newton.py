@@ -43,7 +43,7 @@ class GaussNewton(CurvatureOptimizer):
     | `lr`           |        | [0, 1]                  | fraction of s that is taken                            |
     | `reduction`    |        | "sum", "mean", None     | None: sum of squares, mean of softmax                  |
     | `solver`       |        | "auto", "dense", "cg"   | J itself (singular values), or products only           |
-    | `radius`       | Δ      | > 0 or None             | None: dense ‖D w‖ (at w = 0 the step), else as CG goes  |
+    | `radius`       | Δ      | > 0 or None             | None: ‖D w‖, without limit from w = 0 or by products   |
     | `max_products` |        | ≥ 1 or None             | limit of products a step with "cg"                     |
     | `weight_decay` |        | ≥ 0                     | adds ½ weight_decay ‖w‖² to the loss                   |
     | `full_batch`   |        | bool                    | the closure is one function: reuse its last evaluation |

@@ -1,7 +1,8 @@
 """Newton's method with the whole Hessian: exact, and dear.
 
 Sources: Moré & Sorensen, "Computing a trust region step", SIAM J. Sci. Stat. Comput. 4 (1983), §3;
-Conn, Gould & Toint, "Trust-Region Methods" (2000), ch. 6-7.
+Conn, Gould & Toint, "Trust-Region Methods" (2000), ch. 6-7; Higham, "Accuracy and Stability of Numerical Algorithms"
+(2002), ch. 12, for refinement by accurate residuals.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor
 
 from schuss.errors import refusal
+from schuss.newton.accurate import residual
 from schuss.newton.base import CurvatureOptimizer, Params
 from schuss.newton.cost import dense_cost, free_bytes, human_bytes
 from schuss.newton.landscape import Closure, Landscape, Point, Weights
-from schuss.newton.region import SpectralModel, descend
+from schuss.newton.region import REFINEMENTS, SpectralModel, descend
 from schuss.newton.report import StepReport
 
 FIRST_SHARE = 0.03
@@ -118,7 +120,7 @@ class Newton(CurvatureOptimizer):
         model = spectral_model(gradient, hessian)
         self._warn_if_blurred(model.condition, start.graph.dtype)
         radius = self.memory["radius"]
-        if math.isinf(radius) and model.free() is None:
+        if math.isinf(radius) and model.free is None:
             size = float((model.scale * start.x).norm())
             radius = min(model.natural(), FIRST_SHARE * size) if size else model.natural()
         outcome = descend(land, start, model, radius, lr=lr, keep=0.1)
@@ -158,7 +160,9 @@ class Newton(CurvatureOptimizer):
             return torch.linalg.lu_solve(factor, pivots, (right / scale)[:, None])[:, 0] / scale
 
         step = solve(-gradient)
-        step = lr * (step + solve(-gradient - hessian @ step))
+        for _ in range(REFINEMENTS):
+            step = step + solve(residual(hessian, step, -gradient))
+        step = lr * step
         end = land.at(start.x + step)
         if not end.finite:
             end, stopped = start, f"taken back: the loss is {end.loss} after the pure Newton step"
@@ -194,7 +198,11 @@ def spectral_model(gradient: Tensor, hessian: Tensor) -> SpectralModel:
     """The quadratic model in the eigenvectors of D⁻¹HD⁻¹, D = √|diag H|: units of the weights drop out."""
     scale = _scale(hessian)
     values, basis = torch.linalg.eigh(hessian / torch.outer(scale, scale))
-    return SpectralModel(values, basis, scale, basis.T @ (gradient / scale))
+
+    def missing(y: Tensor) -> Tensor:
+        return basis.T @ (residual(hessian, (basis @ y) / scale, -gradient) / scale)
+
+    return SpectralModel(values, basis, scale, basis.T @ (gradient / scale), missing)
 
 
 def _scale(hessian: Tensor) -> Tensor:

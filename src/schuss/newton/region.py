@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from schuss.newton.landscape import Landscape, Point
 
 EPS = torch.finfo(torch.float64).eps
+REFINEMENTS = 3
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,26 @@ class SpectralModel:
     """m(s) = gᵀs + ½ sᵀHs in the coordinates where H is diagonal: H = D Q Λ Qᵀ D.
 
     `values` are Λ (ascending), `basis` Q, `scale` the diagonal of D, `slope` b = Qᵀ D⁻¹ g. Lengths are
-    measured as ‖D s‖, so that the region does not depend on the units of the weights.
+    measured as ‖D s‖, so that the region does not depend on the units of the weights. `missing`, if there is one, is an
+    accurate −(b + Λy) for a y, by which the free step is refined.
     """
 
-    def __init__(self, values: Tensor, basis: Tensor, scale: Tensor, slope: Tensor) -> None:
+    def __init__(
+        self,
+        values: Tensor,
+        basis: Tensor,
+        scale: Tensor,
+        slope: Tensor,
+        missing: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self.values, self.basis, self.scale, self.slope = values, basis, scale, slope
+        self.missing = missing
         size = float(values.abs().max())
         self.noise = len(values) * EPS * size
         self.rank = int((values.abs() > self.noise).sum())
         self.condition = size / max(float(values.abs().min()), 1e-300)
 
+    @cached_property
     def free(self) -> Tensor | None:
         """The coordinates of the unconstrained minimizer of least length, or None if there is none."""
         flat = self.values <= self.noise
@@ -60,7 +72,12 @@ class SpectralModel:
             return None
         if bool((self.slope[flat].abs() > 1e-8 * self.slope.norm()).any()):
             return None
-        return torch.where(flat, 0.0, -self.slope / self.values.clamp(min=self.noise or 1.0))
+        stiffness = self.values.clamp(min=self.noise or 1.0)
+        y = torch.where(flat, 0.0, -self.slope / stiffness)
+        if self.missing is not None:
+            for _ in range(REFINEMENTS):
+                y = y + torch.where(flat, 0.0, self.missing(y) / stiffness)
+        return y
 
     def natural(self) -> float:
         """The length of the Newton step with every curvature taken by its size: a radius to begin with."""
@@ -70,9 +87,8 @@ class SpectralModel:
 
     def within(self, radius: float) -> Trial:
         """Minimize the model over ‖D s‖ ≤ radius, exactly."""
-        free = self.free()
-        if free is not None and float(free.norm()) <= radius:
-            return self._trial(free, boundary=False)
+        if self.free is not None and float(self.free.norm()) <= radius:
+            return self._trial(self.free, boundary=False)
         if math.isinf(radius):
             radius = self.natural()
         return self._trial(self._on_sphere(radius), boundary=True)
