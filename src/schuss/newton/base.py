@@ -128,7 +128,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
     def _start(self, land: Landscape) -> Point:
         """The point to step from: the last step's end where that is known to be the same function."""
         last, self._last = self._last, None
-        if self.full_batch and self._checked and last is not None and land.is_fresh(last):
+        if self.full_batch and last is not None and land.is_fresh(last):
             return last
         start = land.here()
         if not start.finite:
