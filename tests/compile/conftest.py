@@ -1,7 +1,10 @@
 """What the tests of the compilers share: one launch by hand, and hyperparameters from all of their domains."""
 
+import importlib.util
 import itertools
+import os
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +14,54 @@ from hypothesis import strategies as st
 from schuss.compile import cpu
 from schuss.compile.formula import formula
 
+# Triton reads this when a kernel is made. Tests named `test_interpreted_...` run in a process of their own, which
+# `test_in_the_interpreter` starts; those that compile do not run there.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(__file__).parent not in item.path.parents:
+            continue
+        if item.name.startswith("test_interpreted") and not INTERPRETED:
+            item.add_marker(pytest.mark.skip(reason="run by test_in_the_interpreter"))
+        if item.get_closest_marker("gpu") and (INTERPRETED or not torch.cuda.is_available()):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA or ROCm device"))
+
+
+@pytest.fixture(scope="session")
+def gpus():
+    """The functions beside this file that compile and launch GPU kernels; tests of them are skipped without Triton."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    spec = importlib.util.spec_from_file_location("compile_test_gpus", Path(__file__).parent / "gpus.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=INTERPRETED)
+def bfloat16_as_on_a_gpu(monkeypatch):
+    """The interpreter cuts a bfloat16 off, and misreads a denormal one. GPUs do not: `test_machine_code` sees that."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def truncated(self, given, kind):
+        if (given.dtype.scalar, kind.scalar) != (tl.float32, tl.bfloat16):
+            return self.cast_impl(given, kind)
+        bits = torch.from_numpy(given.data).bfloat16().view(torch.int16)
+        return TensorHandle(bits.numpy().view(np.uint16), kind.scalar)
+
+    def extended(self, given, kind):
+        if (given.dtype.scalar, kind.scalar) != (tl.bfloat16, tl.float32):
+            return self.cast_impl(given, kind)
+        return TensorHandle((given.data.astype(np.uint32) << 16).view(np.float32), kind.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_fp_trunc", truncated)
+    monkeypatch.setattr(InterpreterBuilder, "create_fp_ext", extended)
+
 
 def table_row(arrays, start, length, which):
-    return [a.data_ptr() + start * a.element_size() for a in arrays] + [length, which]
+    return [a.data_ptr() + start * a.element_size() for a in arrays] + [start, length, which]
 
 
 @pytest.fixture(scope="session")

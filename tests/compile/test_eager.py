@@ -6,6 +6,7 @@ import torch
 
 from schuss.compile import eager
 from schuss.compile.formula import formula
+from schuss.compile.launch import Terms, numbers
 from schuss.compile.reference import Reference
 
 
@@ -13,12 +14,16 @@ def stepped(rule, w, gradients, dtype=None):
     """Step a tensor eagerly; its state is kept in `dtype`, or the weight's own."""
     first = rule.initial()
     slots = [torch.full_like(w, first.get(name, 0.0), dtype=dtype or w.dtype) for name in rule.slots]
-    scalars = {name: first.get(name, 0.0) for name in rule.scalars}
-    for t, g in enumerate(gradients, 1):
-        values = rule.coefficients(t, **scalars)
-        scalars = {name: values[name] for name in rule.scalars}
-        eager.step(formula(rule), w, g, slots, 1.0, values)
+    remembered = [0.0, *(first.get(name, 0.0) for name in rule.scalars)]
+    for g in gradients:
+        row, remembered = numbers(formula(rule), False, rule, remembered, Terms())
+        kept = tuple(str(_part(t).dtype).removeprefix("torch.") for t in (w, g, *slots))
+        eager.step(formula(rule), kept, [w, g, *slots], row)
     return w
+
+
+def _part(tensor):
+    return tensor.real if tensor.is_complex() else tensor
 
 
 def test_float64_is_the_reference(case, decades, close):
@@ -56,8 +61,10 @@ def test_complex_numbers_are_pairs(dtype, plain):
         torch.view_as_complex(torch.full((20, 2), float(plain.rule.initial().get(n, 0.0))).double()).to(dtype)
         for n in plain.rule.slots
     ]
-    scalars = {name: plain.rule.initial().get(name, 0.0) for name in plain.rule.scalars}
-    eager.step(formula(plain.rule), start, g, slots, 1.0, plain.rule.coefficients(1, **scalars))
+    first = [0.0, *(plain.rule.initial().get(name, 0.0) for name in plain.rule.scalars)]
+    row, _ = numbers(formula(plain.rule), False, plain.rule, first, Terms())
+    kept = (str(start.real.dtype).removeprefix("torch."),) * (2 + len(slots))
+    eager.step(formula(plain.rule), kept, [start, g, *slots], row)
     np.testing.assert_allclose(torch.view_as_real(start).numpy(), expected, rtol=1e-5, atol=1e-5)
 
 

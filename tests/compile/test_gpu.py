@@ -14,17 +14,10 @@ import torch
 from schuss.compile import device, gpu, source
 from schuss.compile.formula import formula
 from schuss.compile.reference import Reference
+from schuss.compile.storage import compute_dtype
 from schuss.rules import SGD, Adam
 
-triton = pytest.importorskip("triton", reason="Triton is not installed")
-
-# Triton reads this when a kernel is made: tests that interpret run in a process of their own, started from this file.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by test_in_the_interpreter")
-compiled_only = pytest.mark.skipif(INTERPRETED, reason="asks for compiled code")
-needs_gpu = pytest.mark.skipif(
-    INTERPRETED or not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"
-)
+pytest.importorskip("triton", reason="Triton is not installed")
 
 # Weight, gradient, every slot.
 KEPT = {
@@ -58,35 +51,19 @@ def test_the_page_stands_in_its_kernel(variant):
 
 def test_neither_hyperparameters_nor_shapes_are_in_the_kernel():
     assert source(Adam(lr=0.123, beta1=0.456), "gpu") == source(Adam(), "gpu")
-    dtypes = ("float32", "float32")
-    assert gpu.kernel(formula(SGD), dtypes) is gpu.kernel(formula(SGD(lr=0.5)), dtypes)
+    kept = ("float32", "float32")
+    assert gpu.kernels(formula(SGD), kept) is gpu.kernels(formula(SGD(lr=0.5)), kept)
 
 
 # Compiled for GPUs that are not here
 
-INSTRUCTION = re.compile(r"^\s+(?:@!?%\w+ )?([a-z][\w.:]+)", re.MULTILINE)
-CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
-
-def compiled(rule, kept, capability):
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    dtypes = dtypes_of(rule, kept)
-    real = "*fp64" if gpu.compute_dtype(dtypes) == "float64" else "*fp32"
-    signature = {"rows": "*i64", "tensors": "*i64", "coefficients": real}
-    aligned = {(k,): [["tt.divisibility", 16]] for k in range(3)}
-    asked = ASTSource(gpu.kernel(formula(rule), dtypes), signature, attrs=aligned)
-    return triton.compile(asked, target=GPUTarget("cuda", capability, 32), options=gpu.OPTIONS)
-
-
-@compiled_only
 @pytest.mark.parametrize(("kept", "capability"), [("float32", 80), ("float32", 90), ("bfloat16", 90)])
-def test_machine_code(kept, capability, variant, tmp_path):
+def test_machine_code(kept, capability, variant, gpus, tmp_path):
     """16 bytes a thread at a time, nothing spilled, nothing in float64, exact roots and quotients."""
-    made = compiled(variant.rule, kept, capability)
+    made = gpus.page_kernel(formula(variant.rule), dtypes_of(variant.rule, kept), capability)
     assert f".target sm_{capability}" in made.asm["ptx"]
-    used = INSTRUCTION.findall(made.asm["ptx"])
+    used = gpus.INSTRUCTION.findall(made.asm["ptx"])
     bytes_of = [getattr(torch, name).itemsize for name in dtypes_of(variant.rule, kept)]
     a_thread = gpu.BLOCK // (32 * gpu.OPTIONS["num_warps"])
     for way, moved in (("ld", bytes_of), ("st", [bytes_of[0], *bytes_of[2:]])):
@@ -95,33 +72,18 @@ def test_machine_code(kept, capability, variant, tmp_path):
         assert any(re.match(rf"{way}\.global\.b\d+", name) for name in used)
     assert not [n for n in used if re.search(r"f64|local|ftz|approx|^call", n)]
     assert all(n.startswith("cvt.rn.bf16") for n in used if re.match(r"cvt\..*bf16(x2)?\.f32", n))
-    if CUOBJDUMP.exists():
-        code = tmp_path / "code.cubin"
-        code.write_bytes(made.asm["cubin"])
-        said = subprocess.run(
-            [CUOBJDUMP, "-res-usage", code], capture_output=True, text=True, check=True
-        ).stdout
-        assert " STACK:0 " in said, said
-        assert " LOCAL:0 " in said, said
+    gpus.nothing_is_spilled(made, tmp_path)
 
 
-@compiled_only
 @pytest.mark.parametrize("kept", ["float64", "float16", "mixed"])
-def test_other_dtypes_compile(kept, sample):
-    used = INSTRUCTION.findall(compiled(sample.rule, kept, 90).asm["ptx"])
+def test_other_dtypes_compile(kept, sample, gpus):
+    made = gpus.page_kernel(formula(sample.rule), dtypes_of(sample.rule, kept))
+    used = gpus.INSTRUCTION.findall(made.asm["ptx"])
     assert any(n.endswith(".f64") for n in used) == (kept != "float16")
 
 
-@compiled_only
-def test_amd_compiles(sample):
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    dtypes = dtypes_of(sample.rule, "float32")
-    signature = {"rows": "*i64", "tensors": "*i64", "coefficients": "*fp32"}
-    aligned = {(k,): [["tt.divisibility", 16]] for k in range(3)}
-    asked = ASTSource(gpu.kernel(formula(sample.rule), dtypes), signature, attrs=aligned)
-    made = triton.compile(asked, target=GPUTarget("hip", "gfx942", 64), options=gpu.OPTIONS)
+def test_amd_compiles(sample, gpus):
+    made = gpus.page_kernel(formula(sample.rule), dtypes_of(sample.rule, "float32"), "gfx942")
     assert "global_load_dwordx4" in made.asm["amdgcn"]
     assert re.search(r"vgpr_spill_count: +0\b", made.asm["amdgcn"])
 
@@ -129,11 +91,11 @@ def test_amd_compiles(sample):
 # In the interpreter: the same kernels, and the same host code, over the CPU's memory
 
 
-@compiled_only
 def test_in_the_interpreter():
-    """All tests below that are marked `interpreted`."""
+    """All tests of GPU kernels that are named so."""
+    files = map(str, sorted(Path(__file__).parent.glob("test_gpu*.py")))
     found = subprocess.run(
-        [sys.executable, "-m", "pytest", __file__, "-p", "no:cacheprovider", "-k", "interpreted"],
+        [sys.executable, "-m", "pytest", *files, "-p", "no:cacheprovider", "-k", "test_interpreted"],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -156,7 +118,7 @@ def poison_is_whole(buffer, inner):
     return buffer[:margin].isnan().all() and buffer[margin + len(inner) :].isnan().all()
 
 
-def launched(rules, scales, tensors, dtypes, groups):
+def launched(rules, tensors, dtypes, groups):
     """A launch over `tensors[column][k]`, all columns placed."""
     made = device.DeviceLaunch(
         formula(rules[0]),
@@ -171,41 +133,17 @@ def launched(rules, scales, tensors, dtypes, groups):
     return made
 
 
-def first_ledger(rules):
-    """A row for each tensor, of its own rule."""
-    return np.array([[0.0, *(rule.initial().get(name, 0.0) for name in rule.scalars)] for rule in rules])
-
-
-@pytest.fixture(autouse=True)
-def nearest(monkeypatch):
-    """The interpreter cuts a bfloat16 off; GPUs round it (`test_machine_code` sees that). Here it is rounded too."""
-    if not INTERPRETED:
-        return
-    import triton.language as tl
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    def truncated(self, given, kind):
-        if (given.dtype.scalar, kind.scalar) != (tl.float32, tl.bfloat16):
-            return self.cast_impl(given, kind)
-        bits = torch.from_numpy(given.data).bfloat16().view(torch.int16)
-        return TensorHandle(bits.numpy().view(np.uint16), kind.scalar)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_fp_trunc", truncated)
-
-
-@interpreted
 @pytest.mark.parametrize("kept", ["float32", "float64", "bfloat16"])
-def test_interpreted_against_the_reference(kept, variant):
-    follow_the_reference(kept, variant)
+def test_interpreted_against_the_reference(kept, variant, gpus):
+    follow_the_reference(kept, variant, gpus)
 
 
-@interpreted
 @pytest.mark.parametrize("kept", ["float16", "mixed"])
-def test_interpreted_other_dtypes(kept, sample):
-    follow_the_reference(kept, sample)
+def test_interpreted_other_dtypes(kept, sample, gpus):
+    follow_the_reference(kept, sample, gpus)
 
 
-def follow_the_reference(kept, variant):
+def follow_the_reference(kept, variant, gpus):
     """Tensors of all sizes in two groups, one climbing: each where the reference takes it, and nothing else touched."""
     rules = [variant.rule, variant.rule.changed(lr=variant.rule.lr / 2)]
     scales, dtypes, steps = [1.0, -1.0], dtypes_of(variant.rule, kept), 3 if kept == "float64" else 1
@@ -225,19 +163,19 @@ def follow_the_reference(kept, variant):
     references = [
         Reference(rules[group], w.double().numpy()) for group, w in zip(groups, inner[0], strict=True)
     ]
-    launch = launched(rules, scales, inner, dtypes, groups)
-    ledger = first_ledger([rules[group] for group in groups])
+    launch = launched(rules, inner, dtypes, groups)
+    ledger = gpus.first_ledger([rules[group] for group in groups])
     for _ in range(steps):
         for g in inner[1]:
             g.copy_(torch.from_numpy(random.choice([-1.0, 1.0], len(g)) * random.uniform(0.5, 2, len(g))))
         before = [g.clone() for g in inner[1]]
-        launch.step(ledger, rules, scales)
+        launch.step(ledger, rules, gpus.plain(*scales))
         assert all(map(torch.equal, before, inner[1]))
         for reference, group, g in zip(references, groups, before, strict=True):
             reference.step(scales[group] * g.double().numpy())
     assert (ledger[:, 0] == steps).all()
     assert all(poison_is_whole(*one) for column in columns for one in column)
-    real = torch.finfo(getattr(torch, gpu.compute_dtype(dtypes))).eps
+    real = torch.finfo(getattr(torch, compute_dtype(dtypes))).eps
     for k, reference in enumerate(references):
         written = [inner[0][k], *(column[k] for column in inner[2:])]
         for found, meant in zip(written, [reference.w, *reference.state], strict=True):
@@ -252,45 +190,52 @@ def follow_the_reference(kept, variant):
 SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 5e-324, -1e-310, 1e-200, -1e200, 1.0, -2.0]
 
 
-@interpreted
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
-def test_interpreted_nan_infinity_and_denormals(variant):
+def test_interpreted_nan_infinity_and_denormals(variant, gpus):
     if variant.rule.variant.startswith("centered"):
         pytest.skip("∞ − ∞ there depends on the products' rounding")
     start, g = (np.array(column) for column in zip(*itertools.product(SPECIAL, SPECIAL), strict=True))
     first = variant.rule.initial()
     arrays = [start, g, *(np.full_like(g, first.get(name, 0.0)) for name in variant.rule.slots)]
     tensors = [[torch.from_numpy(a.copy())] for a in arrays]
-    launch = launched([variant.rule], [1.0], tensors, ("float64",) * len(tensors), [0])
-    ledger, reference = first_ledger([variant.rule]), Reference(variant.rule, start)
+    launch = launched([variant.rule], tensors, ("float64",) * len(tensors), [0])
+    ledger, reference = gpus.first_ledger([variant.rule]), Reference(variant.rule, start)
     for gradient in (g, np.full_like(g, 0.5)):
         tensors[1][0].copy_(torch.from_numpy(gradient))
-        launch.step(ledger, [variant.rule], [1.0])
+        launch.step(ledger, [variant.rule], gpus.plain(1.0))
         reference.step(gradient)
         for column, meant in zip([0, *range(2, len(tensors))], [reference.w, *reference.state], strict=True):
             np.testing.assert_allclose(tensors[column][0].numpy(), meant, rtol=1e-12)
 
 
-@interpreted
-def test_interpreted_only_what_is_new_is_sent(monkeypatch):
+def test_interpreted_only_what_is_new_is_sent(monkeypatch, gpus):
     rule = Adam()
     tensors = [[torch.ones(n) for n in (5, 7)] for _ in range(4)]
-    launch = launched([rule], [1.0], tensors, ("float32",) * 4, [0, 0])
-    sent, send = [], device._send
-    monkeypatch.setattr(device, "_send", lambda array, place: (sent.append(place.shape), send(array, place)))
-    ledger = first_ledger([rule, rule])
-    numbers, table = (1, 1 + len(formula(rule).coefficients)), (2, 4 + 2)
-    launch.step(ledger, [rule], [1.0])
+    launch = launched([rule], tensors, ("float32",) * 4, [0, 0])
+    sent, send = [], device._Sent.send
+    monkeypatch.setattr(
+        device._Sent, "send", lambda self, array: (sent.append(array.shape), send(self, array))
+    )
+    ledger, terms = gpus.first_ledger([rule, rule]), gpus.plain(1.0)
+    numbers, table = (1, 1 + len(formula(rule).coefficients)), (2, 4 + 3)
+    launch.step(ledger, [rule], terms)
     assert sorted(map(tuple, sent)) == sorted([numbers, table])
     sent.clear()
     for _ in range(3):
-        launch.step(ledger, [rule.changed(lr=0.5)], [1.0])
+        launch.step(ledger, [rule.changed(lr=0.5)], terms)
     assert list(map(tuple, sent)) == [numbers] * 3
     sent.clear()
     tensors[1] = [torch.full_like(g, 2.0) for g in tensors[1]]
     launch.tensors.place(1, np.array([g.data_ptr() for g in tensors[1]]))
-    launch.step(ledger, [rule], [1.0])
+    launch.step(ledger, [rule], terms)
     assert len(sent) == 2
+
+
+def test_a_line_of_pinned_memory_is_used_once():
+    """A copy may be on its way when the next is asked for: no two share memory, across more lines than a block has."""
+    sent = device._Sent((3,), torch.float32, torch.device("cpu"))
+    lines = [sent.line()[1] for _ in range(3 * sent.count)]
+    assert len({line.data_ptr() for line in lines}) == len(lines)
 
 
 # Through the PyTorch front: `runs_on` is told that the CPU is a GPU
@@ -351,11 +296,10 @@ def assert_like(found, expected):
         torch.testing.assert_close(a, b, rtol=4 * eps, atol=64 * torch.finfo(torch.float32).eps)
 
 
-@interpreted
 def test_interpreted_front(sample, monkeypatch):
     weights, gradients = weights_and_gradients()
     with monkeypatch.context() as without_kernels:
-        without_kernels.setattr("schuss.torch.plan._has_kernel", lambda tensor: False)
+        without_kernels.setattr("schuss.torch.plan._has_kernel", lambda *_: False)
         _, expected = trained(sample, "cpu", weights, gradients)
     monkeypatch.setattr(device, "runs_on", lambda place: True)
     optimizer, found = trained(sample, "cpu", weights, gradients)
@@ -367,7 +311,6 @@ def test_interpreted_front(sample, monkeypatch):
     assert all(isinstance(batch.launch, device.DeviceLaunch) for batch in plan.plain)
 
 
-@interpreted
 @pytest.mark.usefixtures("cpu_is_a_gpu")
 def test_interpreted_front_finds_nothing_anew_when_gradients_move():
     w = torch.nn.Parameter(torch.ones(3, 2))
@@ -409,16 +352,6 @@ def test_a_gpu_that_triton_cannot_serve_takes_the_eager_way(monkeypatch):
     device._can_run.cache_clear()
 
 
-def test_a_capture_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    with pytest.raises(
-        RuntimeError, match=r"cannot be captured in a CUDA graph: .* call step\(\) after each"
-    ):
-        device._refuse_capture(torch.device("cuda", 0))
-    device._refuse_capture(torch.device("cpu"))
-
-
-@compiled_only
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")
 def test_touched_rows_move_alike_without_a_kernel(sample, monkeypatch):
     from schuss.torch import plan
@@ -440,7 +373,6 @@ def test_touched_rows_move_alike_without_a_kernel(sample, monkeypatch):
 # On a GPU
 
 
-@needs_gpu
 @pytest.mark.gpu
 def test_on_a_gpu(case):
     weights, gradients = weights_and_gradients()
@@ -450,7 +382,6 @@ def test_on_a_gpu(case):
     assert_like(found, expected)
 
 
-@needs_gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("shift", range(4))
 def test_tensors_that_start_anywhere(shift, sample):
@@ -465,7 +396,6 @@ def test_tensors_that_start_anywhere(shift, sample):
     assert_like([moved[1]], [moved[0]])
 
 
-@needs_gpu
 @pytest.mark.gpu
 def test_a_step_is_one_launch_and_waits_for_nothing(plain):
     weights = [torch.nn.Parameter(torch.randn(n, device="cuda")) for n in (1, 1000, 100_000, 0, 63)]

@@ -38,7 +38,10 @@ def test_no_hyperparameter_is_in_the_kernel():
     [
         (lambda: source(SGD, "tpu"), r"device='tpu' has no generated kernel\. Those that have: .*'cpu'"),
         (lambda: source(SGD, "cpu", "int8"), r"dtypes='int8' does not fit\. Give one of float64, float32"),
-        (lambda: source(Adam, "cpu", ("float32",)), r"or one for each of w, g, m, v\."),
+        (
+            lambda: source(Adam, "cpu", ("float32",)),
+            r"or one for each of w, g, m, v; also bfloat16 stochastic",
+        ),
     ],
 )
 def test_what_has_no_kernel_is_refused(call, text):

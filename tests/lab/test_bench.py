@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from schuss.lab.bench import arrays, check, contenders, first_step, memory, sparse, steps
+import schuss.torch
+from schuss.lab.bench import arrays, check, contenders, first_step, memory, precision, sparse, steps
 from schuss.lab.bench.contenders import PAGES, Page
 from schuss.lab.bench.grids import duration, grids, headline, markdown, remarks
 from schuss.lab.bench.jobs import SECTIONS, jobs
@@ -358,3 +359,26 @@ def test_gradients_of_the_check_decide_every_sign():
         for k, g in enumerate(step):
             assert (np.abs(0.9 * m[k] + 0.1 * g) > 1e-3).all()
             m[k] = 0.99 * m[k] + 0.01 * g
+
+
+def test_few_bits_and_clipping():
+    """Every contender is right by the check, and timed."""
+    records = precision.measure("precision", TINY)
+    assert [record.contender for record in records] == [*precision.narrow(), *precision.clipping()]
+    assert all(len(record.rounds) == TINY.rounds and not record.problem for record in records)
+    report = Report(MACHINE, {}, timings=records)
+    assert [len(grid.rows) for grid in grids(report)] == [6, 3]
+    assert all(grid.rows[0][2] == "100 %" for grid in grids(report))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (torch.bfloat16, dict(lr=2 * precision.RATE)),
+        (torch.bfloat16, dict(lr=precision.RATE, betas=(0.9, 0.9), rounding="stochastic", eps=0.1)),
+        (torch.float32, dict(lr=precision.RATE, maximize=True)),
+    ],
+)
+def test_wrong_steps_in_few_bits_are_not_timed(dtype, options):
+    made = precision.disagreement(lambda weights: schuss.torch.AdamW(weights, **options).step, dtype)
+    assert made.startswith("off by")

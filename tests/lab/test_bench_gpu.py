@@ -43,7 +43,7 @@ def test_with_a_gpu_every_page_is_measured(monkeypatch):
     titles = [job.title for job in jobs.jobs(TINY, ["gpu"]) if job.section == "gpu"]
     assert titles[0] == "GPU: AdamW"
     assert titles[-1] == "GPU: GPT-2 shapes"
-    assert len(titles) == len(set(titles)) == len(gpu.PAGES) + 1
+    assert len(titles) == len(set(titles)) == len(gpu.PAGES) + len(gpu.PRECISIONS) + 1
 
 
 def test_too_little_memory_skips_a_page_and_no_more(monkeypatch):
@@ -97,6 +97,8 @@ def measured(monkeypatch):
     report = Report(MACHINE)
     for page in gpu.PAGES:
         report.add(gpu.speed(page, "gpu", TINY, "cpu"))
+    for dtype, options in gpu.PRECISIONS:
+        report.add(gpu.precision(dtype, options, "gpu", TINY, "cpu"))
     report.add(gpu.driver("gpu", TINY, "cpu"))
     return report
 
@@ -104,16 +106,37 @@ def measured(monkeypatch):
 def test_every_page_is_right_and_shown_beside_a_copy(measured, tmp_path):
     ours = [t for t in measured.timings if t.contender == "schuss"]
     assert not [t.problem for t in measured.timings if t.problem]
-    assert {t.page for t in ours} == {str(page) for page in gpu.PAGES}
+    assert {str(page) for page in gpu.PAGES} < {t.page for t in ours}
     large = [t for t in ours if t.workload == str(TINY.device)]
     # AdamW moves 28 bytes a weight in the time in which the copy moves 8.
     assert next(t.share for t in large if t.page == "AdamW") == pytest.approx(28 / 8)
     text = grids.markdown(measured)
     assert "| page | schuss | GB/s | of copy's | torch fused |" in text
     assert "What a step of AdamW asks of the GPU's driver" in text
-    assert "| schuss | 1 | 1 | 0 | 1.00 ms |" in text
+    for contender in ("schuss", "torch fused", "schuss, clipped", "torch, clipped"):
+        assert f"| {contender} | 1 | 1 | 0 | 1.00 ms |" in text
+    assert "| AdamW bfloat16, rounding=stochastic, state_dtype=int8 |" in text
     measured.save(tmp_path / "a.json")
     assert grids.markdown(load(tmp_path / "a.json")) == text
+
+
+def test_bytes_of_other_precisions():
+    """A weight and its gradient in bfloat16 are 6 bytes a step, two slots in int8 and their scales 4.125."""
+    assert gpu._bytes("bfloat16", {"rounding": "stochastic", "state_dtype": "int8"}, 2**20) == 10.125 * 2**20
+    assert gpu._bytes("bfloat16", {"compensated": True}, 2**20) == 26 * 2**20
+    assert gpu._bytes("float32", {}, 2**20) == gpu.HEADLINE.moved(2**20)
+
+
+def test_other_precisions_are_measured_against_the_cpu(monkeypatch):
+    def forgetful(weights, **options):
+        return torch.optim.AdamW(weights, lr=1e-3 * (1 + next(calls)), **options)
+
+    calls = itertools.count()
+    monkeypatch.setattr(gpu, "device_seconds", lambda action: 1e-3)
+    monkeypatch.setattr(gpu, "contenders", lambda page: {"schuss": forgetful, "torch fused": forgetful})
+    found = gpu.precision("float32", {}, "gpu", TINY, "cpu")
+    assert "elsewhere than on the CPU" in found[0].problem
+    assert not found[0].rounds
 
 
 def test_a_wrong_contender_is_not_timed(monkeypatch):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import schuss.numpy
-from schuss.compile import cpu
+from schuss.compile import cpu, front
 from schuss.compile.reference import Reference
 from schuss.numpy import SGD, Adagrad, Adam, AdamW, Lion, NAdam
 from schuss.rules import PAIRS, TABLE
@@ -65,7 +65,7 @@ def reference(optimizer, weights):
         value = getattr(optimizer, name)
         if name in PAIRS:
             chosen |= zip(PAIRS[name], value, strict=True)
-        elif name != "maximize":
+        elif name not in ("maximize", *front.OPTIONS):
             chosen[name] = value
     return Reference(optimizer.row.rule(**chosen), weights)
 
@@ -99,7 +99,7 @@ def test_the_constructor_takes_the_arguments_of_torch_by_name_and_the_pages_own(
     known = inspect.signature(optimizer_class).parameters
     own = {f.name for f in fields(TABLE[name].rule)}
     in_pairs = {part for pair in PAIRS if pair in known for part in PAIRS[pair]}
-    assert set(known) - set(PAIRS) == (own - in_pairs) | {"maximize"}
+    assert set(known) - set(PAIRS) == (own - in_pairs) | {"maximize", *front.OPTIONS}
     assert in_pairs <= own
     defaults = optimizer_class()
     for argument, parameter in known.items():
@@ -351,6 +351,14 @@ def test_any_hyperparameter_may_be_a_schedule():
     pair = Adam(betas=(lambda n: 0.5 + 0.1 * n, 0.99))
     pair.update(params, {"w": np.ones(1)})
     assert pair.betas == (0.6, 0.99)
+
+
+def test_hyperparameters_are_checked_together_with_schedules_as_they_stand():
+    optimizer = SGD(momentum=lambda n: 0.9 * n)
+    with pytest.raises(ValueError, match="nesterov"):
+        optimizer.nesterov = True
+    optimizer.update({"w": np.ones(2)}, {"w": np.ones(2)})
+    optimizer.nesterov = True
 
 
 def test_a_schedule_that_leaves_its_domain_changes_nothing():

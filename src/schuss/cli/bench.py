@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from schuss.lab.bench.sizes import Sizes
 
 # As in schuss.lab.bench.jobs, which is not imported for --help.
-SECTIONS = ("gpt2", "pages", "small", "mlp", "first-step", "sparse", "numpy", "memory", "gpu")
+SECTIONS = ("gpt2", "pages", "small", "mlp", "first-step", "sparse", "precision", "numpy", "memory", "gpu")
 
 EXAMPLES = """
 \b
@@ -62,6 +62,7 @@ def command(
     small, mlp  every page on 400 and 1000 small tensors, on a small network
     first-step  the first step of a new process, cache empty and warm
     sparse      an embedding of which 1 % is touched
+    precision   bfloat16 weights and state in few bits, and clipping, at GPT-2's shapes
     numpy       the NumPy front against plain NumPy
     memory      the peak of a step
     gpu         every page on a GPU beside a copy; kernels, host time and waits of a step

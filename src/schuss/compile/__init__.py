@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from schuss.compile import cpu, gpu
 from schuss.compile.formula import formula
+from schuss.compile.storage import PLAIN, STORAGES
 from schuss.errors import refusal
 from schuss.rules import TABLE, Rule
 
@@ -17,8 +18,8 @@ def source(
 
     `device` is "cpu" (Numba) or "gpu" (Triton).
 
-    `dtypes` is one for all, or those of the weight, the gradient and each slot in turn: "float64", "float32",
-    "bfloat16" or "float16".
+    `dtypes` is one for all, or how the weight, the gradient and each slot in turn are kept: "float64", "float32",
+    "bfloat16", "float16", or one of the other names in `schuss.compile.storage`, such as "bfloat16 stochastic".
 
     >>> from schuss.rules import Lion
     >>> print(source(Lion, "cpu").split("@cfunc")[0].split("@njit")[-1].strip())
@@ -36,10 +37,14 @@ def source(
         rule = TABLE[rule].rule
     chosen = formula(rule)
     each = (dtypes,) * (2 + len(chosen.slots)) if isinstance(dtypes, str) else tuple(dtypes)
-    unknown = [dtype for dtype in each if dtype not in cpu.DTYPES]
+    unknown = [dtype for dtype in each if dtype not in STORAGES]
+    unknown += [dtype for dtype in each[:2] if dtype == "int8"] + [
+        dtype for dtype in each[1:2] if dtype not in PLAIN
+    ]
     if unknown or len(each) != 2 + len(chosen.slots):
         raise ValueError(
-            f"dtypes={dtypes!r} does not fit. Give one of {', '.join(cpu.DTYPES)} for all, or one for each of "
-            f"{', '.join(('w', 'g', *chosen.slots))}."
+            f"dtypes={dtypes!r} does not fit. Give one of {', '.join(PLAIN)} for all, or one for each of "
+            f"{', '.join(('w', 'g', *chosen.slots))}; also "
+            f"{', '.join(one for one in STORAGES if one not in PLAIN)}, but for g (int8: for slots alone)."
         )
     return (cpu if device == "cpu" else gpu).source(chosen, each)

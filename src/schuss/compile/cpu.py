@@ -1,8 +1,8 @@
 """A page as one compiled loop over memory: source in, machine code out.
 
-The kernel walks a table with a row for each stretch of memory: the addresses of the weights, the gradient and each
-slot, a length, and which row of the coefficient matrix applies. It is keyed on the formula and the dtypes alone, so
-nothing that changes in training compiles anything.
+The kernel walks a table with a row for each stretch of memory: the addresses of the weights, the gradient, each slot
+and what is kept beside them, the stretch's place among all numbers, its length, and which coefficients apply. It is
+keyed on the formula and on how each array is kept, so nothing that changes in training compiles anything.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hashlib
 import linecache
 import platform
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,7 @@ import llvmlite.binding as llvm
 
 from schuss.compile import cache
 from schuss.compile.formula import Formula
-
-_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-DTYPES = tuple(_BYTES)
+from schuss.compile.storage import BLOCK, LEVEL_LEAST, Column, columns, compute_dtype, drawn
 
 # Rows of at most so many elements, as of a sparse gradient, are asked for so many rows ahead.
 SHORT, AHEAD = 256, 4
@@ -66,63 +64,180 @@ def page(formula: Formula) -> str:
     return ast.unparse(ast.fix_missing_locations(_TypedNumbers().visit(tree)))
 
 
-def source(formula: Formula, dtypes: tuple[str, ...]) -> str:
-    """The kernel's source: for weights, gradients and each slot kept as `dtypes`."""
+class _Array:
+    """The lines by which a kernel reads and writes one array, and what is beside it."""
+
+    def __init__(self, index: int, column: Column, beside: int, where: int) -> None:
+        self.name, self.storage = column.name, column.storage
+        self.index, self.beside, self.where = index, beside, where
+        self.blocks = self.storage.name == "int8"
+
+    def made(self) -> str:
+        """How its functions are made."""
+        way, dtype = "nearest", f'{self.index}, "{self.storage.dtype}"'
+        if self.blocks:
+            return (
+                f"load_{self.name}, store_{self.name} = slots.levels({self.index})\n"
+                f"load_{self.name}_scale, store_{self.name}_scale = slots.raw({self.beside})\n"
+                f"load_{self.name}_spare, store_{self.name}_spare = slots.raw({self.where})"
+            )
+        if self.storage.beside:
+            way, dtype = "compensated", f'{dtype}, {self.beside}, "{self.storage.beside.dtype}"'
+        elif self.storage.drawn:
+            way = "by_chance"
+        return f"load_{self.name}, store_{self.name} = slots.{way}({dtype})"
+
+    def before_row(self) -> list[str]:
+        """What is worked out once a row."""
+        lines = [f"{self.name}_spare = spare({self.index})"] if self.blocks else []
+        if self.storage.drawn:
+            lines += [
+                f"{self.name}_first = stream(key1_, place, {2 * self.index})",
+                f"{self.name}_second = stream(key2_, place, {2 * self.index + 1})",
+            ]
+        return lines
+
+    def before_block(self) -> list[str]:
+        """What is worked out once a block."""
+        if not self.blocks:
+            return []
+        return [
+            f"{self.name}_scale = load_{self.name}_scale(at_{self.name}_scale, first // {BLOCK})",
+            f"{self.name}_most = int32({LEVEL_LEAST})",
+        ]
+
+    def read(self) -> str:
+        """Its number at `i`."""
+        if self.blocks:
+            return f"load_{self.name}(at_{self.name}, i, {self.name}_scale)"
+        beside = f"at_{self.name}_{self.storage.beside.name}, " if self.storage.beside else ""
+        return f"load_{self.name}(at_{self.name}, {beside}i)"
+
+    def _drawn(self) -> str:
+        return f"draw(place + i, {self.name}_first, {self.name}_second)"
+
+    def write(self, value: str) -> list[str]:
+        """Its new number at `i`."""
+        if self.blocks:
+            return [
+                f"store_{self.name}_spare({self.name}_spare, i - first, {value})",
+                f"{self.name}_most = larger({self.name}_most, {value})",
+            ]
+        beside = f"at_{self.name}_{self.storage.beside.name}, " if self.storage.beside else ""
+        chance = f", {self._drawn()}" if self.storage.drawn else ""
+        return [f"store_{self.name}(at_{self.name}, {beside}i, {value}{chance})"]
+
+    def after_block(self) -> list[str]:
+        """The block's numbers, now that the largest of them is known."""
+        if not self.blocks:
+            return []
+        kept = f"load_{self.name}_spare({self.name}_spare, i - first)"
+        return [
+            f"store_{self.name}_scale(at_{self.name}_scale, first // {BLOCK}, scale_of({self.name}_most))",
+            f"{self.name}_inverse = inverse_of({self.name}_most)",
+            "for i in range(first, last):",
+            f"    store_{self.name}(at_{self.name}, i, {kept}, {self.name}_inverse, {self._drawn()})",
+        ]
+
+
+def scalars(formula: Formula, kept: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns of the coefficient matrix, by name."""
+    return ("scale", *formula.coefficients, *(("key1", "key2") if drawn(kept) else ()))
+
+
+def _indented(lines: Iterable[str], by: int) -> list[str]:
+    return [" " * by + line for line in lines]
+
+
+def source(formula: Formula, kept: tuple[str, ...]) -> str:
+    """The kernel's source: for weights, gradients and each slot `kept` so (names as in `storage`)."""
     names = ("w", "g", *formula.slots)
-    real = "float64" if "float64" in dtypes else "float32"
-    written = ("w", *formula.slots)
-    columns = len(names) + 2
-    width = len(formula.coefficients) + 1
+    real = compute_dtype(kept)
+    memory = columns(names, kept)
+    place_of = {column.name: k for k, column in enumerate(memory)}
+    blocks = [column for column in memory[: len(names)] if column.storage.name == "int8"]
+    arrays = {
+        column.name: _Array(
+            k,
+            column,
+            place_of[f"{column.name}_{column.storage.beside.name}"] if column.storage.beside else -1,
+            len(memory) + (blocks.index(column) if column in blocks else 0),
+        )
+        for k, column in enumerate(memory[: len(names)])
+    }
+    written = [arrays[name] for name in ("w", *formula.slots)]
+    stride = len(memory) + 3
+    numbers = scalars(formula, kept)
+    words = [
+        *(_WORDS[word] for word in formula.words() if word not in ("abs", "where")),
+        *([_WORDS["where"]] if "where" in formula.words() else []),
+    ]
+    keys = {"key1", "key2"}
+    loop = [
+        "for i in range(first, last):" if blocks else "for i in range(length):",
+        f"    new = {'moved' if formula.averaged else 'update'}(",
+        f"        {arrays['w'].read()},",
+        f"        scale_ * {arrays['g'].read()},",
+        *(f"        {arrays[name].read()}," for name in formula.slots),
+        *(f"        {name}_," for name in formula.coefficients),
+        "    )",
+        *(f"    {line}" for k, array in enumerate(written) for line in array.write(f"new[{k}]")),
+    ]
+    if blocks:
+        loop = [
+            f"for first in range(0, length, {BLOCK}):",
+            f"    last = min(first + {BLOCK}, length)",
+            *_indented([line for array in written for line in array.before_block()], 4),
+            *_indented(loop, 4),
+            *_indented([line for array in written for line in array.after_block()], 4),
+        ]
     lines = [
-        f'"""{formula.rule.__name__}{f" ({formula.variant})" if formula.variant else ""} on the CPU: '
-        + ", ".join(f"{name} {dtype}" for name, dtype in zip(names, dtypes, strict=True))
+        f'"""{formula.title} on the CPU: '
+        + ", ".join(f"{name} {one}" for name, one in zip(names, kept, strict=True))
         + ".",
         "",
         f"Generated from {formula.rule.__module__}. To change it, change the page.",
         '"""',
         "",
-        "from numba import cfunc, njit",
+        "from numba import cfunc, float64, int32, njit",
         f"from numba import {real} as real",
-        "from schuss.compile.memory import prefetch, read_float64, read_int64, slot",
-        *(_WORDS[word] for word in formula.words() if word not in ("abs", "where")),
-        *([_WORDS["where"]] if "where" in formula.words() else []),
+        "from schuss.compile.memory import Slots, draw, inverse_of, larger, prefetch, read_float64, read_int64",
+        "from schuss.compile.memory import scale_of, spare, stream",
+        *words,
         "",
-        *(
-            f'load_{name}, store_{name} = slot({k}, {len(names)}, "{dtype}", "{real}")'
-            for k, (name, dtype) in enumerate(zip(names, dtypes, strict=True))
-        ),
+        f'slots = Slots({len(memory) + len(blocks)}, "{real}")',
+        *(array.made() for array in arrays.values()),
         "",
         "",
         f"@njit({_FLAGS})",
         page(formula),
+        *(("", "", f"@njit({_FLAGS})", formula.with_average()) if formula.averaged else ()),
         "",
         "",
         f'@cfunc("void(int64, int64, int64, int64)", {_FLAGS})',
-        "def launch(table, coefficients, first, last):",
-        "    for row in range(first, last):",
-        *(f"        at_{name} = read_int64(table, {columns} * row + {k})" for k, name in enumerate(names)),
-        f"        length = read_int64(table, {columns} * row + {columns - 2})",
+        "def launch(table, coefficients, first_row, last_row):",
+        "    for row in range(first_row, last_row):",
+        *(
+            f"        at_{column.name} = read_int64(table, {stride} * row + {k})"
+            for k, column in enumerate(memory)
+        ),
+        f"        place = read_int64(table, {stride} * row + {stride - 3})",
+        f"        length = read_int64(table, {stride} * row + {stride - 2})",
         f"        if length <= {SHORT}:  # far apart in memory: ask for rows to come while this one is worked on",
-        f"            ahead = {columns} * min(row + {AHEAD}, last - 1)",
+        f"            ahead = {stride} * min(row + {AHEAD}, last_row - 1)",
         *(
-            f"            for line in range(0, length * {_BYTES[dtype]}, 64):\n"
+            f"            for line in range(0, length * {column.itemsize}, 64):\n"
             f"                prefetch(read_int64(table, ahead + {k}) + line)"
-            for k, dtype in enumerate(dtypes)
+            for k, column in enumerate(memory)
+            if column.per == 1
         ),
-        f"        these = {width} * read_int64(table, {columns} * row + {columns - 1})",
-        "        scale = real(read_float64(coefficients, these))",
+        f"        these = {len(numbers)} * read_int64(table, {stride} * row + {stride - 1})",
         *(
-            f"        {name}_ = real(read_float64(coefficients, these + {k}))"
-            for k, name in enumerate(formula.coefficients, 1)
+            f"        {name}_ = {'float64' if name in keys else 'real'}(read_float64(coefficients, these + {k}))"
+            for k, name in enumerate(numbers)
         ),
-        "        for i in range(length):",
-        "            new = update(",
-        "                load_w(at_w, i),",
-        "                scale * load_g(at_g, i),",
-        *(f"                load_{name}(at_{name}, i)," for name in formula.slots),
-        *(f"                {name}_," for name in formula.coefficients),
-        "            )",
-        *(f"            store_{name}(at_{name}, i, new[{k}])" for k, name in enumerate(written)),
+        *_indented([line for array in written for line in array.before_row()], 8),
+        *_indented(loop, 8),
         "",
     ]
     return "\n".join(lines)
@@ -170,6 +285,7 @@ def _fingerprint() -> str:
     parts = (
         here.read_text(),
         here.with_name("memory.py").read_text(),
+        here.with_name("storage.py").read_text(),
         llvmlite.__version__,
         metadata.version("numba"),
         platform.python_version(),
@@ -185,24 +301,27 @@ def _fingerprint() -> str:
 Kernel = Callable[[int, int, int, int], None]
 
 _engines: list[Any] = []  # machine code lives as long as its engine
-_kernels: dict[tuple[Formula, tuple[str, ...]], Kernel] = {}
+_kernels: dict[tuple[Formula, tuple[str, ...]], Kernel] = {}  # found quickly
+_loaded: dict[str, Kernel] = {}  # by their text
 _compiling = threading.Lock()
 
 
-def kernel(formula: Formula, dtypes: tuple[str, ...]) -> Kernel:
-    """The compiled kernel: from this process, else from the cache folder, else compiled now (about a second)."""
-    found = _kernels.get((formula, dtypes))
-    if found is not None:
-        return found
+def kernel(formula: Formula, kept: tuple[str, ...]) -> Kernel:
+    """The compiled kernel of `source`: from this process, else from the cache folder, else compiled now (a second)."""
+    found = _kernels.get((formula, kept))
+    if found is None:
+        found = _kernels[formula, kept] = load(formula.name, source(formula, kept))
+    return found
+
+
+def load(title: str, text: str) -> Kernel:
+    """The compiled `launch` of a source text, and the files in the cache folder that start with the title."""
     with _compiling:
-        return _kernels.get((formula, dtypes)) or _kernels.setdefault(
-            (formula, dtypes), _load(formula, dtypes)
-        )
+        return _loaded.get(text) or _loaded.setdefault(text, _load(title, text))
 
 
-def _load(formula: Formula, dtypes: tuple[str, ...]) -> Kernel:
-    text = source(formula, dtypes)
-    name = f"{formula.name}-{hashlib.sha256((text + _fingerprint()).encode()).hexdigest()[:24]}"
+def _load(title: str, text: str) -> Kernel:
+    name = f"{title}-{hashlib.sha256((text + _fingerprint()).encode()).hexdigest()[:24]}"
     machine = _machine()
     code = cache.read(f"{name}.o")
     if code is None:

@@ -13,21 +13,46 @@ from typing import Any
 
 from schuss.rules.rule import VOCABULARY, Rule
 
+# The names of the running average of the weights, and of the part of it that each step renews.
+AVERAGE, RENEWED = "average", "renewed"
+
 
 @dataclass(frozen=True)
 class Formula:
-    """One variant of a page: how a weight moves, and the names of what it takes."""
+    """One variant of a page: how a weight moves, and the names of what it takes.
+
+    If `averaged`, the weight's running average moves along: one more slot, and one more coefficient.
+    """
 
     rule: type[Rule]
     variant: str
     function: Callable[..., tuple[Any, ...]]
-    slots: tuple[str, ...]
-    coefficients: tuple[str, ...]
+    page_slots: tuple[str, ...]
+    page_coefficients: tuple[str, ...]
+    averaged: bool = False
 
     @property
     def name(self) -> str:
-        """The page's name, and the variant's."""
-        return "_".join(filter(None, (self.rule.__name__.lower(), self.variant)))
+        """The page's name, the variant's, and whether weights are averaged."""
+        return "_".join(
+            filter(None, (self.rule.__name__.lower(), self.variant, "averaged" if self.averaged else ""))
+        )
+
+    @property
+    def title(self) -> str:
+        """The same for people."""
+        more = ", ".join(filter(None, (self.variant, "averaged" if self.averaged else "")))
+        return f"{self.rule.__name__} ({more})" if more else self.rule.__name__
+
+    @functools.cached_property
+    def slots(self) -> tuple[str, ...]:
+        """What is remembered of each weight, by name."""
+        return (*self.page_slots, AVERAGE) if self.averaged else self.page_slots
+
+    @functools.cached_property
+    def coefficients(self) -> tuple[str, ...]:
+        """The scalars of a step, by name."""
+        return (*self.page_coefficients, RENEWED) if self.averaged else self.page_coefficients
 
     def source(self) -> str:
         """The text of `update`, as it stands on the page."""
@@ -39,14 +64,30 @@ class Formula:
         used = {node.id for node in ast.walk(ast.parse(self.source())) if isinstance(node, ast.Name)}
         return tuple(word for word in VOCABULARY if word in used)
 
+    def with_average(self) -> str:
+        """The text of `moved`: the page's `update`, and the average's."""
+        arguments = ", ".join(("w", "g", *self.slots, *self.coefficients))
+        page = ", ".join(("w", "g", *self.page_slots, *self.page_coefficients))
+        new = ", ".join(("w", *self.page_slots))
+        return (
+            f"def moved({arguments}):\n"
+            f"    {new}{'' if self.page_slots else ','} = update({page})\n"
+            f"    return {new}, {AVERAGE} + {RENEWED} * (w - {AVERAGE})"
+        )
+
     def bind(self, vocabulary: Mapping[str, Any]) -> Callable[..., tuple[Any, ...]]:
         """The same code, with the page's words meaning what `vocabulary` says."""
         scope = {**self.function.__globals__, **{word: vocabulary[word] for word in self.words()}}
-        return types.FunctionType(self.function.__code__, scope, self.function.__name__)
+        update = types.FunctionType(self.function.__code__, scope, self.function.__name__)
+        if not self.averaged:
+            return update
+        both: dict[str, Any] = {"update": update}
+        exec(self.with_average(), both)
+        return both["moved"]
 
 
 @functools.cache
-def _formula(rule: type[Rule], variant: str) -> Formula:
+def _formula(rule: type[Rule], variant: str, averaged: bool) -> Formula:
     function = getattr(rule, f"update_{variant}" if variant else "update")
     names = tuple(inspect.signature(function).parameters)
     slots = rule.variants[variant]
@@ -56,11 +97,14 @@ def _formula(rule: type[Rule], variant: str) -> Formula:
             f"{function.__qualname__} takes {', '.join(names)}; a page's update takes "
             f"{', '.join(expected)}, then its coefficients by name."
         )
-    return Formula(rule, variant, function, slots, names[len(expected) :])
+    return Formula(rule, variant, function, slots, names[len(expected) :], averaged)
 
 
-def formula(rule: Rule | type[Rule]) -> Formula:
-    """The formula of a rule: of the variant that an instance chooses, of the plain one for a class."""
+def formula(rule: Rule | type[Rule], averaged: bool = False) -> Formula:
+    """The formula of a rule: of the variant that an instance chooses, of the plain one for a class.
+
+    If `averaged`, with the running average of the weights: `average ← average + renewed · (w − average)`.
+    """
     if isinstance(rule, type):
         rule = rule()
-    return _formula(type(rule), rule.variant)
+    return _formula(type(rule), rule.variant, averaged)

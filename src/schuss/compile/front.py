@@ -1,5 +1,5 @@
-"""What the fronts share: a constructor made from a row of the table, hyperparameters that may be schedules, and what a
-rule means for gradients of some rows only.
+"""What the fronts share: a constructor made from a row of the table, hyperparameters that may be schedules, how weights
+and state are kept, and what a rule means for gradients of some rows only.
 """
 
 from __future__ import annotations
@@ -12,18 +12,105 @@ from inspect import Parameter
 from typing import Any, cast
 
 from schuss.compile.formula import formula
+from schuss.errors import refusal
 from schuss.rules import PAIRS, Row, Rule
 
 # How torch.optim chooses an implementation. There is one here, so these change nothing.
 SWITCHES: Mapping[str, Any] = {"foreach": None, "fused": None, "capturable": False, "differentiable": False}
 
+# What every optimizer can do beside its page, by keyword.
+OPTIONS: Mapping[str, Any] = {
+    "rounding": "nearest",
+    "compensated": False,
+    "state_dtype": None,
+    "ema_decay": None,
+    "max_norm": None,
+    "skip_nonfinite": False,
+    "seed": 0,
+}
+# Those that are the whole optimizer's; the others are a group's.
+WHOLE = ("max_norm", "skip_nonfinite", "seed")
+# A tensor with fewer weights keeps its state in float32 where int8 is asked for: it would save next to nothing.
+SMALL = 4096
+STATE_DTYPES = ("float64", "float32", "bfloat16", "int8")
+_NARROW = ("bfloat16", "float16")
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options outside their domains, or that contradict each other. Schedules are asked when they are due."""
+    if options["rounding"] not in ("nearest", "stochastic"):
+        raise refusal("rounding", options["rounding"], "'nearest' or 'stochastic'")
+    for name in ("compensated", "skip_nonfinite"):
+        if not isinstance(options[name], bool):
+            raise refusal(name, options[name], "True or False")
+    if options["compensated"] and options["rounding"] == "stochastic":
+        raise ValueError(
+            "compensated=True keeps what rounding takes, so there is nothing to round by chance. Choose one of "
+            "compensated=True and rounding='stochastic'."
+        )
+    if options["state_dtype"] is not None and dtype_name(options["state_dtype"]) not in STATE_DTYPES:
+        allowed = f"None or one of {', '.join(map(repr, STATE_DTYPES))}"
+        raise refusal("state_dtype", options["state_dtype"], allowed)
+    decay, norm, seed = options["ema_decay"], options["max_norm"], options["seed"]
+    if decay is not None and not callable(decay):
+        check_decay(decay)
+    if norm is not None and not (_is_number(norm) and norm > 0):
+        raise refusal("max_norm", norm, "None or a number > 0")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise refusal("seed", seed, "a whole number")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_decay(decay: Any) -> float:
+    """The decay of the weights' average, if it is one."""
+    if not (_is_number(decay) and 0 <= decay <= 1):
+        raise refusal("ema_decay", decay, "in [0, 1]", "Try 0.999: an average over about 1000 steps.")
+    return float(decay)
+
+
+def dtype_name(dtype: Any) -> str:
+    """A dtype's name: of torch's, NumPy's, or a word."""
+    if isinstance(dtype, str):
+        return dtype
+    name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
+    return str(name).removeprefix("torch.")
+
+
+def weight_storage(dtype: str, rounding: str, compensated: bool) -> str:
+    """How weights of this dtype are kept. In 32 bits or more nothing is rounded by chance or compensated."""
+    if dtype not in _NARROW:
+        return dtype
+    return (
+        f"{dtype} compensated"
+        if compensated
+        else f"{dtype} stochastic"
+        if rounding == "stochastic"
+        else dtype
+    )
+
+
+def slot_storage(dtype: str) -> str:
+    """How a slot whose array is of this dtype is kept: in 16 bits by chance, or a slow average would never move."""
+    return f"{dtype} stochastic" if dtype in _NARROW else dtype
+
+
+def slot_dtype(weight: str, state_dtype: Any, length: int) -> str:
+    """The dtype of a new slot, for weights of dtype `weight`: at least float32, unless something else is asked for."""
+    if state_dtype is None:
+        return "float32" if weight in _NARROW else weight
+    asked = dtype_name(state_dtype)
+    return "float32" if asked == "int8" and length < SMALL else asked
+
 
 def parameters(row: Row, switches: Mapping[str, Any]) -> dict[str, Parameter]:
-    """A constructor's parameters: torch.optim's in its order, then the page's own and `maximize` by keyword.
+    """A constructor's parameters: torch.optim's in its order, then the page's own, `maximize` and `OPTIONS` by keyword.
 
     Of torch.optim's switches, those in `switches` are taken, with these defaults.
     """
-    defaults: dict[str, Any] = {f.name: f.default for f in fields(row.rule)} | {"maximize": False}
+    defaults: dict[str, Any] = {f.name: f.default for f in fields(row.rule)} | {"maximize": False, **OPTIONS}
     kind = Parameter.POSITIONAL_OR_KEYWORD
     found: dict[str, Parameter] = {}
     for name in row.arguments.split():
@@ -36,7 +123,13 @@ def parameters(row: Row, switches: Mapping[str, Any]) -> dict[str, Parameter]:
             parts = PAIRS.get(name)
             default = tuple(defaults.pop(one) for one in parts) if parts else defaults.pop(name)
             found[name] = Parameter(name, kind, default=default)
-    return found | {n: Parameter(n, Parameter.KEYWORD_ONLY, default=value) for n, value in defaults.items()}
+    if "capturable" in switches:  # which is more than a switch here: any step can be captured in a CUDA graph
+        defaults.setdefault("capturable", switches["capturable"])
+    return found | {
+        n: Parameter(n, Parameter.KEYWORD_ONLY, default=value)
+        for n, value in defaults.items()
+        if n not in found
+    }
 
 
 def is_schedule(value: Any) -> bool:

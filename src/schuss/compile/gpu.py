@@ -1,10 +1,14 @@
 """A page as one Triton kernel: source in, one launch for all tensors of all groups.
 
 A launch walks three small arrays on the device. `rows` cuts the tensors into stretches, a program each: which tensor,
-and from which element on; it never changes. `tensors` has a line for each tensor: the addresses of weight, gradient
-and slots, a length, and which row of the coefficients applies; it is sent again only when one of these changes.
-`coefficients`, a few dozen numbers, are sent at every step. The kernel is keyed on the formula and the dtypes alone,
-and is never autotuned: trial runs would move the weights.
+and from which element on; it never changes. `tensors` has a line for each tensor: the addresses of weight, gradient,
+slots and what is kept beside them, its place among all numbers, a length, and which row of the coefficients applies; it
+is sent again only when one of these changes. `coefficients` are a few dozen numbers. The kernel is keyed on the formula
+and on how each array is kept, and is never autotuned: trial runs would move the weights.
+
+Each kernel has two entries. `launch` takes the coefficients of this step, sent with it. `launch_gated` takes those of
+all steps that may be next, and asks a gate on the device which of them this is, what gradients are multiplied by, and
+whether the step is taken at all (`device` has the reasons).
 """
 
 from __future__ import annotations
@@ -13,17 +17,26 @@ import ast
 import functools
 import hashlib
 import linecache
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from schuss.compile import cache, cpu
 from schuss.compile.formula import Formula
+from schuss.compile.storage import BLOCK as SHARED
+from schuss.compile.storage import Column, columns, compute_dtype
 
 # Elements of one program, and of one of its rounds: with 4 warps a thread then asks for 16 bytes at a time, twice.
 ROW, BLOCK = 4096, 1024
 # Products may fuse with sums, as on the CPU.
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
+# What a gate says, in float64: what gradients are multiplied by, whether the step is taken, which of the rows of
+# coefficients applies; then what it counts: steps taken and skipped, and the last norm.
+GATE = ("coefficient", "taken", "row", "steps", "skipped", "norm")
+# What the host asks of it: which count of taken steps the first row is for, how many rows follow it, the largest norm
+# (infinite for none), and whether gradients that are not finite are a reason to skip.
+ASKED = ("base", "last", "most", "skip")
 
 _WORDS = {
     "abs": "def abs(x):\n    return tl.abs(x)",
@@ -59,63 +72,155 @@ def _page(formula: Formula) -> str:
     return ast.unparse(ast.fix_missing_locations(_Quotients().visit(tree)))
 
 
-def compute_dtype(dtypes: Sequence[str]) -> str:
-    """What a kernel of these computes in."""
-    return "float64" if "float64" in dtypes else "float32"
+def _indented(lines: Iterable[str], by: int) -> list[str]:
+    return [" " * by + line for line in lines]
 
 
-def _stretch(formula: Formula, dtypes: tuple[str, ...], whole: bool) -> list[str]:
+class _Array:
+    """The lines by which a kernel reads and writes one array, and what is beside it, in one round.
+
+    A number's place is `i`; of an array in blocks, that of its scale is `block`.
+    """
+
+    def __init__(self, index: int, column: Column, real: str, whole: bool) -> None:
+        self.name, self.storage, self.index, self.real = column.name, column.storage, index, real
+        self.whole = whole
+        self.blocks = self.storage.name == "int8"
+        # A narrow number is rounded from float32, as everywhere here.
+        self.way = ".to(tl.float32)" if real == "float64" != self.storage.dtype else ""
+
+    def _at(self, name: str, place: str) -> str:
+        return f"at_{name} + {place}" + (
+            "" if self.whole else f", mask=inside{'_block' * (place == 'block')}"
+        )
+
+    def _load(self, name: str, place: str = "i") -> str:
+        return f"tl.load({self._at(name, place)}{'' if self.whole else ', other=0'})"
+
+    def _store(self, name: str, value: str, place: str = "i") -> str:
+        address, _, mask = self._at(name, place).partition(", ")
+        return f"tl.store({address}, {value}{mask and ', ' + mask})"
+
+    def _beside(self) -> str:
+        assert self.storage.beside
+        return f"{self.name}_{self.storage.beside.name}"
+
+    def before(self) -> list[str]:
+        """What is worked out once a stretch."""
+        if not self.storage.drawn:
+            return []
+        return [
+            f"{self.name}_first = stream(key1_, place, {2 * self.index})",
+            f"{self.name}_second = stream(key2_, place, {2 * self.index + 1})",
+        ]
+
+    def read(self) -> str:
+        """Its numbers."""
+        found = self._load(self.name)
+        if self.blocks:
+            return f"from_level({found}, {self._load(self._beside(), 'block')}[:, None]).to(tl.{self.real})"
+        if self.storage.beside:
+            found = f"join_{self.storage.dtype}({found}, {self._load(self._beside())})"
+        return f"{found}.to(tl.{self.real})"
+
+    def write(self, value: str) -> list[str]:
+        """Its new numbers."""
+        name, dtype = self.name, self.storage.dtype
+        chance = f"draw(place + (i - first), {name}_first, {name}_second)"
+        if self.blocks:
+            return [
+                f"new_{name} = {value}{self.way}",
+                f"most = largest(new_{name}, {'True' if self.whole else 'inside'})",
+                self._store(self._beside(), "most * PER_TOP", "block"),
+                self._store(name, f"to_level(new_{name}, most, {chance})"),
+            ]
+        if self.storage.beside:
+            return [
+                f"upper, rest = split_{dtype}({value}{self.way})",
+                self._store(name, "upper"),
+                self._store(self._beside(), "rest"),
+            ]
+        if self.storage.drawn:
+            return [self._store(name, f"draw_{dtype}({value}{self.way}, {chance})")]
+        return [self._store(name, f"{value}{self.way}.to(tl.{dtype})")]
+
+
+def _stretch(formula: Formula, kept: tuple[str, ...], whole: bool) -> list[str]:
     """The function that moves one stretch of a tensor: a whole one, or what is left at its end."""
-    names, written = ("w", "g", *formula.slots), ("w", *formula.slots)
-    coefficients = [f"{name}_" for name in formula.coefficients]
-    kept = dict(zip(names, dtypes, strict=True))
-    real = compute_dtype(dtypes)
-    # A narrow number is rounded from float32, as everywhere here.
-    by_way = {name: ".to(tl.float32)" if kept[name] != "float64" == real else "" for name in names}
-    pointer = {name: f"to_{name}.to(tl.pointer_type(tl.{dtype}))" for name, dtype in kept.items()}
-    arguments = ", ".join(("first", "length", *(f"to_{name}" for name in names), "scale", *coefficients))
+    names = ("w", "g", *formula.slots)
+    memory, real = columns(names, kept), compute_dtype(kept)
+    arrays = {c.name: _Array(k, c, real, whole) for k, c in enumerate(memory[: len(names)])}
+    written = [arrays[name] for name in ("w", *formula.slots)]
+    blocks = any(array.blocks for array in arrays.values())
+
+    def pointer(column: Column) -> str:
+        beside = column.storage.beside
+        dtype = beside.dtype if column.beside and beside else column.storage.dtype
+        found = f"to_{column.name}.to(tl.pointer_type(tl.{dtype}))"
+        return f"tl.multiple_of({found}, 16)" if whole and column.per == 1 else found
+
+    per = BLOCK // SHARED
+    round_ = [
+        f"i = first + done + {SHARED} * tl.arange(0, {per})[:, None] + tl.arange(0, {SHARED})[None, :]"
+        if blocks
+        else f"i = first + done + tl.arange(0, {BLOCK})",
+        *([f"block = (first + done) // {SHARED} + tl.arange(0, {per})"] if blocks else []),
+        *([] if whole else ["inside = i < length"]),
+        *([f"inside_block = {SHARED} * block < length"] if blocks and not whole else []),
+        *(f"{name} = {array.read()}" for name, array in arrays.items()),
+        f"new = {'moved' if formula.averaged else 'update'}("
+        + ", ".join(("w", "scale * g", *formula.slots, *(f"{name}_" for name in formula.coefficients)))
+        + ")",
+        *(line for k, array in enumerate(written) for line in array.write(f"new[{k}]")),
+    ]
     return [
         "@triton.jit",
-        f"def {'whole' if whole else 'end'}({arguments}):",
-        *(
-            f"    at_{name} = {f'tl.multiple_of({pointer[name]}, 16)' if whole else pointer[name]}"
-            for name in names
-        ),
-        f"    for block in range(0, {ROW if whole else 'length - first'}, {BLOCK}):",
-        f"        i = first + block + tl.arange(0, {BLOCK})",
-        *(() if whole else ("        inside = i < length",)),
-        *(
-            f"        {name} = tl.load(at_{name} + i{'' if whole else ', mask=inside, other=0'}).to(tl.{real})"
-            for name in names
-        ),
-        f"        new = update({', '.join(('w', 'scale * g', *formula.slots, *coefficients))})",
-        *(
-            f"        tl.store(at_{name} + i, new[{k}]{by_way[name]}.to(tl.{kept[name]})"
-            f"{'' if whole else ', mask=inside'})"
-            for k, name in enumerate(written)
-        ),
+        f"def {'whole' if whole else 'end'}({_arguments(formula, kept)}):",
+        *(f"    at_{column.name} = {pointer(column)}" for column in memory),
+        *_indented([line for array in written for line in array.before()], 4),
+        f"    for done in range(0, {ROW if whole else 'length - first'}, {BLOCK}):",
+        *_indented(round_, 8),
         "",
         "",
     ]
 
 
-def source(formula: Formula, dtypes: tuple[str, ...]) -> str:
-    """The kernel's source: for weights, gradients and each slot kept as `dtypes`."""
+def _arguments(formula: Formula, kept: tuple[str, ...]) -> str:
+    """What a stretch is: from where to where, its place, its memory, and the step's scalars."""
+    memory = columns(("w", "g", *formula.slots), kept)
+    scalars = ("scale", *(f"{name}_" for name in cpu.scalars(formula, kept)[1:]))
+    return ", ".join(("first", "length", "place", *(f"to_{c.name}" for c in memory), *scalars))
+
+
+# What a kernel may use of `triton_memory`.
+_MEMORY = (
+    *("stream", "draw", "from_level", "to_level", "largest", "PER_TOP"),
+    *("draw_bfloat16", "join_bfloat16", "split_bfloat16"),
+    *("draw_float16", "join_float16", "split_float16"),
+)
+
+
+def source(formula: Formula, kept: tuple[str, ...]) -> str:
+    """The kernel's source: for weights, gradients and each slot `kept` so (names as in `storage`)."""
     names = ("w", "g", *formula.slots)
-    real = compute_dtype(dtypes)
-    columns, width = len(names) + 2, len(formula.coefficients) + 1
+    memory, real = columns(names, kept), compute_dtype(kept)
+    numbers = cpu.scalars(formula, kept)
+    stride, width = len(memory) + 3, len(numbers)
     vocabulary = [
         f"def real(x: tl.constexpr):\n    return tl.full((), x, tl.{real})",
         f"def divide(a, b):\n    return {'tl.div_rn(a, b)' if real == 'float32' else 'a / b'}",
         *(_word(word, real) for word in formula.words()),
         _page(formula),
+        *([formula.with_average()] if formula.averaged else []),
     ]
-    arguments = ", ".join(
-        (*(f"to_{name}" for name in names), "scale", *(f"{c}_" for c in formula.coefficients))
-    )
+    stretches = [*_stretch(formula, kept, whole=True), *_stretch(formula, kept, whole=False)]
+    text = "\n".join(stretches)
+    shared = [name for name in _MEMORY if re.search(rf"\b{name}\b", text)]
+    wide = [column for column in memory if column.per == 1]
+    arguments = _arguments(formula, kept)
     lines = [
-        f'"""{formula.rule.__name__}{f" ({formula.variant})" if formula.variant else ""} on a GPU: '
-        + ", ".join(f"{name} {dtype}" for name, dtype in zip(names, dtypes, strict=True))
+        f'"""{formula.title} on a GPU: '
+        + ", ".join(f"{name} {one}" for name, one in zip(names, kept, strict=True))
         + ".",
         "",
         f"Generated from {formula.rule.__module__}. To change it, change the page.",
@@ -123,39 +228,52 @@ def source(formula: Formula, dtypes: tuple[str, ...]) -> str:
         "",
         "import triton",
         "import triton.language as tl",
+        *([f"from schuss.compile.triton_memory import {', '.join(shared)}"] if shared else []),
         "",
         "",
         *(f"@triton.jit\n{function}\n\n" for function in vocabulary),
-        *_stretch(formula, dtypes, whole=True),
-        *_stretch(formula, dtypes, whole=False),
+        *stretches,
+        "@triton.jit",
+        "def stretch(rows, tensors, coefficients, coefficient, taken):",
+        "    row = rows + 2 * tl.program_id(0).to(tl.int64)",
+        f"    tensor = tensors + {stride} * tl.load(row)",
+        f"    first = tl.multiple_of(tl.load(row + 1), {ROW})",
+        *(f"    to_{column.name} = tl.load(tensor + {k})" for k, column in enumerate(memory)),
+        f"    place = tl.load(tensor + {stride - 3}) + first",
+        f"    length = tl.minimum(tl.load(tensor + {stride - 2}), first + {ROW})",
+        f"    these = coefficients + {width} * tl.load(tensor + {stride - 1})",
+        "    scale = tl.load(these) * coefficient",
+        *(f"    {name}_ = tl.load(these + {k})" for k, name in enumerate(numbers) if k),
+        f"    aligned = (({' | '.join(f'to_{column.name}' for column in wide)}) & 15) == 0",
+        f"    if taken & aligned & (length == first + {ROW}):  # each thread takes 16 bytes at a time",
+        f"        whole({arguments})",
+        "    elif taken:  # the end of a tensor, or one that starts at an odd address",
+        f"        end({arguments})",
+        "",
+        "",
         "@triton.jit",
         "def launch(rows, tensors, coefficients):",
-        "    row = rows + 2 * tl.program_id(0).to(tl.int64)",
-        f"    tensor = tensors + {columns} * tl.load(row)",
-        f"    first = tl.multiple_of(tl.load(row + 1), {ROW})",
-        *(f"    to_{name} = tl.load(tensor + {k})" for k, name in enumerate(names)),
-        f"    length = tl.minimum(tl.load(tensor + {columns - 2}), first + {ROW})",
-        f"    these = coefficients + {width} * tl.load(tensor + {columns - 1})",
-        "    scale = tl.load(these)",
-        *(f"    {name}_ = tl.load(these + {k})" for k, name in enumerate(formula.coefficients, 1)),
-        f"    aligned = (({' | '.join(f'to_{name}' for name in names)}) & 15) == 0",
-        f"    if aligned & (length == first + {ROW}):  # each thread takes 16 bytes at a time",
-        f"        whole(first, length, {arguments})",
-        "    else:  # the end of a tensor, or one that starts at an odd address",
-        f"        end(first, length, {arguments})",
+        "    stretch(rows, tensors, coefficients, real(1), True)",
+        "",
+        "",
+        "@triton.jit(do_not_specialize=['cohorts'])",
+        "def launch_gated(rows, tensors, coefficients, cohorts, gate):",
+        f"    these = coefficients + {width} * cohorts * tl.load(gate + {GATE.index('row')}).to(tl.int64)",
+        f"    coefficient = tl.load(gate + {GATE.index('coefficient')}).to(tl.{real})",
+        f"    stretch(rows, tensors, these, coefficient, tl.load(gate + {GATE.index('taken')}) != 0)",
         "",
     ]
     return "\n".join(lines)
 
 
 @functools.cache
-def kernel(formula: Formula, dtypes: tuple[str, ...]) -> Any:
-    """The Triton function of `launch(rows, tensors, coefficients)`; Triton compiles and keeps it at its first call."""
-    text = source(formula, dtypes)
+def kernels(formula: Formula, kept: tuple[str, ...]) -> dict[str, Any]:
+    """The Triton functions `launch` and `launch_gated`; Triton compiles and keeps each at its first call."""
+    text = source(formula, kept)
     name = f"{formula.name}-gpu-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
     filename = str(cache.folder() / f"{name}.py")
     cache.write(f"{name}.py", text.encode())
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
     scope: dict[str, Any] = {"__name__": Path(filename).stem}
     exec(compile(text, filename, "exec"), scope)
-    return scope["launch"]
+    return {entry: scope[entry] for entry in ("launch", "launch_gated")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,31 +11,39 @@ import numpy as np
 from schuss.compile import threads
 from schuss.compile.cpu import Kernel
 from schuss.compile.formula import Formula
+from schuss.compile.storage import Column, keys
 from schuss.rules.rule import Rule
 
 Array = np.ndarray[Any, Any]
 
 # Elements of one row: long enough to forget the row's own cost, short enough to share among threads.
 ROW = 32768
+# A tensor has fewer than 2⁴⁰ numbers: above these bits of a place stands which tensor it is in.
+TENSOR_BITS = 40
 
 
 class Table:
-    """Rows of memory for one kernel: addresses by column, length, and which coefficients apply.
+    """Rows of memory for one kernel: addresses by column, place, length, and which coefficients apply.
 
-    `owner` says which tensor each row belongs to, `lengths` how many elements it has.
+    `owner` says which tensor each row belongs to, `offsets` where in it the row starts, `lengths` how many numbers it
+    has.
     """
 
-    def __init__(self, itemsizes: Sequence[int], owner: Array, lengths: Array) -> None:
-        self.itemsizes = np.asarray(itemsizes, dtype=np.int64)
-        self.owner = owner
+    def __init__(self, columns: Sequence[Column], owner: Array, offsets: Array, lengths: Array) -> None:
+        self.columns, self.owner, self.offsets = columns, owner, offsets
         self.elements = int(lengths.sum())
-        self.cells = np.empty((len(owner), len(self.itemsizes) + 2), dtype=np.int64)
+        self.cells = np.empty((len(owner), len(columns) + 3), dtype=np.int64)
         self.cells[:, -2] = lengths
         self.address = self.cells.ctypes.data
 
+    def number(self, members: Array) -> None:
+        """Say which of all tensors each is: so each of their numbers has a place of its own."""
+        self.cells[:, -3] = (members[self.owner] << TENSOR_BITS) + self.offsets
+
     def point(self, column: int, addresses: Array | int, offsets: Array) -> None:
-        """Say where the rows of a column start: at the addresses, `offsets` elements on."""
-        self.cells[:, column] = addresses + offsets * self.itemsizes[column]
+        """Say where the rows of a column start: at the addresses, `offsets` numbers on."""
+        kept = self.columns[column]
+        self.cells[:, column] = addresses + offsets // kept.per * kept.itemsize
 
     def assign(self, which: Array) -> None:
         """Say which row of the coefficient matrix moves each tensor."""
@@ -44,13 +53,13 @@ class Table:
 class WholeTensors(Table):
     """A table over whole tensors, cut into rows of `ROW` elements."""
 
-    def __init__(self, itemsizes: Sequence[int], lengths: Sequence[int]) -> None:
+    def __init__(self, columns: Sequence[Column], lengths: Sequence[int]) -> None:
         whole = np.asarray(lengths, dtype=np.int64)
         rows_of = -(-whole // ROW)
         owner = np.repeat(np.arange(len(whole)), rows_of)
         first = np.cumsum(rows_of) - rows_of
-        self.offsets = (np.arange(len(owner)) - first[owner]) * ROW
-        super().__init__(itemsizes, owner, np.minimum(whole[owner] - self.offsets, ROW))
+        offsets = (np.arange(len(owner)) - first[owner]) * ROW
+        super().__init__(columns, owner, offsets, np.minimum(whole[owner] - offsets, ROW))
 
     def place(self, column: int, addresses: Array) -> None:
         """Say where each tensor's memory of this column is."""
@@ -60,9 +69,10 @@ class WholeTensors(Table):
 class TouchedRows(Table):
     """A table over some rows of one tensor: `rows` by number, each `width` elements long."""
 
-    def __init__(self, itemsizes: Sequence[int], rows: Array, width: int) -> None:
-        super().__init__(itemsizes, np.zeros(len(rows), dtype=np.int64), np.full(len(rows), width))
-        self.offsets = rows * width
+    def __init__(self, columns: Sequence[Column], rows: Array, width: int) -> None:
+        super().__init__(
+            columns, np.zeros(len(rows), dtype=np.int64), rows * width, np.full(len(rows), width)
+        )
         self.packed = np.arange(len(rows)) * width
 
     def place(self, column: int, address: int, *, packed: bool = False) -> None:
@@ -70,11 +80,33 @@ class TouchedRows(Table):
         self.point(column, address, self.packed if packed else self.offsets)
 
 
-def advance(rule: Rule, remembered: list[float]) -> tuple[dict[str, float], list[float]]:
-    """The scalars of a tensor's next step, and what is remembered of it afterwards: its steps, its own scalars."""
-    step, *scalars = remembered
-    values = rule.coefficients(int(step) + 1, **dict(zip(rule.scalars, scalars, strict=True)))
-    return values, [step + 1, *(values[name] for name in rule.scalars)]
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms a group takes a step: what its gradients are multiplied by, the part of the running average that
+    is renewed, and what chance starts from.
+    """
+
+    scale: float = 1.0
+    renewed: float = 1.0
+    seed: int = 0
+
+
+def numbers(
+    formula: Formula, drawn: bool, rule: Rule, remembered: list[float], terms: Terms
+) -> tuple[list[float], list[float]]:
+    """A kernel's coefficients for a tensor's next step, and what is remembered of the tensor afterwards.
+
+    That is its steps, then the rule's own scalars.
+    """
+    finished, *scalars = remembered
+    step = int(finished) + 1
+    values = rule.coefficients(step, **dict(zip(rule.scalars, scalars, strict=True)))
+    found = [terms.scale, *[values[name] for name in formula.page_coefficients]]
+    if formula.averaged:  # the first average is the weight itself
+        found.append(terms.renewed if step > 1 else 1.0)
+    if drawn:
+        found += keys(terms.seed, step)
+    return found, [float(step), *(values[name] for name in rule.scalars)]
 
 
 class Launch:
@@ -94,7 +126,22 @@ class Launch:
         self.formula, self.kernel, self.table = formula, kernel, table
         self.groups = np.asarray(groups, dtype=np.int64)
         self.members = np.asarray(members, dtype=np.int64)
-        self.remembered: Array | None = None
+        self.table.number(self.members)
+        self.drawn = any(column.storage.drawn for column in table.columns)
+        # Rows that follow each other are looked at where they are.
+        follow = len(self.members) > 0 and bool((np.diff(self.members) == 1).all())
+        self.rows: Any = slice(self.members[0], self.members[-1] + 1) if follow else self.members
+        self.written: bytes | None = None
+
+    def stands(self, ledger: Array) -> bool:
+        """Whether the ledger says what this launch has written to it."""
+        return ledger[self.rows].tobytes() == self.written
+
+    def write(self, ledger: Array, histories: Sequence[Sequence[float]]) -> None:
+        """Write what is remembered of each cohort to its tensors' rows."""
+        each = np.array(histories)
+        ledger[self.rows] = each if len(each) == 1 else each[self.which]
+        self.written = ledger[self.rows].tobytes()
 
     def _gather(self, remembered: Array) -> None:
         """Tensors of the same group with the same history share their scalars: find these cohorts."""
@@ -102,26 +149,24 @@ class Launch:
         self.which = which.reshape(-1)
         self.cohorts = [(int(group), history) for group, *history in keys.tolist()]
         self.table.assign(self.which)
-        self.matrix = np.empty((len(self.cohorts), 1 + len(self.formula.coefficients)))
+        width = 1 + len(self.formula.coefficients) + 2 * self.drawn
+        self.matrix = np.empty((len(self.cohorts), width))
         self.at_matrix = self.matrix.ctypes.data
 
     def step(
-        self, ledger: Array, rules: Sequence[Rule] | Mapping[int, Rule], scales: Sequence[float], workers: int
+        self, ledger: Array, rules: Sequence[Rule] | Mapping[int, Rule], terms: Sequence[Terms], workers: int
     ) -> None:
         """Take one step of every tensor.
 
-        `rules` and `scales` (of the gradient) are by group. `ledger` has a row a tensor, what is remembered of it as a
-        whole: its finished steps, then the rule's scalars; float64, so counts are exact to 2⁵³.
+        `rules` and `terms` are by group. `ledger` has a row a tensor, what is remembered of it as a whole: its finished
+        steps, then the rule's scalars; float64, so counts are exact to 2⁵³.
         """
-        remembered = ledger[self.members]
-        if self.remembered is None or (remembered != self.remembered).any():
-            self._gather(remembered)
+        if not self.stands(ledger):
+            self._gather(ledger[self.rows])
         for row, (group, history) in enumerate(self.cohorts):
-            values, after = advance(rules[group], history)
+            self.matrix[row], after = numbers(self.formula, self.drawn, rules[group], history, terms[group])
             self.cohorts[row] = group, after
-            self.matrix[row] = (scales[group], *[values[name] for name in self.formula.coefficients])
-        self.remembered = np.array([history for _, history in self.cohorts])[self.which]
-        ledger[self.members] = self.remembered
+        self.write(ledger, [history for _, history in self.cohorts])
         threads.run(
             self.kernel,
             self.table.address,

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path as File
 from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from schuss.compile import threads
-from schuss.compile.formula import formula
-from schuss.compile.front import at, is_schedule, parameters, plain_number
-from schuss.errors import refusal
-from schuss.numpy.plan import (
-    Item,
-    Plan,
-    axes_of,
-    check_apart,
-    check_gradient,
-    check_weight,
-    has_kernel,
-    laid,
-    native,
+from schuss.compile import norm, threads
+from schuss.compile.formula import AVERAGE, Formula, formula
+from schuss.compile.front import (
+    OPTIONS,
+    at,
+    check_decay,
+    check_options,
+    dtype_name,
+    is_schedule,
+    parameters,
+    plain_number,
+    weight_storage,
 )
+from schuss.compile.launch import Terms
+from schuss.compile.storage import BLOCK
+from schuss.errors import refusal
+from schuss.numpy import kept
+from schuss.numpy.layout import KERNEL_NAMES, has_kernel, native
+from schuss.numpy.plan import Item, Plan, Work, check_apart, check_gradient, check_weight
 from schuss.numpy.tree import KeyMismatchError, Path, flat_key, name, pair
 from schuss.rules import PAIRS, Row, Rule
 
@@ -52,6 +58,25 @@ class Optimizer:
     What is remembered of each array is kept by its keys in `params`; so are its finished steps, so that an array whose
     first gradient comes late starts as if it were the first update.
 
+    Every optimizer has these options too, by keyword and as attributes:
+
+    | option           | domain                  | meaning                                                             |
+    |------------------|-------------------------|---------------------------------------------------------------------|
+    | `ema_decay`      | None, [0, 1]; schedule  | keep each array's running average: see `averaged`                   |
+    | `max_norm`       | None, > 0               | gradients are multiplied by min(1, max_norm / (norm + 1e-6))        |
+    | `skip_nonfinite` | True, False             | leave out updates with an infinity or NaN in a gradient: `skipped`  |
+    | `rounding`       | "nearest", "stochastic" | how float16 arrays are rounded; stochastic is right on average      |
+    | `compensated`    | True, False             | keep what rounding takes from float16 arrays, in 2 bytes a number   |
+    | `state_dtype`    | None, a dtype           | of state that is new or loaded; None: the array's, at least float32 |
+    | `seed`           | a whole number          | what chance starts from                                             |
+
+    `state_dtype` is "float64", "float32", "bfloat16" (rounded by chance; NumPy has no such dtype: state is its bits, in
+    uint16) or "int8": a code of 8 bits a number, and a float32 scale for each block of 128. Arrays of fewer than 4096
+    numbers and those with gradients `(indices, values)` then have state in float32. Complex arrays always have complex
+    state. The average is of the array's dtype, at least float32.
+
+    None of them changes a gradient.
+
     >>> from schuss.numpy import Adam
     >>> params = {"W": np.ones((2, 3)), "b": np.zeros(3)}
     >>> optimizer = Adam(lr=lambda n: 0.1 / (1 + n))
@@ -60,6 +85,17 @@ class Optimizer:
     array([ 0.1,  0. , -0.1])
     >>> optimizer.lr
     0.05
+
+    With averaged weights and clipped gradients:
+
+    >>> optimizer = Adam(lr=0.1, ema_decay=0.99, max_norm=1.0)
+    >>> for _ in range(2):
+    ...     optimizer.update(params, {"W": np.full((2, 3), 4.0), "b": np.array([-1.0, 0.0, 1.0])})
+    >>> round(optimizer.gradient_norm, 3)
+    9.899
+    >>> with optimizer.averaged(params):
+    ...     print(params["b"].round(3) + 0.0)
+    [ 0.201  0.    -0.201]
     """
 
     row: ClassVar[Row]
@@ -68,8 +104,13 @@ class Optimizer:
 
     # What is chosen, what it makes, and what is remembered
     _chosen: dict[str, Any]
-    _made: tuple[dict[str, Any], Rule] | None
+    _scheduled: list[str]
+    _rule: Rule
+    _terms: Terms
     _finished: int
+    _skipped: int
+    _norm: float | None
+    _swapped: bool
     _entries: dict[str, _Entry]
     _ledger: Array
     _unmatched: bool  # loaded, and not yet compared with the arrays
@@ -88,36 +129,51 @@ class Optimizer:
         except TypeError as problem:
             raise TypeError(f"{type(self).__name__}: {problem}. It takes {', '.join(self._known)}.") from None
         bound.apply_defaults()
-        self._finished, self._made = 0, None
-        self._choose(bound.arguments)
+        self._finished, self._skipped, self._norm, self._swapped = 0, 0, None, False
+        self._chosen, self._scheduled = {}, []
         self._forget()
+        self._choose(dict(bound.arguments))
 
     # Hyperparameters
 
-    def _choose(self, chosen: Mapping[str, Any]) -> None:
-        checked = {key: tuple(value) if isinstance(value, list) else value for key, value in chosen.items()}
-        checked = {k: v if is_schedule(v) else plain_number(v) for k, v in checked.items()}
-        self._make(checked)
-        self._chosen = checked
+    def _choose(self, changes: dict[str, Any]) -> None:
+        """Take these hyperparameters and options, all of them at first, or say which is outside its domain."""
+        chosen = self._chosen | {key: _plain(key, value) for key, value in changes.items()}
+        if not OPTIONS.keys().isdisjoint(changes):
+            check_options(chosen)
+        now = {key: at(chosen[key], self._finished) for key in (*changes, *self._scheduled)}
+        rule, terms = self._made(now, chosen)
+        if any(chosen[key] != self._chosen.get(key) for key in ("rounding", "compensated")):
+            self._plan = None
+        if chosen["max_norm"] is None and not chosen["skip_nonfinite"]:
+            self._norm = None
+        self._chosen, self._rule, self._terms = chosen, rule, terms
+        self._scheduled = [key for key, value in chosen.items() if is_schedule(value)]
 
-    def _make(self, chosen: dict[str, Any]) -> Rule:
-        """The page with these hyperparameters as they stand after the finished updates; errors say which is wrong."""
-        now = {key: at(value, self._finished) for key, value in chosen.items()}
-        if self._made is None or self._made[0] != now:
-            if not isinstance(now["maximize"], bool):
-                raise refusal("maximize", now["maximize"], "True or False")
-            parts: dict[str, Any] = {}
-            for key, value in now.items():
-                if key not in PAIRS:
-                    parts[key] = value
-                elif isinstance(value, tuple) and len(cast(tuple[Any, ...], value)) == 2:
-                    parts |= zip(PAIRS[key], cast(tuple[Any, ...], value), strict=True)
-                else:
-                    default = self._known[key].default
-                    raise ValueError(f"{key}={value!r} is not a pair of numbers. Try {key}={default}.")
-            del parts["maximize"]
-            self._made = (now, self.row.rule(**parts))
-        return self._made[1]
+    def _ask_schedules(self) -> None:
+        """Bring the hyperparameters up to the finished updates; errors say which is outside its domain."""
+        now = {key: at(self._chosen[key], self._finished) for key in self._scheduled}
+        self._rule, self._terms = self._made(now, self._chosen)
+
+    def _made(self, now: dict[str, Any], chosen: Mapping[str, Any]) -> tuple[Rule, Terms]:
+        """The page, and the terms of a step, with what is new or scheduled as it is `now`."""
+        parts: dict[str, Any] = {}
+        for key, value in now.items():
+            if key in OPTIONS or key == "maximize":
+                continue
+            if key not in PAIRS:
+                parts[key] = value
+            elif isinstance(value, tuple) and len(cast(tuple[Any, ...], value)) == 2:
+                parts |= zip(PAIRS[key], cast(tuple[Any, ...], value), strict=True)
+            else:
+                default = self._known[key].default
+                raise ValueError(f"{key}={value!r} is not a pair of numbers. Try {key}={default}.")
+        rule = self._rule.changed(**parts) if self._chosen else self.row.rule(**parts)
+        maximize, decay = (now.get(key, chosen[key]) for key in ("maximize", "ema_decay"))
+        if not isinstance(maximize, bool):
+            raise refusal("maximize", maximize, "True or False")
+        renewed = 1.0 if chosen["ema_decay"] is None else 1 - check_decay(decay)
+        return rule, Terms(-1.0 if maximize else 1.0, renewed, chosen["seed"])
 
     def __getattr__(self, key: str) -> Any:
         if key.startswith("_") or key not in self._known:
@@ -126,7 +182,7 @@ class Optimizer:
 
     def __setattr__(self, key: str, value: Any) -> None:
         if key in self._known:
-            self._choose(self._chosen | {key: value})
+            self._choose({key: value})
         elif key.startswith("_"):
             super().__setattr__(key, value)
         else:
@@ -144,6 +200,19 @@ class Optimizer:
     def finished(self) -> int:
         """The number of finished updates, which is what a schedule is asked with."""
         return self._finished
+
+    @property
+    def skipped(self) -> int:
+        """The number of updates that were left out because of `skip_nonfinite`."""
+        return self._skipped
+
+    @property
+    def gradient_norm(self) -> float | None:
+        """The norm of all gradients together at the last update, before clipping.
+
+        None unless `max_norm` or `skip_nonfinite` asks for it.
+        """
+        return self._norm
 
     # One update
 
@@ -163,28 +232,103 @@ class Optimizer:
             KeyError: keys that only one of the two has.
             ValueError: a shape, dtype or memory that does not fit; a row that there is not.
             TypeError: something that is no array.
-            RuntimeError: L2 weight decay with `(indices, values)`: it would need every row.
+            RuntimeError: L2 weight decay with `(indices, values)`: it would need every row; or inside `averaged`.
 
             Each says where, and nothing is changed then.
         """
-        rule = self._make(self._chosen)
+        if self._swapped:
+            raise RuntimeError(
+                "An update inside `with optimizer.averaged(params)` would be taken from the averaged weights and then "
+                "be lost. Take it outside."
+            )
+        if self._scheduled:
+            self._ask_schedules()
+        rule, workers = self._rule, threads.available()
         paths, weights, gradients = pair(params, grads)
-        plan, page = self._plan, formula(rule)
+        plan, page = self._plan, formula(rule, self._averages)
         entries, ledger = self._entries, self._ledger
         if plan is None or not plan.fits(page, paths, weights, gradients):
-            plan, entries, ledger = self._find_plan(rule, paths, weights, gradients)
+            plan, entries, ledger = self._find_plan(page, paths, weights, gradients)
         work = plan.prepare(gradients, rule, self._lazy)
         # Nothing was refused: from here on things change.
+        terms = self._limited(plan, work, gradients, workers)
+        if terms is None:
+            self._skipped += 1
+            return
         if plan is not self._plan:
             self._plan, self._entries, self._ledger, self._unmatched = plan, entries, ledger, False
-        plan.step(work, self._ledger, -1.0 if self.maximize else 1.0, threads.available())
+        plan.step(work, self._ledger, terms, workers)
         self._finished += 1
 
+    @property
+    def _averages(self) -> bool:
+        return self._chosen["ema_decay"] is not None
+
+    def _limited(self, plan: Plan, work: Work, gradients: list[Any], workers: int) -> Terms | None:
+        """The terms of an update whose gradients' norm is limited; None if it is not taken."""
+        terms, most, skip = self._terms, self._chosen["max_norm"], self._chosen["skip_nonfinite"]
+        if most is None and not skip:
+            return terms
+        self._norm = plan.norm(work, gradients, workers)
+        if skip and not math.isfinite(self._norm):
+            return None
+        return replace(terms, scale=terms.scale * norm.clipping(self._norm, most))
+
+    @contextmanager
+    def averaged(self, params: Any) -> Generator[None]:
+        """Put the averaged weights into the arrays of `params`, until the `with` block is left, however it is left.
+
+        For this `ema_decay` must be given. The average of an array is renewed at each of its steps, in the same pass
+        over memory: average ← average + (1 − ema_decay) · (array − average), the first one being the array itself. Of
+        an array whose gradient is `(indices, values)`, only the average of these rows is renewed. An array that has
+        had no step stays as it is. The arrays are those that `update` is given, or some of them under the same keys.
+
+        Raises `ValueError` without `ema_decay`, `KeyMismatchError` for an array that `update` has not seen,
+        `RuntimeError` inside another such block.
+        """
+        if not self._averages:
+            raise ValueError(
+                f"There is no average of the weights. Try {type(self).__name__}(..., ema_decay=0.999)."
+            )
+        if self._swapped:
+            raise RuntimeError(
+                "The averaged weights are in place already: a block `averaged(params)` is inside another."
+            )
+        pairs = self._with_averages(params)
+        own = [weight.copy() for weight, _ in pairs]
+        self._swapped = True
+        try:
+            for weight, average in pairs:
+                weight[...] = average
+            yield
+        finally:
+            for (weight, _), mine in zip(pairs, own, strict=True):
+                weight[...] = mine
+            self._swapped = False
+
+    def _with_averages(self, params: Any) -> list[tuple[Array, Array]]:
+        """The arrays that have an average, each with its own."""
+        paths, weights, _ = pair(params, None)
+        pairs: list[tuple[Array, Array]] = []
+        for path, key, weight in zip(paths, _flat_keys(paths), weights, strict=True):
+            if self._entries and key not in self._entries:
+                raise KeyMismatchError(
+                    f"{name('params', path)} has no average: update has seen {', '.join(map(repr, self._entries))}. "
+                    "Give the same dict as to update, or a part of it under the same keys."
+                )
+            if self._entries and AVERAGE in self._entries[key].slots:
+                array = check_weight(path, weight)
+                _check_shape(path, array, self._entries[key])
+                pairs.append((array, self._entries[key].slots[AVERAGE]))
+        return pairs
+
     def _find_plan(
-        self, rule: Rule, paths: list[Path], weights: list[Any], gradients: list[Any]
+        self, page: Formula, paths: list[Path], weights: list[Any], gradients: list[Any]
     ) -> tuple[Plan, dict[str, _Entry], Array]:
         """Check everything; return the plan, and what is remembered with what is new."""
-        keys = self._check_keys(paths)
+        keys = _flat_keys(paths)
+        if self._unmatched:
+            _check_same_keys(set(self._entries), set(keys), "params")
         moving = [k for k, gradient in enumerate(gradients) if gradient is not None]
         arrays = {k: check_weight(paths[k], weights[k]) for k in moving}
         check_apart([paths[k] for k in moving], list(arrays.values()))
@@ -199,35 +343,47 @@ class Optimizer:
         }
         items: list[Item] = []
         for k, weight in arrays.items():
-            axes = axes_of(weight)
-            entry = entries[keys[k]] = _with_slots(entries[keys[k]], rule, paths[k], weight, axes)
-            items.append(
-                Item(paths[k], weight, axes, [entry.slots[slot] for slot in rule.slots], k, entry.member)
-            )
-        plan = Plan(formula(rule), paths, weights, gradients, items)
+            entry = entries[keys[k]]
+            _check_shape(paths[k], weight, entry)
+            slots = self._with_slots(entry.slots, page, paths[k], weight, not isinstance(gradients[k], tuple))
+            entries[keys[k]] = _Entry(weight.shape, entry.member, slots)
+            lying = kept.arrays(weight, self._stored(weight), slots, page.slots)
+            items.append(Item(paths[k], weight, *lying, k, entry.member))
+        plan = Plan(page, paths, weights, gradients, items)
         ledger = np.zeros((len(entries), self._ledger.shape[1]))
         ledger[: len(self._ledger)] = self._ledger
-        ledger[ledger[:, 0] == 0] = _first_row(rule)
+        ledger[ledger[:, 0] == 0] = _first_row(self._rule)
         return plan, entries, ledger
 
-    def _check_keys(self, paths: list[Path]) -> list[str]:
-        """The keys of a flat checkpoint, each checked to be one's own, and after a load to be the checkpoint's."""
-        if not paths:
-            raise ValueError("params has no arrays. Give a dict of arrays.")
-        for path in paths:
-            if any(not isinstance(key, str | int) for key in cast(tuple[object, ...], path)):
-                raise TypeError(f"{name('params', path)} has a key that is neither a str nor an int.")
-        keys = list(map(flat_key, paths))
-        if len(set(keys)) < len(keys):
-            twice = next(k for k, key in enumerate(keys) if key in keys[:k])
-            other = keys.index(keys[twice])
-            raise ValueError(
-                f"{name('params', paths[other])} and {name('params', paths[twice])} would both be "
-                f"{keys[twice]!r} in a checkpoint. Rename one."
-            )
-        if self._unmatched:
-            _check_same_keys(set(self._entries), set(keys), "params")
-        return keys
+    def _stored(self, weight: Array) -> str:
+        """How a weight is kept."""
+        dtype = KERNEL_NAMES[weight.dtype.name]
+        return weight_storage(dtype, self._chosen["rounding"], self._chosen["compensated"])
+
+    def _with_slots(
+        self, slots: dict[str, Array], page: Formula, path: Path, weight: Array, whole: bool
+    ) -> dict[str, Array]:
+        """What is remembered of the array, with every slot of the page; in blocks only if its gradient is `whole`."""
+        first, found = self._rule.initial(), dict(slots)
+        if not page.averaged:
+            found.pop(AVERAGE, None)  # of no meaning once the array has moved without it
+        for slot in page.slots:
+            if slot not in found:
+                dtype = kept.wanted(weight, None if slot == AVERAGE else self._chosen["state_dtype"], whole)
+                value = _first_value(first.get(slot, 0.0), dtype)
+                found |= (
+                    {AVERAGE: weight.astype(dtype)}
+                    if slot == AVERAGE
+                    else kept.new(slot, weight, dtype, value)
+                )
+            elif (found[slot].dtype.kind == "c") != (weight.dtype.kind == "c"):
+                raise ValueError(
+                    f"{name('params', path)} is {weight.dtype.name}, but its state {found[slot].dtype.name}. "
+                    "Use a new optimizer for new arrays."
+                )
+            elif found[slot].dtype == np.int8 and not whole:
+                kept.convert(found, slot, "float32")
+        return found
 
     # State
 
@@ -238,7 +394,7 @@ class Optimizer:
         self._plan: Plan | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_plan": None}
+        return self.__dict__ | {"_plan": None, "_swapped": False}
 
     def state_dict(self) -> dict[str, Array]:
         """A copy of all that is remembered, as a flat dict of arrays, so that `np.savez(file, **state)` keeps it.
@@ -250,9 +406,25 @@ class Optimizer:
         | `layers/0/W/step`  | int64          | steps of `params["layers"][0]["W"]`; a `/` in a key is `%2F`         |
         | `layers/0/W/m`     | as kept        | its state, by the page's names                                       |
 
-        Hyperparameters are not in it: they are the constructor's.
+        and, where an option asks for it:
+
+        | key                    | dtype         |                                                                   |
+        |------------------------|---------------|-------------------------------------------------------------------|
+        | `layers/0/W/average`   | of W, or wide | the average of W; float32 for float16                             |
+        | `layers/0/W/rest`      | float16       | what rounding took from W, times 2¹¹                              |
+        | `layers/0/W/m_scale`   | float32       | a scale for each block of `layers/0/W/m`, counted row by row      |
+        | `block_size`           | int64         | how many numbers are a block                                      |
+        | `skipped`              | int64         | updates that were left out                                        |
+
+        State in bfloat16 is there as its bits, in uint16. Hyperparameters and options are not in it: they are the
+        constructor's.
         """
         state = {"optimizer": np.array(self.row.name), "finished": np.array(self._finished, dtype=np.int64)}
+        if self._skipped:
+            state["skipped"] = np.array(self._skipped, dtype=np.int64)
+        every = [array for entry in self._entries.values() for array in entry.slots.values()]
+        if self._chosen["state_dtype"] == "int8" or any(array.dtype == np.int8 for array in every):
+            state["block_size"] = np.array(BLOCK, dtype=np.int64)
         for key, entry in self._entries.items():
             steps, *scalars = self._ledger[entry.member]
             state[f"{key}/step"] = np.array(steps, dtype=np.int64)
@@ -261,7 +433,9 @@ class Optimizer:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict()`, or from `np.load` of one; before the first update too. Nothing is cast.
+        """Go on from a `state_dict()`, or from `np.load` of one; before the first update too.
+
+        Nothing is cast, unless to a `state_dtype` that was asked for.
 
         Raises `ValueError` (`KeyMismatchError` for keys) naming the key if it does not fit: another optimizer's, other
         shapes, keys missing or unknown. Nothing is changed then.
@@ -275,14 +449,19 @@ class Optimizer:
         if "finished" not in given:
             raise KeyMismatchError("The checkpoint has no 'finished'. Was it made by state_dict()?")
         finished = _count("finished", given.pop("finished"))
-        rule, scalars = self._make(self._chosen), self.row.rule.scalars
+        skipped = _count("skipped", given.pop("skipped", np.array(0)))
+        in_blocks = "block_size" in given
+        block = max(1, _count("block_size", given.pop("block_size", np.array(BLOCK))))
+        rule, scalars = self._rule, self.row.rule.scalars
+        own = _parts(self.row.rule)
+        beside = {AVERAGE, kept.REST, *map(kept.scale_of, own)}
         grouped: dict[str, dict[str, Array]] = {}
         for key, array in given.items():
             array_key, _, part = key.rpartition("/")
-            if "/" not in key or part not in _parts(self.row.rule):
+            if "/" not in key or part not in own | beside:
                 raise KeyMismatchError(
                     f"The checkpoint has {key!r}, which is nothing that {self.row.name} keeps: that is "
-                    f"{', '.join(sorted(_parts(self.row.rule)))} of each array. Is it another optimizer's?"
+                    f"{', '.join(sorted(own))} of each array. Is it another optimizer's?"
                 )
             grouped.setdefault(array_key, {})[part] = array
         entries: dict[str, _Entry] = {}
@@ -292,14 +471,25 @@ class Optimizer:
             steps = _count(f"{key}/step", parts.pop("step"))
             ledger[member] = [steps, *(_scalar(f"{key}/{n}", parts.pop(n)) for n in scalars)]
             known = self._entries.get(key)
-            shape = known.shape if known else None
-            entries[key] = _Entry(shape, member, _checked_slots(key, parts, shape))
+            shape, slots = _checked_slots(key, parts, known.shape if known else None, block)
+            self._convert(slots, in_blocks, block)
+            entries[key] = _Entry(shape, member, slots)
         if finished and not entries:
             raise KeyMismatchError("The checkpoint has no arrays. Was it cut short?")
         if self._entries and entries:
             _check_same_keys(set(entries), set(self._entries), "this optimizer")
-        self._entries, self._ledger, self._finished = entries, ledger, finished
+        self._entries, self._ledger, self._finished, self._skipped = entries, ledger, finished, skipped
         self._unmatched, self._plan = bool(entries), None
+
+    def _convert(self, slots: dict[str, Array], in_blocks: bool, block: int) -> None:
+        """Keep a checkpoint's state as `state_dtype` says, and in blocks of the size that is one here."""
+        for slot in slots.keys() & _parts(self.row.rule):
+            dtype = kept.name_of(slots[slot])
+            if self._chosen["state_dtype"] is not None:
+                asked = kept.wanted(slots[slot], self._chosen["state_dtype"])
+                # Where others are in blocks already, what is not had a reason: it is small, or has gradients of rows.
+                dtype = dtype if asked == "int8" and in_blocks else asked
+            kept.convert(slots, slot, dtype, block)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a `.npz` file of exactly this name: whole, or not at all."""
@@ -323,38 +513,49 @@ class Optimizer:
             self.load_state_dict(loaded)
 
 
+def _flat_keys(paths: list[Path]) -> list[str]:
+    """The keys of a flat checkpoint, each checked to be one's own."""
+    if not paths:
+        raise ValueError("params has no arrays. Give a dict of arrays.")
+    for path in paths:
+        if any(not isinstance(key, str | int) for key in cast(tuple[object, ...], path)):
+            raise TypeError(f"{name('params', path)} has a key that is neither a str nor an int.")
+    keys = list(map(flat_key, paths))
+    if len(set(keys)) < len(keys):
+        twice = next(k for k, key in enumerate(keys) if key in keys[:k])
+        other = keys.index(keys[twice])
+        raise ValueError(
+            f"{name('params', paths[other])} and {name('params', paths[twice])} would both be "
+            f"{keys[twice]!r} in a checkpoint. Rename one."
+        )
+    return keys
+
+
 def _first_row(rule: Rule) -> list[float]:
     """What is remembered of an array as a whole before its first step."""
     return [0.0, *(rule.initial().get(scalar, 0.0) for scalar in rule.scalars)]
 
 
-def _with_slots(entry: _Entry, rule: Rule, path: Path, weight: Array, axes: tuple[int, ...]) -> _Entry:
-    """The array's entry with every slot of the rule, laid out as the array; new ones in at least 32 bits."""
-    first, slots = rule.initial(), dict(entry.slots)
-    shapes = {slots[slot].shape for slot in slots} | ({entry.shape} if entry.shape is not None else set())
-    if shapes - {weight.shape}:
+def _check_shape(path: Path, weight: Array, entry: _Entry) -> None:
+    """Refuse an array of another shape than the one whose state this is."""
+    if entry.shape is not None and entry.shape != weight.shape:
         raise ValueError(
-            f"{name('params', path)} has shape {weight.shape}, but its state {(shapes - {weight.shape}).pop()}. "
+            f"{name('params', path)} has shape {weight.shape}, but its state {entry.shape}. "
             "Use a new optimizer for new arrays."
         )
-    for slot in rule.slots:
-        if slot in slots:
-            if (slots[slot].dtype.kind == "c") != (weight.dtype.kind == "c"):
-                raise ValueError(
-                    f"{name('params', path)} is {weight.dtype.name}, but its state {slots[slot].dtype.name}. "
-                    "Use a new optimizer for new arrays."
-                )
-            slots[slot] = laid(slots[slot], axes)
-        else:
-            wide = np.dtype(np.float32) if weight.dtype.itemsize == 2 else native(weight)
-            ordered = np.full([weight.shape[k] for k in axes], _first_value(first.get(slot, 0.0), wide), wide)
-            slots[slot] = ordered.transpose(np.argsort(axes))
-    return _Entry(weight.shape, entry.member, slots)
 
 
-def _first_value(value: float, dtype: np.dtype[Any]) -> complex:
+def _plain(key: str, value: Any) -> Any:
+    """What was given for a hyperparameter or option as Python's own numbers and words, or its schedule."""
+    if key == "state_dtype":
+        return value if value is None else dtype_name(value)
+    value = tuple(cast(list[Any], value)) if isinstance(value, list) else value
+    return value if is_schedule(value) else plain_number(value)
+
+
+def _first_value(value: float, dtype: str) -> complex:
     """Both parts of a complex number start alike: each is a number of its own to the rules."""
-    return complex(value, value) if dtype.kind == "c" else value
+    return complex(value, value) if dtype.startswith("complex") else value
 
 
 # Checkpoints
@@ -388,17 +589,26 @@ def _scalar(key: str, array: Array) -> float:
     return float(array)
 
 
-def _checked_slots(key: str, slots: dict[str, Array], shape: tuple[int, ...] | None) -> dict[str, Array]:
+def _checked_slots(
+    key: str, slots: dict[str, Array], shape: tuple[int, ...] | None, block: int
+) -> tuple[tuple[int, ...] | None, dict[str, Array]]:
+    """The array's shape, as far as it is known, and a copy of what is remembered of it; or words on what is wrong."""
+    scales = {kept.scale_of(slot) for slot, array in slots.items() if array.dtype == np.int8}
     for slot, array in slots.items():
+        if slot in scales:
+            continue
         shape = array.shape if shape is None else shape
         if array.shape != shape:
             raise ValueError(
                 f"The checkpoint's '{key}/{slot}' has shape {array.shape}, but its array {shape}. "
                 "Are the arrays those that were saved?"
             )
-        if not has_kernel(array):
+        known = kept.has_name if slot != AVERAGE else has_kernel
+        if not known(array) or (slot == kept.REST and array.dtype.name != "float16"):
             raise refusal(f"The checkpoint's '{key}/{slot}'", array.dtype.name, "of a dtype that state has")
-    return {slot: np.array(array, dtype=native(array), order="K") for slot, array in slots.items()}
+        if array.dtype == np.int8:
+            kept.check_scales(slots, key, slot, block)
+    return shape, {slot: np.array(array, dtype=native(array), order="K") for slot, array in slots.items()}
 
 
 def _check_same_keys(theirs: set[str], ours: set[str], what: str) -> None:

@@ -6,6 +6,7 @@ contiguous copy, in and out. So do small gradients: to copy one is quicker than 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -13,11 +14,13 @@ from typing import Any, cast
 
 import numpy as np
 
-from schuss.compile import cpu
+from schuss.compile import cpu, norm
 from schuss.compile.formula import Formula
 from schuss.compile.front import for_sparse
-from schuss.compile.launch import Launch, TouchedRows, WholeTensors
+from schuss.compile.launch import Launch, Terms, TouchedRows, WholeTensors
+from schuss.compile.storage import Column, columns
 from schuss.errors import refusal
+from schuss.numpy.layout import KERNEL_NAMES, address, bounds, empty, has_kernel, length, lies, native
 from schuss.numpy.sparse import touched
 from schuss.numpy.tree import Path, name
 from schuss.rules import Rule
@@ -27,79 +30,23 @@ Array = np.ndarray[Any, Any]
 # Up to this many elements a gradient is copied.
 SMALL = 1024
 
-# What a kernel takes each dtype for. A complex number is two real ones, which the rules move one by one.
-_KERNEL_NAMES = {
-    "float64": "float64",
-    "float32": "float32",
-    "float16": "float16",
-    "complex64": "float32",
-    "complex128": "float64",
-}
-
 _kind = attrgetter("dtype", "shape")
 _layout = attrgetter("dtype", "shape", "strides", "flags.num")
 _strides = attrgetter("strides", "flags.aligned")
 
 
-def address(array: Array) -> int:
-    """Where the array's first element is."""
-    return array.__array_interface__["data"][0]
-
-
-def native(array: Array) -> np.dtype[Any]:
-    """The array's dtype in this machine's byte order."""
-    return array.dtype.newbyteorder("=")
-
-
-def has_kernel(array: Array) -> bool:
-    """Whether a kernel can read and write this dtype, in this byte order at least."""
-    return array.dtype.name in _KERNEL_NAMES
-
-
-def _length(array: Array) -> int:
-    return array.size * (2 if array.dtype.kind == "c" else 1)
-
-
-def _bounds(array: Array) -> tuple[int, int]:
-    return np.lib.array_utils.byte_bounds(array) if array.size else (0, 0)
-
-
-def _pointable(array: Array) -> bool:
-    return array.flags.aligned and array.dtype.isnative
-
-
-def axes_of(array: Array) -> tuple[int, ...]:
-    """The order of axes in which the array is one stretch of memory; their own order if it is none in any."""
-    order = tuple(sorted(range(array.ndim), key=lambda k: -array.strides[k]))
-    return order if array.transpose(order).flags.c_contiguous else tuple(range(array.ndim))
-
-
-def lies(array: Array, axes: Sequence[int]) -> bool:
-    """Whether a kernel can walk over the array's memory as it is, in this order of axes."""
-    return _pointable(array) and array.transpose(axes).flags.c_contiguous
-
-
-def empty(shape: Sequence[int], dtype: np.dtype[Any], axes: Sequence[int]) -> Array:
-    """New memory that lies in this order of axes."""
-    return np.empty([shape[k] for k in axes], dtype).transpose(np.argsort(axes))
-
-
-def laid(array: Array, axes: Sequence[int]) -> Array:
-    """The array, or a copy of it that lies in this order of axes."""
-    if lies(array, axes):
-        return array
-    copy = empty(array.shape, native(array), axes)
-    copy[...] = array
-    return copy
-
-
 @dataclass
 class Item:
-    """One weight with a gradient: its state by slot, laid out in `axes`, and its places in the trees and the ledger."""
+    """One weight with a gradient: its state, laid out in `axes`, and its places in the trees and the ledger.
+
+    `kept` says how the weight and each slot are kept; `slots` are the arrays of the slots, then those beside the weight
+    and the slots.
+    """
 
     path: Path
     weight: Array
     axes: tuple[int, ...]
+    kept: tuple[str, ...]
     slots: list[Array]
     place: int
     member: int
@@ -126,24 +73,24 @@ def _check_numbers(where: str, array: Array) -> None:
         raise TypeError(f"{where} is a masked array, whose mask would be ignored. Give a plain array.")
     if not has_kernel(array):
         advice = f"Try {where}.astype(float)." if array.dtype.kind in "iub" else ""
-        raise refusal(f"{where} dtype", array.dtype.name, f"one of {', '.join(_KERNEL_NAMES)}", advice)
+        raise refusal(f"{where} dtype", array.dtype.name, f"one of {', '.join(KERNEL_NAMES)}", advice)
 
 
 def _apart(array: Array) -> bool:
     """Whether all elements have memory of their own: each axis strides over all that the smaller ones span."""
     span = array.itemsize
-    for stride, length in sorted(
+    for stride, count in sorted(
         (abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1
     ):
         if stride < span and array.size:
             return False
-        span += stride * (length - 1)
+        span += stride * (count - 1)
     return True
 
 
 def check_apart(paths: Sequence[Path], weights: Sequence[Array]) -> None:
     """Refuse weights that share memory: a step would move the same number twice."""
-    stretches = sorted((*_bounds(weight), k) for k, weight in enumerate(weights) if weight.size)
+    stretches = sorted((*bounds(weight), k) for k, weight in enumerate(weights) if weight.size)
     for place, (_, end, k) in enumerate(stretches):
         for start, _, other in stretches[place + 1 :]:
             if start >= end:
@@ -191,21 +138,21 @@ def _check_field(where: str, path: Path, weight: Array, gradient: Array) -> None
 Signature = tuple[Formula, tuple[str, ...]]
 
 
-def _signature(formula: Formula, *arrays: Array) -> Signature:
-    return formula, tuple(_KERNEL_NAMES[array.dtype.name] for array in arrays)
+def _signature(formula: Formula, item: Item, gradient: Array) -> Signature:
+    return formula, (item.kept[0], KERNEL_NAMES[gradient.dtype.name], *item.kept[1:])
 
 
-def _itemsizes(signature: Signature) -> list[int]:
-    return [np.dtype(dtype).itemsize for dtype in signature[1]]
+def _columns(signature: Signature) -> list[Column]:
+    return columns(("w", "g", *signature[0].slots), signature[1])
 
 
 class _Memory:
     """The memory of all weights, to be asked whether a gradient shares any of it."""
 
     def __init__(self, weights: Sequence[Array]) -> None:
-        bounds = np.array(sorted(map(_bounds, weights)), dtype=np.int64).reshape(-1, 2)
-        self.starts = bounds[:, 0]
-        self.ends = np.maximum.accumulate(np.append(0, bounds[:, 1]))
+        stretches = np.array(sorted(map(bounds, weights)), dtype=np.int64).reshape(-1, 2)
+        self.starts = stretches[:, 0]
+        self.ends = np.maximum.accumulate(np.append(0, stretches[:, 1]))
 
     def shared(self, starts: Array, ends: Array) -> bool:
         """Whether any of these stretches reaches into the weights' stretches."""
@@ -213,7 +160,7 @@ class _Memory:
 
     def holds(self, array: Array) -> bool:
         """Whether the array may share memory with a weight."""
-        start, end = _bounds(array)
+        start, end = bounds(array)
         return self.shared(np.array([start]), np.array([end]))
 
 
@@ -224,13 +171,13 @@ class _Batch:
         self, signature: Signature, items: list[Item], gradients: Sequence[Any], memory: _Memory
     ) -> None:
         self.memory = memory
-        self.table = WholeTensors(_itemsizes(signature), [_length(item.weight) for item in items])
+        self.table = WholeTensors(_columns(signature), [length(item.weight) for item in items])
         members = [item.member for item in items]
         self.launch = Launch(signature[0], cpu.kernel(*signature), self.table, [0] * len(items), members)
         self.weights_in: list[tuple[Array, Array]] = []
         self.gradients_in: list[tuple[Array, int]] = []
         self.direct: list[int] = []  # which of the items
-        columns: list[list[Array]] = [[], *([] for _ in signature[1][1:])]
+        columns: list[list[Array]] = [[] for _ in self.table.columns]
         for k, item in enumerate(items):
             gradient = np.asarray(gradients[item.place])
             weight = item.weight
@@ -247,6 +194,7 @@ class _Batch:
         self.addresses = [np.array(list(map(address, column)), dtype=np.int64) for column in columns]
         for column, here in enumerate(self.addresses):
             self.table.place(column, here)
+        self.every = [item.place for item in items]
         self.slots = columns[2:]  # a table holds addresses only: keep the memory alive
         pointed = [columns[1][k] for k in self.direct]
         self.places = [items[k].place for k in self.direct]
@@ -278,6 +226,10 @@ class _Batch:
         for copy, place in self.gradients_in:
             copy[...] = gradients[place]
 
+    def given(self, gradients: Sequence[Any]) -> list[Array]:
+        """The gradients that move these weights."""
+        return [np.asarray(gradients[k]) for k in self.every]
+
     def step(self, *call: Any) -> None:
         """Move the weights, and copy back what was copied in."""
         self.launch.step(*call)
@@ -303,13 +255,18 @@ class _Touched:
             array if lent is None else np.ascontiguousarray(array[self.rows], dtype=native(array))
             for array, lent in zip(arrays, self.lent, strict=True)
         ]
-        signature = _signature(formula, self.here[0], self.values, *self.here[1:])
-        width = _length(item.weight[:1]) if len(item.weight) else 0
-        table = TouchedRows(_itemsizes(signature), self.rows, width)
+        signature = _signature(formula, item, self.values)
+        width = length(item.weight[:1]) if len(item.weight) else 0
+        table = TouchedRows(_columns(signature), self.rows, width)
         table.place(1, address(self.values), packed=True)
         for column, array, lent in zip((0, *range(2, len(arrays) + 1)), self.here, self.lent, strict=True):
             table.place(column, address(array), packed=lent is not None)
         self.launch = Launch(formula, cpu.kernel(*signature), table, [0], [item.member])
+
+    def given(self, gradients: Sequence[Any]) -> list[Array]:
+        """The gradients that move these rows: of each row one."""
+        del gradients
+        return [self.values]
 
     def step(self, *call: Any) -> None:
         """Move the rows, and give back those that were lent."""
@@ -317,6 +274,21 @@ class _Touched:
         for array, lent in zip(self.here, self.lent, strict=True):
             if lent is not None:
                 lent[self.rows] = array
+
+
+Work = list[tuple[_Batch | _Touched, Rule]]
+
+# A sum of squares above this has lost nothing that counts to squares that were too small for their dtype.
+_LEAST = 1e-280
+
+
+def _norm(gradient: Array) -> float:
+    """One gradient's norm, in float64 and without overflow."""
+    size = (
+        np.abs(gradient, dtype=np.float64) if gradient.dtype.kind == "f" else np.abs(gradient.astype(complex))
+    )
+    most = float(size.max(initial=0.0))
+    return most * float(np.linalg.norm(size / most)) if 0 < most < math.inf else most
 
 
 class Plan:
@@ -344,7 +316,7 @@ class Plan:
         for item in items:
             if not isinstance(gradients[item.place], tuple):
                 gradient = np.asarray(gradients[item.place])
-                batches.setdefault(_signature(formula, item.weight, gradient, *item.slots), []).append(item)
+                batches.setdefault(_signature(formula, item, gradient), []).append(item)
         self.dense = [_Batch(*batch, gradients, self.memory) for batch in batches.items()]
 
     def fits(self, formula: Formula, paths: list[Path], weights: list[Any], gradients: list[Any]) -> bool:
@@ -360,11 +332,9 @@ class Plan:
             and all(batch.fits(gradients) for batch in self.dense)
         )
 
-    def prepare(
-        self, gradients: list[Any], rule: Rule, conventions: tuple[tuple[str, Any], ...]
-    ) -> list[tuple[_Batch | _Touched, Rule]]:
+    def prepare(self, gradients: list[Any], rule: Rule, conventions: tuple[tuple[str, Any], ...]) -> Work:
         """What is to be moved, and by which rule. Refuses all that can be refused; no weight has moved then."""
-        work: list[tuple[_Batch | _Touched, Rule]] = []
+        work: Work = []
         if self.sparse:
             lazy = for_sparse(rule, conventions)
             work = [
@@ -376,9 +346,14 @@ class Plan:
             work.append((batch, rule))
         return work
 
-    def step(
-        self, work: list[tuple[_Batch | _Touched, Rule]], ledger: Array, scale: float, workers: int
-    ) -> None:
+    def norm(self, work: Work, gradients: list[Any], workers: int) -> float:
+        """The norm of all gradients together, each read once; NaN or infinite if one of their numbers is."""
+        total = sum(norm.square(part.launch.table, workers) for part, _ in work)
+        if _LEAST < total < math.inf:
+            return math.sqrt(total)
+        return math.hypot(*(_norm(gradient) for part, _ in work for gradient in part.given(gradients)))
+
+    def step(self, work: Work, ledger: Array, terms: Terms, workers: int) -> None:
         """Move every weight once."""
         for part, rule in work:
-            part.step(ledger, [rule], [scale], workers)
+            part.step(ledger, [rule], [terms], workers)

@@ -3,6 +3,24 @@
 Changing `from torch.optim import AdamW` to `from schuss.torch import AdamW` is all that there is to do. The constructor
 takes torch.optim's arguments in its order with its defaults, then the page's own options by keyword; any hyperparameter
 may be a number, a tensor, or a schedule: a function of the finished steps.
+
+Every optimizer takes these too, by keyword; those above the line may differ by group:
+
+| option           | default     | meaning                                                                             |
+|------------------|-------------|-------------------------------------------------------------------------------------|
+| `rounding`       | `"nearest"` | of 16-bit weights; `"stochastic"`: up or down by chance, right on average           |
+| `compensated`    | `False`     | keep what rounding takes from a 16-bit weight, in 16 bits more (state `rest`)       |
+| `state_dtype`    | `None`      | of new state: float32 for 16-bit weights, else the weight's own; or float64,        |
+|                  |             | float32, bfloat16 (rounded by chance) or `"int8"` (in blocks of 128 with a scale)   |
+| `ema_decay`      | `None`      | in [0, 1], or a schedule: average ← decay · average + (1 − decay) · weight          |
+|------------------|-------------|-------------------------------------------------------------------------------------|
+| `max_norm`       | `None`      | scale all gradients down to this norm together, as torch.nn.utils.clip_grad_norm_   |
+| `skip_nonfinite` | `False`     | leave out a step whose gradients are not all finite, and count it in `skipped`      |
+| `seed`           | `0`         | what chance starts from; with the step and a weight's place it says how it rounds   |
+
+State in int8 stays in float32 for tensors of fewer than 4096 weights, and for those with sparse gradients; `groups(...,
+state_dtype="int8")` leaves embeddings in float32 too. Complex weights have state of their own dtype. These options are
+the constructor's and not in a checkpoint; the numbers that they lead to are.
 """
 
 from __future__ import annotations
@@ -12,6 +30,7 @@ from typing import Any
 
 from schuss.rules import TABLE
 from schuss.torch.groups import groups
+from schuss.torch.norm import global_norm
 from schuss.torch.optimizer import Optimizer
 from schuss.torch.scheduler import Plateau, Scheduler
 
@@ -30,6 +49,7 @@ __all__ = [
     "RMSprop",
     "Rprop",
     "Scheduler",
+    "global_norm",
     "groups",
 ]
 

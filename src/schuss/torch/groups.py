@@ -28,6 +28,7 @@ def groups(
     no_decay: Sequence[str] = (),
     lr: float | None = None,
     layer_decay: float | None = None,
+    state_dtype: Any = None,
 ) -> list[dict[str, Any]]:
     """Split a model's trainable weights into groups for any optimizer: with decay, and without.
 
@@ -37,6 +38,9 @@ def groups(
     With `layer_decay` (0.65 to 0.9 in the literature) the rate falls by that factor a layer, from `lr` in the last one
     down: layers are numbered by the first number in a weight's name (`blocks.3.attn.weight`), weights before the
     first numbered one belong to the bottom, weights after the last to the top (Clark and others 2020, ELECTRA).
+
+    With `state_dtype` (see `schuss.torch`) the groups ask for it, but for those of embeddings, whose state stays in
+    float32: rows that are seldom seen would share a block's scale with common ones.
 
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
     >>> [(g["weight_decay"], g["param_names"]) for g in groups(model, 0.1)]
@@ -48,6 +52,12 @@ def groups(
         raise refusal("layer_decay", layer_decay, "in (0, 1]")
     if layer_decay is not None and lr is None:
         raise ValueError(f"layer_decay={layer_decay!r} scales a rate: give the top layer's, lr=..., too.")
+    embedded = {
+        id(w)
+        for m in model.modules()
+        if isinstance(m, nn.Embedding | nn.EmbeddingBag) and state_dtype is not None
+        for w in m.parameters(recurse=False)
+    }
     normed = {id(w) for m in model.modules() if isinstance(m, _NORMS) for w in m.parameters(recurse=False)}
     named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     if not named:
@@ -55,7 +65,7 @@ def groups(
             "The model has no trainable weights: every requires_grad is False, or there are none."
         )
     depths = _depths([name for name, _ in named])
-    found: dict[tuple[int, bool], list[tuple[str, torch.Tensor]]] = {}
+    found: dict[tuple[int, bool, bool], list[tuple[str, torch.Tensor]]] = {}
     for (name, weight), depth in zip(named, depths, strict=True):
         plain = (
             weight.ndim < 2
@@ -63,14 +73,17 @@ def groups(
             or name.rpartition(".")[2] == "bias"
             or any(fnmatchcase(name, pattern) for pattern in no_decay)
         )
-        found.setdefault((depth if layer_decay is not None else 0, plain), []).append((name, weight))
+        key = (depth if layer_decay is not None else 0, plain, id(weight) in embedded)
+        found.setdefault(key, []).append((name, weight))
     made: list[dict[str, Any]] = []
-    for (depth, plain), pairs in found.items():
+    for (depth, plain, wide), pairs in found.items():
         group: dict[str, Any] = {
             "params": [weight for _, weight in pairs],
             "param_names": [name for name, _ in pairs],
             "weight_decay": 0.0 if plain else weight_decay,
         }
+        if state_dtype is not None:
+            group["state_dtype"] = "float32" if wide else state_dtype
         if lr is not None:
             group["lr"] = lr * (layer_decay or 1.0) ** (max(depths) - depth)
         made.append(group)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Container, Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import fields
 from itertools import chain
 from operator import attrgetter, itemgetter
@@ -15,9 +17,26 @@ import numpy as np
 import torch
 import torch.optim.optimizer as base
 
-from schuss.compile.formula import formula
-from schuss.compile.front import SWITCHES, at, for_sparse, is_schedule, parameters, plain_number
+from schuss.compile import device, norm
+from schuss.compile.formula import AVERAGE, formula
+from schuss.compile.front import (
+    OPTIONS,
+    SWITCHES,
+    WHOLE,
+    at,
+    check_decay,
+    check_options,
+    dtype_name,
+    for_sparse,
+    is_schedule,
+    parameters,
+    plain_number,
+    weight_storage,
+)
+from schuss.compile.launch import Terms
+from schuss.compile.storage import BLOCK
 from schuss.rules import PAIRS, Row, Rule
+from schuss.torch import kept
 from schuss.torch.plan import Item, Plan
 from schuss.torch.state import State, changes
 
@@ -31,18 +50,6 @@ def _immutable(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(map(_immutable, cast(tuple[Any, ...], value)))
     return isinstance(value, float | int | str)
-
-
-def _state_like(weight: Tensor, value: float) -> Tensor:
-    """A slot before the first step, laid out as its weight.
-
-    For 16-bit weights it is float32: a small change could not move a bfloat16 average.
-    """
-    wide = torch.float32 if weight.dtype in (torch.bfloat16, torch.float16) else weight.dtype
-    slot = torch.zeros_like(weight, dtype=wide, memory_format=torch.preserve_format, requires_grad=False)
-    if value:
-        (torch.view_as_real(slot) if slot.is_complex() else slot).fill_(value)
-    return slot
 
 
 def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,6 +74,12 @@ class Optimizer(torch.optim.Optimizer):
     """What all optimizers here share. A subclass is its row of the table of rules, and nothing else."""
 
     row: ClassVar[Row]
+    # GradScaler then leaves `grad_scale` and `found_inf` here, and gradients as they are.
+    _step_supports_amp_scaling: ClassVar[bool] = True
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
+    _skipped = 0
+    _swapped = False
     _parameters: ClassVar[dict[str, inspect.Parameter]]
     _binding: ClassVar[inspect.Signature]
     _names: ClassVar[tuple[tuple[str, tuple[str, ...]], ...]]
@@ -99,11 +112,12 @@ class Optimizer(torch.optim.Optimizer):
         defaults = dict(bound.arguments)
         defaults.pop("self")
         params = defaults.pop("params")
+        check_options(defaults)
         self._forget()
         super().__init__(params, defaults)
         if self.row.state_at_construction:
             weights = list(chain.from_iterable(group["params"] for group in self.param_groups))
-            self._adopt(weights, range(len(weights)))
+            self._adopt(weights, range(len(weights)), range(len(weights)))
 
     def _forget(self) -> None:
         """Hold nothing that was derived from groups and state: the next step finds it anew."""
@@ -114,6 +128,9 @@ class Optimizer(torch.optim.Optimizer):
         self._ledger = np.zeros((0, 1 + len(self.row.rule.scalars)))
         self._members: list[Tensor] = []
         self._views: list[tuple[Tensor, ...]] = []
+        self._norm: float | None = None
+        self._control: device.Control | None = None
+        self._begun: dict[int, int] = {}  # a group's steps before the device's first
 
     # Groups and their hyperparameters
 
@@ -132,10 +149,25 @@ class Optimizer(torch.optim.Optimizer):
                 "differentiable=True is not possible: a step here is a compiled kernel, which autograd cannot see "
                 f"through. Use torch.optim.{self.row.name} for that."
             )
+        self._check_own_options(group)
         group["schedules"] = dict(cast(dict[str, Any], group["schedules"]))
         self._rules.clear()
         self._rule_of(group)
         super().add_param_group(group)
+        for name in WHOLE:
+            self.param_groups[-1].pop(name)
+
+    def _check_own_options(self, group: dict[str, Any]) -> None:
+        """Refuse a group's options that are none of its own, or outside their domains."""
+        for name in WHOLE:
+            if group[name] != self.defaults[name]:
+                raise ValueError(
+                    f"{name}={group[name]!r} is of one parameter group, but {name} belongs to the whole optimizer. "
+                    f"Give it to the constructor."
+                )
+        check_options(group)
+        if group["state_dtype"] is not None:
+            group["state_dtype"] = dtype_name(group["state_dtype"])
 
     def _rule_of(self, group: dict[str, Any]) -> Rule:
         """The page with this group's hyperparameters as they stand now."""
@@ -204,20 +236,204 @@ class Optimizer(torch.optim.Optimizer):
         gradients = list(map(_gradient, weights))
         rules = list(map(self._rule_of, groups))
         plan = self._plan
-        if plan is None or not (
-            self._seen
-            == (changes(), id(self.state), list(map(id, weights)), [rule.variant for rule in rules])
-            and plan.fits(gradients)
-        ):
+        if plan is None or not (self._seen == self._looked(weights, rules) and plan.fits(gradients)):
             plan = self._plan = self._make_plan(weights, gradients, rules)
+        if self._swapped:
+            raise RuntimeError(
+                "A step inside `with optimizer.averaged()` would be taken from the averaged weights and then be lost. "
+                "Take it outside."
+            )
+        if self._on_device(plan):
+            return loss
+        scale = self._scale(plan, gradients)
+        if scale is None:
+            self._skipped += 1
+            return loss
+        terms = [self._terms(group, group["step"], scale) for group in groups]
         sparse_rules = {item.group: for_sparse(rules[item.group], self._sparse) for item in plan.sparse}
-        scales = [-1.0 if group["maximize"] else 1.0 for group in groups]
-        plan.step(gradients, self._ledger, rules, sparse_rules, scales, torch.get_num_threads())
+        plan.step(gradients, self._ledger, rules, sparse_rules, terms, torch.get_num_threads())
         for group in groups:
             group["step"] += 1
             if group["schedules"]:
                 self._ask_schedules(group)
         return loss
+
+    def _on_device(self, plan: Plan) -> bool:
+        """Take the step as a GPU decides, where it alone knows whether it is taken; False if the host does."""
+        given = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        capturable = any(group.get("capturable") for group in self.param_groups)
+        asked = capturable or self.max_norm is not None or self.skip_nonfinite or given != (None, None)
+        launches = plan.on_one_device() if asked else None
+        if launches is None:
+            if self._control is not None:
+                self._settle()
+                self._skipped += self._control.skipped
+                self._control = None
+            return False
+        if self._control is None or self._control.capturable != capturable:
+            self._settle()
+            self._skipped += self._control.skipped if self._control else 0
+            self._control = device.Control(launches[0].device, capturable)
+            self._begun = {}
+        taken = self._control.taken
+        for group in self.param_groups:
+            self._begun.setdefault(id(group), group["step"] - taken)
+        torch.autograd.graph.increment_version(plan.weights)
+        self._control.step(
+            launches,
+            self._ledger,
+            device.Ahead(self._known_ahead(), self._ahead),
+            max_norm=self.max_norm,
+            skip_nonfinite=self.skip_nonfinite,
+            grad_scale=given[0],
+            found_inf=given[1],
+        )
+        self._count(self._control.taken)
+        return True
+
+    def _known_ahead(self) -> Any:
+        """What rules and terms of steps to come follow from: equal as long as nothing was changed."""
+        return self.defaults["seed"], [
+            (
+                plain_number(type(self)._values({**group, **group["schedules"]})),  # of a tensor as it is now
+                group["ema_decay"],
+                group["maximize"],
+                self._begun[id(group)],
+            )
+            for group in self.param_groups
+        ]
+
+    def _ahead(self, taken: int) -> tuple[list[Rule], list[Terms]]:
+        """Rules and terms, by group, of the step after so many that the device has taken."""
+        rules: list[Rule] = []
+        terms: list[Terms] = []
+        for group in self.param_groups:
+            finished = self._begun[id(group)] + taken
+            if group["schedules"]:
+                then = {name: at(schedule, finished) for name, schedule in group["schedules"].items()}
+                rules.append(self._page(plain_number(type(self)._values({**group, **then}))))
+            else:
+                rules.append(self._rule_of(group))
+            terms.append(self._terms(group, finished, 1.0))
+        return rules, terms
+
+    def _count(self, taken: int) -> None:
+        """Count the groups' steps, of which the device has taken so many."""
+        for group in self.param_groups:
+            if id(group) in self._begun:
+                group["step"] = self._begun[id(group)] + taken
+                if group["schedules"]:
+                    self._ask_schedules(group)
+
+    def _settle(self) -> None:
+        """Wait for the device, and learn which steps it has taken."""
+        if self._control is not None:
+            self._control.settle(wait=True)
+            self._count(self._control.taken)
+
+    def _looked(self, weights: list[Tensor], rules: list[Rule]) -> Any:
+        """What a plan stands on, beside the addresses."""
+        modes = [
+            (rule.variant, group["rounding"], group["compensated"], group["ema_decay"] is None)
+            for rule, group in zip(rules, self.param_groups, strict=True)
+        ]
+        return changes(), id(self.state), list(map(id, weights)), modes
+
+    def _scale(self, plan: Plan, gradients: list[Any]) -> float | None:
+        """What all gradients are multiplied by: the loss scale undone, and clipped. None if the step is not taken."""
+        found, given = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        if found is not None and float(found):
+            return None
+        scale = 1.0 if given is None else 1.0 / float(given)
+        if self.max_norm is None and not self.skip_nonfinite:
+            return scale
+        self._norm = plan.norm(gradients, torch.get_num_threads()) * scale
+        if self.skip_nonfinite and not math.isfinite(self._norm):
+            return None
+        return scale * norm.clipping(self._norm, self.max_norm)
+
+    def _terms(self, group: dict[str, Any], finished: int, scale: float) -> Terms:
+        decay = group["ema_decay"]
+        if decay is None:
+            renewed = 1.0
+        elif callable(decay):
+            renewed = 1 - check_decay(plain_number(decay(finished)))
+        else:
+            renewed = 1 - decay
+        return Terms(-scale if group["maximize"] else scale, renewed, self.defaults["seed"])
+
+    @property
+    def max_norm(self) -> float | None:
+        """The largest norm that the gradients of all weights together may have; larger ones are scaled down to it."""
+        return self.defaults["max_norm"]
+
+    @max_norm.setter
+    def max_norm(self, value: float | None) -> None:
+        check_options({**OPTIONS, "max_norm": value})
+        self.defaults["max_norm"] = value
+
+    @property
+    def skip_nonfinite(self) -> bool:
+        """Whether a step with an infinite or NaN gradient is left out."""
+        return self.defaults["skip_nonfinite"]
+
+    @skip_nonfinite.setter
+    def skip_nonfinite(self, value: bool) -> None:
+        check_options({**OPTIONS, "skip_nonfinite": value})
+        self.defaults["skip_nonfinite"] = value
+
+    @property
+    def skipped(self) -> int:
+        """How many steps were left out: because of `skip_nonfinite`, or because GradScaler had found an infinity.
+
+        To know it of weights on a GPU is to wait for it.
+        """
+        self._settle()
+        return self._skipped + (self._control.skipped if self._control else 0)
+
+    @property
+    def gradient_norm(self) -> float | None:
+        """The norm of all gradients at the last step, before clipping; None unless `max_norm` or `skip_nonfinite` asks.
+
+        In the units of the loss: GradScaler's scale is taken out. To know it of weights on a GPU is to wait for it.
+        """
+        if self.max_norm is None and not self.skip_nonfinite:
+            return None
+        self._settle()
+        return self._control.norm if self._control else self._norm
+
+    @contextmanager
+    def averaged(self) -> Generator[None]:
+        """Put the averaged weights in the place of the weights, until the `with` block is left, however it is left.
+
+        For this `ema_decay` must be given. The average of a weight is renewed at each of its steps, in the same pass
+        over memory: average ← average + (1 − ema_decay) · (weight − average), the first one being the weight itself, as
+        torch.optim.swa_utils.AveragedModel has it. Buffers, such as BatchNorm's statistics, stay the model's own.
+
+        Raises `ValueError` without `ema_decay`, `RuntimeError` inside another such block.
+        """
+        if all(group["ema_decay"] is None for group in self.param_groups):
+            raise ValueError(
+                f"There is no average of the weights. Try {type(self).__name__}(..., ema_decay=0.999)."
+            )
+        if self._swapped:
+            raise RuntimeError(
+                "The averaged weights are in place already: a block `averaged()` is inside another."
+            )
+        every = chain.from_iterable(group["params"] for group in self.param_groups)
+        pairs = [(w, self.state[w][AVERAGE]) for w in every if w in self.state and AVERAGE in self.state[w]]
+        own = [weight.detach().clone() for weight, _ in pairs]
+        self._swapped = True
+        try:
+            with torch.no_grad():
+                for weight, average in pairs:
+                    weight.copy_(average)
+            yield
+        finally:
+            with torch.no_grad():
+                for (weight, _), mine in zip(pairs, own, strict=True):
+                    weight.copy_(mine)
+            self._swapped = False
 
     def _step_hooks(self) -> bool:
         return bool(
@@ -232,38 +448,69 @@ class Optimizer(torch.optim.Optimizer):
         return tuple(self.row.sparse.items())
 
     def _make_plan(self, weights: list[Tensor], gradients: list[Any], rules: list[Rule]) -> Plan:
+        self._settle()
         group_of = [k for k, group in enumerate(self.param_groups) for _ in group["params"]]
         present = [k for k, gradient in enumerate(gradients) if gradient is not None]
-        slots = self._adopt(weights, present)
+        whole = {k for k in present if gradients[k].layout != torch.sparse_coo}
+        found = self._adopt(weights, present, whole)
         items = [
-            Item(weights[k], mine, formula(rules[group_of[k]]), group_of[k], k)
-            for k, mine in zip(present, slots, strict=True)
+            Item(
+                weights[k],
+                arrays,
+                names,
+                formula(rules[group_of[k]], self.param_groups[group_of[k]]["ema_decay"] is not None),
+                group_of[k],
+                k,
+            )
+            for k, (names, arrays) in zip(present, found, strict=True)
         ]
         plan = Plan(items, gradients)
-        self._seen = (changes(), id(self.state), list(map(id, weights)), [rule.variant for rule in rules])
+        self._seen = self._looked(weights, rules)
         return plan
 
     # State
 
-    def _adopt(self, weights: list[Tensor], present: Iterable[int]) -> list[list[Tensor]]:
-        """Give the weights that are `present` what their rule remembers, where they have none; return their slots."""
+    def _adopt(
+        self, weights: list[Tensor], present: Iterable[int], whole: Container[int]
+    ) -> list[tuple[tuple[str, ...], list[Tensor]]]:
+        """Give the weights that are `present` what their rule remembers, where they have none.
+
+        Return how each is kept, weight and slots, and the arrays of its slots and of what is beside them. State in
+        blocks needs the `whole` of a gradient: where rows come alone, it is kept in float32.
+        """
         if not isinstance(self.state, State):
             self.state = State(self.state)
         if list(map(id, weights)) != list(map(id, self._members)):
             self._renew_ledger(weights)
         group_of = [group for group in self.param_groups for _ in group["params"]]
-        found: list[list[Tensor]] = []
+        found: list[tuple[tuple[str, ...], list[Tensor]]] = []
         for k in present:
-            rule = self._rule_of(group_of[k])
+            weight, group = weights[k], group_of[k]
+            rule = self._rule_of(group)
             first, names = rule.initial(), self.row.names
-            if rule.slots or self.row.counts_steps:
-                entry = self.state[weights[k]]
-                new = all(entry.get(names[slot]) is None for slot in rule.slots)
-                for slot in rule.slots:
-                    if entry.get(names[slot]) is None:
-                        entry[names[slot]] = _state_like(weights[k], first.get(slot, 0.0))
-                self._remember(k, entry, first, new, group_of[k]["step"])
-            found.append([self.state[weights[k]][names[slot]] for slot in rule.slots])
+            stored = weight_storage(kept.name_of(weight), group["rounding"], group["compensated"])
+            slots = [names[slot] for slot in rule.slots]
+            extra = [AVERAGE] if group["ema_decay"] is not None else []
+            if slots or extra or self.row.counts_steps or kept.beside(stored):
+                entry = self.state[weight]
+                remembers = [*slots, *extra]
+                new = bool(remembers) and all(entry.get(name) is None for name in remembers)
+                for slot, name in zip(rule.slots, slots, strict=True):
+                    if entry.get(name) is None:
+                        dtype = kept.slot_dtype_of(weight, group["state_dtype"], k in whole)
+                        entry.update(kept.new(name, weight, dtype, first.get(slot, 0.0)))
+                    elif entry[name].dtype == torch.int8 and k not in whole:
+                        kept.convert(entry, name, "float32")
+                if not extra:  # of no meaning once the weight has moved without it
+                    entry.pop(AVERAGE, None)
+                elif entry.get(AVERAGE) is None:
+                    entry.update(kept.new(AVERAGE, weight, kept.slot_dtype_of(weight, None), 0.0))
+                    entry[AVERAGE].copy_(weight.detach())
+                self._remember(k, entry, first, new, max(group["step"], bool(remembers)))
+            else:
+                entry = {}
+                self._ledger[k, 0] = max(self._ledger[k, 0], group["step"])
+            found.append(kept.arrays(weight, stored, entry, [*slots, *extra]))
         return found
 
     def _remember(
@@ -272,7 +519,7 @@ class Optimizer(torch.optim.Optimizer):
         """Bring the ledger's row of weight `k` and its state in agreement: what stands in the state is right."""
         row, views = self._ledger[k], self._views[k]
         if not self.row.counts_steps:
-            row[0] = 0 if new else max(row[0], steps, 1)
+            row[0] = 0 if new else max(row[0], steps)
         elif entry.get("step") is not views[0]:
             row[0] = float(entry.get("step", 0))
             entry["step"] = views[0]
@@ -298,6 +545,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The state in torch.optim's layout: its optimizers read it. Schedules are configuration, and not in it."""
+        self._settle()
         packed = super().state_dict()
         state = {
             key: {name: _exported(name, value, self.row) for name, value in entry.items()}
@@ -305,13 +553,23 @@ class Optimizer(torch.optim.Optimizer):
             else entry
             for key, entry in packed["state"].items()
         }
-        groups = [{k: v for k, v in group.items() if k != "schedules"} for group in packed["param_groups"]]
-        return {**packed, "state": state, "param_groups": groups}
+        own = {"schedules", *OPTIONS}  # configuration: the constructor's
+        blocks = any(
+            getattr(value, "dtype", None) == torch.int8 for e in state.values() for value in e.values()
+        )
+        block_size = {"block_size": BLOCK} if blocks else {}
+        groups = [
+            {k: v for k, v in group.items() if k not in own} | block_size for group in packed["param_groups"]
+        ]
+        more = {"skipped": self.skipped} if self.skipped else {}
+        return {**packed, "state": state, "param_groups": groups, **more}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the state of a checkpoint, torch.optim's or ours, as it is: nothing is cast.
+        """Take the state of a checkpoint, torch.optim's or ours, as it is: nothing is cast, unless to a `state_dtype`
+        that was asked for at construction.
 
-        A schedule is configuration: the one given at construction goes on from the checkpoint's step.
+        A schedule is configuration: the one given at construction goes on from the checkpoint's step. So are the
+        options of how numbers are kept, clipped, skipped and averaged.
 
         Raises `ValueError` naming the key if the checkpoint does not fit, before anything is changed.
         """
@@ -328,11 +586,12 @@ class Optimizer(torch.optim.Optimizer):
                 f"The checkpoint has parameter groups of {theirs} weights, this optimizer of {ours}. "
                 "Build the optimizer with the same groups as the one that was saved."
             )
+        blocks = {group.get("block_size", BLOCK) for group in saved}.pop()
         weight_of = dict(zip(chain.from_iterable(group["params"] for group in saved), weights, strict=True))
         state: dict[Any, Any] = {}
         for key, entry in loaded["state"].items():
             if key in weight_of:
-                state[weight_of[key]] = _loaded(entry, weight_of[key], key, self.row)
+                state[weight_of[key]] = _loaded(entry, weight_of[key], key, self.row, blocks)
             else:
                 state[key] = copy.deepcopy(entry)
         groups: list[dict[str, Any]] = []
@@ -346,10 +605,19 @@ class Optimizer(torch.optim.Optimizer):
             fitted = {**mine, **copy.deepcopy({k: v for k, v in other.items() if k != "params"})}
             fitted["step"] = other.get("step", _steps_in(state, mine["params"]))
             fitted |= {"params": mine["params"], "schedules": mine["schedules"]}
+            in_blocks = fitted.pop("block_size", None) is not None
+            for weight in mine["params"] if mine["state_dtype"] is not None else ():
+                asked = kept.slot_dtype_of(weight, mine["state_dtype"])
+                if asked == "int8" and in_blocks:
+                    continue  # what is not in blocks, as others are, had a reason: it has gradients of rows
+                for name in self._slot_names & state.get(weight, {}).keys():
+                    kept.convert(state[weight], name, asked)
             self._rules.pop(id(fitted), None)
             self._rule_of(fitted)
             groups.append(fitted)
-        self.__setstate__({"state": State(state), "param_groups": groups})
+        self.__setstate__(
+            {"state": State(state), "param_groups": groups, "_skipped": loaded.get("skipped", 0)}
+        )
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
 
@@ -359,6 +627,15 @@ class Optimizer(torch.optim.Optimizer):
         return [
             name for name, _ in self._names if name in theirs and self._parameters[name].default is not False
         ]
+
+    @functools.cached_property
+    def _slot_names(self) -> set[str]:
+        """The names of what is kept of each weight, in a checkpoint."""
+        return set(self.row.names.values()) - {self.row.names[scalar] for scalar in self.row.rule.scalars}
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._settle()
+        return {**super().__getstate__(), "_skipped": self.skipped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -391,19 +668,20 @@ def _exported(name: str, value: Any, row: Row) -> Any:
     return value.clone() if name in (row.names[scalar] for scalar in row.rule.scalars) else value
 
 
-def _loaded(entry: dict[str, Any], weight: Tensor, key: Any, row: Row) -> dict[str, Any]:
+def _loaded(entry: dict[str, Any], weight: Tensor, key: Any, row: Row, block: int) -> dict[str, Any]:
     """One weight's state from a checkpoint, copied to the weight's device, or words on why it does not fit."""
     scalars = {row.names[scalar] for scalar in row.rule.scalars} | {"step"}
-    slots = set(row.names.values()) - scalars
-    unknown = set(entry) - slots - scalars
+    slots = {*row.names.values(), AVERAGE} - scalars
+    beside = {kept.REST, *map(kept.scale_of, slots)}
+    unknown = set(entry) - slots - scalars - beside
     if unknown:
         raise ValueError(
             f"The checkpoint's state of weight {key} has {', '.join(map(repr, sorted(unknown)))}; "
-            f"{row.name} keeps {', '.join(map(repr, sorted(slots)))}. Is it another optimizer's?"
+            f"{row.name} keeps {', '.join(map(repr, sorted(slots - {AVERAGE})))}. Is it another optimizer's?"
         )
     copied: dict[str, Any] = {}
     for name, value in entry.items():
-        if name in slots and value is not None and tuple(value.shape) != tuple(weight.shape):
+        if name in {*slots, kept.REST} and value is not None and tuple(value.shape) != tuple(weight.shape):
             raise ValueError(
                 f"The checkpoint's {name!r} of weight {key} has shape {tuple(value.shape)}, the weight "
                 f"{tuple(weight.shape)}. Is the model the one that was saved?"
@@ -413,6 +691,11 @@ def _loaded(entry: dict[str, Any], weight: Tensor, key: Any, row: Row) -> dict[s
             copied[name] = value.detach().to(place, copy=True)
         elif value is not None:
             copied[name] = value
+    for name in slots & copied.keys():
+        if copied[name].dtype == torch.int8:
+            kept.check_scales(copied, name, key, block)
+            copied[name] = copied[name].contiguous()
+            kept.convert(copied, name, "int8", block)
     return copied
 
 

@@ -9,7 +9,7 @@ a kernel.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -19,8 +19,11 @@ import torch
 
 from schuss.compile import cpu, device, eager
 from schuss.compile.formula import Formula
-from schuss.compile.launch import Launch, Table, TouchedRows, WholeTensors, advance
+from schuss.compile.front import dtype_name
+from schuss.compile.launch import TENSOR_BITS, Launch, Table, Terms, TouchedRows, WholeTensors, numbers
+from schuss.compile.storage import PLAIN, STORAGES, Column, columns, drawn
 from schuss.rules import Rule
+from schuss.torch.norm import norm_of
 
 Tensor = torch.Tensor
 Array = np.ndarray[Any, Any]
@@ -31,16 +34,21 @@ _dtype = attrgetter("dtype")
 
 # A complex number is two real ones, which the rules move one by one.
 _REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
-_NAMES = {getattr(torch, name): name for name in cpu.DTYPES}
+_NAMES = {getattr(torch, name): name for name in PLAIN}
 _KERNEL_DTYPES = frozenset(_NAMES) | frozenset(_REAL)
 
 
 @dataclass
 class Item:
-    """One weight with a gradient: its state by slot, its group, and its place among all weights and in the ledger."""
+    """One weight with a gradient: its state, its group, and its place among all weights and in the ledger.
+
+    `kept` says how the weight and each slot are kept; `slots` are the arrays of the slots, then those beside the weight
+    and the slots.
+    """
 
     weight: Tensor
     slots: list[Tensor]
+    kept: tuple[str, ...]
     formula: Formula
     group: int
     member: int
@@ -50,18 +58,35 @@ class Item:
         if gradient.layout == torch.sparse_coo:
             return "sparse"
         tensors = (self.weight, gradient, *self.slots)
-        if any(not _has_kernel(t) for t in tensors):
+        if not all(one in STORAGES for one in self.kept) or not all(
+            map(_has_kernel, tensors, (_KERNEL_DTYPES, _KERNEL_DTYPES, *[()] * len(self.slots)))
+        ):
             return "eager"
+        straight = all(map(_contiguous, tensors)) and not any(map(_lazy, tensors))
         if device.runs_on(self.weight.device):
-            return "gpu" if all(_lies_like(t, self.weight) for t in tensors) else "eager"
-        return "plain" if all(map(_contiguous, tensors)) and not any(map(_lazy, tensors)) else "staged"
+            alike = not self.in_blocks and all(_lies_like(t, self.weight) for t in tensors)
+            return "gpu" if straight or alike else "eager"
+        return "plain" if straight else "staged"
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether a slot is kept in blocks, which are counted row by row, however the weight lies in memory."""
+        return "int8" in self.kept
+
+    def signature(self, gradient: Tensor) -> Signature:
+        """What has a kernel in common."""
+        return self.formula, (self.kept[0], _name(gradient), *self.kept[1:])
+
+    def start(self) -> int:
+        """The place of the weight's first element among all."""
+        return self.member << TENSOR_BITS
 
 
-def _has_kernel(tensor: Tensor) -> bool:
+def _has_kernel(tensor: Tensor, dtypes: Collection[torch.dtype]) -> bool:
     return (
         (tensor.device.type == "cpu" or device.runs_on(tensor.device))
         and tensor.layout == torch.strided
-        and tensor.dtype in _KERNEL_DTYPES
+        and (not dtypes or tensor.dtype in dtypes)
         and type(tensor) in (Tensor, torch.nn.Parameter, torch.nn.Buffer)
     )
 
@@ -89,28 +114,25 @@ def _length(tensor: Tensor) -> int:
 
 
 def _name(tensor: Tensor) -> str:
-    return _NAMES[_REAL.get(tensor.dtype, tensor.dtype)]
+    dtype = _REAL.get(tensor.dtype, tensor.dtype)
+    return _NAMES.get(dtype) or dtype_name(dtype)
 
 
 Signature = tuple[Formula, tuple[str, ...]]
-
-
-def _signature(item: Item, gradient: Tensor) -> Signature:
-    return item.formula, tuple(map(_name, (item.weight, gradient, *item.slots)))
 
 
 def _by_signature(pairs: Sequence[tuple[Item, Tensor]]) -> list[tuple[Signature, list[Item]]]:
     """What one kernel can move together; complex weights apart from real ones."""
     batches: dict[Any, tuple[Signature, list[Item]]] = {}
     for item, gradient in pairs:
-        signature = _signature(item, gradient)
+        signature = item.signature(gradient)
         key = (signature, gradient.dtype, gradient.device)
         batches.setdefault(key, (signature, []))[1].append(item)
     return list(batches.values())
 
 
-def _itemsizes(dtypes: Sequence[str]) -> list[int]:
-    return [getattr(torch, name).itemsize for name in dtypes]
+def _columns(signature: Signature) -> list[Column]:
+    return columns(("w", "g", *signature[0].slots), signature[1])
 
 
 def _launch(signature: Signature, items: Sequence[Item], table: Table) -> Launch:
@@ -119,7 +141,7 @@ def _launch(signature: Signature, items: Sequence[Item], table: Table) -> Launch
 
 
 def _whole(signature: Signature, items: Sequence[Item]) -> WholeTensors:
-    return WholeTensors(_itemsizes(signature[1]), [_length(item.weight) for item in items])
+    return WholeTensors(_columns(signature), [_length(item.weight) for item in items])
 
 
 class _Plain:
@@ -136,11 +158,11 @@ class _Plain:
         self.dtypes = [weight.dtype if weight.is_complex() else getattr(torch, signature[1][1])] * len(items)
         self.table, self.launch = self._made(signature, items)
         self.standing = list(map(_address, self.weights))
-        columns = [
+        placed = [
             self.standing,
             *(list(map(_address, slots)) for slots in zip(*(i.slots for i in items), strict=True)),
         ]
-        for column, here in zip((0, *range(2, len(columns) + 1)), columns, strict=True):
+        for column, here in zip((0, *range(2, len(placed) + 1)), placed, strict=True):
             self.table.place(column, np.array(here, dtype=np.int64))
         # A table holds addresses only: keep the memory alive.
         self.memory = [slot.untyped_storage() for item in items for slot in item.slots]
@@ -208,10 +230,15 @@ class _Staged:
         back: list[tuple[Tensor, Tensor]] = []
         for item in self.items:
             weight = item.weight
-            model = weight if _dense(weight) and not _lazy(weight) else torch.empty_like(weight).contiguous()
+            straight = _contiguous(weight) or (_dense(weight) and not item.in_blocks)
+            model = (
+                weight if straight and not _lazy(weight) else torch.empty(weight.shape, dtype=weight.dtype)
+            )
 
             def laid(tensor: Tensor, written: bool, model: Tensor = model) -> Tensor:
                 if tensor is model or (tensor.stride() == model.stride() and not _lazy(tensor)):
+                    return tensor
+                if tensor.shape != model.shape:  # the scales of blocks
                     return tensor
                 copy = torch.empty_strided(model.shape, model.stride(), dtype=tensor.dtype).copy_(tensor)
                 if written:
@@ -251,8 +278,8 @@ def _step_sparse(item: Item, gradient: Tensor, *call: Any) -> None:
         t if _contiguous(t) and not _lazy(t) else t.clone(memory_format=torch.contiguous_format)
         for t in written
     ]
-    signature = _signature(item, values)
-    table = TouchedRows(_itemsizes(signature[1]), rows, width)
+    signature = item.signature(values)
+    table = TouchedRows(_columns(signature), rows, width)
     table.place(1, values.data_ptr(), packed=True)
     for column, tensor in zip((0, *range(2, len(flat) + 1)), flat, strict=True):
         table.place(column, tensor.data_ptr())
@@ -263,17 +290,37 @@ def _step_sparse(item: Item, gradient: Tensor, *call: Any) -> None:
 
 
 def _step_sparse_eagerly(
-    item: Item, gradient: Tensor, ledger: Array, rules: Mapping[int, Rule], scales: Sequence[float], _: int
+    item: Item, gradient: Tensor, ledger: Array, rules: Mapping[int, Rule], terms: Sequence[Terms], _: int
 ) -> None:
     """Move the touched rows only, taken out of their tensors and put back."""
     gradient = gradient.coalesce()
-    rows = tuple(gradient.indices())
+    rows = gradient.indices().unbind()
     written = [item.weight, *item.slots]
     touched = [tensor[rows] for tensor in written]
-    values, ledger[item.member] = advance(rules[item.group], ledger[item.member].tolist())
-    eager.step(item.formula, touched[0], gradient.values(), touched[1:], scales[item.group], values)
+    outer = item.weight.shape[: gradient.sparse_dim()]
+    width = math.prod(item.weight.shape[gradient.sparse_dim() :]) * (2 if item.weight.dtype in _REAL else 1)
+    strides = torch.tensor([math.prod(outer[axis + 1 :]) for axis in range(len(outer))])
+    starts = item.start() + width * (gradient.indices() * strides[:, None].to(item.weight.device)).sum(dim=0)
+    _step_eagerly(item, [touched[0], gradient.values(), *touched[1:]], starts, ledger, rules, terms)
     for tensor, moved in zip(written, touched, strict=True):
         tensor[rows] = moved
+
+
+def _step_eagerly(
+    item: Item,
+    memory: Sequence[Tensor],
+    starts: Tensor,
+    ledger: Array,
+    rules: Sequence[Rule] | Mapping[int, Rule],
+    terms: Sequence[Terms],
+) -> None:
+    """Move a weight by whole tensors; `memory` is a kernel's columns."""
+    kept = item.signature(memory[1])[1]
+    remembered = ledger[item.member].tolist()
+    row, ledger[item.member] = numbers(
+        item.formula, drawn(kept), rules[item.group], remembered, terms[item.group]
+    )
+    eager.step(item.formula, kept, memory, row, starts)
 
 
 class Plan:
@@ -314,29 +361,48 @@ class Plan:
             )
         )
 
+    def on_one_device(self) -> list[device.DeviceLaunch] | None:
+        """The launches, if all of the step is done by kernels on one GPU."""
+        launches = [batch.launch for batch in self.plain if isinstance(batch.launch, device.DeviceLaunch)]
+        places = {launch.device for launch in launches}
+        return (
+            launches
+            if len(launches) == len(self.plain) and len(places) == 1 and not self.other_ways
+            else None
+        )
+
+    def norm(self, gradients: Sequence[Any], workers: int) -> float:
+        """The norm of all gradients together, each read once; NaN or infinite if one of their numbers is."""
+        tables = [batch.table for batch in self.plain if isinstance(batch.table, Table)]
+        others = [
+            gradients[k] for batch in self.plain if not isinstance(batch.table, Table) for k in batch.places
+        ]
+        others += [gradients[item.member] for item, _ in self.other_ways]
+        return norm_of(tables, others, [gradient for gradient in gradients if gradient is not None], workers)
+
     def step(
         self,
         gradients: Sequence[Any],
         ledger: Array,
         rules: Sequence[Rule],
         sparse_rules: Mapping[int, Rule],
-        scales: Sequence[float],
+        terms: Sequence[Terms],
         workers: int,
     ) -> None:
-        """Take one step of every weight; rules and gradient scales are by group."""
+        """Take one step of every weight; rules and terms are by group."""
         # Kernels write behind autograd's back: a backward pass through an older weight must be able to tell.
         torch.autograd.graph.increment_version(self.weights)
         for batch in self.plain:
-            batch.launch.step(ledger, rules, scales, workers)
+            batch.launch.step(ledger, rules, terms, workers)
         if self.other_ways:
             with torch.no_grad():
                 for batch in self.staged:
-                    batch.step(gradients, ledger, rules, scales, workers)
+                    batch.step(gradients, ledger, rules, terms, workers)
                 for item in self.sparse:
                     on_cpu = item.weight.device.type == "cpu"
                     step_sparse = _step_sparse if on_cpu else _step_sparse_eagerly
-                    step_sparse(item, gradients[item.member], ledger, sparse_rules, scales, workers)
+                    step_sparse(item, gradients[item.member], ledger, sparse_rules, terms, workers)
                 for item in self.eager:
-                    values, ledger[item.member] = advance(rules[item.group], ledger[item.member].tolist())
-                    gradient = gradients[item.member]
-                    eager.step(item.formula, item.weight, gradient, item.slots, scales[item.group], values)
+                    memory = [item.weight, gradients[item.member], *item.slots]
+                    start = torch.tensor([item.start()], device=item.weight.device)
+                    _step_eagerly(item, memory, start, ledger, rules, terms)

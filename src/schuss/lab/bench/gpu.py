@@ -1,5 +1,6 @@
 """The kernels on a GPU: their speed beside a copy's, and what a step at GPT-2's shapes asks of host and driver.
 
+Every page in float32, AdamW in other precisions too. At GPT-2's shapes AdamW clips as well, beside torch's two passes.
 Times of large steps are the device's own, from its events; what the host does is timed apart, while the device is busy.
 """
 
@@ -16,14 +17,26 @@ import numpy as np
 import torch
 
 from schuss.compile import device
+from schuss.compile.front import slot_dtype, slot_storage, weight_storage
+from schuss.compile.storage import columns
 from schuss.lab.bench import check
 from schuss.lab.bench.contenders import OURS, PAGES, Make, Page, contenders
 from schuss.lab.bench.report import Driver, Skipped, Timing
-from schuss.lab.bench.shapes import Workload
+from schuss.lab.bench.shapes import Workload, count
 from schuss.lab.bench.sizes import Sizes
 
 HEADLINE = Page("AdamW")
-COPY = "copy"
+COPY, FUSED, CLIPPED, TORCH_CLIPPED = "copy", "torch fused", "schuss, clipped", "torch, clipped"
+# How AdamW's numbers are kept, beside float32 alone: the dtype of weights and gradients, and the options.
+PRECISIONS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("bfloat16", {}),
+    ("bfloat16", {"rounding": "stochastic"}),
+    ("bfloat16", {"compensated": True}),
+    ("bfloat16", {"rounding": "stochastic", "state_dtype": "bfloat16"}),
+    ("bfloat16", {"rounding": "stochastic", "state_dtype": "int8"}),
+    ("float32", {"state_dtype": "int8"}),
+)
+CLIPPING: dict[str, Any] = {"max_norm": 1.0, "skip_nonfinite": True}
 # What waits for the device, as the profiler names the driver's calls (CUDA's and HIP's).
 WAITS = ("Synchronize", "cudaMemcpy", "hipMemcpy", "hipMemcpyWithStream")
 
@@ -95,23 +108,42 @@ def host_seconds(action: Callable[[], object], times: int = 20) -> float:
     return passed / times
 
 
+def _moved(
+    make: Make, place: str, dtype: str, weights: list[np.ndarray], gradients: list[list[np.ndarray]]
+) -> list[np.ndarray]:
+    """The weights after a step with each of the gradients, there, as `dtype`."""
+
+    def there(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(place, getattr(torch, dtype), copy=True)
+
+    parameters = [torch.nn.Parameter(there(w)) for w in weights]
+    optimizer = make(parameters)
+    for step in gradients:
+        for parameter, g in zip(parameters, step, strict=True):
+            parameter.grad = there(g)
+        optimizer.step()
+    return [parameter.detach().cpu().float().numpy() for parameter in parameters]
+
+
 def disagreement(page: Page, make: Make, place: str) -> str:
     """What this contender gets wrong there, or nothing."""
-
-    def moved(weights: list[np.ndarray], gradients: list[list[np.ndarray]]) -> list[np.ndarray]:
-        parameters = [torch.nn.Parameter(torch.from_numpy(w).to(place)) for w in weights]
-        optimizer = make(parameters)
-        for step in gradients:
-            for parameter, g in zip(parameters, step, strict=True):
-                parameter.grad = torch.from_numpy(g).to(place)
-            optimizer.step()
-        return [parameter.detach().cpu().numpy() for parameter in parameters]
-
-    return check.disagreement(page.rule, moved, "float32")
+    return check.disagreement(page.rule, functools.partial(_moved, make, place, "float32"), "float32")
 
 
-def _weights(workload: Workload, place: str) -> list[torch.nn.Parameter]:
-    weights = [torch.nn.Parameter(torch.randn(shape, device=place)) for shape in workload.shapes]
+def difference(make: Make, dtype: str, place: str) -> str:
+    """How far this contender's weights go elsewhere than on the CPU, whose kernels draw the same, if it is far."""
+    start, given = check.weights("float32"), check.gradients("float32")
+    here, there = (_moved(make, one, dtype, start, given) for one in ("cpu", place))
+    before = [torch.from_numpy(w).to(getattr(torch, dtype)).float().numpy() for w in start]
+    apart = sum(float(np.square(a - b).sum()) for a, b in zip(here, there, strict=True))
+    way = sum(float(np.square(a - w).sum()) for a, w in zip(here, before, strict=True))
+    off = (apart / way) ** 0.5 if way else np.inf
+    return "" if off <= 0.01 else f"moves the weights {100 * off:.2g} % elsewhere than on the CPU"
+
+
+def _weights(workload: Workload, place: str, dtype: str = "float32") -> list[torch.nn.Parameter]:
+    kind = getattr(torch, dtype)
+    weights = [torch.nn.Parameter(torch.randn(shape, device=place, dtype=kind)) for shape in workload.shapes]
     for weight in weights:
         weight.grad = torch.randn_like(weight)
     return weights
@@ -119,7 +151,7 @@ def _weights(workload: Workload, place: str) -> list[torch.nn.Parameter]:
 
 def _contenders(page: Page, place: str) -> tuple[dict[str, Make], dict[str, str]]:
     """Ours and torch's fused one on this page, and what is wrong with either."""
-    found = {name: make for name, make in contenders(page).items() if name in (OURS, "torch fused")}
+    found = {name: make for name, make in contenders(page).items() if name in (OURS, FUSED)}
     return found, {name: disagreement(page, make, place) for name, make in found.items()}
 
 
@@ -148,11 +180,62 @@ def speed(page: Page, section: str, sizes: Sizes, place: str = "cuda") -> list[T
     ]
 
 
+def _bytes(dtype: str, options: Mapping[str, Any], elements: int) -> int:
+    """What a step of so kept weights cannot but move: all but the gradient is read and written."""
+    slots = HEADLINE.rule.slots
+    weight = weight_storage(dtype, options.get("rounding", "nearest"), options.get("compensated", False))
+    slot = slot_storage(slot_dtype(dtype, options.get("state_dtype"), elements))
+    kept = columns(("w", "g", *slots), (weight, dtype, *[slot] * len(slots)))
+    return sum((1 if c.name == "g" else 2) * c.itemsize * elements // c.per for c in kept)
+
+
+def precision(
+    dtype: str, options: Mapping[str, Any], section: str, sizes: Sizes, place: str = "cuda"
+) -> list[Timing]:
+    """A step of AdamW whose numbers are kept so, and a copy, in turn; torch's fused one where it has the like."""
+    makers = contenders(HEADLINE)
+    chosen: dict[str, Make] = {OURS: functools.partial(makers[OURS], **options)}
+    if options.get("state_dtype") == dtype:  # as torch keeps it
+        chosen[FUSED] = makers[FUSED]
+    wrong = {OURS: difference(chosen[OURS], dtype, place)}
+    torch.manual_seed(0)
+    weights = _weights(sizes.device, place, dtype)
+    actions = {name: make(weights).step for name, make in chosen.items() if not wrong.get(name)}
+    copy, copied = _copier(sizes.device.elements, place)
+    rounds = in_turn({COPY: copy, **actions}, sizes.short_rounds, device_seconds)
+    machine = tuple(copied / seconds for seconds in rounds[COPY])
+    moved = _bytes(dtype, options, sizes.device.elements)
+    words = [f"{name}={value}" if value is not True else name for name, value in options.items()]
+    title = f"{count(sizes.device.elements)} weights in other precisions"
+    timing = functools.partial(Timing, section, title, ", ".join([f"{HEADLINE} {dtype}", *words]))
+    return [
+        timing(name, problem=wrong[name])
+        if wrong.get(name)
+        else timing(name, rounds=rounds[name], moved=moved, machine=machine)
+        for name in chosen
+    ]
+
+
+def _clipped(
+    makers: Mapping[str, Make], weights: list[torch.nn.Parameter]
+) -> dict[str, Callable[[], object]]:
+    """Steps that clip by the global norm: in one go, and as torch does it."""
+    fused = makers[FUSED](weights)
+
+    def two_passes() -> None:
+        torch.nn.utils.clip_grad_norm_(weights, CLIPPING["max_norm"], foreach=True)
+        fused.step()
+
+    return {CLIPPED: makers[OURS](weights, **CLIPPING).step, TORCH_CLIPPED: two_passes}
+
+
 def driver(section: str, sizes: Sizes, place: str = "cuda") -> list[Timing | Driver]:
     """AdamW at GPT-2's shapes: its time on the device, the host's, and what a profile of ten steps shows."""
     makers, wrong = _contenders(HEADLINE, place)
     weights = _weights(sizes.large, place)
     steps = {name: make(weights).step for name, make in makers.items() if not wrong[name]}
+    if len(steps) == 2:
+        steps |= _clipped(makers, weights)
     rounds = in_turn(steps, sizes.short_rounds, device_seconds)
     busy = in_turn(steps, sizes.short_rounds, host_seconds)
     timing = functools.partial(Timing, section, str(sizes.large), str(HEADLINE))
@@ -211,5 +294,12 @@ def jobs() -> list[tuple[str, Callable[[str, Sizes], Sequence[Any]]]]:
     every = [HEADLINE, *(page for page in PAGES if page != HEADLINE)]
     return [
         *((f"GPU: {page}", guarded(functools.partial(speed, page))) for page in every),
+        *(
+            (
+                f"GPU: {dtype} {' '.join(map(str, options.values()))}".rstrip(),
+                guarded(functools.partial(precision, dtype, options)),
+            )
+            for dtype, options in PRECISIONS
+        ),
         ("GPU: GPT-2 shapes", guarded(driver)),
     ]

@@ -114,7 +114,7 @@ def _bars(title: str, timings: Sequence[Timing], base: str) -> Grid:
         )
         for t in timings
     )
-    return Grid(title, ("Adam", "a step", f"of {base}"), rows, _problems(timings))
+    return Grid(title, (timings[0].page, "a step", f"of {base}"), rows, _problems(timings))
 
 
 def _one_step(timings: Sequence[Timing]) -> Grid:
@@ -136,14 +136,18 @@ def _sparse(timings: Sequence[Timing]) -> Grid:
     return _bars(f"Sparse gradients: {timings[0].workload}", timings, sparse.DENSE)
 
 
+def _precision(timings: Sequence[Timing]) -> Grid:
+    return _bars(f"One step: {timings[0].workload}", timings, timings[0].contender)
+
+
 def _numpy(timings: Sequence[Timing]) -> Grid:
     title = f"One step, float64: {timings[0].workload}"
     return _race(title, timings, arrays.OURS, (arrays.OURS, arrays.THEIRS), first="optimizer")
 
 
 def _gpu(timings: Sequence[Timing]) -> Grid:
-    title = f"One step on the GPU, float32: {timings[0].workload}"
-    order = (contenders.OURS, "torch fused")
+    title = f"One step on the GPU: {timings[0].workload}"
+    order = (contenders.OURS, gpu.FUSED, gpu.CLIPPED, gpu.TORCH_CLIPPED)
     return _race(title, timings, contenders.OURS, order, machine=f"of {gpu.COPY}'s")
 
 
@@ -162,6 +166,7 @@ _SHOWN: dict[str, Callable[[Sequence[Timing]], Grid]] = {
     "mlp": _one_step,
     "first-step": _first_step,
     "sparse": _sparse,
+    "precision": _precision,
     "numpy": _numpy,
     "gpu": _gpu,
 }

@@ -6,12 +6,24 @@ import functools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from schuss.lab.bench import arrays, first_step, gpu, memory, sparse, steps
+from schuss.lab.bench import arrays, first_step, gpu, memory, precision, sparse, steps
 from schuss.lab.bench.contenders import PAGES, Page
 from schuss.lab.bench.report import Record
 from schuss.lab.bench.sizes import Sizes
 
-SECTIONS = ("bandwidth", "gpt2", "pages", "small", "mlp", "first-step", "sparse", "numpy", "memory", "gpu")
+SECTIONS = (
+    "bandwidth",
+    "gpt2",
+    "pages",
+    "small",
+    "mlp",
+    "first-step",
+    "sparse",
+    "precision",
+    "numpy",
+    "memory",
+    "gpu",
+)
 HEADLINE = Page("AdamW")
 
 
@@ -43,6 +55,7 @@ def jobs(sizes: Sizes, only: Collection[str] = ()) -> list[Job]:
     whole = {
         "first-step": ("first step of a process", first_step.measure),
         "sparse": ("sparse gradients", sparse.measure),
+        "precision": ("few bits, and clipping", precision.measure),
         "numpy": ("the NumPy front", arrays.measure),
         "memory": ("peak memory", memory.measure),
     }

@@ -1,0 +1,159 @@
+"""How an array's state lies in arrays: new, read from a checkpoint, and as a launch takes it.
+
+Each slot is an array under its name. What is kept beside it (`storage`) has a name of its own: the scales of `m` in
+blocks stand under `m_scale`, what rounding took from the weight under `rest`. NumPy has no bfloat16: a slot of that
+dtype is an array of its bits, in uint16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from schuss.compile.front import slot_dtype, slot_storage
+from schuss.compile.storage import (
+    BLOCK,
+    LEVEL_BITS,
+    LEVEL_LEAST,
+    LEVEL_MOST,
+    LEVEL_OFFSET,
+    LEVEL_TOP,
+    STORAGES,
+)
+from schuss.numpy.layout import KERNEL_NAMES, axes_of, empty, laid
+
+Array = np.ndarray[Any, Any]
+Slots = MutableMapping[str, Array]
+
+REST = "rest"
+# What a kernel takes the arrays of slots for.
+_NAMES = {**KERNEL_NAMES, "uint16": "bfloat16", "int8": "int8"}
+_MAGNITUDE = 0x7FFFFFFF
+
+
+def scale_of(name: str) -> str:
+    """The name under which a slot's scales stand."""
+    return f"{name}_scale"
+
+
+def has_name(array: Array) -> bool:
+    """Whether a slot may be of this array's dtype, in any byte order."""
+    return array.dtype.name in _NAMES
+
+
+def name_of(array: Array) -> str:
+    """The dtype of a slot's numbers: "bfloat16" for its bits, the dtype of the two numbers that a complex one is."""
+    return _NAMES[array.dtype.name]
+
+
+def wanted(weight: Array, state_dtype: str | None, whole: bool = True) -> str:
+    """The dtype of a new slot. Complex weights have complex state; blocks need the `whole` of a gradient."""
+    if weight.dtype.kind == "c":
+        return weight.dtype.name
+    chosen = slot_dtype(weight.dtype.name, state_dtype, weight.size)
+    return "float32" if chosen == "int8" and not whole else chosen
+
+
+def new(name: str, weight: Array, dtype: str, value: complex) -> dict[str, Array]:
+    """A slot before the first step, every number of it `value`, laid out as its weight (blocks: row by row)."""
+    one: dict[str, Array] = {}  # a block, which all others are like
+    _keep(one, name, np.full(BLOCK, value), dtype)
+    axes = range(weight.ndim) if dtype == "int8" else axes_of(weight)
+    found = {name: empty(weight.shape, one[name].dtype, axes)}
+    found[name][...] = one[name][0]
+    if dtype == "int8":
+        found[scale_of(name)] = np.full(-(-weight.size // BLOCK), one[scale_of(name)][0])
+    return found
+
+
+def convert(slots: Slots, name: str, dtype: str, block: int = BLOCK) -> None:
+    """Keep a slot in another dtype, rounded to nearest; `block` is how many of its numbers have shared a scale."""
+    value = slots[name]
+    if value.dtype.kind == "c" or (name_of(value) == dtype and block == BLOCK):
+        return
+    if value.dtype == np.int8:
+        value = from_levels(value, slots.pop(scale_of(name)), block)
+    elif value.dtype == np.uint16:
+        value = (value.astype(np.uint32) << 16).view(np.float32)
+    _keep(slots, name, value, dtype)
+
+
+def _keep(slots: Slots, name: str, value: Array, dtype: str) -> None:
+    if dtype == "int8":
+        slots[name], slots[scale_of(name)] = to_levels(value.astype(np.float32))
+    elif dtype == "bfloat16":
+        slots[name] = _upper_half(value.astype(np.float32))
+    else:
+        slots[name] = value.astype(dtype)
+
+
+def _upper_half(value: Array) -> Array:
+    """Float32 numbers as the bits of the nearest bfloat16 ones, ties to even; a NaN stays one."""
+    bits = value.view(np.uint32)
+    upper = bits >> 16
+    rounded = (bits + (0x7FFF + (upper & 1))) >> 16
+    return np.where(np.isnan(value), upper | 0x40, rounded).astype(np.uint16)
+
+
+def _in_blocks(flat: Array, block: int = BLOCK) -> Array:
+    """One row a block, the last one filled up with zeros."""
+    return np.pad(flat, (0, -len(flat) % block)).reshape(-1, block)
+
+
+def from_levels(codes: Array, scales: Array, block: int = BLOCK) -> Array:
+    """The float32 numbers of int8 `codes` (any shape, counted row by row) with a scale for each block of them."""
+    levels = _in_blocks(codes.reshape(-1), block).astype(np.int32)
+    size = ((np.abs(levels) + LEVEL_OFFSET) << LEVEL_BITS).view(np.float32)
+    with np.errstate(invalid="ignore"):  # a block with an infinity has no other numbers left
+        value = np.sign(levels).astype(np.float32) * size * scales[:, None]
+    return value.reshape(-1)[: codes.size].reshape(codes.shape)
+
+
+def to_levels(value: Array) -> tuple[Array, Array]:
+    """Float32 numbers (any shape, counted row by row) as the nearest int8 codes, and a scale for each block."""
+    blocks = _in_blocks(value.reshape(-1))
+    most = (blocks.view(np.int32) & _MAGNITUDE).max(axis=1).clip(min=LEVEL_LEAST).view(np.float32)
+    with np.errstate(invalid="ignore"):
+        bits = (blocks * (np.float32(LEVEL_TOP) / most)[:, None]).view(np.int32)
+    raised = (bits & _MAGNITUDE).astype(np.int64) + (1 << (LEVEL_BITS - 1))
+    levels = ((raised >> LEVEL_BITS) - LEVEL_OFFSET).clip(1, LEVEL_MOST) * (blocks != 0)
+    codes = np.where(bits < 0, -levels, levels).astype(np.int8)
+    return codes.reshape(-1)[: value.size].reshape(value.shape), most * np.float32(1 / LEVEL_TOP)
+
+
+def arrays(
+    weight: Array, stored: str, slots: Slots, names: Sequence[str]
+) -> tuple[tuple[int, ...], tuple[str, ...], list[Array]]:
+    """The order of axes in which a weight and all its arrays lie, how it and its slots are kept, and these arrays.
+
+    That is, the slots by `names`, then what is beside the weight and the slots. All in `slots` is made to lie so.
+    """
+    beside = STORAGES[stored].beside
+    if beside is None:
+        slots.pop(REST, None)  # of no meaning once the weight has moved without it
+    elif REST not in slots:
+        slots[REST] = np.zeros(weight.shape, beside.dtype)
+    kept = (stored, *(slot_storage(name_of(slots[name])) for name in names))
+    # Blocks are counted row by row, however the weight lies.
+    axes = tuple(range(weight.ndim)) if "int8" in kept else axes_of(weight)
+    rests = [REST] if beside else []
+    for name in (*names, *rests):
+        slots[name] = laid(slots[name], axes)
+    scales = [scale_of(name) for name in names if slots[name].dtype == np.int8]
+    return axes, kept, [slots[name] for name in (*names, *rests, *scales)]
+
+
+def check_scales(slots: Slots, key: str, name: str, block: int) -> None:
+    """Refuse a checkpoint's codes without scales, or with another number of them."""
+    blocks = -(-slots[name].size // block)
+    scales = slots.get(scale_of(name))
+    if scales is None or scales.shape != (blocks,) or scales.dtype.name != "float32":
+        found = (
+            "there are none" if scales is None else f"there is {scales.dtype.name} of shape {scales.shape}"
+        )
+        raise ValueError(
+            f"The checkpoint's '{key}/{name}' has {slots[name].size} codes in blocks of {block}, which need {blocks} "
+            f"scales (float32) in '{key}/{scale_of(name)}'; {found}. Was it cut short?"
+        )
