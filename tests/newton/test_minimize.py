@@ -97,7 +97,7 @@ def test_a_wrong_gradient_is_not_called_success():
     found = minimize(rosen, X0, method="lbfgs", jac=lambda x: -rosen_der(x))
     assert not found.success
     assert found.status == 4
-    assert "Is the gradient right?" in found.message
+    assert "Is jac the gradient of fun?" in found.message
     assert found.x == pytest.approx(X0)
 
 
@@ -126,6 +126,7 @@ def test_callbacks_see_every_step_and_may_end_the_run():
 
     found = minimize(rosenbrock, X0, callback=plain)
     assert (found.status, found.nit, len(seen)) == (3, 4, 4)
+    assert found.jac == pytest.approx(rosen_der(found.x))
     assert found.x == pytest.approx(seen[-1])
     losses = []
     minimize(rosenbrock, X0, callback=lambda intermediate_result: losses.append(intermediate_result.fun))
@@ -174,6 +175,68 @@ def test_a_step_out_of_the_domain_is_taken_back(method):
     assert found.x == pytest.approx([3.0], rel=1e-6)
 
 
+@pytest.mark.parametrize("method", ["newton", "newton-cg", "lbfgs", "gauss-newton"])
+def test_a_function_that_changes_between_calls_is_not_called_converged(method):
+    random = np.random.default_rng(0)
+
+    def noisy(x):
+        found = np.asarray(x) + 0.1 * random.standard_normal(2)
+        return found if method == "gauss-newton" else float((found**2).sum())
+
+    found = minimize(noisy, [1.0, 2.0], method=method)
+    assert (found.success, found.status) == (False, 4)
+    assert "at the same x. It must be the same function at every call" in found.message
+
+
+@pytest.mark.parametrize("method", ["newton", "newton-cg", "lbfgs", "gauss-newton", "adam"])
+def test_a_gradient_that_ends_in_the_middle_returns_the_best_point(method):
+    def fun(x):
+        return 0.5 * float(((x - 2) ** 4).sum()) if method != "gauss-newton" else (x - 2) ** 2
+
+    def jac(x):
+        slope = np.diag(2 * (x - 2)) if method == "gauss-newton" else 2 * (x - 2) ** 3
+        return slope if x[0] < 1.5 else np.full_like(slope, np.nan)
+
+    found = minimize(
+        fun, [1.0, 1.2], method=method, jac=jac, options={"lr": 0.2} if method == "adam" else None
+    )
+    assert (found.success, found.status) == (False, 4)
+    assert found.nit > 0
+    assert found.fun < 0.5 * (1 + 0.8**4)
+    if method != "lbfgs":  # its search takes a slope that is not finite as a wall
+        assert "not finite" in found.message
+    with pytest.raises(ValueError, match="not finite there"):
+        minimize(fun, [3.0, 3.0], method=method, jac=jac)
+
+
+def test_a_step_below_the_rounding_of_float32_is_rounding():
+    found = minimize(rosenbrock, torch.tensor([-1.2, 1.0]), method="newton-cg")
+    assert (found.success, found.status) == (True, 2)
+    assert "rounding" in found.message
+    assert found.fun < 1e-11
+
+
+@pytest.mark.parametrize("method", ["newton", "newton-cg", "lbfgs", "gauss-newton", "adam"])
+@pytest.mark.parametrize("x0", [3.0, np.array(3.0), torch.tensor(3.0)])
+def test_one_number_without_axes(method, x0):
+    options = {"lr": 0.1} if method == "adam" else None
+    found = minimize(
+        lambda x: x - 2 if method == "gauss-newton" else (x - 2) ** 2, x0, method=method, options=options
+    )
+    assert found.success
+    assert found.x.shape == ()
+    assert float(found.x) == pytest.approx(2.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["NewtonCG", "newton_cg", "L-BFGS", "GaussNewton", "ADAMW"])
+def test_names_are_known_however_they_are_written(method):
+    assert (
+        minimize(lambda x: x - 1, np.ones(2), method=method)
+        if method == "GaussNewton"
+        else minimize(lambda x: ((x - 1) ** 2).sum(), np.ones(2), method=method).success
+    )
+
+
 @pytest.mark.parametrize("method", ["newton", "newton-cg", "lbfgs", "adam"])
 def test_a_function_without_a_loss(method):
     with pytest.raises(ValueError, match="fun returned None"):
@@ -195,7 +258,12 @@ def test_a_run_that_explodes_returns_its_best_point():
             "method='simplex' is not a method here. Try one of adadelta, .*newton-cg, radam",
         ),
         (lambda: minimize(rosenbrock, X0, options={"rate": 1}), "Allowed besides maxiter: lr, history_size"),
-        (lambda: minimize(rosenbrock, X0, tol=-1.0), "tol=-1.0 is not ≥ 0"),
+        (lambda: minimize(rosenbrock, X0, tol=-1.0), "tol=-1.0 is not a number ≥ 0"),
+        (
+            lambda: minimize(rosenbrock, X0, options={"maxiter": 2.5}),
+            r"maxiter=2\.5 is not a whole number ≥ 0",
+        ),
+        (lambda: minimize(rosenbrock, X0, jac=True), "jac=True is not a function or None"),
         (lambda: minimize(lambda x: x * 2, X0), "is not .*one number"),
         (lambda: minimize(lambda x: float("nan"), X0), "nan"),
         (lambda: minimize(lambda x: "high", X0), "fun returned str"),

@@ -178,6 +178,65 @@ def test_a_closure_that_changes_between_calls(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("full_batch", [False, True])
+def test_a_closure_that_changes_later_is_told_after_a_step_taken_back(method, full_batch):
+    w = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    factor = 1.0
+
+    def closure():
+        nonlocal factor
+        if noisy:
+            factor *= 1000
+        found = w * torch.tensor([1.0, 3.0], dtype=torch.float64) + w.square()
+        return factor * found if method is GaussNewton else factor * found.square().sum()
+
+    noisy, optimizer = False, method([w], full_batch=full_batch)
+    optimizer.step(closure)
+    noisy, before = True, w.detach().clone()
+    optimizer.step(closure)
+    assert not optimizer.report.accepted
+    with pytest.raises(ValueError, match=r"at the same weights.*dropout"):
+        optimizer.step(closure)
+    assert torch.equal(w.detach(), before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_loss_that_is_nan_when_asked_again(method):
+    w = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    factor = iter([1.0, float("nan")])
+    with pytest.raises(ValueError, match=r"returned .* and then nan at the same weights"):
+        method([w]).step(lambda: w * next(factor) if method is GaussNewton else (w * next(factor)).sum())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_of_every_shape_and_dtype_and_new_groups(method):
+    a = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    b = torch.tensor(3.0, dtype=torch.bfloat16, requires_grad=True)
+    empty = torch.zeros(0, 3, requires_grad=True)
+    c = torch.tensor([[4.0]], requires_grad=True)
+
+    def closure():
+        found = torch.cat([a - 1.5, 3 * (b.double() - 2).reshape(1), (c.double() - 8 + b.double()).flatten()])
+        return found if method is GaussNewton else 0.5 * found.square().sum()
+
+    optimizer = method([a, empty, b])
+    for _ in range(3):
+        optimizer.step(closure)
+    optimizer.add_param_group({"params": [c]})
+    for _ in range(12):
+        optimizer.step(closure)
+    assert a.tolist() == pytest.approx([1.5, 1.5], abs=1e-6)
+    assert (b.item(), c.item()) == pytest.approx((2.0, 6.0), abs=0.02)
+    assert b.dtype == torch.bfloat16
+
+
+def test_complex_residuals_are_refused():
+    w = torch.tensor([1.0, 2.0], requires_grad=True)
+    with pytest.raises(ValueError, match="view_as_real"):
+        GaussNewton([w]).step(lambda: w + 1j)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_nan_in_the_middle_takes_the_step_back(method):
     w = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
     start = w.detach().clone()
@@ -237,8 +296,16 @@ def test_backward_in_the_closure_suits_lbfgs_alone():
     optimizer = LBFGS([w])
     optimizer.step(closure)
     assert optimizer.report.accepted
-    with pytest.raises(ValueError, match="leave the derivatives to step"):
+    with pytest.raises(ValueError, match="Leave the derivatives to step"):
         Newton([w]).step(closure)
+
+    def residuals():
+        found = w - 3
+        found.square().mean().backward()  # a gradient, but not that of ½ Σ r²
+        return found
+
+    with pytest.raises(ValueError, match="Leave the derivatives to step"):
+        GaussNewton([w]).step(residuals)
 
 
 def test_full_batch_saves_the_first_evaluation():

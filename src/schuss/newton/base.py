@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from schuss.errors import refusal
-from schuss.newton.landscape import Closure, Landscape, Point, Weights, as_loss
+from schuss.newton.landscape import Closure, Landscape, NotFinite, Point, Weights, as_loss
 from schuss.newton.report import StepReport
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
@@ -20,7 +20,8 @@ class CurvatureOptimizer(torch.optim.Optimizer):
     """A `torch.optim.Optimizer` whose `step(closure)` evaluates the loss where and as often as it must.
 
     The closure computes the loss at the weights as they stand and returns it; it need not call `backward()`.
-    Before the first step it is called twice, to see that it returns the same loss at the same weights.
+    Before the first step, and before one that follows a step taken back, it is called twice, to see that it returns
+    the same loss at the same weights (with `full_batch`, which promises that, only after a step taken back).
     All vectors and scalars are float64, whatever the weights are. After every step `report` says what happened.
     If anything goes wrong in between (an exception, Ctrl-C, a loss that is not finite), the weights are
     those from before the step.
@@ -30,6 +31,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
     """
 
     curved: ClassVar[bool] = True
+    backward: ClassVar[bool] = False
     report: StepReport | None
 
     def __init__(self, params: Params, lr: float, weight_decay: float, full_batch: bool) -> None:
@@ -48,8 +50,8 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         """Take one step and return the loss from before it, as torch's optimizers do.
 
         Raises:
-            ValueError: where the closure returns no loss, a loss that is not finite at the weights as they
-                are, or two losses at the same weights.
+            ValueError: where the closure returns no loss or two losses at the same weights; as `NotFinite` where
+                the loss or a derivative of it is not finite at the weights as they are.
         """
         return self._guarded(closure, self._advance)
 
@@ -65,7 +67,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         if not weights.params:
             raise ValueError("No weight can move: every group has lr=0 or weights without requires_grad.")
         self._affordable(weights)
-        land = Landscape(weights, closure, curved=self.curved, reduce=self._reduce)
+        land = self._landscape(closure, weights)
         before = weights.read()
         try:
             with torch.enable_grad():
@@ -77,6 +79,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             raise
         if not report.accepted:
             weights.write(before)
+            self._checked = False
         self.report = report
         return start.graph.detach()
 
@@ -85,12 +88,17 @@ class CurvatureOptimizer(torch.optim.Optimizer):
 
         With `full_batch` the next step begins with what was computed here.
         """
-        land = Landscape(Weights(self.param_groups), closure, curved=self.curved, reduce=self._reduce)
+        land = self._landscape(closure)
         with torch.enable_grad():
             start = self._start(land)
             gradient = land.gradient(start)
         self._last = start
         return start.loss, gradient, (land.closures, land.gradients, land.products)
+
+    def value(self, closure: Closure) -> float:
+        """The loss where the weights are, evaluated anew."""
+        with torch.enable_grad():
+            return self._landscape(closure).here().loss
 
     def curves_down(self, closure: Closure) -> tuple[bool, int]:
         """Whether the loss has negative curvature where the weights are, and the products that took.
@@ -98,6 +106,15 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         Methods without second derivatives cannot tell and say no.
         """
         return False, 0
+
+    def _landscape(self, closure: Closure, weights: Weights | None = None) -> Landscape:
+        return Landscape(
+            weights or Weights(self.param_groups),
+            closure,
+            curved=self.curved,
+            reduce=self._reduce,
+            backward=self.backward,
+        )
 
     def _advance(self, land: Landscape, start: Point, lr: float) -> StepReport:
         raise NotImplementedError
@@ -115,7 +132,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             return last
         start = land.here()
         if not start.finite:
-            raise ValueError(
+            raise NotFinite(
                 f"The loss is {start.loss} at the weights as they are, so there is nothing to step from. "
                 "The weights are unchanged."
             )
@@ -128,7 +145,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         """A closure that draws its own batch or dropout mask gives two losses at the same weights."""
         again = land.here()
         tolerance = math.sqrt(land.eps) * max(abs(first.loss), abs(again.loss))
-        if abs(again.loss - first.loss) > tolerance:
+        if not abs(again.loss - first.loss) <= tolerance:
             raise ValueError(
                 f"The closure returned {first.loss:.6g} and then {again.loss:.6g} at the same weights. "
                 "A step compares losses, so the closure must not change within it: draw the batch outside "

@@ -16,7 +16,7 @@ from torch import Tensor
 from schuss.errors import refusal
 from schuss.newton.base import CurvatureOptimizer, Params
 from schuss.newton.cost import free_bytes
-from schuss.newton.landscape import Landscape, Point, Weights
+from schuss.newton.landscape import Landscape, NotFinite, Point, Weights
 from schuss.newton.products import FlatJacobian, rows
 from schuss.newton.region import KrylovModel, Model, SpectralModel, descend, forcing
 from schuss.newton.report import StepReport
@@ -101,7 +101,7 @@ class GaussNewton(CurvatureOptimizer):
     def _advance(self, land: Landscape, start: Point, lr: float) -> StepReport:
         gradient = land.gradient(start)
         if not bool(torch.isfinite(gradient).all()):
-            raise ValueError(
+            raise NotFinite(
                 f"The loss is {start.loss:.6g}, but its gradient is not finite there. The weights are unchanged."
             )
         outputs = self._outputs(start.outputs)
@@ -160,7 +160,7 @@ class GaussNewton(CurvatureOptimizer):
         if decay is not None:
             matrix = torch.cat([matrix, torch.diag(decay.sqrt())])
         if not bool(torch.isfinite(matrix).all()):
-            raise ValueError(
+            raise NotFinite(
                 f"The loss is {start.loss:.6g}, but its Jacobian is not finite there. The weights are unchanged."
             )
         lengths = matrix.norm(dim=0)
@@ -275,4 +275,8 @@ def _tensors(*values: Any) -> None:
             raise ValueError(
                 f"The closure returned {type(value).__name__} where a tensor belongs. GaussNewton needs residuals, "
                 "or (outputs, targets), as torch computed them; not a loss."
+            )
+        if value.is_complex():
+            raise ValueError(
+                "The closure returned complex numbers, whose squares are no loss. Try torch.view_as_real(residuals)."
             )

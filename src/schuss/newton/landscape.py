@@ -15,6 +15,10 @@ from schuss.newton.products import flatten, hvp, rows, unflatten
 Closure = Callable[[], Any]
 
 
+class NotFinite(ValueError):  # noqa: N818 (it names what was found)
+    """There is nothing to step from: the loss, or a derivative of it, is not finite where the weights are."""
+
+
 class Weights:
     """The parameters of an optimizer that move, read and written as one float64 vector.
 
@@ -84,7 +88,7 @@ class Landscape:
     """Evaluates a closure at any vector of weights and differentiates it there.
 
     `curved` keeps the graph of the gradient, which products need. `reduce` turns what the closure returned
-    into the loss.
+    into the loss. `backward` takes the gradient of a closure that calls backward() itself.
     """
 
     def __init__(
@@ -93,12 +97,14 @@ class Landscape:
         closure: Closure,
         *,
         curved: bool,
-        reduce: Callable[[Any], Tensor] | None = None,
+        reduce: Callable[[Any], Tensor],
+        backward: bool = False,
     ) -> None:
         self.weights = weights
         self.closure = closure
         self.curved = curved
-        self.reduce = reduce or as_loss
+        self.reduce = reduce
+        self.backward = backward
         self.eps = max(torch.finfo(p.dtype).eps for p in weights.params)
         self.closures = self.gradients = self.products = 0
 
@@ -123,10 +129,10 @@ class Landscape:
             if all(p.grad is None for p in params):
                 return point
             # The closure called backward() itself, as torch.optim.LBFGS wants it.
-            if self.curved:
+            if not self.backward:
                 raise ValueError(
                     "The closure called backward(), which frees the graph that curvature is taken from. "
-                    "Return the loss and leave the derivatives to step()."
+                    "Leave the derivatives to step()."
                 )
             self.gradients += 1
             kept = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]

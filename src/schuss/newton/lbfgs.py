@@ -15,7 +15,7 @@ from torch import Tensor
 
 from schuss.errors import refusal
 from schuss.newton.base import CurvatureOptimizer, Params
-from schuss.newton.landscape import Closure, Landscape, Point
+from schuss.newton.landscape import Closure, Landscape, NotFinite, Point
 from schuss.newton.linesearch import Probe, strong_wolfe
 from schuss.newton.region import EPS
 from schuss.newton.report import StepReport
@@ -63,6 +63,7 @@ class LBFGS(CurvatureOptimizer):
     """
 
     curved = False
+    backward = True
 
     def __init__(
         self,
@@ -102,17 +103,19 @@ class LBFGS(CurvatureOptimizer):
         gradient = land.gradient(start)
         size = float(gradient.norm())
         if not math.isfinite(size):
-            raise ValueError(
+            raise NotFinite(
                 f"The loss is {start.loss:.6g}, but its gradient is not finite there. The weights are unchanged."
             )
         seen, before = land, start
         if overlap is not None:
-            seen = Landscape(land.weights, overlap, curved=False, reduce=self._reduce)
+            seen = self._landscape(overlap, land.weights)
             before = seen.here()
             seen.gradient(before)
         if size == 0.0:
             self._last = start
             return self._told(land, start, start, 0.0, 0.0, 0, "the gradient is zero: a minimum or a saddle")
+        if any(len(s) != len(gradient) for s in self.memory["s"][:1]):
+            self._forget()  # other weights move now: a group was added, or a layer frozen
         found, direction, slope, promised, trials, words = None, gradient, 0.0, 0.0, 0, ""
         for attempt in range(2):
             direction = -self._smoothed(gradient)

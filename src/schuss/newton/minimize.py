@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from schuss.errors import refusal
 from schuss.newton.base import CurvatureOptimizer
 from schuss.newton.derivatives import Differentiable
 from schuss.newton.gauss_newton import GaussNewton
+from schuss.newton.landscape import NotFinite
 from schuss.newton.lbfgs import LBFGS
 from schuss.newton.newton import Newton
 from schuss.newton.newton_cg import NewtonCG
@@ -28,6 +30,15 @@ CURVED: dict[str, type[CurvatureOptimizer]] = {
 }
 """The methods of this room; every other name is looked up among the optimizers of `schuss.torch`."""
 
+AGREE = 1e-6  # relative: how near two losses at the same x must come, float32 included
+
+DOUBT = {
+    "given": "Is jac the gradient of fun?",
+    "autograd": "Is fun smooth, and bounded below?",
+    "finite differences": "Differences give about ten digits of a gradient at best: give jac, or a larger tol.",
+}
+"""What to look at where the loss does not follow a gradient from this source."""
+
 
 class Result(dict[str, Any]):
     """What `minimize` found: a dict whose keys are also attributes, with the fields of SciPy's `OptimizeResult`.
@@ -36,7 +47,7 @@ class Result(dict[str, Any]):
     | `x`          | the best point, of the same kind, shape and dtype as `x0`                              |
     | `fun`        | the loss there; with "gauss-newton" ½ Σ residual²                                      |
     | `jac`        | the gradient there, of the kind of `x`                                                 |
-    | `success`    | whether a minimum was found to `tol`, or as well as rounding lets it be found          |
+    | `success`    | whether the gradient is at most `tol`, or as small as rounding lets it be seen         |
     | `status`     | 0 gradient ≤ tol, 1 limit of steps, 2 rounding, 3 callback, 4 failed                   |
     | `message`    | the same in words, with the numbers                                                    |
     | `nit`        | steps taken                                                                            |
@@ -65,7 +76,7 @@ class Result(dict[str, Any]):
 def minimize(
     fun: Callable[..., Any],
     x0: Any,
-    args: tuple[Any, ...] = (),
+    args: Any = (),
     *,
     method: str = "lbfgs",
     jac: Callable[..., Any] | None = None,
@@ -79,9 +90,9 @@ def minimize(
         fun: Takes x, of x0's kind and shape, and returns one number; with "gauss-newton" the residuals, whose
             half sum of squares is minimized.
         x0: NumPy array, sequence of numbers, or tensor.
-        args: Further arguments of `fun` and `jac`.
+        args: Further arguments of `fun` and `jac`; one that is no tuple is taken as the only one.
         method: "newton", "newton-cg", "lbfgs", "gauss-newton", or the name of an optimizer of `schuss.torch`
-            ("adam", "sgd", ...), in any case.
+            ("adam", "sgd", ...); capitals, - and _ do not matter.
         jac: Returns the gradient at x (with "gauss-newton" the Jacobian, residuals × x). Without it gradients
             come from autograd if `fun` computes with tensors, else from central differences; for x0 of NumPy
             `fun` is tried on a tensor, and its gradient is checked against a difference.
@@ -104,10 +115,14 @@ def minimize(
     settings = dict(options or {})
     curved = issubclass(make, CurvatureOptimizer)
     maxiter = settings.pop("maxiter", 1000 if curved else 10_000)
-    if not maxiter >= 0:
-        raise refusal("maxiter", maxiter, "≥ 0")
-    if not tol >= 0:
-        raise refusal("tol", tol, "≥ 0", "0 goes on until rounding or maxiter stops it.")
+    if not (isinstance(maxiter, numbers.Integral) and int(maxiter) >= 0):
+        raise refusal("maxiter", maxiter, "a whole number ≥ 0")
+    maxiter = int(maxiter)
+    if not (isinstance(tol, numbers.Real) and tol >= 0):
+        raise refusal("tol", tol, "a number ≥ 0", "0 goes on until rounding or maxiter stops it.")
+    if not (jac is None or callable(jac)):
+        raise refusal("jac", jac, "a function or None", "None asks autograd, then finite differences.")
+    args = args if isinstance(args, tuple) else (args,)
     problem = Differentiable(fun, x0, args, jac, make is GaussNewton)
     if curved:
         settings.setdefault("full_batch", True)
@@ -116,7 +131,7 @@ def minimize(
         optimizer = make([w], **settings)
     except TypeError as error:
         raise ValueError(
-            f"options={settings} do not fit {make.__name__}: {error}. Allowed besides maxiter: "
+            f"options={settings} do not fit {make.__name__}: {str(error).rstrip('.')}. Allowed besides maxiter: "
             f"{', '.join(list(inspect.signature(make).parameters)[1:])}."
         ) from error
     if isinstance(optimizer, CurvatureOptimizer):
@@ -125,19 +140,22 @@ def minimize(
 
 
 def _optimizer(method: str) -> type[torch.optim.Optimizer]:
-    if method.lower() in CURVED:
-        return CURVED[method.lower()]
     front = importlib.import_module("schuss.torch")
     named = {name.lower(): getattr(front, name) for name in front.__all__}
-    found = {
+    found: dict[str, type[torch.optim.Optimizer]] = CURVED | {
         name: value
         for name, value in named.items()
         if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
     }
-    if method.lower() not in found:
-        names = sorted({*CURVED, *found})
-        raise refusal("method", method, "a method here", f"Try one of {', '.join(names)}.")
-    return found[method.lower()]
+    names = {_plain_name(name): name for name in found}
+    known = names.get(_plain_name(method))
+    if known is None:
+        raise refusal("method", method, "a method here", f"Try one of {', '.join(sorted(found))}.")
+    return found[known]
+
+
+def _plain_name(method: Any) -> str:
+    return str(method).lower().replace("-", "").replace("_", "")
 
 
 class _Progress:
@@ -206,43 +224,63 @@ def _curved(
     callback: Callable[..., Any] | None,
 ) -> Any:
     progress = _Progress(problem, method, callback)
-    while True:
+
+    def look() -> float:
         loss, gradient, counts = optimizer.look(problem.closure)
         progress.count(*counts)
-        largest = float(gradient.abs().max())
         progress.saw(problem.start, loss, gradient)
-        words = f"the largest gradient component is {largest:.2g}"
-        if largest <= tol:
-            down, products = optimizer.curves_down(problem.closure)
-            progress.count(0, 0, products)
-            if not down:
-                return progress.result(0, f"Converged: {words}, at most tol={tol:g}.")
-        if progress.steps >= maxiter:
-            return progress.result(1, f"Stopped after maxiter={maxiter} steps: {words}, tol={tol:g}.")
-        optimizer.step(problem.closure)
-        report = cast(StepReport, optimizer.report)
-        progress.count(report.closures, report.gradients, report.products)
-        if not report.accepted:
-            if report.promised <= 1e-9 * abs(report.loss_before):
-                return progress.result(
-                    2,
-                    f"Converged as far as rounding shows: a further step promises {report.promised:.2g} of "
-                    f"{report.loss_before:.6g}; {words}, tol={tol:g}.",
-                )
-            return progress.result(
-                4, f"Failed: {report.stopped}; {words}, tol={tol:g}. Is the gradient right?"
-            )
-        progress.steps += 1
-        if report.promised <= 1e-20 * abs(
-            report.loss_before
-        ):  # ten thousand times less than float64 could show
-            loss, gradient, counts = optimizer.look(problem.closure)
-            progress.count(*counts)
-            progress.saw(problem.start, loss, gradient)
-            return progress.result(2, f"Converged as far as rounding shows; {words}, tol={tol:g}.")
-        if progress.wants_to_stop(problem.start, report.loss_after):
-            progress.saw(problem.start, report.loss_after, None)
-            return progress.result(3, f"Stopped by the callback after {progress.steps} steps.")
+        return float(gradient.abs().max())
+
+    try:
+        while True:
+            largest = look()
+            words = f"the largest gradient component is {largest:.2g}"
+            if largest <= tol:
+                down, products = optimizer.curves_down(problem.closure)
+                progress.count(0, 0, products)
+                if not down:
+                    return progress.result(0, f"Converged: {words}, at most tol={tol:g}.")
+            if progress.steps >= maxiter:
+                return progress.result(1, f"Stopped after maxiter={maxiter} steps: {words}, tol={tol:g}.")
+            optimizer.step(problem.closure)
+            report = cast(StepReport, optimizer.report)
+            progress.count(report.closures, report.gradients, report.products)
+            if not report.accepted:
+                return _taken_back(progress, optimizer, report, f"{words}, tol={tol:g}.")
+            progress.steps += 1
+            if report.promised <= 1e-20 * abs(
+                report.loss_before
+            ):  # ten thousand times less than float64 shows
+                look()
+                return progress.result(2, f"Converged as far as rounding shows; {words}, tol={tol:g}.")
+            if progress.wants_to_stop(problem.start, report.loss_after):
+                look()
+                return progress.result(3, f"Stopped by the callback after {progress.steps} steps.")
+    except NotFinite as error:
+        if not progress.steps:
+            raise
+        return progress.result(4, f"Failed after {progress.steps} steps: {error}")
+
+
+def _taken_back(progress: _Progress, optimizer: CurvatureOptimizer, report: StepReport, words: str) -> Any:
+    """The result where a step was taken back: is it rounding, is fun no function, or is its gradient wrong?"""
+    progress.count(1, 0, 0)
+    again = optimizer.value(progress.problem.closure)
+    if not abs(again - report.loss_before) <= AGREE * abs(report.loss_before):
+        return progress.result(
+            4,
+            f"Failed: fun returned {report.loss_before:.6g} and then {again:.6g} at the same x. It must be the same "
+            f"function at every call: no noise, no new batch; {words}",
+        )
+    # Without a trial the first step of all was already too short to change the weights.
+    unseen = not report.trials and 0 < report.promised < math.inf
+    if unseen or report.promised <= 1e-9 * abs(report.loss_before):
+        return progress.result(
+            2,
+            f"Converged as far as rounding shows: a further step promises {report.promised:.2g} of "
+            f"{report.loss_before:.6g}; {words}",
+        )
+    return progress.result(4, f"Failed: {report.stopped}; {words} {DOUBT[progress.problem.source]}")
 
 
 def _plain(
@@ -261,7 +299,7 @@ def _plain(
         progress.count(1, 0, 0)
         if not math.isfinite(value):
             if not progress.steps:
-                raise ValueError(f"fun(x0)={value} is not finite, so there is nothing to step from.")
+                raise NotFinite(f"fun(x0)={value} is not finite, so there is nothing to step from.")
             return progress.result(
                 4,
                 f"Failed: the loss is {value} after {progress.steps} steps; x is the best before. Try a smaller lr.",
@@ -270,6 +308,11 @@ def _plain(
             raise ValueError("fun returned a tensor that does not depend on x.")
         loss.backward()
         gradient = cast(Tensor, problem.start.grad).detach()
+        if not bool(torch.isfinite(gradient).all()):
+            words = f"The loss is {value:.6g}, but its gradient is not finite there."
+            if not progress.steps:
+                raise NotFinite(words)
+            return progress.result(4, f"Failed after {progress.steps} steps: {words}")
         progress.count(0, 1, 0)
         progress.saw(problem.start, value, gradient)
         largest = float(gradient.abs().max())

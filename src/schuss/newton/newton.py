@@ -17,7 +17,7 @@ from schuss.errors import refusal
 from schuss.newton.accurate import residual
 from schuss.newton.base import CurvatureOptimizer, Params
 from schuss.newton.cost import dense_cost, free_bytes, human_bytes
-from schuss.newton.landscape import Closure, Landscape, Point, Weights
+from schuss.newton.landscape import Closure, Landscape, NotFinite, Point, Weights
 from schuss.newton.region import REFINEMENTS, SpectralModel, descend
 from schuss.newton.report import StepReport
 
@@ -100,7 +100,7 @@ class Newton(CurvatureOptimizer):
 
     def curves_down(self, closure: Closure) -> tuple[bool, int]:
         """Whether the lowest eigenvalue of the Hessian is clearly negative."""
-        land = Landscape(Weights(self.param_groups), closure, curved=True)
+        land = self._landscape(closure)
         with torch.enable_grad():
             point = self._start(land)
             values = spectral_model(land.gradient(point), land.hessian(point)).values
@@ -111,7 +111,7 @@ class Newton(CurvatureOptimizer):
         gradient = land.gradient(start)
         hessian = land.hessian(start)
         if not (bool(torch.isfinite(gradient).all()) and bool(torch.isfinite(hessian).all())):
-            raise ValueError(
+            raise NotFinite(
                 f"The loss is {start.loss:.6g}, but its gradient or Hessian is not finite there. "
                 "The weights are unchanged."
             )
@@ -190,7 +190,7 @@ class Newton(CurvatureOptimizer):
             warnings.warn(
                 f"The Hessian's condition number is {condition:.1e}, and {dtype} gradients resolve {resolution:.1e}: "
                 "the step along the flattest directions is noise. Use float64 weights.",
-                stacklevel=5,
+                stacklevel=6,
             )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from schuss.errors import refusal
 from schuss.newton.base import CurvatureOptimizer, Params
-from schuss.newton.landscape import Closure, Landscape, Point, Weights
+from schuss.newton.landscape import Closure, Landscape, NotFinite, Point
 from schuss.newton.region import EPS, KrylovModel, descend, forcing
 from schuss.newton.report import StepReport
 
@@ -75,7 +75,7 @@ class NewtonCG(CurvatureOptimizer):
 
     def curves_down(self, closure: Closure) -> tuple[bool, int]:
         """Whether `probes` Lanczos products from a random vector find clearly negative curvature."""
-        land = Landscape(Weights(self.param_groups), closure, curved=True)
+        land = self._landscape(closure)
         with torch.enable_grad():
             point = self._start(land)
             found = lowest_curvature(land, point, self.probes)
@@ -86,7 +86,7 @@ class NewtonCG(CurvatureOptimizer):
         gradient = land.gradient(start)
         size = float(gradient.norm())
         if not math.isfinite(size):
-            raise ValueError(
+            raise NotFinite(
                 f"The loss is {start.loss:.6g}, but its gradient is not finite there. The weights are unchanged."
             )
         if size == 0.0:

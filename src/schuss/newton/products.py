@@ -29,7 +29,7 @@ def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Cut a vector (or a stack of them) into the shapes, dtypes and devices of `like`."""
     cuts = torch.split(vector, [part.numel() for part in like], dim=-1)
     return [
-        cut.reshape(*vector.shape[:-1], *part.shape).to(part.device, part.dtype)
+        cut.reshape((*vector.shape[:-1], *part.shape)).to(part.device, part.dtype)
         for cut, part in zip(cuts, like, strict=True)
     ]
 

@@ -24,6 +24,7 @@ from schuss.lab.tasks.data import Rows, stable_seed, to_device
 from schuss.lab.tasks.task import Task
 from schuss.newton import GaussNewton
 from schuss.newton.base import CurvatureOptimizer
+from schuss.newton.landscape import NotFinite
 
 AGREE = 1e-4  # relative: how near the loss of the outputs must come to the task's own
 
@@ -108,9 +109,7 @@ class CurvedRun(Running):
                 self.method.max_products = max(1, min(left, self.limit or left))  # pyright: ignore
             try:
                 self.method.step(self.function)
-            except ValueError as error:
-                if "so there is nothing to step from" not in str(error) and "not finite" not in str(error):
-                    raise
+            except NotFinite:
                 self.finite = False
                 return math.nan
             report = self.method.report
