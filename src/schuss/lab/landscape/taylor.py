@@ -135,7 +135,7 @@ def taylor_model(surface: Surface, at: Pair | None = None, radius: float | None 
             f"the slope of {surface.name} at {place}",
             0.0,
             "different from 0",
-            "Every step is 0 there: try another --at.",
+            "The gradient step and Newton's have no length there: try another --at.",
         )
     values, basis = torch.linalg.eigh(H)
     model = SpectralModel(values, basis, torch.ones(2, dtype=torch.float64), basis.T @ g)
