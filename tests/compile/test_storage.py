@@ -326,7 +326,7 @@ def test_levels_are_close_and_right_on_average():
 
 
 def test_what_codes_mean():
-    """Level l is (1 + (l mod 8)/8) · 2^(⌊l/8⌋ − 15) of the scale, the block's largest number 127: what checkpoints hold."""
+    """Level l is (1 + (l mod 8)/8) · 2^(⌊l/8⌋ − 15) of the scale, the block's largest 127: checkpoints hold it."""
     values = torch.tensor([1.875, 1.0, -0.5, 2.0**-14, 1e-9, 0.0])
     codes, scales = eager.to_levels(values)
     assert codes.tolist() == [127, 120, -112, 8, 1, 0]

@@ -335,6 +335,21 @@ def test_complex_and_wide_weights_take_the_options():
     assert all(weight.isfinite().all() for weight in weights)
 
 
+def test_what_an_option_kept_goes_with_it():
+    weight = torch.nn.Parameter(torch.ones(5, dtype=torch.bfloat16))
+    optimizer = trained(lambda p: SGD(p, lr=1e-3, compensated=True, ema_decay=0.5), [weight], 1)
+    assert {"rest", "average"} <= optimizer.state[weight].keys()
+    optimizer.param_groups[0] |= {"compensated": False, "ema_decay": None}
+    trained(lambda params: optimizer, [weight], 1)
+    assert not {"rest", "average"} & optimizer.state[weight].keys()
+
+
+def test_tensors_of_4096_weights_are_not_small():
+    weights = parameters(torch.float32, (4095,), (4096,))
+    optimizer = trained(lambda p: Adam(p, state_dtype="int8"), weights, 1)
+    assert [optimizer.state[w]["exp_avg"].dtype for w in weights] == [torch.float32, torch.int8]
+
+
 def test_groups_have_ways_of_their_own():
     one, other = parameters(torch.bfloat16, (SIZE,), (SIZE,))
     optimizer = AdamW([{"params": [one], "state_dtype": "int8"}, {"params": [other], "compensated": True}])
