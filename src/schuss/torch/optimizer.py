@@ -488,7 +488,7 @@ class Optimizer(torch.optim.Optimizer):
             stored = weight_storage(kept.name_of(weight), group["rounding"], group["compensated"])
             slots = [names[slot] for slot in rule.slots]
             extra = [AVERAGE] if group["ema_decay"] is not None else []
-            if slots or extra or self.row.counts_steps or kept.beside(stored):
+            if slots or extra or self.row.counts_steps or kept.beside(stored) or weight in self.state:
                 entry = self.state[weight]
                 remembers = [*slots, *extra]
                 new = bool(remembers) and all(entry.get(name) is None for name in remembers)
