@@ -121,3 +121,14 @@ def test_interpreted_front_saves_and_continues(sample, monkeypatch):
         if step == 5:
             again.param_groups[0]["lr"] *= 0.5
     assert_same_training((weights, again), straight)
+
+
+def test_interpreted_front_sees_a_rate_that_changes_in_place(monkeypatch):
+    monkeypatch.setattr(device, "runs_on", lambda place: True)
+    weight, rate = torch.nn.Parameter(torch.zeros(2)), torch.tensor(1.0)
+    optimizer = schuss.torch.SGD([weight], lr=rate, max_norm=1e6)
+    weight.grad = torch.ones(2)
+    for value, expected in ((1.0, -1.0), (1.0, -2.0), (0.5, -2.5), (0.5, -3.0)):
+        rate.fill_(value)
+        optimizer.step()
+        assert weight.tolist() == [expected] * 2

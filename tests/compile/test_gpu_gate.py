@@ -266,6 +266,22 @@ def test_interpreted_the_window_is_sent_seldom(gpus, monkeypatch):
     assert len(sent) <= 2 * 6, sent
 
 
+def test_interpreted_a_schedule_may_end(gpus):
+    """A list of rates, say: no step beyond the last is asked for before it is due."""
+    training = Training(gpus, SGD(lr=1.0), ("float32", "float32"), (1,))
+    rates = np.linspace(1, 2, 12)
+    ahead = Ahead("a list", lambda taken: ([training.rule.changed(lr=float(rates[taken]))], [Terms()]))
+    training.arrays.fill("w", [torch.zeros(1)])
+    for _ in rates:
+        training.step([torch.ones(1)], ahead, skip_nonfinite=True)
+    assert training.arrays.named("w")[0].item() == pytest.approx(-rates.sum())
+    for _ in range(2):
+        with pytest.raises(IndexError):
+            training.step([torch.ones(1)], ahead, skip_nonfinite=True)
+    training.step([torch.ones(1)], training.ahead(), skip_nonfinite=True)
+    assert training.arrays.named("w")[0].item() == pytest.approx(-rates.sum() - 1)
+
+
 def test_interpreted_several_kernels_share_a_gate(gpus):
     """One norm over float32 and bfloat16 gradients; all kernels take the step, or none."""
     rule = SGD(lr=1.0)
@@ -431,6 +447,7 @@ def test_interpreted_a_capture_needs_a_step_like_it(graph, gpus):
     g = training.gradients()
     with graph, pytest.raises(RuntimeError, match="Take a step as it is before the capture"):
         training.step(g)
+    training.control.event = Late()
     training.step(g)
     with graph:
         for different in (dict(max_norm=1.0), dict(ahead=training.ahead(AdamW(lr=1.0)))):
@@ -438,6 +455,8 @@ def test_interpreted_a_capture_needs_a_step_like_it(graph, gpus):
                 training.step(g, **different)
         with pytest.raises(RuntimeError, match="capturable=True"):
             training.launch.step(training.ledger, [training.rule], [Terms()])
+        with pytest.raises(RuntimeError, match="Take a step as it is before the capture"):
+            training.control.settle(wait=True)
     assert not graph.noted
     usual = Training(gpus, lengths=(3,))
     usual.step(g)

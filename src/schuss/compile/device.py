@@ -21,10 +21,11 @@ The window covers the steps under way, and is twice as long each time it is used
 
 **CUDA graphs.** With `capturable=True` the window is `HORIZON` steps long and stays where it is. A captured step is
 replayed without the host: it advances the device's count, and reads the next row. Ordinary steps in between renew the
-window when half of it is used; replays that go on beyond its end repeat its last row. A capture needs an ordinary step
-before it, which allocates and compiles. The addresses of the gradients are the graph's own; what else it reads stays
-with the `Control`. Hyperparameters that are changed by hand count from the next ordinary step on. The host's counts
-are those of the last ordinary step until `settle(wait=True)`.
+window when half of it is used; replays that go on beyond its end repeat its last row. A capture needs an ordinary
+step before it, which allocates and compiles. The addresses of the gradients are the graph's own; what else it reads
+stays with the `Control`. So a graph is captured anew when weights, groups or counts of steps are replaced.
+Hyperparameters that are changed by hand count from the next ordinary step on. The host's counts are those of the last
+ordinary step until `settle(wait=True)`.
 """
 
 from __future__ import annotations
@@ -89,6 +90,12 @@ def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
 def capturing(device: torch.device) -> bool:
     """Whether what is launched there now is recorded in a CUDA graph."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+_UNPREPARED = (
+    "This step cannot be captured in a CUDA graph yet. Take a step as it is before the capture, with gradients of the "
+    "same weights and the same options: it allocates, compiles and sends what a captured step may only read."
+)
 
 
 class _Sent:
@@ -246,14 +253,22 @@ class DeviceLaunch(Launch):
 
     # The steps that a `Control` takes
 
-    def prepare(self, ledger: Array, ahead: Ahead, taken: int, count: int, capacity: int) -> None:
-        """Send the coefficients of `count` steps, the first after `taken` steps, where the ledger stands."""
+    def prepare(self, ledger: Array, ahead: Ahead, taken: int, fewest: int, most: int, capacity: int) -> int:
+        """Send the coefficients of coming steps, the first after `taken` steps, where the ledger stands; say how many.
+
+        They are `most`, or fewer where what is ahead ends: someone's schedule may know no more steps than are planned.
+        """
         if not self.stands(ledger):
             self._gather(ledger[self.rows])
         now = [history for _, history in self.cohorts]
         histories, rows = [now], []
-        for row in range(count):
-            rules, terms = ahead.at(taken + row)
+        for row in range(most):
+            try:
+                rules, terms = ahead.at(taken + row)
+            except Exception:
+                if row < fewest:
+                    raise
+                break
             both = [
                 numbers(self.formula, self.drawn, rules[group], history, terms[group])
                 for (group, _), history in zip(self.cohorts, now, strict=True)
@@ -266,6 +281,7 @@ class DeviceLaunch(Launch):
             self.window = _Sent((capacity, *self.matrix.shape), self.real, self.device)
         self.window.send(np.array(rows))
         self.write(ledger, histories[0])
+        return len(rows)
 
     def settle(self, ledger: Array, steps: int) -> None:
         """Write to the ledger that so many more steps of the window are taken; what someone has set since stands."""
@@ -297,12 +313,6 @@ class DeviceLaunch(Launch):
     def gated(self, table: torch.Tensor, gate: torch.Tensor) -> None:
         """Take the step that the gate says."""
         self.move_gated(self.tensors.rows, table, self.window.there, len(self.cohorts), gate)
-
-
-_UNPREPARED = (
-    "This step cannot be captured in a CUDA graph yet. Take a step as it is before the capture, with gradients of the "
-    "same weights and the same options: it allocates, compiles and sends what a captured step may only read."
-)
 
 
 @dataclass(frozen=True)
@@ -339,7 +349,7 @@ class Control:
         self.launches: list[DeviceLaunch] = []
         self.ledger: Array = np.empty((0, 1))
         self.same: Any = None
-        self.changed = False
+        self.changed = self.long = False
         self.base = self.rows = 0
         # Steps launched, those of which the outcome is known, and those whose counts are on their way to `arriving`.
         self.issued = self.answered = 0
@@ -394,7 +404,7 @@ class Control:
     def _ready(self, launches: list[DeviceLaunch], ahead: Ahead, asking: list[float]) -> bool:
         """Whether a captured step has all that it reads."""
         alike = launches == self.launches and (ahead.same, asking) == (self.same, self.asking[2:])
-        return alike and self.rows == HORIZON and all(launch.ready() for launch in launches)
+        return alike and self.long and all(launch.ready() for launch in launches)
 
     def _prepare(
         self, launches: list[DeviceLaunch], ledger: Array, ahead: Ahead, asking: list[float]
@@ -413,9 +423,9 @@ class Control:
             wanted = HORIZON if long else fewest if changed else max(fewest, min(2 * self.rows, WINDOW))
             capacity = max(HORIZON if self.capturable else 1, 1 << (wanted - 1).bit_length())
             self.launches, self.ledger = launches, ledger
-            self.same, self.base, self.rows = ahead.same, self.taken, wanted
+            self.same, self.base, self.rows, self.long = ahead.same, self.taken, 0, long
             for launch in launches:
-                launch.prepare(ledger, ahead, self.taken, wanted, capacity)
+                self.rows = launch.prepare(ledger, ahead, self.taken, fewest, wanted, capacity)
             programs = sum(launch.programs for launch in launches)
             if len(self.sums) < programs:
                 self.sums = self.sums.new_empty(programs)
@@ -438,6 +448,8 @@ class Control:
     def settle(self, *, wait: bool = False) -> None:
         """Write to the ledger what is known of the steps taken; if `wait`, of all of them, replayed ones too."""
         if wait and (self.issued > self.answered or self.graphs):
+            if capturing(self.device):
+                raise RuntimeError(_UNPREPARED)
             self.arriving.copy_(self.gate)
             self.answered, self.looked = self.issued, None
         elif self.looked is not None and (self.event is None or self.event.query()):

@@ -295,7 +295,7 @@ class Optimizer(torch.optim.Optimizer):
         """What rules and terms of steps to come follow from: equal as long as nothing was changed."""
         return self.defaults["seed"], [
             (
-                type(self)._values({**group, **group["schedules"]}),
+                plain_number(type(self)._values({**group, **group["schedules"]})),  # of a tensor as it is now
                 group["ema_decay"],
                 group["maximize"],
                 self._begun[id(group)],
