@@ -325,6 +325,14 @@ def test_levels_are_close_and_right_on_average():
     torch.testing.assert_close(found[largest], values[largest], rtol=3e-7, atol=0)
 
 
+def test_what_codes_mean():
+    """Level l is (1 + (l mod 8)/8) · 2^(⌊l/8⌋ − 15) of the scale, the block's largest 127: checkpoints hold it."""
+    values = torch.tensor([1.875, 1.0, -0.5, 2.0**-14, 1e-9, 0.0])
+    codes, scales = eager.to_levels(values)
+    assert codes.tolist() == [127, 120, -112, 8, 1, 0]
+    assert scales.tolist() == [1.0]
+
+
 def test_zero_stays_zero_and_nothing_else_becomes_it():
     values = torch.zeros(2 * BLOCK)
     values[BLOCK:] = torch.logspace(-30, 0, BLOCK)

@@ -189,7 +189,7 @@ def test_a_checkpoint_of_another_block_size():
     optimizer = trained(lambda params: Adam(params, state_dtype="int8"), weights, 3)
     state = optimizer.state_dict()
     assert state["param_groups"][0]["block_size"] == BLOCK
-    entry = state["state"][0]
+    entry = optimizer.state[weights[0]]
     codes, scales = torch.zeros(SIZE, dtype=torch.int8), torch.zeros(-(-SIZE // 64))
     value = _decoded(entry, "exp_avg_sq")
     for block in range(
@@ -198,9 +198,9 @@ def test_a_checkpoint_of_another_block_size():
         part = slice(64 * block, 64 * block + 64)
         codes[part] = entry["exp_avg_sq"][part]
         scales[block] = entry["exp_avg_sq_scale"][block // 2]
-    state["state"][0] |= {"exp_avg_sq": codes, "exp_avg_sq_scale": scales}
+    state["state"][0] |= {"exp_avg_sq_codes": codes, "exp_avg_sq_scale": scales}
     state["state"][0] |= {
-        "exp_avg": entry["exp_avg"].clone(),
+        "exp_avg_codes": entry["exp_avg"].clone(),
         "exp_avg_scale": entry["exp_avg_scale"].repeat_interleave(2)[: len(scales)].clone(),
     }
     state["param_groups"][0]["block_size"] = 64
@@ -209,6 +209,20 @@ def test_a_checkpoint_of_another_block_size():
     loaded = other.state[other.param_groups[0]["params"][0]]
     assert len(loaded["exp_avg_sq_scale"]) == -(-SIZE // BLOCK)
     torch.testing.assert_close(_decoded(loaded, "exp_avg_sq"), value, rtol=1 / 15, atol=0)
+
+
+def test_torch_does_not_take_codes_for_numbers():
+    weight = torch.nn.Parameter(torch.ones(SIZE))
+    state = trained(lambda params: Adam(params, state_dtype="int8"), [weight], 2).state_dict()
+    theirs = torch.optim.Adam([weight])
+    theirs.load_state_dict(state)
+    with pytest.raises(KeyError, match="exp_avg"):
+        theirs.step()
+    wide = Adam([weight], state_dtype="float32")  # the way back
+    wide.load_state_dict(state)
+    theirs.load_state_dict(wide.state_dict())
+    theirs.step()
+    assert theirs.state[weight]["exp_avg_sq"].dtype == torch.float32
 
 
 def test_a_checkpoint_without_its_scales_is_refused():
@@ -321,6 +335,21 @@ def test_complex_and_wide_weights_take_the_options():
     assert all(weight.isfinite().all() for weight in weights)
 
 
+def test_what_an_option_kept_goes_with_it():
+    weight = torch.nn.Parameter(torch.ones(5, dtype=torch.bfloat16))
+    optimizer = trained(lambda p: SGD(p, lr=1e-3, compensated=True, ema_decay=0.5), [weight], 1)
+    assert {"rest", "average"} <= optimizer.state[weight].keys()
+    optimizer.param_groups[0] |= {"compensated": False, "ema_decay": None}
+    trained(lambda params: optimizer, [weight], 1)
+    assert not {"rest", "average"} & optimizer.state[weight].keys()
+
+
+def test_tensors_of_4096_weights_are_not_small():
+    weights = parameters(torch.float32, (4095,), (4096,))
+    optimizer = trained(lambda p: Adam(p, state_dtype="int8"), weights, 1)
+    assert [optimizer.state[w]["exp_avg"].dtype for w in weights] == [torch.float32, torch.int8]
+
+
 def test_groups_have_ways_of_their_own():
     one, other = parameters(torch.bfloat16, (SIZE,), (SIZE,))
     optimizer = AdamW([{"params": [one], "state_dtype": "int8"}, {"params": [other], "compensated": True}])
@@ -350,6 +379,14 @@ def test_groups_have_ways_of_their_own():
 def test_options_out_of_their_domain(options, match):
     with pytest.raises(ValueError, match=match):
         AdamW([torch.nn.Parameter(torch.ones(2))], **options)
+
+
+@pytest.mark.parametrize(("name", "value"), [("rounding", "up"), ("compensated", 1), ("ema_decay", 2.0)])
+def test_options_changed_on_the_way_are_checked(name, value):
+    optimizer = trained(lambda params: AdamW(params, ema_decay=0.5), parameters(torch.bfloat16, (5,)), 1)
+    optimizer.param_groups[0][name] = value
+    with pytest.raises(ValueError, match=f"{name}={value!r} is not"):
+        optimizer.step()
 
 
 def test_the_whole_optimizers_options_are_not_a_groups():

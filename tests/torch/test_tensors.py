@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from schuss.torch import SGD
+
 SIZES = [0, 1, 63, 1000, 32767, 32768, 32769, 100_001]
 SHAPE = (2, 3, 4, 5)
 
@@ -302,3 +304,14 @@ def test_threads_change_no_bit(plain, noise):
         assert torch.equal(run(1), run(2))
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_noted_negative_of_one_number_is_seen_at_any_step():
+    """An imaginary part of a conjugate lies in memory with the other sign; backward passes leave such gradients."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = SGD([weight], lr=1.0)
+    for gradient in (torch.ones(1), torch.complex(torch.zeros(1), torch.ones(1)).conj().imag):
+        weight.grad = gradient
+        optimizer.step()
+    assert weight.grad.is_neg()
+    assert weight.item() == 0.0

@@ -66,6 +66,7 @@ def _is_number(value: Any) -> bool:
 
 def check_decay(decay: Any) -> float:
     """The decay of the weights' average, if it is one."""
+    decay = plain_number(decay)
     if not (_is_number(decay) and 0 <= decay <= 1):
         raise refusal("ema_decay", decay, "in [0, 1]", "Try 0.999: an average over about 1000 steps.")
     return float(decay)

@@ -2,6 +2,8 @@
 
 Each slot is a tensor under its name. What is kept beside it (`storage`) stands under a name of its own: the scales of
 `exp_avg` in blocks under `exp_avg_scale`, what rounding took from the weight under `rest`.
+
+In a checkpoint, codes stand under `exp_avg_codes`: torch.optim would take them for numbers, and what it misses it says.
 """
 
 from __future__ import annotations
@@ -23,6 +25,19 @@ REST = "rest"
 def scale_of(name: str) -> str:
     """The name under which a slot's scales stand."""
     return f"{name}_scale"
+
+
+_CODES = "_codes"
+
+
+def saved_name(name: str, value: Any) -> str:
+    """The name of a state's entry in a checkpoint."""
+    return f"{name}{_CODES}" if isinstance(value, Tensor) and value.dtype == torch.int8 else name
+
+
+def own_name(name: str) -> str:
+    """The name of a checkpoint's entry in the state."""
+    return name.removesuffix(_CODES)
 
 
 def name_of(tensor: Tensor) -> str:

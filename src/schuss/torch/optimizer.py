@@ -354,12 +354,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _terms(self, group: dict[str, Any], finished: int, scale: float) -> Terms:
         decay = group["ema_decay"]
-        if decay is None:
-            renewed = 1.0
-        elif callable(decay):
-            renewed = 1 - check_decay(plain_number(decay(finished)))
-        else:
-            renewed = 1 - decay
+        renewed = 1.0 if decay is None else 1 - check_decay(decay(finished) if callable(decay) else decay)
         return Terms(-scale if group["maximize"] else scale, renewed, self.defaults["seed"])
 
     @property
@@ -449,6 +444,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _make_plan(self, weights: list[Tensor], gradients: list[Any], rules: list[Rule]) -> Plan:
         self._settle()
+        for group in self.param_groups:  # which may have been changed by hand
+            check_options({**OPTIONS, **group})
         group_of = [k for k, group in enumerate(self.param_groups) for _ in group["params"]]
         present = [k for k, gradient in enumerate(gradients) if gradient is not None]
         whole = {k for k in present if gradients[k].layout != torch.sparse_coo}
@@ -491,7 +488,7 @@ class Optimizer(torch.optim.Optimizer):
             stored = weight_storage(kept.name_of(weight), group["rounding"], group["compensated"])
             slots = [names[slot] for slot in rule.slots]
             extra = [AVERAGE] if group["ema_decay"] is not None else []
-            if slots or extra or self.row.counts_steps or kept.beside(stored):
+            if slots or extra or self.row.counts_steps or kept.beside(stored) or weight in self.state:
                 entry = self.state[weight]
                 remembers = [*slots, *extra]
                 new = bool(remembers) and all(entry.get(name) is None for name in remembers)
@@ -548,7 +545,10 @@ class Optimizer(torch.optim.Optimizer):
         self._settle()
         packed = super().state_dict()
         state = {
-            key: {name: _exported(name, value, self.row) for name, value in entry.items()}
+            key: {
+                kept.saved_name(name, value): _exported(name, value, self.row)
+                for name, value in entry.items()
+            }
             if isinstance(entry, dict)
             else entry
             for key, entry in packed["state"].items()
@@ -670,6 +670,7 @@ def _exported(name: str, value: Any, row: Row) -> Any:
 
 def _loaded(entry: dict[str, Any], weight: Tensor, key: Any, row: Row, block: int) -> dict[str, Any]:
     """One weight's state from a checkpoint, copied to the weight's device, or words on why it does not fit."""
+    entry = {kept.own_name(name): value for name, value in entry.items()}
     scalars = {row.names[scalar] for scalar in row.rule.scalars} | {"step"}
     slots = {*row.names.values(), AVERAGE} - scalars
     beside = {kept.REST, *map(kept.scale_of, slots)}

@@ -167,6 +167,13 @@ class _Plain:
         # A table holds addresses only: keep the memory alive.
         self.memory = [slot.untyped_storage() for item in items for slot in item.slots]
         self.moving: list[int] = []
+        # A gradient can be noted as conjugate or negative, and contiguous, where it is complex or one number (an
+        # imaginary part).
+        self.doubted = [
+            k
+            for k, weight in zip(self.places, self.weights, strict=True)
+            if weight.is_complex() or weight.numel() == 1
+        ]
 
     def _made(self, signature: Signature, items: list[Item]) -> tuple[Any, Launch]:
         table = _whole(signature, items)
@@ -189,7 +196,7 @@ class _Plain:
             alike = self._alike(mine) and list(map(_dtype, mine)) == self.dtypes
         except (RuntimeError, TypeError):  # a sparse gradient has no address, and None is no tensor
             return False
-        if not alike or (self.dtypes[0].is_complex and any(map(_lazy, mine))):
+        if not alike or any(_lazy(gradients[k]) for k in self.doubted):
             return False
         if moving != self.moving:
             self.table.place(1, np.array(moving, dtype=np.int64))
