@@ -424,3 +424,13 @@ def test_a_checkpoint_with_impossible_hyperparameters_is_refused(fresh):
     state = snapshot(optimizer)
     state["param_groups"][0]["betas"] = (0.9, 1.0)
     assert_refused(optimizer, state, r"beta2=1\.0 is not in \[0, 1\)")
+
+
+def test_how_a_step_is_run_is_not_in_a_checkpoint():
+    """Of two optimizers with the same state one may be captured in a graph, and the other not."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    saved = torch.optim.Adam([weight], foreach=True).state_dict()
+    optimizer = schuss.torch.Adam([weight], capturable=True)
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["capturable"] is True
+    assert optimizer.param_groups[0]["foreach"] is None

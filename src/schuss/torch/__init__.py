@@ -17,6 +17,7 @@ Every optimizer takes these too, by keyword; those above the line may differ by 
 | `max_norm`       | `None`      | scale all gradients down to this norm together, as torch.nn.utils.clip_grad_norm_   |
 | `skip_nonfinite` | `False`     | leave out a step whose gradients are not all finite, and count it in `skipped`      |
 | `seed`           | `0`         | what chance starts from; with the step and a weight's place it says how it rounds   |
+| `capturable`     | `False`     | a step on a GPU can be captured in a CUDA graph, after an ordinary one              |
 
 State in int8 stays in float32 for tensors of fewer than 4096 weights, and for those with sparse gradients; `groups(...,
 state_dtype="int8")` leaves embeddings in float32 too. Complex weights have state of their own dtype. These options are

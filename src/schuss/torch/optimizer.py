@@ -36,7 +36,7 @@ from schuss.compile.front import (
 from schuss.compile.launch import Terms
 from schuss.compile.storage import BLOCK
 from schuss.rules import PAIRS, Row, Rule
-from schuss.torch import kept
+from schuss.torch import checkpoints, kept
 from schuss.torch.plan import Item, Plan
 from schuss.torch.state import State, changes
 
@@ -546,7 +546,7 @@ class Optimizer(torch.optim.Optimizer):
         packed = super().state_dict()
         state = {
             key: {
-                kept.saved_name(name, value): _exported(name, value, self.row)
+                kept.saved_name(name, value): checkpoints.exported(name, value, self.row)
                 for name, value in entry.items()
             }
             if isinstance(entry, dict)
@@ -591,7 +591,7 @@ class Optimizer(torch.optim.Optimizer):
         state: dict[Any, Any] = {}
         for key, entry in loaded["state"].items():
             if key in weight_of:
-                state[weight_of[key]] = _loaded(entry, weight_of[key], key, self.row, blocks)
+                state[weight_of[key]] = checkpoints.loaded(entry, weight_of[key], key, self.row, blocks)
             else:
                 state[key] = copy.deepcopy(entry)
         groups: list[dict[str, Any]] = []
@@ -603,8 +603,9 @@ class Optimizer(torch.optim.Optimizer):
                     f"needs; they have {', '.join(map(repr, other))}. Is it another optimizer's?"
                 )
             fitted = {**mine, **copy.deepcopy({k: v for k, v in other.items() if k != "params"})}
-            fitted["step"] = other.get("step", _steps_in(state, mine["params"]))
-            fitted |= {"params": mine["params"], "schedules": mine["schedules"]}
+            fitted["step"] = other.get("step", checkpoints.steps_in(state, mine["params"]))
+            switches = {name: mine[name] for name in SWITCHES if name in mine}
+            fitted |= {"params": mine["params"], "schedules": mine["schedules"], **switches}
             in_blocks = fitted.pop("block_size", None) is not None
             for weight in mine["params"] if mine["state_dtype"] is not None else ():
                 asked = kept.slot_dtype_of(weight, mine["state_dtype"])
@@ -659,47 +660,3 @@ def _check_weights(given: list[Any]) -> None:
                 "Give each weight once."
             )
         seen.add(id(weight))
-
-
-def _exported(name: str, value: Any, row: Row) -> Any:
-    """A state's entry as torch.optim has it: a count is a float32 tensor, as long as that can count on."""
-    if name == "step":
-        return value.to(torch.float32 if value < 2**24 else torch.float64, copy=True)
-    return value.clone() if name in (row.names[scalar] for scalar in row.rule.scalars) else value
-
-
-def _loaded(entry: dict[str, Any], weight: Tensor, key: Any, row: Row, block: int) -> dict[str, Any]:
-    """One weight's state from a checkpoint, copied to the weight's device, or words on why it does not fit."""
-    entry = {kept.own_name(name): value for name, value in entry.items()}
-    scalars = {row.names[scalar] for scalar in row.rule.scalars} | {"step"}
-    slots = {*row.names.values(), AVERAGE} - scalars
-    beside = {kept.REST, *map(kept.scale_of, slots)}
-    unknown = set(entry) - slots - scalars - beside
-    if unknown:
-        raise ValueError(
-            f"The checkpoint's state of weight {key} has {', '.join(map(repr, sorted(unknown)))}; "
-            f"{row.name} keeps {', '.join(map(repr, sorted(slots - {AVERAGE})))}. Is it another optimizer's?"
-        )
-    copied: dict[str, Any] = {}
-    for name, value in entry.items():
-        if name in {*slots, kept.REST} and value is not None and tuple(value.shape) != tuple(weight.shape):
-            raise ValueError(
-                f"The checkpoint's {name!r} of weight {key} has shape {tuple(value.shape)}, the weight "
-                f"{tuple(weight.shape)}. Is the model the one that was saved?"
-            )
-        if isinstance(value, Tensor):
-            place = "cpu" if name in scalars else weight.device
-            copied[name] = value.detach().to(place, copy=True)
-        elif value is not None:
-            copied[name] = value
-    for name in slots & copied.keys():
-        if copied[name].dtype == torch.int8:
-            kept.check_scales(copied, name, key, block)
-            copied[name] = copied[name].contiguous()
-            kept.convert(copied, name, "int8", block)
-    return copied
-
-
-def _steps_in(state: dict[Any, Any], weights: list[Tensor]) -> int:
-    """The finished steps of a group whose checkpoint does not say: those of its oldest weight."""
-    return max((int(state[w]["step"]) for w in weights if "step" in state.get(w, ())), default=0)
