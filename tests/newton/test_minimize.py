@@ -283,3 +283,8 @@ def test_the_own_result_reads_like_scipys():
     assert "fun: 2.0" in repr(result)
     with pytest.raises(AttributeError):
         _ = result.missing
+
+
+def test_residuals_have_one_loss():
+    with pytest.raises(ValueError, match="loss='softmax' is not 'squares' here"):
+        minimize(lambda x: x - 1, np.zeros(2), method="gauss-newton", options=dict(loss="softmax"))

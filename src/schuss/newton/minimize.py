@@ -124,6 +124,11 @@ def minimize(
         raise refusal("jac", jac, "a function or None", "None asks autograd, then finite differences.")
     args = args if isinstance(args, tuple) else (args,)
     problem = Differentiable(fun, x0, args, jac, make is GaussNewton)
+    if make is GaussNewton and settings.get("loss", "squares") != "squares":
+        given = settings["loss"]
+        raise refusal(
+            "loss", given, "'squares' here", "A function of residuals has no other: see schuss.torch."
+        )
     if curved:
         settings.setdefault("full_batch", True)
     w = problem.start
