@@ -11,7 +11,7 @@ import torch
 
 import schuss.numpy
 import schuss.torch
-from schuss.compile import eager
+from schuss.compile import eager, narrow
 from schuss.compile.launch import Launch
 from schuss.compile.storage import BLOCK
 from schuss.numpy import SGD, Adam, NAdam, kept
@@ -487,7 +487,7 @@ def test_state_is_kept_in_the_dtype_that_is_asked_for(state_dtype):
     assert scales == ({f"{k}/{s}_scale" for k in large for s in "mv"} if state_dtype == "int8" else set())
     if scales:
         assert state["F/m_scale"].shape == (-(-4500 // BLOCK),)
-        m = kept.from_levels(state["layers/0/W/m"], state["layers/0/W/m_scale"])
+        m = narrow.from_levels(state["layers/0/W/m"], state["layers/0/W/m_scale"])
         g = next(gradients(tree(), 1))["layers"][0]["W"]
         np.testing.assert_allclose(m, 0.1 * g, rtol=1 / 8, atol=np.abs(0.1 * g).max() * 2.0**-15)
 
@@ -501,7 +501,7 @@ def test_state_in_blocks_becomes_float32_when_rows_come_alone():
     assert state["e/m"].dtype == np.float32
     assert "e/m_scale" not in state
     rest = np.arange(1000) != 3
-    expected = kept.from_levels(before["e/m"], before["e/m_scale"])
+    expected = narrow.from_levels(before["e/m"], before["e/m_scale"])
     np.testing.assert_array_equal(state["e/m"][rest], expected[rest])
     np.testing.assert_allclose(state["e/m"][3], 0.9 * expected[3] + 0.1, rtol=1e-6)
 
@@ -621,14 +621,14 @@ def test_levels_are_those_of_the_pytorch_path():
         value = (
             rng.choice([-1, 1], size) * 10 ** rng.uniform(-12, 6, size) * (rng.random(size) > 0.1)
         ).astype(np.float32)
-        codes, scales = kept.to_levels(value)
+        codes, scales = narrow.to_levels(value)
         their_codes, their_scales = eager.to_levels(torch.from_numpy(value))
         np.testing.assert_array_equal(codes, their_codes.numpy())
         np.testing.assert_array_equal(scales, their_scales.numpy())
         for block in (BLOCK, 50):
             scales = rng.random(-(-size // block)).astype(np.float32)
             back = eager.from_levels(their_codes, torch.from_numpy(scales), block)
-            np.testing.assert_array_equal(kept.from_levels(codes, scales, block), back.numpy())
+            np.testing.assert_array_equal(narrow.from_levels(codes, scales, block), back.numpy())
 
 
 def test_bfloat16_bits_are_those_of_pytorch():
@@ -739,7 +739,7 @@ def test_a_checkpoint_with_blocks_of_another_size_is_read():
     found = one.state_dict()
     assert (found["block_size"], found["w/m_scale"].shape) == (BLOCK, (-(-4200 // BLOCK),))
     for s in "mv":
-        was, now = (kept.from_levels(each[f"w/{s}"], each[f"w/{s}_scale"]) for each in (state, found))
+        was, now = (narrow.from_levels(each[f"w/{s}"], each[f"w/{s}_scale"]) for each in (state, found))
         np.testing.assert_allclose(now, was, rtol=1e-6)
 
 

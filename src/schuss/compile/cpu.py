@@ -145,6 +145,18 @@ def scalars(formula: Formula, kept: tuple[str, ...]) -> tuple[str, ...]:
     return ("scale", *formula.coefficients, *(("key1", "key2") if drawn(kept) else ()))
 
 
+def head(formula: Formula, kept: tuple[str, ...], where: str) -> list[str]:
+    """What a generated file says of itself."""
+    arrays = zip(("w", "g", *formula.slots), kept, strict=True)
+    return [
+        f'"""{formula.title} {where}: {", ".join(f"{name} {one}" for name, one in arrays)}.',
+        "",
+        f"Generated from {formula.rule.__module__}. To change it, change the page.",
+        '"""',
+        "",
+    ]
+
+
 def _indented(lines: Iterable[str], by: int) -> list[str]:
     return [" " * by + line for line in lines]
 
@@ -192,13 +204,7 @@ def source(formula: Formula, kept: tuple[str, ...]) -> str:
             *_indented([line for array in written for line in array.after_block()], 4),
         ]
     lines = [
-        f'"""{formula.title} on the CPU: '
-        + ", ".join(f"{name} {one}" for name, one in zip(names, kept, strict=True))
-        + ".",
-        "",
-        f"Generated from {formula.rule.__module__}. To change it, change the page.",
-        '"""',
-        "",
+        *head(formula, kept, "on the CPU"),
         "from numba import cfunc, float64, int32, njit",
         f"from numba import {real} as real",
         "from schuss.compile.memory import Slots, draw, inverse_of, larger, prefetch, read_float64, read_int64",

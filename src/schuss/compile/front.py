@@ -72,6 +72,11 @@ def check_decay(decay: Any) -> float:
     return float(decay)
 
 
+def renewed(decay: Any, finished: int) -> float:
+    """The part of the weights' average, if there is one, that the step after `finished` ones renews."""
+    return 1.0 if decay is None else 1 - check_decay(at(decay, finished))
+
+
 def dtype_name(dtype: Any) -> str:
     """A dtype's name: of torch's, NumPy's, or a word."""
     if isinstance(dtype, str):

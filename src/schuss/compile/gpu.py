@@ -219,13 +219,7 @@ def source(formula: Formula, kept: tuple[str, ...]) -> str:
     wide = [column for column in memory if column.per == 1]
     arguments = _arguments(formula, kept)
     lines = [
-        f'"""{formula.title} on a GPU: '
-        + ", ".join(f"{name} {one}" for name, one in zip(names, kept, strict=True))
-        + ".",
-        "",
-        f"Generated from {formula.rule.__module__}. To change it, change the page.",
-        '"""',
-        "",
+        *cpu.head(formula, kept, "on a GPU"),
         "import triton",
         "import triton.language as tl",
         *([f"from schuss.compile.triton_memory import {', '.join(shared)}"] if shared else []),

@@ -13,15 +13,8 @@ from typing import Any
 import numpy as np
 
 from schuss.compile.front import slot_dtype, slot_storage
-from schuss.compile.storage import (
-    BLOCK,
-    LEVEL_BITS,
-    LEVEL_LEAST,
-    LEVEL_MOST,
-    LEVEL_OFFSET,
-    LEVEL_TOP,
-    STORAGES,
-)
+from schuss.compile.narrow import from_levels, to_levels, upper_half
+from schuss.compile.storage import BLOCK, STORAGES
 from schuss.numpy.layout import KERNEL_NAMES, axes_of, empty, laid
 
 Array = np.ndarray[Any, Any]
@@ -30,7 +23,6 @@ Slots = MutableMapping[str, Array]
 REST = "rest"
 # What a kernel takes the arrays of slots for.
 _NAMES = {**KERNEL_NAMES, "uint16": "bfloat16", "int8": "int8"}
-_MAGNITUDE = 0x7FFFFFFF
 
 
 def scale_of(name: str) -> str:
@@ -84,43 +76,9 @@ def _keep(slots: Slots, name: str, value: Array, dtype: str) -> None:
     if dtype == "int8":
         slots[name], slots[scale_of(name)] = to_levels(value.astype(np.float32))
     elif dtype == "bfloat16":
-        slots[name] = _upper_half(value.astype(np.float32))
+        slots[name] = upper_half(value.astype(np.float32))
     else:
         slots[name] = value.astype(dtype)
-
-
-def _upper_half(value: Array) -> Array:
-    """Float32 numbers as the bits of the nearest bfloat16 ones, ties to even; a NaN stays one."""
-    bits = value.view(np.uint32)
-    upper = bits >> 16
-    rounded = (bits + (0x7FFF + (upper & 1))) >> 16
-    return np.where(np.isnan(value), upper | 0x40, rounded).astype(np.uint16)
-
-
-def _in_blocks(flat: Array, block: int = BLOCK) -> Array:
-    """One row a block, the last one filled up with zeros."""
-    return np.pad(flat, (0, -len(flat) % block)).reshape(-1, block)
-
-
-def from_levels(codes: Array, scales: Array, block: int = BLOCK) -> Array:
-    """The float32 numbers of int8 `codes` (any shape, counted row by row) with a scale for each block of them."""
-    levels = _in_blocks(codes.reshape(-1), block).astype(np.int32)
-    size = ((np.abs(levels) + LEVEL_OFFSET) << LEVEL_BITS).view(np.float32)
-    with np.errstate(invalid="ignore"):  # a block with an infinity has no other numbers left
-        value = np.sign(levels).astype(np.float32) * size * scales[:, None]
-    return value.reshape(-1)[: codes.size].reshape(codes.shape)
-
-
-def to_levels(value: Array) -> tuple[Array, Array]:
-    """Float32 numbers (any shape, counted row by row) as the nearest int8 codes, and a scale for each block."""
-    blocks = _in_blocks(value.reshape(-1))
-    most = (blocks.view(np.int32) & _MAGNITUDE).max(axis=1).clip(min=LEVEL_LEAST).view(np.float32)
-    with np.errstate(invalid="ignore"):
-        bits = (blocks * (np.float32(LEVEL_TOP) / most)[:, None]).view(np.int32)
-    raised = (bits & _MAGNITUDE).astype(np.int64) + (1 << (LEVEL_BITS - 1))
-    levels = ((raised >> LEVEL_BITS) - LEVEL_OFFSET).clip(1, LEVEL_MOST) * (blocks != 0)
-    codes = np.where(bits < 0, -levels, levels).astype(np.int8)
-    return codes.reshape(-1)[: value.size].reshape(value.shape), most * np.float32(1 / LEVEL_TOP)
 
 
 def arrays(

@@ -19,12 +19,12 @@ from schuss.compile.formula import AVERAGE, Formula, formula
 from schuss.compile.front import (
     OPTIONS,
     at,
-    check_decay,
     check_options,
     dtype_name,
     is_schedule,
     parameters,
     plain_number,
+    renewed,
     weight_storage,
 )
 from schuss.compile.launch import Terms
@@ -152,7 +152,7 @@ class Optimizer:
 
     def _ask_schedules(self) -> None:
         """Bring the hyperparameters up to the finished updates; errors say which is outside its domain."""
-        now = {key: at(self._chosen[key], self._finished) for key in self._scheduled}
+        now = {key: at(self._chosen[key], self._finished) for key in self._scheduled if key != "ema_decay"}
         self._rule, self._terms = self._made(now, self._chosen)
 
     def _made(self, now: dict[str, Any], chosen: Mapping[str, Any]) -> tuple[Rule, Terms]:
@@ -169,11 +169,11 @@ class Optimizer:
                 default = self._known[key].default
                 raise ValueError(f"{key}={value!r} is not a pair of numbers. Try {key}={default}.")
         rule = self._rule.changed(**parts) if self._chosen else self.row.rule(**parts)
-        maximize, decay = (now.get(key, chosen[key]) for key in ("maximize", "ema_decay"))
+        maximize = now.get("maximize", chosen["maximize"])
         if not isinstance(maximize, bool):
             raise refusal("maximize", maximize, "True or False")
-        renewed = 1.0 if chosen["ema_decay"] is None else 1 - check_decay(decay)
-        return rule, Terms(-1.0 if maximize else 1.0, renewed, chosen["seed"])
+        share = renewed(chosen["ema_decay"], self._finished)
+        return rule, Terms(-1.0 if maximize else 1.0, share, chosen["seed"])
 
     def __getattr__(self, key: str) -> Any:
         if key.startswith("_") or key not in self._known:

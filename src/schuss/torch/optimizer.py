@@ -24,13 +24,13 @@ from schuss.compile.front import (
     SWITCHES,
     WHOLE,
     at,
-    check_decay,
     check_options,
     dtype_name,
     for_sparse,
     is_schedule,
     parameters,
     plain_number,
+    renewed,
     weight_storage,
 )
 from schuss.compile.launch import Terms
@@ -353,9 +353,8 @@ class Optimizer(torch.optim.Optimizer):
         return scale * norm.clipping(self._norm, self.max_norm)
 
     def _terms(self, group: dict[str, Any], finished: int, scale: float) -> Terms:
-        decay = group["ema_decay"]
-        renewed = 1.0 if decay is None else 1 - check_decay(decay(finished) if callable(decay) else decay)
-        return Terms(-scale if group["maximize"] else scale, renewed, self.defaults["seed"])
+        share = renewed(group["ema_decay"], finished)
+        return Terms(-scale if group["maximize"] else scale, share, self.defaults["seed"])
 
     @property
     def max_norm(self) -> float | None:
