@@ -6,6 +6,8 @@ import torch
 
 from schuss.compile.reference import Reference
 
+collect_ignore = ["ranks.py"]  # a program of its own, for several processes
+
 
 @pytest.fixture
 def float64_default():

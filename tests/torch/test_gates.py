@@ -230,7 +230,9 @@ def trained_with_scaler(make, steps=6, unscale=False, bad_at=3):
 
 @pytest.mark.parametrize("unscale", [False, True])
 def test_gradscaler_as_with_torchs_fused_optimizers(unscale):
-    ours, found, scaler, unchanged = trained_with_scaler(lambda p: AdamW(p, lr=0.01), unscale=unscale)
+    ours, found, scaler, unchanged = trained_with_scaler(
+        lambda p: AdamW(p, lr=0.01, fused=True), unscale=unscale
+    )
     _, expected, theirs, _ = trained_with_scaler(
         lambda p: torch.optim.AdamW(p, lr=0.01, fused=True), unscale=unscale
     )
@@ -244,9 +246,27 @@ def test_gradscaler_as_with_torchs_fused_optimizers(unscale):
 
 def test_gradscaler_and_clipping():
     """The norm is that of the unscaled gradients."""
-    first, found, _, unchanged = trained_with_scaler(lambda p: AdamW(p, lr=0.01, max_norm=0.05))
-    second, expected, _, _ = trained_with_scaler(lambda p: AdamW(p, lr=0.01, max_norm=0.05), unscale=True)
+
+    def make(params):
+        return AdamW(params, lr=0.01, max_norm=0.05, fused=True)
+
+    first, found, _, unchanged = trained_with_scaler(make)
+    second, expected, _, _ = trained_with_scaler(make, unscale=True)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
     assert first.gradient_norm == pytest.approx(second.gradient_norm, rel=1e-5)
     assert first.gradient_norm > 0.05
     assert all(unchanged)
+
+
+def test_gradscaler_as_with_torchs_optimizers_where_nothing_is_asked():
+    """It unscales gradients, and calls no step after an infinity: so frameworks see it, and may clip between."""
+    for options in (dict(), dict(max_norm=0.05), dict(skip_nonfinite=True)):
+        ours, found, scaler, _ = trained_with_scaler(lambda p, more=options: AdamW(p, lr=0.01, **more))
+        asked, expected, theirs, _ = trained_with_scaler(
+            lambda p, more=options: AdamW(p, lr=0.01, fused=True, **more)
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+        assert scaler.get_scale() == theirs.get_scale()
+        assert (ours.skipped, asked.skipped) == (0, 1)
+        assert ours._step_supports_amp_scaling is False
+        assert asked._step_supports_amp_scaling is True

@@ -1,11 +1,17 @@
 """Groups, hyperparameters that change, schedules, closures, hooks, and gradients that come and go."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import schuss.torch
+from schuss.schedules import Exponential
+
+HALVING = Exponential(1.0, rate=0.5)
 
 
 @pytest.fixture(autouse=True)
@@ -178,15 +184,82 @@ def test_a_group_has_a_schedule_of_its_own_from_its_own_start(pair):
     assert_alike(mine, other)
 
 
-def test_a_schedule_overrules_a_rate_set_by_hand():
-    """The schedule of a group speaks at the next step, whatever was written in its place."""
+def test_a_rate_set_by_hand_is_used_for_one_step():
+    """Whoever writes last has the next step; after it the schedule writes again. It is said once."""
     weight = torch.nn.Parameter(torch.zeros(3))
-    optimizer = schuss.torch.SGD([weight], lr=lambda n: 0.1)
+    optimizer = schuss.torch.SGD([weight], lr=lambda n: 0.1, momentum=lambda n: 0.0)
+    weight.grad = torch.ones(3)
     optimizer.param_groups[0]["lr"] = 5.0
+    with pytest.warns(
+        UserWarning, match=r"^lr=<function .* is the schedule of a parameter group, .* stands at 5\.0"
+    ):
+        optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.full((3,), -5.0))
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.full((3,), -5.1))
+    optimizer.param_groups[0].update(lr=torch.tensor(2.0), momentum=0.5)
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.full((3,), -7.1))
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o)), "loaded"])
+def test_a_rate_set_by_hand_right_after_a_copy_or_a_checkpoint_is_used(again):
+    weight = torch.nn.Parameter(torch.zeros(3))
+    weight.grad = torch.ones(3)
+    optimizer = schuss.torch.SGD([weight], lr=HALVING)
+    optimizer.step()
+    if again == "loaded":
+        other = schuss.torch.SGD([torch.nn.Parameter(weight.detach().clone())], lr=HALVING)
+        other.load_state_dict(optimizer.state_dict())
+    else:
+        other = again(optimizer)
+    moved = other.param_groups[0]["params"][0]
+    moved.grad = torch.ones(3)
+    other.param_groups[0]["lr"] = 2.0
+    with pytest.warns(UserWarning, match="Whoever writes last wins"):
+        other.step()
+    torch.testing.assert_close(moved.detach(), torch.full((3,), -3.0))
+    assert other.param_groups[0]["lr"] == 0.25
+
+
+def test_a_step_that_is_left_out_uses_up_no_rate_set_by_hand():
+    weight = torch.nn.Parameter(torch.zeros(3))
+    optimizer = schuss.torch.SGD([weight], lr=lambda n: 0.1, skip_nonfinite=True)
+    optimizer.param_groups[0]["lr"] = 5.0
+    weight.grad = torch.full((3,), torch.inf)
+    with pytest.warns(UserWarning, match="Whoever writes last wins"):
+        optimizer.step()
     weight.grad = torch.ones(3)
     optimizer.step()
-    torch.testing.assert_close(weight.detach(), torch.full((3,), -0.1))
-    assert optimizer.param_groups[0]["lr"] == 0.1
+    torch.testing.assert_close(weight.detach(), torch.full((3,), -5.0))
+
+
+def train(steps, *movers):
+    for _ in range(steps):
+        for one in movers:
+            one.step()
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda n: 0.5 if n else 1.0),
+        lambda o: torch.optim.lr_scheduler.StepLR(o, step_size=100),
+    ],
+)
+def test_a_second_scheduler_is_named_once(scheduler):
+    """torch's writes after our schedule has, so it wins where it writes; StepLR hands on what it finds."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    weight.grad = torch.ones(1)
+    optimizer = schuss.torch.SGD([weight], lr=HALVING)
+    driver = scheduler(optimizer)
+    lambdas = isinstance(driver, torch.optim.lr_scheduler.LambdaLR)
+    with pytest.warns(UserWarning, match="by hand or by a scheduler") as said:
+        train(3, optimizer, driver)
+    assert len(said) == 1
+    assert weight.item() == (-2.0 if lambdas else -1.75)
+    assert optimizer.param_groups[0]["lr"] == (0.5 if lambdas else 0.125)
 
 
 def test_a_group_added_after_steps(torch_case, pair):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ import torch
 from schuss.compile import norm
 from schuss.compile.launch import Table, WholeTensors
 from schuss.compile.storage import PLAIN, columns
+from schuss.torch.sharded import Shards, checked
 
 Tensor = torch.Tensor
 
@@ -18,23 +20,42 @@ _NAMES = {getattr(torch, name): name for name in PLAIN}
 
 
 @torch.no_grad()
-def global_norm(params: Tensor | Iterable[Tensor]) -> Tensor:
+def global_norm(params: Tensor | Iterable[Tensor], *, process_group: Any = None) -> Tensor:
     """The 2-norm of the gradients of `params`, all together: a float64 number in a tensor, where the gradients are.
 
     Each gradient is read once and none is written to; those that are None count as 0. It is infinite or NaN if one of
     their numbers is, so whether it is finite says whether all of them are.
+
+    Of DTensors it is the norm of the whole gradients, the same on every rank, and every rank has to ask for it. So it
+    is of plain tensors, each on one rank of a `process_group` only; without one it is of this rank's.
 
     >>> weight = torch.nn.Parameter(torch.zeros(2))
     >>> weight.grad = torch.tensor([3.0, -4.0])
     >>> global_norm([weight]).item()
     5.0
     """
-    weights = [params] if isinstance(params, Tensor) else params
-    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    weights = [params] if isinstance(params, Tensor) else list(params)
+    gradients = [weight.grad for weight in weights]
+    shards = Shards(weights, checked(process_group))
+    shards.check()
+    if not shards.several:
+        return _norm_there([gradient for gradient in gradients if gradient is not None])
+    norm, _ = shards.norm(gradients, local_norm)
+    places = [gradient.device for gradient in gradients if gradient is not None]
+    return torch.tensor(norm, dtype=torch.float64, device=places[0] if places else weights[0].device)
+
+
+def local_norm(gradients: Sequence[Tensor]) -> float:
+    """The norm of gradients that lie on this rank, wherever."""
+    return float(_norm_there(gradients))
+
+
+def _norm_there(gradients: Sequence[Tensor]) -> Tensor:
+    """The norm as a tensor, where the gradients are: on a GPU nobody waits for it."""
     here = [gradient for gradient in gradients if gradient.device.type == "cpu"]
     there = [_numbers(gradient) for gradient in gradients if gradient.device.type != "cpu"]
     if not there:
-        return torch.tensor(_norm_here(here), dtype=torch.float64)
+        return torch.tensor(_norm_here(here), dtype=torch.float64, device="cpu")
     parts = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in there]
     parts += [parts[0].new_tensor(_norm_here(here))] if here else []
     return torch.linalg.vector_norm(torch.stack([part.to(parts[0].device) for part in parts]))

@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Container, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import fields
@@ -36,7 +37,8 @@ from schuss.compile.front import (
 from schuss.compile.launch import Terms
 from schuss.compile.storage import BLOCK
 from schuss.rules import PAIRS, Row, Rule
-from schuss.torch import checkpoints, kept
+from schuss.torch import checkpoints, kept, sharded
+from schuss.torch.norm import local_norm
 from schuss.torch.plan import Item, Plan
 from schuss.torch.state import State, changes
 
@@ -74,12 +76,12 @@ class Optimizer(torch.optim.Optimizer):
     """What all optimizers here share. A subclass is its row of the table of rules, and nothing else."""
 
     row: ClassVar[Row]
-    # GradScaler then leaves `grad_scale` and `found_inf` here, and gradients as they are.
-    _step_supports_amp_scaling: ClassVar[bool] = True
     grad_scale: Tensor | None
     found_inf: Tensor | None
     _skipped = 0
     _swapped = False
+    _held = sharded.Held()
+    _told = False
     _parameters: ClassVar[dict[str, inspect.Parameter]]
     _binding: ClassVar[inspect.Signature]
     _names: ClassVar[tuple[tuple[str, tuple[str, ...]], ...]]
@@ -89,7 +91,8 @@ class Optimizer(torch.optim.Optimizer):
         super().__init_subclass__(**kwargs)
         if "row" not in cls.__dict__:
             return
-        cls._parameters = parameters(cls.row, SWITCHES)
+        group = inspect.Parameter("process_group", inspect.Parameter.KEYWORD_ONLY, default=None)
+        cls._parameters = parameters(cls.row, SWITCHES) | {group.name: group}
         first, params = (
             inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in ("self", "params")
         )
@@ -112,6 +115,8 @@ class Optimizer(torch.optim.Optimizer):
         defaults = dict(bound.arguments)
         defaults.pop("self")
         params = defaults.pop("params")
+        group = defaults.pop("process_group")
+        self._held = sharded.checked(sharded.of_zero() if group is None else group)
         check_options(defaults)
         self._forget()
         super().__init__(params, defaults)
@@ -129,7 +134,9 @@ class Optimizer(torch.optim.Optimizer):
         self._members: list[Tensor] = []
         self._views: list[tuple[Tensor, ...]] = []
         self._norm: float | None = None
+        self._shards: sharded.Shards | None = None
         self._control: device.Control | None = None
+        self._unmoved: set[int] = set()  # weights whose state a dry step has made
         self._begun: dict[int, int] = {}  # a group's steps before the device's first
 
     # Groups and their hyperparameters
@@ -154,11 +161,14 @@ class Optimizer(torch.optim.Optimizer):
         self._rules.clear()
         self._rule_of(group)
         super().add_param_group(group)
+        self._in_force.setdefault(id(group), _standing(group))
         for name in WHOLE:
             self.param_groups[-1].pop(name)
 
     def _check_own_options(self, group: dict[str, Any]) -> None:
         """Refuse a group's options that are none of its own, or outside their domains."""
+        if "process_group" in group:
+            raise ValueError("process_group belongs to the whole optimizer. Give it to the constructor.")
         for name in WHOLE:
             if group[name] != self.defaults[name]:
                 raise ValueError(
@@ -191,13 +201,15 @@ class Optimizer(torch.optim.Optimizer):
         return rule
 
     def _ask_schedules(self, group: dict[str, Any]) -> None:
-        """Show each schedule's value in its place: that after the group's finished steps, whatever stands there."""
-        step, shown = self._in_force.get(id(group), (-1, {}))
-        if step == group["step"] and all(group[name] is value for name, value in shown.items()):
+        """Show each schedule's value in its place: that after the group's finished steps, once.
+
+        What is written there afterwards is used until a step is counted: whoever comes last has it.
+        """
+        if self._in_force.get(id(group), (-1,))[0] == group["step"]:
             return
         shown = {name: at(schedule, group["step"]) for name, schedule in group["schedules"].items()}
         group.update(shown)
-        self._in_force[id(group)] = (group["step"], shown)
+        self._in_force[id(group)] = (group["step"], {"lr": group.get("lr", 0.0), **shown})
 
     def _with_new_numbers(self, last: Any, values: tuple[Any, ...]) -> Rule | None:
         """The last rule with other numbers, if that is all that changed: a new rate at every step costs little."""
@@ -238,12 +250,20 @@ class Optimizer(torch.optim.Optimizer):
         plan = self._plan
         if plan is None or not (self._seen == self._looked(weights, rules) and plan.fits(gradients)):
             plan = self._plan = self._make_plan(weights, gradients, rules)
+            self._shards = None
         if self._swapped:
             raise RuntimeError(
                 "A step inside `with optimizer.averaged()` would be taken from the averaged weights and then be lost. "
                 "Take it outside."
             )
-        if self._on_device(plan):
+        if self._is_dry(plan, gradients, rules):
+            self._unmoved.update(
+                id(weight) for weight, row in zip(weights, self._ledger, strict=True) if not row[0]
+            )
+            return loss
+        overruled = list(filter(self._overruled, [group for group in groups if group["schedules"]]))
+        if self._on_device(plan, overruled):
+            self._unmoved.clear()
             return loss
         scale = self._scale(plan, gradients)
         if scale is None:
@@ -252,18 +272,48 @@ class Optimizer(torch.optim.Optimizer):
         terms = [self._terms(group, group["step"], scale) for group in groups]
         sparse_rules = {item.group: for_sparse(rules[item.group], self._sparse) for item in plan.sparse}
         plan.step(gradients, self._ledger, rules, sparse_rules, terms, torch.get_num_threads())
+        if self._unmoved:
+            self._unmoved.difference_update(map(id, plan.weights))
         for group in groups:
             group["step"] += 1
             if group["schedules"]:
                 self._ask_schedules(group)
         return loss
 
-    def _on_device(self, plan: Plan) -> bool:
+    def _overruled(self, group: dict[str, Any]) -> bool:
+        """Whether someone has written over a schedule's value, or is about to; it is said once."""
+        shown = self._in_force[id(group)][1]
+        standing = [(name, group[name], shown.get(name, group[name])) for name in group["schedules"]]
+        written = [name for name, now, then in standing if now is not then and plain_number(now) != then]
+        if not self._told and (written or ("lr" in group["schedules"] and _is_driven(self))):
+            self._told = True
+            warnings.warn(_two_hands((written or ["lr"])[0], group), stacklevel=4)
+        return bool(written)
+
+    def _is_dry(self, plan: Plan, gradients: list[Any], rules: list[Rule]) -> bool:
+        """Whether this is no step: every lr is 0, by no schedule, and every gradient is 0 throughout.
+
+        So checkpoints (`torch.distributed.checkpoint`) have state made before it is loaded or saved. It is there then;
+        nothing moves, decays, is averaged or counted.
+        """
+        if any(getattr(rule, "lr", 1.0) for rule in rules):
+            return False
+        for group in self.param_groups:
+            if "lr" in group["schedules"] and group["lr"] is self._in_force[id(group)][1]["lr"]:
+                return False
+        if any(device.capturing(place) for place in {weight.device for weight in plan.weights}):
+            return False
+        return self._norm_of(plan, gradients)[0] == 0
+
+    def _on_device(self, plan: Plan, overruled: list[Any]) -> bool:
         """Take the step as a GPU decides, where it alone knows whether it is taken; False if the host does."""
         given = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         capturable = any(group.get("capturable") for group in self.param_groups)
-        asked = capturable or self.max_norm is not None or self.skip_nonfinite or given != (None, None)
-        launches = plan.on_one_device() if asked else None
+        measured = self.max_norm is not None or self.skip_nonfinite
+        asked = capturable or measured or given != (None, None)
+        # What the device decides alone: it knows no other ranks, and schedules as they are given.
+        alone = asked and not overruled and not (measured and self._shards_checked().several)
+        launches = plan.on_one_device() if alone else None
         if launches is None:
             if self._control is not None:
                 self._settle()
@@ -342,15 +392,38 @@ class Optimizer(torch.optim.Optimizer):
     def _scale(self, plan: Plan, gradients: list[Any]) -> float | None:
         """What all gradients are multiplied by: the loss scale undone, and clipped. None if the step is not taken."""
         found, given = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        if found is not None and float(found):
-            return None
+        stop = found is not None and bool(float(found))
         scale = 1.0 if given is None else 1.0 / float(given)
         if self.max_norm is None and not self.skip_nonfinite:
-            return scale
-        self._norm = plan.norm(gradients, torch.get_num_threads()) * scale
+            return None if stop else scale
+        if not self._shards_checked().several and stop:
+            return None
+        norm_, stop = self._norm_of(plan, gradients, stop)
+        if stop:
+            return None
+        self._norm = norm_ * scale
         if self.skip_nonfinite and not math.isfinite(self._norm):
             return None
         return scale * norm.clipping(self._norm, self.max_norm)
+
+    def _norm_of(self, plan: Plan, gradients: list[Any], stop: bool = False) -> tuple[float, bool]:
+        """The norm of all gradients, on all ranks where they are divided; and whether any rank says `stop`."""
+        shards = self._divided()
+        if shards.meshes:
+            return shards.norm(gradients, local_norm, stop)
+        return shards.over_group(plan.norm(gradients, torch.get_num_threads()), stop)
+
+    def _divided(self) -> sharded.Shards:
+        """Between which ranks the weights are divided, found once a plan."""
+        if self._shards is None:
+            every = list(chain.from_iterable(group["params"] for group in self.param_groups))
+            self._shards = sharded.Shards(every, self._held)
+        return self._shards
+
+    def _shards_checked(self) -> sharded.Shards:
+        shards = self._divided()
+        shards.check()
+        return shards
 
     def _terms(self, group: dict[str, Any], finished: int, scale: float) -> Terms:
         share = renewed(group["ema_decay"], finished)
@@ -358,7 +431,12 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def max_norm(self) -> float | None:
-        """The largest norm that the gradients of all weights together may have; larger ones are scaled down to it."""
+        """The largest norm that the gradients of all weights together may have; larger ones are scaled down to it.
+
+        Of all weights of all ranks, where they are divided: DTensors (`fully_shard`, tensor parallel) know how, and
+        `ZeroRedundancyOptimizer` is asked. FSDP1, pipeline stages and whatever else leaves plain weights on one rank
+        each need `process_group=`, so that all clip and skip together.
+        """
         return self.defaults["max_norm"]
 
     @max_norm.setter
@@ -375,6 +453,26 @@ class Optimizer(torch.optim.Optimizer):
     def skip_nonfinite(self, value: bool) -> None:
         check_options({**OPTIONS, "skip_nonfinite": value})
         self.defaults["skip_nonfinite"] = value
+
+    @property
+    def process_group(self) -> Any:
+        """The process group on whose ranks the weights are divided, each plain weight on one of them; None if none is.
+
+        The norm for `max_norm` and `skip_nonfinite` is then of the gradients of all its ranks, which have to step
+        together. Deep copies share it; it is in no checkpoint, and after unpickling it has to be set again.
+        """
+        return self._held.group
+
+    @process_group.setter
+    def process_group(self, group: Any) -> None:
+        self._held, self._shards = sharded.checked(group), None
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether GradScaler leaves `grad_scale` and `found_inf` here, and gradients as they are: as in torch.optim,
+        where it is asked for. GradScaler alone knows nothing of other ranks' infinities."""
+        asked = any(group.get("fused") or group.get("capturable") for group in self.param_groups)
+        return asked and self._held.group is None
 
     @property
     def skipped(self) -> int:
@@ -483,7 +581,7 @@ class Optimizer(torch.optim.Optimizer):
         for k in present:
             weight, group = weights[k], group_of[k]
             rule = self._rule_of(group)
-            first, names = rule.initial(), self.row.names
+            first, names = self._start(group, rule).initial(), self.row.names
             stored = weight_storage(kept.name_of(weight), group["rounding"], group["compensated"])
             slots = [names[slot] for slot in rule.slots]
             extra = [AVERAGE] if group["ema_decay"] is not None else []
@@ -502,12 +600,18 @@ class Optimizer(torch.optim.Optimizer):
                 elif entry.get(AVERAGE) is None:
                     entry.update(kept.new(AVERAGE, weight, kept.slot_dtype_of(weight, None), 0.0))
                     entry[AVERAGE].copy_(weight.detach())
+                new = new or id(weight) in self._unmoved
                 self._remember(k, entry, first, new, max(group["step"], bool(remembers)))
             else:
                 entry = {}
                 self._ledger[k, 0] = max(self._ledger[k, 0], group["step"])
             found.append(kept.arrays(weight, stored, entry, [*slots, *extra]))
         return found
+
+    def _start(self, group: dict[str, Any], rule: Rule) -> Rule:
+        """The rule that state starts from: an lr of 0 that was written for a dry step is none that state remembers."""
+        lr = plain_number(self._in_force.get(id(group), (0, {}))[1].get("lr", 0.0))
+        return rule.changed(lr=lr) if lr and not getattr(rule, "lr", 1.0) else rule
 
     def _remember(
         self, k: int, entry: dict[str, Any], first: dict[str, float], new: bool, steps: int
@@ -635,11 +739,32 @@ class Optimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
-        return {**super().__getstate__(), "_skipped": self.skipped}
+        return {**super().__getstate__(), "_skipped": self.skipped, "_held": self._held}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._forget()
+        self._in_force = {id(group): _standing(group) for group in self.param_groups}
+
+
+def _standing(group: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """What is in force in a group as it stands: what a schedule has shown, and an lr that state may start from."""
+    names = {"lr", *group.get("schedules", ())} & group.keys()
+    return group.get("step", 0), {name: group[name] for name in names}
+
+
+def _is_driven(optimizer: Optimizer) -> bool:
+    """Whether one of torch's schedulers drives it: they wrap `step`, each in its own."""
+    return getattr(vars(optimizer).get("step"), "_wrapped_by_lr_sched", False)
+
+
+def _two_hands(name: str, group: dict[str, Any]) -> str:
+    return (
+        f"{name}={group['schedules'][name]!r} is the schedule of a parameter group, and {name} is written from outside "
+        f"too, by hand or by a scheduler (it stands at {plain_number(group[name])!r}). Whoever writes last wins, for "
+        f"one step: the schedule writes after each step. To hand {name} over, give the optimizer a number instead of a "
+        "schedule; schuss.torch.Scheduler drives an lr from outside."
+    )
 
 
 def _check_weights(given: list[Any]) -> None:
