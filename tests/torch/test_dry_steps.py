@@ -116,8 +116,13 @@ def test_what_state_starts_from_is_no_lr_of_0(plain):
 
 
 def test_other_steps_are_steps():
-    """A schedule that says 0, an lr of 0 with gradients, one group of two with an lr of 0."""
+    """A schedule that says 0, an lr of 0 that was given or with gradients, one group of two with an lr of 0."""
     module = model()
+    given = AdamW(module.parameters(), lr=0.0)
+    for weight in module.parameters():
+        weight.grad = torch.zeros_like(weight)
+    given.step()
+    assert float(given.state[module.bias]["step"]) == 1
     zeros = SGD(module.parameters(), lr=lambda n: 0.0)
     for weight in module.parameters():
         weight.grad = torch.zeros_like(weight)
@@ -126,10 +131,12 @@ def test_other_steps_are_steps():
     smallest = torch.full_like(module.bias, 1e-45)
     assert smallest.min() > 0
     module.bias.grad = smallest
-    other = AdamW(module.parameters(), lr=0.0)
+    other = AdamW(module.parameters(), lr=0.1)
+    other.param_groups[0]["lr"] = 0.0
     other.step()
     assert float(other.state[module.bias]["step"]) == 1
     module.bias.grad = torch.zeros_like(module.bias)
-    two = AdamW([dict(params=[module.weight], lr=0.0), dict(params=[module.bias])], lr=0.1)
+    two = AdamW([dict(params=[module.weight]), dict(params=[module.bias])], lr=0.1)
+    two.param_groups[0]["lr"] = 0.0
     two.step()
     assert float(two.state[module.weight]["step"]) == 1

@@ -1,5 +1,6 @@
 """What scales or stops a whole step: clipping by norm, steps left out, GradScaler."""
 
+import copy
 import math
 
 import pytest
@@ -270,3 +271,30 @@ def test_gradscaler_as_with_torchs_optimizers_where_nothing_is_asked():
         assert (ours.skipped, asked.skipped) == (0, 1)
         assert ours._step_supports_amp_scaling is False
         assert asked._step_supports_amp_scaling is True
+
+
+def test_a_wrapper_that_has_copied_the_attributes_sees_what_becomes_of_steps():
+    """As Lightning wraps: the class of both, the optimizer's `__dict__`, no `__init__`."""
+
+    class Wrapper:
+        pass
+
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimizer = SGD([weight], lr=0.1, skip_nonfinite=True, ema_decay=0.9)
+    wrapper = Wrapper()
+    wrapper.__class__ = type("WrappedSGD", (Wrapper, SGD), {})
+    wrapper.__dict__.update({k: v for k, v in optimizer.__dict__.items() if k != "step"})
+    for gradient in (torch.tensor([3.0, 4.0]), torch.tensor([torch.nan, 0.0])):
+        weight.grad = gradient
+        optimizer.step()
+    assert wrapper.skipped == optimizer.skipped == 1
+    weight.grad = torch.tensor([3.0, 4.0])
+    optimizer.step()
+    assert wrapper.gradient_norm == optimizer.gradient_norm == 5.0
+    with wrapper.averaged(), pytest.raises(RuntimeError, match="would be taken from the averaged weights"):
+        optimizer.step()
+    other = copy.deepcopy(optimizer)
+    assert other.skipped == 1
+    other.param_groups[0]["params"][0].grad = weight.grad * torch.inf
+    other.step()
+    assert (other.skipped, optimizer.skipped) == (2, 1)

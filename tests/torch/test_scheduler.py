@@ -334,3 +334,62 @@ def test_cyclic_annealing_within_an_epoch():
     scheduler = Scheduler(optimizer, CosineRestarts(0.2, cycles=4, epochs=1, steps_per_epoch=20))
     used = train(optimizer, scheduler, 20)
     assert [n for n, lr in enumerate(used) if lr == 0.2] == [0, 5, 10, 15]
+
+
+def test_plateau_is_a_reduce_lr_on_plateau():
+    """Frameworks ask so, and then give it a metric; none calls it once a batch without one."""
+    optimizer = sgd()
+    plateau = Plateau(optimizer, patience=1, cooldown=3)
+    assert isinstance(plateau, peers.ReduceLROnPlateau)
+    peer = peers.ReduceLROnPlateau(sgd(), patience=1, cooldown=3)
+    for metric in METRICS:
+        plateau.step(metric)
+        peer.step(metric)
+        assert (plateau.num_bad_epochs, plateau.cooldown_counter, plateau.in_cooldown) == (
+            peer.num_bad_epochs,
+            peer.cooldown_counter,
+            peer.in_cooldown,
+        )
+
+
+def test_plateau_multiplies_the_lr_that_stands():
+    ours, theirs = sgd(), sgd()
+    plateau, peer = (
+        Plateau(ours, patience=1, factor=0.5),
+        peers.ReduceLROnPlateau(theirs, patience=1, factor=0.5),
+    )
+    for k, metric in enumerate(METRICS):
+        if k in (2, 9):
+            ours.param_groups[0]["lr"] = theirs.param_groups[0]["lr"] = 3.0 + k
+        plateau.step(metric)
+        peer.step(metric)
+        assert rates(ours) == pytest.approx(rates(theirs), rel=1e-12)
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_a_second_scheduler_is_named_once(ours_first):
+    optimizer = sgd()
+    pair = [Scheduler(optimizer, Linear(1.0, steps=10)), peers.LambdaLR(optimizer, lambda n: 0.25)]
+    movers = [optimizer, *(pair if ours_first else pair[::-1])]
+    with pytest.warns(
+        UserWarning, match=r"a second scheduler writes it too\. The one whose step\(\) comes last"
+    ) as said:
+        step(movers, 6)
+    assert len(said) == 1
+    assert rates(optimizer) == [7.0 * 0.25 if ours_first else pytest.approx(0.4)]
+
+
+def step(movers, times):
+    for _ in range(times):
+        for one in movers:
+            one.step()
+
+
+def test_an_lr_set_by_hand_once_is_not_a_second_scheduler():
+    optimizer = sgd()
+    scheduler = Scheduler(optimizer, Linear(1.0, steps=10))
+    for n in range(6):
+        if n % 2:
+            optimizer.param_groups[0]["lr"] = 5.0
+        step([optimizer, scheduler], 1)
+    assert rates(optimizer) == [pytest.approx(0.4)]

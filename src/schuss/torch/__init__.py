@@ -29,8 +29,8 @@ state_dtype="int8")` leaves embeddings in float32 too. Complex weights have stat
 the constructor's and not in a checkpoint; the numbers that they lead to are.
 
 `max_norm` and `skip_nonfinite` go by one norm for all ranks, which clip and skip together. DTensors (`fully_shard`,
-tensor parallel) and `ZeroRedundancyOptimizer` need nothing for it, FSDP1 and pipeline stages need `process_group=`. With
-`fused=True` GradScaler leaves its scale to the step, which is one pass less; otherwise it unscales the gradients itself.
+tensor parallel) and `ZeroRedundancyOptimizer` need nothing for it; FSDP1 and pipeline stages need `process_group=`.
+With `fused=True` GradScaler leaves its scale to the step, which saves a pass; otherwise it unscales the gradients.
 
 Numbers in int8 are right on average and each up to 12 % off. A step that divides by a root of them, as Adam's does, is
 longer for it: 1.8 % at β₂ = 0.999, 0.5 % at 0.95. ASGD's own average `ax` is then as coarse; `ema_decay` keeps a fine

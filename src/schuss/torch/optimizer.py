@@ -72,16 +72,36 @@ def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
     return hooked
 
 
+class _Live:
+    """An attribute whose value changes with the steps, of an optimizer and of all who share its attributes.
+
+    Lightning's wrapper copies an optimizer's `__dict__` once: what is bound anew later would never be seen there.
+    """
+
+    def __init__(self, first: Any) -> None:
+        self.first = first
+
+    def __set_name__(self, owner: Any, name: str) -> None:
+        self.name = name
+
+    def __get__(self, optimizer: Any, owner: Any = None) -> Any:
+        return self if optimizer is None else optimizer.__dict__["_live"].get(self.name, self.first)
+
+    def __set__(self, optimizer: Any, value: Any) -> None:
+        optimizer.__dict__["_live"][self.name] = value
+
+
 class Optimizer(torch.optim.Optimizer):
     """What all optimizers here share. A subclass is its row of the table of rules, and nothing else."""
 
     row: ClassVar[Row]
     grad_scale: Tensor | None
     found_inf: Tensor | None
-    _skipped = 0
-    _swapped = False
-    _held = sharded.Held()
-    _told = False
+    _skipped = _Live(0)
+    _swapped = _Live(False)
+    _told = _Live(False)
+    _norm = _Live(None)
+    _control = _Live(None)
     _parameters: ClassVar[dict[str, inspect.Parameter]]
     _binding: ClassVar[inspect.Signature]
     _names: ClassVar[tuple[tuple[str, tuple[str, ...]], ...]]
@@ -118,6 +138,7 @@ class Optimizer(torch.optim.Optimizer):
         group = defaults.pop("process_group")
         self._held = sharded.checked(sharded.of_zero() if group is None else group)
         check_options(defaults)
+        self._live: dict[str, Any] = {}
         self._forget()
         super().__init__(params, defaults)
         if self.row.state_at_construction:
@@ -133,9 +154,9 @@ class Optimizer(torch.optim.Optimizer):
         self._ledger = np.zeros((0, 1 + len(self.row.rule.scalars)))
         self._members: list[Tensor] = []
         self._views: list[tuple[Tensor, ...]] = []
-        self._norm: float | None = None
+        self._norm = None
         self._shards: sharded.Shards | None = None
-        self._control: device.Control | None = None
+        self._control = None
         self._unmoved: set[int] = set()  # weights whose state a dry step has made
         self._begun: dict[int, int] = {}  # a group's steps before the device's first
 
@@ -291,16 +312,18 @@ class Optimizer(torch.optim.Optimizer):
         return bool(written)
 
     def _is_dry(self, plan: Plan, gradients: list[Any], rules: list[Rule]) -> bool:
-        """Whether this is no step: every lr is 0, by no schedule, and every gradient is 0 throughout.
+        """Whether this is no step: every lr was written to be 0 from outside, and every gradient is 0 throughout.
 
         So checkpoints (`torch.distributed.checkpoint`) have state made before it is loaded or saved. It is there then;
         nothing moves, decays, is averaged or counted.
         """
         if any(getattr(rule, "lr", 1.0) for rule in rules):
             return False
-        for group in self.param_groups:
-            if "lr" in group["schedules"] and group["lr"] is self._in_force[id(group)][1]["lr"]:
-                return False
+        if any(
+            group.get("lr") is self._in_force.get(id(group), (0, group))[1].get("lr")
+            for group in self.param_groups
+        ):
+            return False
         if any(device.capturing(place) for place in {weight.device for weight in plan.weights}):
             return False
         return self._norm_of(plan, gradients)[0] == 0
@@ -742,8 +765,12 @@ class Optimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), "_skipped": self.skipped, "_held": self._held}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        self.__dict__.setdefault("_live", {})
+        self.__dict__.setdefault("_held", sharded.Held())
+        skipped = state.get("_skipped", 0)
+        super().__setstate__({name: value for name, value in state.items() if name != "_skipped"})
         self._forget()
+        self._skipped = skipped
         self._in_force = {id(group): _standing(group) for group in self.param_groups}
 
 

@@ -8,13 +8,14 @@ torch optimizer, `torch.optim`'s own included, through the interface that traine
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, SupportsFloat
 from weakref import WeakKeyDictionary, WeakMethod
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from schuss.errors import refusal
 
@@ -51,6 +52,13 @@ class _Driver(LRScheduler):
                 group["lr"] = rate
         self._last_lr = list(rates)
 
+    def _written(self) -> list[int]:
+        """The groups whose lr someone else has written since."""
+        pairs = enumerate(zip(self.optimizer.param_groups, self._last_lr, strict=False))
+        return [
+            k for k, (group, last) in pairs if not isinstance(group["lr"], Tensor) and group["lr"] != last
+        ]
+
 
 class Scheduler(_Driver):
     """Set `group["lr"]` to `schedule(n)`, where n counts the calls of `step()`.
@@ -68,6 +76,9 @@ class Scheduler(_Driver):
 
     Groups added later: with one schedule they follow it from the next step; with a list, append theirs to
     `schedules`.
+
+    Beside a second scheduler, the one whose `step()` comes last before `optimizer.step()` wins; that there are two is
+    said once, in a warning.
 
     >>> import torch
     >>> from schuss.schedules import Linear
@@ -90,6 +101,7 @@ class Scheduler(_Driver):
     ) -> None:
         """Set the lr of step 0, or of the step that the optimizer's checkpoint had reached."""
         super().__init__(optimizer)
+        self._meddled: int | None = 0  # how often in a row someone else has written the lr; None: it is said
         self._shared = callable(schedule)
         self.schedules: list[Callable[[int], float]] = [schedule] if callable(schedule) else list(schedule)
         for one in self.schedules:
@@ -113,9 +125,28 @@ class Scheduler(_Driver):
 
     def step(self, epoch: int | None = None) -> None:
         """Go on by one step, or to a given one, and put its lr in force."""
+        if self._meddled is not None:
+            self._look_for_others()
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
         self._step_count += 1
         self._apply(self.get_lr())
+
+    def _look_for_others(self) -> None:
+        """Once may be a hand, or torch's own composition of schedulers; twice in a row is a second scheduler."""
+        groups = self.optimizer.param_groups
+        # An optimizer of this library that has a schedule of its own says so itself.
+        found = [k for k in self._written() if "lr" not in groups[k].get("schedules", ())]
+        self._meddled = (self._meddled or 0) + 1 if found else 0
+        if self._meddled < 2:
+            return
+        self._meddled = None
+        k = found[0]
+        warnings.warn(
+            f"lr={groups[k]['lr']!r} of parameter group {k} is not from this scheduler, which had written "
+            f"{self._last_lr[k]!r}: a second scheduler writes it too. The one whose step() comes last before "
+            "optimizer.step() wins. Leave one of them out.",
+            stacklevel=3,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step, and for reading only the expressions of the schedules."""
@@ -155,11 +186,12 @@ class Scheduler(_Driver):
         self._apply(self.get_lr())
 
 
-class Plateau(_Driver):
+class Plateau(_Driver, ReduceLROnPlateau):
     """Multiply the lr by `factor` when a metric has not improved for more than `patience` steps.
 
     It needs a state, the best value so far and how long ago, so it is no schedule. The lr is always
-    max(initial lr · factor^reductions, min_lr), and the state is saved whole.
+    max(initial lr · factor^reductions, min_lr), and the state is saved whole. An lr that is written from outside is
+    left alone, and is what the next reduction multiplies. Frameworks take it for the `ReduceLROnPlateau` that it is.
 
     | here             | domain   | meaning                                                        |
     | `mode`           | min, max | whether a lower or a higher metric is better                   |
@@ -231,7 +263,7 @@ class Plateau(_Driver):
     def step(self, metrics: SupportsFloat, epoch: int | None = None) -> None:  # type: ignore[override]
         """Take in the metric of one more step (or epoch), and reduce the lr if it is time to."""
         value = float(metrics)
-        self._take_in_new_groups()
+        self._take_in()
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
         self._step_count += 1
         if self._is_better(value):
@@ -248,10 +280,23 @@ class Plateau(_Driver):
             self.bad_steps = 0
         self._apply(self.get_lr())
 
-    def _take_in_new_groups(self) -> None:
-        """A group added later joins with the lr that it has, as if that were reduced so far already."""
-        for group in self.optimizer.param_groups[len(self.base_lrs) :]:
-            self.base_lrs.append(float(group["lr"]) / self.factor**self.reductions)
+    def _take_in(self) -> None:
+        """A group added later joins with the lr that it has, and one that was written to from outside goes on with it:
+        as if that were reduced so far already."""
+        groups = self.optimizer.param_groups
+        self.base_lrs += [0.0] * (len(groups) - len(self.base_lrs))
+        for k in {*self._written(), *range(len(self._last_lr), len(groups))}:
+            self.base_lrs[k] = float(groups[k]["lr"]) / self.factor**self.reductions
+
+    @property
+    def num_bad_epochs(self) -> int:
+        """How many steps in a row were without improvement, as torch's says it."""
+        return self.bad_steps
+
+    @property
+    def cooldown_counter(self) -> int:
+        """How many steps of the cooldown are left, as torch's says it."""
+        return self.cooling
 
     def _is_better(self, value: float) -> bool:
         if not math.isfinite(value):
