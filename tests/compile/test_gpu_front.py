@@ -132,3 +132,48 @@ def test_interpreted_front_sees_a_rate_that_changes_in_place(monkeypatch):
         rate.fill_(value)
         optimizer.step()
         assert weight.tolist() == [expected] * 2
+
+
+@pytest.mark.filterwarnings("ignore:.*is the schedule of a parameter group:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_interpreted_front_takes_what_is_written_over_a_schedule(monkeypatch):
+    """Though the host learns late how many steps there were: what was written after the last one has the next."""
+    monkeypatch.setattr(device, "runs_on", lambda place: True)
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimizer = schuss.torch.SGD(
+        [weight], lr=lambda n: 0.5**n, momentum=lambda n: 0.0, max_norm=1e6, skip_nonfinite=True
+    )
+
+    def step(expected, value=1.0, **written):
+        optimizer.param_groups[0].update(written)
+        weight.grad = torch.full((2,), value)
+        if value < 0:
+            assert optimizer.skipped == 1  # which is to wait for the device
+        optimizer.step()
+        assert weight.tolist() == [expected] * 2
+
+    step(-1.0)
+    step(-1.0, value=torch.nan)
+    step(-5.0, lr=4.0)
+    step(-5.25)
+    step(-3.25, value=-1.0, lr=2.0)
+    step(-3.25 - 0.0625)
+    assert optimizer.skipped == 1
+    assert optimizer.param_groups[0]["lr"] == 0.5**5
+    assert optimizer._control is not None
+
+
+def test_interpreted_front_sees_a_dry_step(monkeypatch):
+    monkeypatch.setattr(device, "runs_on", lambda place: True)
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = schuss.torch.AdamW([weight], lr=lambda n: 0.5, max_norm=1e6)
+    for taken in range(3):
+        weight.grad = torch.zeros(2)
+        rate, before = optimizer.param_groups[0]["lr"], weight.tolist()
+        optimizer.param_groups[0]["lr"] = 0.0
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] = rate
+        assert optimizer.state_dict()["param_groups"][0]["step"] == taken
+        assert weight.tolist() == before
+        weight.grad = torch.ones(2)
+        optimizer.step()

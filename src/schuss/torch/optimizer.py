@@ -283,6 +283,9 @@ class Optimizer(torch.optim.Optimizer):
             )
             return loss
         overruled = list(filter(self._overruled, [group for group in groups if group["schedules"]]))
+        if overruled and self._control is not None:
+            self._settle()
+            rules = list(map(self._rule_of, groups))
         if self._on_device(plan, overruled):
             self._unmoved.clear()
             return loss
@@ -301,11 +304,15 @@ class Optimizer(torch.optim.Optimizer):
                 self._ask_schedules(group)
         return loss
 
+    def _written(self, group: dict[str, Any]) -> dict[str, Any]:
+        """What was written over the schedules' values since they were shown."""
+        shown = self._in_force.get(id(group), (0, {}))[1]
+        return {n: group[n] for n in group["schedules"] if n in shown and group[n] is not shown[n]}
+
     def _overruled(self, group: dict[str, Any]) -> bool:
         """Whether someone has written over a schedule's value, or is about to; it is said once."""
         shown = self._in_force[id(group)][1]
-        standing = [(name, group[name], shown.get(name, group[name])) for name in group["schedules"]]
-        written = [name for name, now, then in standing if now is not then and plain_number(now) != then]
+        written = [name for name, value in self._written(group).items() if plain_number(value) != shown[name]]
         if not self._told and (written or ("lr" in group["schedules"] and _is_driven(self))):
             self._told = True
             warnings.warn(_two_hands((written or ["lr"])[0], group), stacklevel=4)
@@ -402,7 +409,10 @@ class Optimizer(torch.optim.Optimizer):
         """Wait for the device, and learn which steps it has taken."""
         if self._control is not None:
             self._control.settle(wait=True)
+            written = [(group, self._written(group)) for group in self.param_groups if group["schedules"]]
             self._count(self._control.taken)
+            for group, values in written:  # after the last step, whenever its count is learnt
+                group.update(values)
 
     def _looked(self, weights: list[Tensor], rules: list[Rule]) -> Any:
         """What a plan stands on, beside the addresses."""
