@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Container, Generator, Iterable
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from itertools import chain
 from operator import attrgetter, itemgetter
 from typing import Any, ClassVar, cast
@@ -47,6 +47,10 @@ Tensor = torch.Tensor
 _gradient = attrgetter("grad")
 
 
+def _lr(rule: Any) -> float:
+    return getattr(rule, "lr", 1.0)
+
+
 def _immutable(value: Any) -> bool:
     """Whether a hyperparameter that compares equal is what it was; a tensor can change in place."""
     if isinstance(value, tuple):
@@ -72,23 +76,25 @@ def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
     return hooked
 
 
+@dataclass
 class _Live:
-    """An attribute whose value changes with the steps, of an optimizer and of all who share its attributes.
+    """What changes with the steps, for an optimizer and for all who share its attributes.
 
     Lightning's wrapper copies an optimizer's `__dict__` once: what is bound anew later would never be seen there.
     """
 
-    def __init__(self, first: Any) -> None:
-        self.first = first
+    skipped: int = 0
+    swapped: bool = False
+    told: bool = False
+    norm: float | None = None
+    control: device.Control | None = None
 
-    def __set_name__(self, owner: Any, name: str) -> None:
-        self.name = name
 
-    def __get__(self, optimizer: Any, owner: Any = None) -> Any:
-        return self if optimizer is None else optimizer.__dict__["_live"].get(self.name, self.first)
+def _live(name: str) -> Any:
+    def put(optimizer: Any, value: Any) -> None:
+        setattr(optimizer._live, name, value)
 
-    def __set__(self, optimizer: Any, value: Any) -> None:
-        optimizer.__dict__["_live"][self.name] = value
+    return property(attrgetter(f"_live.{name}"), put)
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -97,11 +103,7 @@ class Optimizer(torch.optim.Optimizer):
     row: ClassVar[Row]
     grad_scale: Tensor | None
     found_inf: Tensor | None
-    _skipped = _Live(0)
-    _swapped = _Live(False)
-    _told = _Live(False)
-    _norm = _Live(None)
-    _control = _Live(None)
+    _skipped, _swapped, _told, _norm, _control = map(_live, _Live.__dataclass_fields__)
     _parameters: ClassVar[dict[str, inspect.Parameter]]
     _binding: ClassVar[inspect.Signature]
     _names: ClassVar[tuple[tuple[str, tuple[str, ...]], ...]]
@@ -138,7 +140,7 @@ class Optimizer(torch.optim.Optimizer):
         group = defaults.pop("process_group")
         self._held = sharded.checked(sharded.of_zero() if group is None else group)
         check_options(defaults)
-        self._live: dict[str, Any] = {}
+        self._live = _Live()
         self._forget()
         super().__init__(params, defaults)
         if self.row.state_at_construction:
@@ -277,12 +279,13 @@ class Optimizer(torch.optim.Optimizer):
                 "A step inside `with optimizer.averaged()` would be taken from the averaged weights and then be lost. "
                 "Take it outside."
             )
-        if self._is_dry(plan, gradients, rules):
+        if not any(map(_lr, rules)) and self._is_dry(plan, gradients):
             self._unmoved.update(
                 id(weight) for weight, row in zip(weights, self._ledger, strict=True) if not row[0]
             )
             return loss
-        overruled = list(filter(self._overruled, [group for group in groups if group["schedules"]]))
+        scheduled = [group for group in groups if group["schedules"]]
+        overruled = list(filter(self._overruled, scheduled)) if scheduled else scheduled
         if overruled and self._control is not None:
             self._settle()
             rules = list(map(self._rule_of, groups))
@@ -311,21 +314,22 @@ class Optimizer(torch.optim.Optimizer):
 
     def _overruled(self, group: dict[str, Any]) -> bool:
         """Whether someone has written over a schedule's value, or is about to; it is said once."""
+        found = self._written(group)
+        if not found and (self._told or not _is_driven(self)):
+            return False
         shown = self._in_force[id(group)][1]
-        written = [name for name, value in self._written(group).items() if plain_number(value) != shown[name]]
-        if not self._told and (written or ("lr" in group["schedules"] and _is_driven(self))):
+        written = [name for name, value in found.items() if plain_number(value) != shown[name]]
+        if not self._told and (written or "lr" in group["schedules"]):
             self._told = True
             warnings.warn(_two_hands((written or ["lr"])[0], group), stacklevel=4)
         return bool(written)
 
-    def _is_dry(self, plan: Plan, gradients: list[Any], rules: list[Rule]) -> bool:
-        """Whether this is no step: every lr was written to be 0 from outside, and every gradient is 0 throughout.
+    def _is_dry(self, plan: Plan, gradients: list[Any]) -> bool:
+        """Whether a step with no lr but 0 is none: each was written from outside, and every gradient is 0 throughout.
 
         So checkpoints (`torch.distributed.checkpoint`) have state made before it is loaded or saved. It is there then;
         nothing moves, decays, is averaged or counted.
         """
-        if any(getattr(rule, "lr", 1.0) for rule in rules):
-            return False
         if any(
             group.get("lr") is self._in_force.get(id(group), (0, group))[1].get("lr")
             for group in self.param_groups
@@ -644,7 +648,7 @@ class Optimizer(torch.optim.Optimizer):
     def _start(self, group: dict[str, Any], rule: Rule) -> Rule:
         """The rule that state starts from: an lr of 0 that was written for a dry step is none that state remembers."""
         lr = plain_number(self._in_force.get(id(group), (0, {}))[1].get("lr", 0.0))
-        return rule.changed(lr=lr) if lr and not getattr(rule, "lr", 1.0) else rule
+        return rule.changed(lr=lr) if lr and not _lr(rule) else rule
 
     def _remember(
         self, k: int, entry: dict[str, Any], first: dict[str, float], new: bool, steps: int
@@ -775,7 +779,7 @@ class Optimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), "_skipped": self.skipped, "_held": self._held}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.setdefault("_live", {})
+        self.__dict__.setdefault("_live", _Live())
         self.__dict__.setdefault("_held", sharded.Held())
         skipped = state.get("_skipped", 0)
         super().__setstate__({name: value for name, value in state.items() if name != "_skipped"})
