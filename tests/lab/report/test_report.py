@@ -145,7 +145,7 @@ class TestText:
         comparison["test"] |= {"mean": -0.0034, "low": -0.0051, "high": -0.0017}
         found = render(contradicted)
         assert f"{comparison['leader']} is better here; on test {comparison['other']} is ahead" in found
-        assert "−0.0034 (−0.0051 … −0.0017)" in found
+        assert "−0.0034<br><small>(−0.0051 … −0.0017)</small>" in found
 
     def test_says_what_the_intervals_are_over(self, example, page):
         text = " ".join(" ".join(Outline(page).text).split())
@@ -262,7 +262,8 @@ class TestInChromium:
     def test_axes_of_an_accuracy_end_where_accuracies_do(self, opened):
         choose = "document.querySelector('[data-figure=convergence] input[value={}]').click()"
         opened.run(choose.format("metric"))
-        ranges = """[...document.querySelectorAll('[data-figure=convergence] .plot, [data-figure=budget] .plot, .panel')]
+        drawn = "[data-figure=convergence] .plot, [data-figure=budget] .plot, .panel"
+        ranges = f"""[...document.querySelectorAll('{drawn}')]
             .filter(plot => plot._fullLayout).map(plot => plot._fullLayout.yaxis.range)"""
         found = opened.run(ranges)
         opened.run(choose.format("validation_loss"))

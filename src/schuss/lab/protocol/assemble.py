@@ -443,7 +443,7 @@ def _notes(raced: Raced, ranking: Ranking, comparisons: Sequence[Mapping[str, An
         )
     against = [c for c in comparisons if c["verdict"] == "better" and c["test_agrees"] is False]
     if against:
-        gaps = ", ".join(f"{c['other']} (by {-c['test']['mean']:.2g})" for c in against)
+        gaps = " and ".join(f"{c['other']} (by {-c['test']['mean']:.2g})" for c in against)
         are = "is" if len(against) == 1 else "are"
         notes.append(f"On the test split {gaps} {are} ahead of {leader}: there, its lead is not confirmed.")
     for place in ranking.places:
