@@ -2,9 +2,12 @@
 
 from dataclasses import replace
 from itertools import combinations
+from math import comb
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 from scipy.stats import qmc
@@ -24,6 +27,7 @@ from schuss.lab.statistics import (
     fixed_targets,
     lr_basin,
     mean_interval,
+    median_interval,
     paired_interval,
     pairwise_profiles,
     performance_profiles,
@@ -32,8 +36,9 @@ from schuss.lab.statistics import (
     time_to_target,
 )
 from schuss.lab.statistics.claims import judge
-from schuss.lab.statistics.compare import Interval, further_seeds, holm_levels
+from schuss.lab.statistics.compare import Interval, further_seeds, holm_levels, penalised
 from schuss.lab.statistics.sampling import COMMON, coordinates
+from schuss.lab.statistics.simultaneous import EQUIVALENT, apart_from_leader, equivalent_comparisons
 
 INF, NAN = float("inf"), float("nan")
 
@@ -66,15 +71,140 @@ class TestSimulatedRaces:
     def test_never_the_wrong_way_round(self):
         assert "b" not in races(2.0, seeds=3)
 
-    def test_the_number_of_further_seeds_settles_four_in_five(self):
-        generator = np.random.default_rng(1)
-        tie = Interval(1.2, -0.4, 2.8, 0.1, 5, 2.0, "t")
+    @pytest.mark.parametrize("gap", [1.05, 1.2, 2.0])
+    def test_the_number_of_further_seeds_settles_four_in_five(self, gap):
+        tie = Interval(gap, -0.4, 2.8, 0.1, 5, np.sqrt(2), "t")
         settles_as, seeds = further_seeds(tie, 1.0, level=0.95)
         assert settles_as == "better"
         assert seeds is not None
-        again = generator.normal(1.2, 2.0, size=(4000, 5 + seeds))
-        settled = np.mean([stats.ttest_1samp(again, 0.0, axis=1).pvalue < 0.05])
-        assert 0.77 < settled < 0.84
+        losses = np.random.default_rng(1).normal(size=(1000, 2, 5 + seeds))
+        losses[:, 1] += gap
+        assert 0.76 < behind(losses)[:, 1].mean() < (0.85 if gap < 2 else 1.0)
+
+
+def behind(losses):
+    """Who is called worse than the leader in many races at once, (races, entries)."""
+    found = apart_from_leader(losses)
+    own = losses.var(axis=2, ddof=1)
+    threshold = np.sqrt((own + own[np.arange(len(own)), found.leader][:, None]) / 2)
+    return (found.p <= 0.05) & (found.gap > threshold)
+
+
+def accuracies(generator, size, at=0.98):
+    chance = 1 / (1 + np.exp(-np.log(at / (1 - at)) - 0.3 * generator.normal(size=size)))
+    return generator.binomial(270, chance) / 270
+
+
+SCORES = {
+    "normal": lambda generator, size: generator.normal(size=size),
+    "lognormal": lambda generator, size: np.exp(generator.normal(size=size)),
+    "accuracy": accuracies,
+    "saturated": lambda generator, size: accuracies(generator, size, at=0.9995),
+    "one in ten fails": lambda generator, size: (
+        generator.normal(scale=0.01, size=size) - 0.9 * (generator.random(size) < 0.1)
+    ),
+    "half are noisy": lambda generator, size: (
+        generator.normal(size=size) * np.where(np.arange(size[1]) % 2, 10.0, 1.0)[:, None]
+    ),
+}
+MOST_OF_1000 = 67  # P(Bin(1000, .05) > 67) = .7 %
+
+
+class TestErrorRate:
+    """With equal entries at most 5 % of races put somebody behind the leader, whom the same data chose."""
+
+    @pytest.mark.parametrize("name", SCORES)
+    @pytest.mark.parametrize(("entries", "seeds"), [(2, 5), (3, 10), (5, 5), (9, 10), (9, 20), (12, 10)])
+    def test_equal_entries_tie(self, name, entries, seeds):
+        losses = SCORES[name](np.random.default_rng([entries, seeds]), (1000, entries, seeds))
+        assert behind(losses).any(axis=1).sum() <= MOST_OF_1000
+
+    def test_so_it_is_without_a_threshold(self):
+        losses = np.random.default_rng(8).normal(size=(1000, 9, 10))
+        assert (apart_from_leader(losses).p <= 0.05).any(axis=1).sum() <= MOST_OF_1000
+
+    def test_stepping_down_protects_those_that_are_left(self):
+        losses = np.random.default_rng(9).normal(size=(1000, 9, 10))
+        losses[:, 5:] += 3.0
+        found = behind(losses)
+        assert found[:, :5].any(axis=1).sum() <= MOST_OF_1000
+        assert found[:, 5:].mean() > 0.95
+
+    def test_two_sd_are_seen_among_nine(self):
+        losses = np.random.default_rng(10).normal(size=(1000, 9, 10))
+        losses[:, 0] += 2.0
+        assert behind(losses)[:, 0].mean() > 0.9
+
+    def test_one_race_at_a_time_says_the_same(self):
+        generator = np.random.default_rng(11)
+        losses = generator.normal(size=(40, 6, 8)) + generator.normal(size=(40, 6, 1))
+        for race, expected in zip(losses, behind(losses), strict=True):
+            places = rank({str(i): x for i, x in enumerate(race)}).places
+            assert {int(p.entry) for p in places if p.rank > 1} == set(np.flatnonzero(expected))
+
+    @given(
+        st.integers(2, 7),
+        st.integers(2, 12),
+        st.integers(0, 2**32 - 1),
+        st.floats(-5, 5),
+        st.floats(0.1, 10),
+    )
+    @settings(max_examples=60, deadline=None)
+    def test_seeds_in_common_units_and_order_do_not_matter(self, entries, seeds, seed, shift, scale):
+        generator = np.random.default_rng(seed)
+        losses = generator.normal(size=(entries, seeds)) + generator.normal(size=(entries, 1))
+        common, order = generator.normal(size=seeds), generator.permutation(entries)
+        found = apart_from_leader(losses[None])
+        moved = apart_from_leader((scale * (losses + common) + shift)[order][None])
+        assert_allclose(moved.p[0], found.p[0][order], rtol=1e-6, atol=1e-12)
+        assert_allclose(moved.gap[0], scale * found.gap[0][order], rtol=1e-9, atol=1e-9)
+        assert found.leader[0] == losses.mean(axis=1).argmin()
+        assert (found.p >= 0).all()
+        assert (found.p <= 1).all()
+        assert found.p[0, found.leader[0]] == 1
+
+    def test_the_table_grows_with_entries_and_stays_below_all_pairs(self):
+        for seeds in (3, 5, 10, 13, 25, 1000):
+            numbers = [equivalent_comparisons(k, seeds) for k in (2, 3, 5, 7, 9, 12, 15, 20, 25, 30, 36, 41)]
+            assert numbers == sorted(numbers)
+            assert numbers[-1] == 820
+        assert all(m <= comb(k, 2) for k, row in zip((2, 3, 4, 5), EQUIVALENT, strict=False) for m in row)
+
+
+class TestMedianInterval:
+    @pytest.mark.parametrize("name", [name for name in SCORES if name != "half are noisy"])
+    @pytest.mark.parametrize("seeds", [5, 6, 10, 20])
+    def test_covers_whatever_the_distribution(self, name, seeds):
+        draw, generator = SCORES[name], np.random.default_rng(seeds)
+        truth = np.median(draw(generator, (1, 1, 400_001)))
+        found = [median_interval(x) for x in draw(generator, (600, 1, seeds))[:, 0]]
+        promised = found[0].coverage
+        assert promised >= 0.93
+        covered = sum(i.low <= truth <= i.high for i in found)
+        assert covered >= stats.binom.ppf(0.005, 600, promised)
+
+    def test_by_hand(self):
+        found = median_interval(range(10))
+        assert (found.centre, found.low, found.high) == (4.5, 1.0, 8.0)
+        assert_allclose(found.coverage, 1 - 2 * 11 / 1024)
+        five = median_interval([3.0, 1.0, 2.0, 5.0, 4.0])
+        assert (five.low, five.high, five.coverage) == (1.0, 5.0, 0.9375)
+
+    @pytest.mark.parametrize("values", [[1.0], [1.0, 1.0], [1.0, 2.0, 3.0, 4.0]])
+    def test_few_seeds_give_none(self, values):
+        found = median_interval(values)
+        assert (found.low, found.high) == (-INF, INF)
+
+    @given(st.lists(st.floats(0, 1), min_size=5, max_size=30))
+    def test_never_leaves_the_range_of_the_values(self, values):
+        found = median_interval(values)
+        assert min(values) <= found.low <= found.centre <= found.high <= max(values)
+
+    def test_refuses(self):
+        with pytest.raises(ValueError, match="n ≥ 1"):
+            median_interval([])
+        with pytest.raises(ValueError, match=r"level=95 is not in \(0, 1\)"):
+            median_interval([1.0], level=95)
 
 
 class TestPairedInterval:
@@ -133,19 +263,40 @@ class TestHolm:
     def test_adjusted_p_by_hand(self):
         assert_allclose(holm_levels([0.01, 0.04, 0.03, 0.005])[0], [0.03, 0.06, 0.06, 0.02])
 
+
+class TestComparisons:
     @pytest.mark.parametrize("seed", range(30))
     def test_intervals_say_what_the_steps_say(self, seed):
         generator = np.random.default_rng(seed)
         losses = {f"e{i}": generator.normal(loc=0.5 * i, size=6) for i in range(5)}
-        for found in compare_with_leader(losses, "e0").values():
-            assert (found.low > 0 or found.high < 0) == (found.p <= 0.05)
+        for found in compare_with_leader(losses).values():
+            assert (found.low > 0) == (found.p <= 0.05)
+
+    def test_two_entries_are_a_paired_t_test(self):
+        a, b = np.random.default_rng(13).normal(loc=[[0.0], [3.0]], size=(2, 7))
+        found = compare_with_leader({"a": a, "b": b})["b"]
+        expected = stats.ttest_rel(b, a)
+        assert_allclose(found.p, expected.pvalue)
+        assert_allclose((found.low, found.high), expected.confidence_interval(0.95))
 
     def test_more_rivals_widen_the_interval(self):
         generator = np.random.default_rng(5)
         a, b, *rest = generator.normal(size=(8, 10))
-        alone = compare_with_leader({"a": a, "b": b}, "a")["b"]
-        crowd = compare_with_leader({"a": a, "b": b, **{str(i): x for i, x in enumerate(rest)}}, "a")["b"]
+        a = a - 1
+        alone = compare_with_leader({"a": a, "b": b})["b"]
+        crowd = compare_with_leader({"a": a, "b": b, **{str(i): x for i, x in enumerate(rest)}})["b"]
         assert crowd.high - crowd.low > alone.high - alone.low
+
+    def test_a_failure_is_worse_than_all_that_did_not_fail(self):
+        assert_allclose(penalised({"a": [1.0, 3.0], "b": [INF, 2.0]}), [[1, 3], [5, 2]])
+        assert_allclose(
+            penalised({"a": [100.0, 0.0], "b": [INF, 200.0]}, ratio=True), np.log([[100, 50], [400, 200]])
+        )
+        assert_allclose(penalised({"a": [INF], "b": [NAN]}), [[1], [1]])
+
+    def test_one_seed_decides_nothing(self):
+        found = compare_with_leader({"a": [1.0], "b": [9.0]})["b"]
+        assert (found.verdict, found.low, found.high, found.further_seeds) == ("tie", -INF, INF, None)
 
 
 class TestRank:
@@ -165,7 +316,7 @@ class TestRank:
         ranking = rank({"a": [0.9, 0.91, 0.92], "b": [0.5, 0.51, 0.52]}, lower_is_better=False)
         first, second = ranking.places
         assert (first.entry, first.behind) == ("a", None)
-        assert_allclose((first.centre, second.centre), (0.91, 0.51))
+        assert_allclose((first.mean, second.mean), (0.91, 0.51))
         assert second.behind is not None
         assert_allclose(second.behind.gap, 0.4)
 
@@ -175,7 +326,38 @@ class TestRank:
         assert [p.entry for p in ranking.places] == ["good", "mixed", "lost"]
         behind = ranking.places[2].behind
         assert behind is not None
-        assert (behind.verdict, behind.gap, ranking.places[2].centre) == ("better", INF, INF)
+        assert (behind.verdict, behind.method, ranking.places[2].mean) == ("better", "penalised", INF)
+
+    def test_never_getting_there_is_behind_among_many(self):
+        generator = np.random.default_rng(14)
+        costs = {str(i): 100 * np.exp(0.1 * generator.normal(size=5)) for i in range(8)}
+        ranking = rank(costs | {"never": np.full(5, INF)}, ratio=True)
+        assert (ranking.places[-1].entry, ranking.places[-1].rank) == ("never", 9)
+
+    def test_places_follow_the_means_and_ties_the_evidence(self):
+        noise = np.array([-1.0, 1.0, -0.5, 0.5, 0.2, -0.2, 0.8, -0.8, 0.1, -0.1])
+        scores = {"leader": noise, "quiet": 1.3 + 0.9 * noise, "noisy": 1.5 + 6 * noise[::-1]}
+        places = rank(scores).places
+        assert [(p.entry, p.rank, p.tied) for p in places] == [
+            ("leader", 1, True),
+            ("quiet", 2, False),
+            ("noisy", 1, True),
+        ]
+
+    @given(st.integers(1, 7), st.integers(1, 8), st.integers(0, 2**32 - 1))
+    @settings(max_examples=60, deadline=None)
+    def test_order_ranks_and_ties_agree(self, entries, seeds, seed):
+        generator = np.random.default_rng(seed)
+        scores = {str(i): generator.normal(size=1) * 2 + generator.normal(size=seeds) for i in range(entries)}
+        ranking = rank(scores)
+        means = [place.mean for place in ranking.places]
+        assert means == sorted(means)
+        ranks = [place.rank for place in ranking.places]
+        for place in ranking.places:
+            assert (place.rank == 1) == (place.behind is None or place.behind.verdict == "tie")
+            assert place.tied == (ranks.count(place.rank) > 1)
+            assert 1 <= place.rank <= entries
+        assert ranking.pick in {place.entry for place in ranking.places if place.rank == 1}
 
     def test_a_sure_but_small_gap_is_a_tie(self):
         wide = np.linspace(-1, 1, 10)
@@ -413,7 +595,9 @@ class TestClaims:
     def test_judgement(self):
         assert judge(Interval(1.0, 0.2, 1.8, 0.0, 5, 1.0, "t"), 0.5) == "holds"
         assert judge(Interval(0.4, 0.2, 0.6, 0.0, 5, 1.0, "t"), 0.5) == "undecided"
-        assert judge(Interval(0.2, 0.1, 0.4, 0.0, 5, 1.0, "t"), 0.5) == "fails"
+        assert judge(Interval(0.2, 0.1, 0.4, 0.0, 5, 1.0, "t"), 0.5) == "no gap that counts"
+        assert judge(Interval(0.008, -0.016, 0.032, 0.5, 5, 0.02, "t"), 0.04) == "no gap that counts"
+        assert judge(Interval(-0.01, -0.02, 0.0, 0.05, 5, 0.02, "t"), 0.0) == "no gap that counts"
         assert judge(Interval(-1.0, -2.0, -0.1, 0.0, 5, 1.0, "t"), 0.5) == "fails"
         assert judge(Interval(0.0, 0.0, 0.0, 1.0, 5, 0.0, "t"), 0.0) == "undecided"
 

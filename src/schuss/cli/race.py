@@ -229,9 +229,11 @@ class Watching:
 def show(console: Console, task: Mapping[str, Any]) -> None:
     """The final table and the verdict of one task."""
     metric, seeds = task["metric"]["name"], max((row["metric"]["n"] for row in task["ranking"]), default=0)
-    title = f"{task['name']}: {metric} on validation, 95 % over {seeds} fresh seeds"
+    title = (
+        f"{task['name']}: {metric} on validation, mean and 95 % interval of the median, {seeds} fresh seeds"
+    )
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    widest = max((len(spread(row["metric"])) for row in task["ranking"]), default=None)
+    widest = max((len(x) for row in task["ranking"] for x in spread(row["metric"]).split("\n")), default=None)
     for heading in ("", "entry"):
         table.add_column(heading, no_wrap=not heading, overflow="fold")
     for heading in (metric, "test", "reached", "gradients", "lr\nwidth", "bytes\na weight", "µs a\nstep"):
@@ -254,7 +256,8 @@ def show(console: Console, task: Mapping[str, Any]) -> None:
         for row in task["ranking"]:
             console.print(f"  {row['entry']}: {settings(row['parameters'])}", markup=False, highlight=False)
         console.print()
-    console.print(task["verdict"]["text"], markup=False)
+    for text in (f"{task['verdict']['headline']}. {task['verdict']['text']}", *task["verdict"]["notes"]):
+        console.print(text, markup=False)
     if task["diverged"]:
         console.print(f"{counted(task['diverged'])} diverged.")
     if task["crashed"]:
@@ -320,12 +323,11 @@ def settings(parameters: Mapping[str, float]) -> str:
 
 
 def spread(found: Mapping[str, Any]) -> str:
-    """Mean ± half the interval."""
+    """The mean, and under it the interval of the median."""
     if found["mean"] is None:
         return "–"
-    return f"{found['mean']:.4g}" + (
-        f" ± {found['high'] - found['mean']:.2g}" if found["high"] is not None else ""
-    )
+    interval = "" if found["high"] is None else f"\n{found['low']:.4g} to {found['high']:.4g}"
+    return f"{found['mean']:.4g}{interval}"
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -23,6 +23,7 @@ from schuss.lab.statistics import (
     fixed_targets,
     lr_basin,
     mean_interval,
+    median_interval,
     pairwise_profiles,
     performance_profiles,
     sample,
@@ -55,6 +56,19 @@ def as_interval(values):
         "low": plain(found.low),
         "high": plain(found.high),
         "sd": plain(found.sd),
+        "n": found.n,
+    }
+
+
+def as_spread(values):
+    found = median_interval(values)
+    return {
+        "mean": float(np.mean(values)),
+        "median": found.centre,
+        "low": plain(found.low),
+        "high": plain(found.high),
+        "coverage": found.coverage if isfinite(found.low) else None,
+        "sd": float(np.std(values, ddof=1)),
         "n": found.n,
     }
 
@@ -166,12 +180,12 @@ def make_task(name, names, trials, seeds):
         best = configurations[len(configurations) - trials + int(np.argmax(tuned))]
         confirming = [make_run(name, e, "confirm", s, best["parameters"], best["id"]) for s in (1, 2, 3)]
         best["chosen"] = True
-        best["confirm"] = as_interval([run["metric"] or 0.1 for run in confirming])
+        best["confirm"] = as_spread([run["metric"] or 0.1 for run in confirming])
         report_runs[e] = [make_run(name, e, "report", s, best["parameters"], best["id"]) for s in seeds]
         runs += confirming + report_runs[e]
     scores = {e: [run["metric"] or 0.1 for run in rs] for e, rs in report_runs.items()}
     order = sorted(names, key=lambda e: -np.mean(scores[e]))
-    found = compare_with_leader({e: -np.array(scores[e]) for e in order}, order[0]) if order else {}
+    found = compare_with_leader({e: -np.array(scores[e]) for e in order}) if order else {}
     ties = [e for e, c in found.items() if c.verdict == "tie"]
     bests = {
         e: [max(x for x in r["curve"]["metric"] if x is not None) for r in runs if r["stage"] == "confirm"]
@@ -235,10 +249,10 @@ def make_task(name, names, trials, seeds):
             "entry": e,
             "configuration": chosen[e]["id"],
             "parameters": chosen[e]["parameters"],
-            "metric": as_interval(scores[e]),
-            "test_metric": as_interval([x - 0.004 for x in scores[e]]),
-            "validation_loss": as_interval([r["validation_loss"] or 2.3 for r in report_runs[e]]),
-            "train_loss": as_interval([r["train_loss"] or 2.3 for r in report_runs[e]]),
+            "metric": as_spread(scores[e]),
+            "test_metric": as_spread([x - 0.004 for x in scores[e]]),
+            "validation_loss": as_spread([r["validation_loss"] or 2.3 for r in report_runs[e]]),
+            "train_loss": as_spread([r["train_loss"] or 2.3 for r in report_runs[e]]),
             "cost": ranking_target[e]["median"],
             "ert": ranking_target[e]["ert"],
             "reached": ranking_target[e]["reached"] / ranking_target[e]["n"],
@@ -252,7 +266,7 @@ def make_task(name, names, trials, seeds):
         "name": name,
         "spec": name,
         "description": "Handwritten digits, 8 × 8 pixels, a small fully connected network.",
-        "metric": {"name": "accuracy", "best": "max"},
+        "metric": {"name": "accuracy", "best": "max", "bounds": [0.0, 1.0]},
         "optimum": None,
         "parameters": 50_890,
         "batch_size": 64,
@@ -270,6 +284,8 @@ def make_task(name, names, trials, seeds):
             if order
             else "Nothing finished. Look at what diverged.",
             "winner": order[0] if order else None,
+            "headline": "No result" if not order else "A tie" if ties else "Decided",
+            "notes": ["The intervals are over seeds."] if order else [],
             "kind": "none" if not order else "tie" if ties else "better",
             "tied": ties,
             "take": order[0] if order else None,
@@ -292,7 +308,10 @@ def make_task(name, names, trials, seeds):
                     "p_adjusted": c.p,
                     "verdict": c.verdict,
                     "seeds_needed": c.further_seeds,
+                    "settles_as": c.settles_as,
                     "gap_needed": c.threshold,
+                    "test": as_interval(np.array(scores[c.leader]) - scores[e]),
+                    "test_agrees": True,
                 }
                 for e, c in found.items()
             ],

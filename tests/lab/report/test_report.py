@@ -133,10 +133,36 @@ class TestText:
         tied = json.loads(json.dumps(example))
         task = tied["tasks"][0]
         task["ranking"][1] |= {"rank": 1, "tied": True}
-        task["verdict"]["comparisons"][0] |= {"verdict": "tie", "seeds_needed": 14}
+        task["verdict"]["comparisons"][0] |= {"verdict": "tie", "seeds_needed": 14, "settles_as": "equal"}
         found = render(tied)
         assert found.count('class="equals"') == 1
-        assert "about 14 further seeds would settle it" in found
+        assert "about 14 further seeds would show that no gap counts" in found
+
+    def test_a_verdict_that_the_test_split_contradicts_is_flagged(self, example):
+        contradicted = json.loads(json.dumps(example))
+        comparison = contradicted["tasks"][0]["verdict"]["comparisons"][0]
+        comparison |= {"verdict": "better", "test_agrees": False}
+        comparison["test"] |= {"mean": -0.0034, "low": -0.0051, "high": -0.0017}
+        found = render(contradicted)
+        assert f"{comparison['leader']} is better here; on test {comparison['other']} is ahead" in found
+        assert "−0.0034<br><small>(−0.0051 … −0.0017)</small>" in found
+
+    def test_says_what_the_intervals_are_over(self, example, page):
+        text = " ".join(" ".join(Outline(page).text).split())
+        assert example["tasks"][0]["verdict"]["headline"] in text
+        assert "The intervals are over seeds." in text
+        assert "the interval of the median (95 % or more; 94 % with five seeds)" in text
+        assert "at most one race in twenty puts anybody behind the leader" in text
+
+    def test_the_budget_does_not_contradict_the_verdict(self, page):
+        assert "is your optimizer" not in page
+        assert "from the one seed that tuned" in page
+
+    def test_no_gap_that_counts_is_not_a_failure(self, example):
+        found = json.loads(json.dumps(example))
+        found["tasks"][0]["claims"][0]["verdict"] = "no gap that counts"
+        assert '<span class="badge">no gap that counts</span>' in render(found)
+        assert 'class="claim no-gap-that-counts"' in render(found)
 
     def test_unreached_costs_are_infinite(self, example):
         lost = json.loads(json.dumps(example))
@@ -168,14 +194,25 @@ class TestBands:
             "runs": [run(values, status) for values, status in zip(losses, statuses, strict=True)],
         }
 
-    def test_losses_by_their_logarithm_metrics_as_they_are(self):
-        found = bands(self.task([1.0, 4.0], [4.0, 4.0]))
+    def test_medians_and_the_interval_of_their_order(self):
+        found = bands(self.task(*([float(x), 4.0] for x in range(1, 7))))
         assert list(found) == ["a"]
-        assert_allclose(found["a"]["train_loss"]["centre"], [2.0, 4.0])
-        assert_allclose(found["a"]["metric"]["centre"], [2.5, 4.0])
+        for quantity in ("train_loss", "metric"):
+            columns = found["a"][quantity]
+            assert (columns["centre"], columns["low"], columns["high"]) == (
+                [3.5, 4.0],
+                [1.0, 4.0],
+                [6.0, 4.0],
+            )
+        assert found["a"]["train_loss"]["log"]
         assert found["a"]["seconds"] == [0.0, 0.5]
-        half = 12.7062 * np.log(4) / 2  # Student's t for one degree of freedom, times sd/√2
-        assert_allclose(found["a"]["train_loss"]["high"][0], 2 * np.exp(half), rtol=1e-4)
+
+    @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
+    def test_a_band_of_accuracies_stays_within_them(self, seeds):
+        accuracies = 1 - 0.2 * np.random.default_rng(seeds).random((seeds, 20)) ** 8
+        found = bands(self.task(*accuracies.tolist()))["a"]["metric"]
+        known = [x for side in ("centre", "low", "high") for x in found[side] if x is not None]
+        assert 0 <= min(known) <= max(known) <= 1
 
     def test_negative_losses_are_not_logged(self):
         found = bands(self.task([-1.0], [3.0]))["a"]["train_loss"]
@@ -221,6 +258,17 @@ class TestInChromium:
         assert ink > paper
         opened.run("document.getElementById('theme').click()")
         assert opened.run(colours)[0] < opened.run(colours)[1]
+
+    def test_axes_of_an_accuracy_end_where_accuracies_do(self, opened):
+        choose = "document.querySelector('[data-figure=convergence] input[value={}]').click()"
+        opened.run(choose.format("metric"))
+        drawn = "[data-figure=convergence] .plot, [data-figure=budget] .plot, .panel"
+        ranges = f"""[...document.querySelectorAll('{drawn}')]
+            .filter(plot => plot._fullLayout).map(plot => plot._fullLayout.yaxis.range)"""
+        found = opened.run(ranges)
+        opened.run(choose.format("validation_loss"))
+        assert len(found) == 10  # convergence, budget, and the eight entries' basins
+        assert all(0 <= low < high <= 1 for low, high in found)
 
     def test_arrow_keys_choose_an_axis(self, opened):
         title = "document.querySelector('[data-figure=convergence] .xtitle').textContent"

@@ -43,19 +43,21 @@ def number(x: float | None, digits: int = 4) -> str:
 
 
 def interval(found: Mapping[str, Any] | None) -> str:
-    """Return "mean ± half-width", cut where the half-width's second digit stands; the mean alone if n < 2.
+    """Return "mean (low … high)", cut where the half-width's second digit stands; the mean alone without an interval.
 
-    >>> interval({"mean": 0.97134, "low": 0.96924, "high": 0.97344, "sd": 0.0034, "n": 10})
-    '0.9713 ± 0.0021'
+    >>> interval({"mean": 0.97134, "low": 0.96924, "high": 0.97344})
+    '0.9713 (0.9692 … 0.9734)'
     """
     if found is None or found["mean"] is None:
         return "–"
     mean, low, high = found["mean"], found["low"], found["high"]
-    half = None if low is None or high is None else (high - low) / 2
-    if not half or not 1e-6 <= half < 1e5:
-        return number(mean) if half is None or half == 0 else f"{number(mean)} ± {number(half, 2)}"
+    if low is None or high is None:
+        return number(mean)
+    half = (high - low) / 2
+    if not 1e-6 <= half < 1e5:
+        return f"{number(mean)} ({number(low)} … {number(high)})"
     places = max(0, 1 - floor(log10(half)))
-    return f"{mean:.{places}f} ± {half:.{places}f}".replace("-", MINUS)
+    return f"{mean:.{places}f} ({low:.{places}f} … {high:.{places}f})".replace("-", MINUS)
 
 
 def cost(x: float | None) -> str:

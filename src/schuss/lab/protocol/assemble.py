@@ -25,6 +25,7 @@ from schuss.lab.statistics import (
     fixed_targets,
     lr_basin,
     mean_interval,
+    median_interval,
     paired_interval,
     pairwise_profiles,
     performance_profiles,
@@ -39,6 +40,8 @@ AXES = ("steps", "examples", "gradients", "seconds")
 QUANTILES = (0.5, 0.9, 1.0)
 RANKING_QUANTILE = 0.9  # near the best, and yet most seeds of a good entry get there
 MANY_SEEDS = 200  # more than anybody will run
+LEAST_TRIALS = 5  # with fewer, a race compares the luck of tuning: it decides nothing
+FRACTIONS = ("accuracy", "error rate", "auc", "f1", "precision", "recall")
 STAGES = ("tune", "confirm", "report")
 
 
@@ -92,7 +95,7 @@ def task_report(raced: Raced) -> schema.TaskReport:
         "name": task.name,
         "spec": raced.spec,
         "description": task.description,
-        "metric": {"name": task.metric_name, "best": task.best},
+        "metric": {"name": task.metric_name, "best": task.best, "bounds": metric_bounds(raced)},
         "optimum": task.optimum,
         "parameters": facts.parameters,
         "batch_size": task.batch_size,
@@ -108,7 +111,7 @@ def task_report(raced: Raced) -> schema.TaskReport:
         ],
         "runs": runs,
         "ranking": _rows(raced, ranking, targets, sensitivity),
-        "verdict": _verdict(raced, ranking),
+        "verdict": _verdict(raced, ranking, targets),
         "budget_curves": {c.name: _budget_curve(raced, c) for c in plan.contestants},
         "targets": targets,
         "sensitivity": sensitivity,
@@ -155,7 +158,7 @@ def _configuration(raced: Raced, configuration: Configuration) -> dict[str, Any]
         "index": configuration.index,
         "parameters": configuration.parameters,
         "tune": score(finished[0]) if finished else None,
-        "confirm": _interval([_score(result) for result in confirmed]) if confirmed else None,
+        "confirm": _spread([_score(result) for result in confirmed]) if confirmed else None,
         "chosen": plan.chosen.get(contestant.name) is configuration,
     }
 
@@ -316,14 +319,14 @@ def _rows(
         rows.append(
             {
                 "rank": place.rank,
-                "tied": place.rank == 1 and place.tied,
+                "tied": place.tied,
                 "entry": place.entry,
                 "configuration": chosen.id,
                 "parameters": chosen.parameters,
-                "metric": _interval(_scores(raced, contestant)),
-                "test_metric": _interval([nan if x is None else x for x in tests]),
-                "validation_loss": _interval(_scores(raced, contestant, "validation_loss")),
-                "train_loss": _interval(_scores(raced, contestant, "train_loss")),
+                "metric": _spread(_scores(raced, contestant)),
+                "test_metric": _spread([nan if x is None else x for x in tests]),
+                "validation_loss": _spread(_scores(raced, contestant, "validation_loss")),
+                "train_loss": _spread(_scores(raced, contestant, "train_loss")),
                 "cost": to_target["median"] if to_target else nothing,
                 "ert": to_target["ert"] if to_target else nothing,
                 "reached": to_target["reached"] / to_target["n"] if to_target else 0.0,
@@ -335,19 +338,32 @@ def _rows(
     return rows
 
 
-def _verdict(raced: Raced, ranking: Ranking | None) -> dict[str, Any]:
+def _verdict(raced: Raced, ranking: Ranking | None, targets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if ranking is None:
         text = "No run of the report stage has come to an end, so there is no verdict."
-        empty: dict[str, Any] = {"winner": None, "kind": "none", "tied": [], "take": None, "comparisons": []}
-        return {"text": text, **empty, "rank_by": raced.rank_by}
+        empty: dict[str, Any] = {"winner": None, "tied": [], "take": None, "comparisons": []}
+        head: dict[str, Any] = {"headline": "No result", "kind": "none", "notes": []}
+        return {"text": text, **head, **empty, "rank_by": raced.rank_by}
     leader, *others = ranking.places
     tied = [place.entry for place in others if place.rank == 1]
     behind = {place.entry: place.behind for place in others if place.behind is not None}
     comparisons = [_comparison(raced, c) for c in behind.values()]
+    reversed_ = [c["other"] for c in comparisons if c["verdict"] == "better" and c["test_agrees"] is False]
+    few = _trials(raced, leader.entry) < LEAST_TRIALS
+    kind, headline = "better", "Decided"
+    if not behind:
+        headline = "Ran alone"
+    elif tied:
+        kind, headline = "tie", "A tie"
+    elif few or reversed_:
+        because = "too few trials" if few else "the test split disagrees"
+        kind, headline = "unsure", f"Not decided: {because}"
     return {
-        "text": _sentences(raced, ranking, leader.entry, tied, behind),
+        "headline": headline,
+        "text": _sentences(raced, ranking, tied, behind, ranking_target(targets)),
+        "notes": _notes(raced, ranking, comparisons) if behind else [],
         "winner": leader.entry,
-        "kind": "tie" if tied else "better",
+        "kind": kind,
         "tied": tied,
         "take": ranking.pick,
         "rank_by": raced.rank_by,
@@ -356,29 +372,89 @@ def _verdict(raced: Raced, ranking: Ranking | None) -> dict[str, Any]:
 
 
 def _sentences(
-    raced: Raced, ranking: Ranking, leader: str, tied: Sequence[str], behind: Mapping[str, Comparison]
+    raced: Raced,
+    ranking: Ranking,
+    tied: Sequence[str],
+    behind: Mapping[str, Comparison],
+    target: Mapping[str, Any] | None,
 ) -> str:
-    """The verdict in two sentences."""
-    seeds = len(raced.plan.seeds["report"])
+    """Who leads, by how much, whom to take, and what more seeds would show."""
+    seeds, leader = len(raced.plan.seeds["report"]), ranking.places[0].entry
     by = raced.task.metric_name if raced.rank_by == "metric" else f"{raced.rank_by} to the target"
-    value = f"{ranking.places[0].centre:.4g}" if raced.rank_by == "metric" else ""
-    reached = f" ({by} {value} over {seeds} fresh seeds)" if value else f" (by {by}, {seeds} fresh seeds)"
+    value = f"{ranking.places[0].mean:.4g}" if raced.rank_by == "metric" else ""
+    reached = (
+        f" (mean {by} {value} over {seeds} fresh seeds)" if value else f" (by {by}, {seeds} fresh seeds)"
+    )
     if not behind:
         return f"{leader} ran alone{reached}. There is nothing to compare it with."
     if not tied:
-        closest = ranking.places[1].entry
-        gap = behind[closest]
-        span = f"interval {gap.low:.3g} to {gap.high:.3g}, Holm-adjusted"
+        gap = behind[ranking.places[1].entry]
+        span = (
+            f"interval {gap.low:.3g} to {gap.high:.3g}, adjusted for all pairs of {len(behind) + 1} entries"
+        )
         first = f"{leader} is best on {raced.task.name}{reached}."
-        return f"{first} The closest, {closest}, is {gap.gap:.3g} behind ({span})."
-    needed = [behind[name].further_seeds for name in tied]
-    most = max((n for n in needed if n is not None), default=0) if None not in needed else 0
-    more = f" {most} further seeds would settle it." if 0 < most <= MANY_SEEDS else ""
-    if most > MANY_SEEDS:
-        more = f" More than {MANY_SEEDS} further seeds would be needed to settle it."
-    others = ", ".join(tied)
-    first = f"{leader} leads on {raced.task.name}{reached}, tied with {others}."
-    return f"{first} Take {ranking.pick}, the cheapest.{more}"
+        return f"{first} The next, {gap.entry}, is {gap.gap:.3g} behind ({span})."
+    first = f"{leader} leads on {raced.task.name}{reached}, tied with {', '.join(tied)}."
+    return f"{first} {_take(ranking, target)}{_settling([behind[name] for name in tied])}"
+
+
+def _trials(raced: Raced, entry: str) -> int:
+    """How many configurations of an entry were tuned; as many for every other."""
+    return len(raced.plan.configurations.get(entry, []))
+
+
+def _take(ranking: Ranking, target: Mapping[str, Any] | None) -> str:
+    """Whom to take of those that tie, and why."""
+    pick, leader = ranking.pick, ranking.places[0].entry
+    if target is None or target["entries"][pick]["ert"]["gradients"] is None:
+        return f"Take {leader}: none of them reached the target, so none is cheaper."
+    return f"Take {pick}: of these it needs the fewest gradients to the target."
+
+
+def _settling(ties: Sequence[Comparison]) -> str:
+    """How many further seeds would settle the tie that takes most, and what they would show; "" if none would."""
+    if any(tie.further_seeds is None for tie in ties):
+        return ""
+    most = max(ties, key=lambda tie: tie.further_seeds or 0)
+    if not most.further_seeds:
+        return ""
+    pair = f"{most.leader} and {most.entry}"
+    if most.further_seeds > MANY_SEEDS:
+        return f" More than {MANY_SEEDS} further seeds would be needed to tell {pair} apart, or to show them equal."
+    shown = "one that counts" if most.settles_as == "better" else "too small to count"
+    return (
+        f" If the gap between {pair} is as large as it looks, about {most.further_seeds} further seeds would show, "
+        f"4 times in 5, that it is {shown}."
+    )
+
+
+def _notes(raced: Raced, ranking: Ranking, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the verdict does not cover, where the test split disagrees, and why an order may look odd."""
+    leader = ranking.places[0].entry
+    trials, seeds = _trials(raced, leader), len(raced.plan.seeds["report"])
+    notes = [
+        f"The intervals are over {seeds} training seeds on one validation split, at settings found in {trials} "
+        f"trial{'s' if trials > 1 else ''} an entry. They do not cover another split, nor better tuning."
+    ]
+    if trials < LEAST_TRIALS:
+        notes.append(
+            f"Fewer than {LEAST_TRIALS} trials an entry compare the luck of tuning, not optimizers: this race says "
+            "which of the settings tried did best, and decides nothing else."
+        )
+    against = [c for c in comparisons if c["verdict"] == "better" and c["test_agrees"] is False]
+    if against:
+        gaps = " and ".join(f"{c['other']} (by {-c['test']['mean']:.2g})" for c in against)
+        are = "is" if len(against) == 1 else "are"
+        notes.append(f"On the test split {gaps} {are} ahead of {leader}: there, its lead is not confirmed.")
+    for place in ranking.places:
+        above = [p.entry for p in ranking.places[: ranking.places.index(place)] if p.rank > place.rank]
+        if above:
+            whom = "the leader" if place.rank == 1 else "as many of those above"
+            notes.append(
+                f"{place.entry} has rank {place.rank} though {', '.join(above)} did better on average: its seeds "
+                f"differ more, so that {place.entry} cannot be told apart from {whom}, and they can."
+            )
+    return notes
 
 
 def _comparison(raced: Raced, found: Comparison) -> dict[str, Any]:
@@ -386,13 +462,17 @@ def _comparison(raced: Raced, found: Comparison) -> dict[str, Any]:
     by_name = {c.name: c for c in plan.contestants}
     metric = raced.rank_by == "metric"
     sign = 1 if raced.lower else -1
+    test = None
     if metric:
         own, other = (np.array(_scores(raced, by_name[name])) for name in (found.leader, found.entry))
         difference = _interval(list(sign * (other - own)))
         p = _finite(paired_interval(sign * own, sign * other).p)
+        tests = [np.array(_tests(raced, by_name[name])) for name in (found.leader, found.entry)]
+        test = _interval(list(sign * (tests[1] - tests[0])))
     else:
         p = None
         difference = {"mean": _finite(found.gap), "low": None, "high": None, "sd": None, "n": found.seeds}
+    tested = test["mean"] if test else None
     return {
         "leader": found.leader,
         "other": found.entry,
@@ -404,8 +484,17 @@ def _comparison(raced: Raced, found: Comparison) -> dict[str, Any]:
         "p_adjusted": _finite(found.p),
         "verdict": found.verdict,
         "seeds_needed": found.further_seeds,
+        "settles_as": found.settles_as,
         "gap_needed": _finite(found.threshold),
+        "test": test if tested is not None else None,
+        "test_agrees": tested > 0 if tested else None,
     }
+
+
+def _tests(raced: Raced, contestant: Contestant) -> list[float]:
+    """The metric on the test split, one a reporting seed; NaN for a run that did not finish."""
+    found = {run.seed: r["test"]["metric"] for run, r in raced.stage(contestant, "report") if r["test"]}
+    return [nan if (x := found.get(seed)) is None else x for seed in raced.plan.seeds["report"]]
 
 
 def _budget_curve(raced: Raced, contestant: Contestant) -> dict[str, Any]:
@@ -413,7 +502,9 @@ def _budget_curve(raced: Raced, contestant: Contestant) -> dict[str, Any]:
     if not pool:
         return {"n": [], "expected": [], "low": [], "high": []}
     found = budget_curve(pool, lower_is_better=raced.lower)
-    columns = {"expected": found.expected, "low": found.low, "high": found.high}
+    least, most = metric_bounds(raced)
+    inside = {"low": np.clip(found.low, least, None), "high": np.clip(found.high, None, most)}
+    columns = {"expected": found.expected, **inside}
     return {"n": found.n.tolist()} | {name: [_finite(x) for x in column] for name, column in columns.items()}
 
 
@@ -495,6 +586,30 @@ def _diverged(run: Mapping[str, Any]) -> dict[str, Any]:
 def _examples(task: Task) -> int:
     rows = task.length("train")
     return round(task.epochs * rows) if task.epochs and rows else task.total_steps() * task.batch_size
+
+
+def metric_bounds(raced: Raced) -> list[float | None]:
+    """The lowest and highest value that the metric can have: 0 and 1 where it is called, and is, a fraction."""
+    called = any(word in raced.task.metric_name.lower() for word in FRACTIONS)
+    curves = (result["curve"]["metric"] for result in raced.results.values())
+    is_one = called and all(0 <= x <= 1 for curve in curves for x in curve if x is not None)
+    return [0.0, 1.0] if is_one else [None, None]
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    known = [x for x in values if isfinite(x)]
+    if not known:
+        return dict.fromkeys(("mean", "median", "low", "high", "coverage", "sd")) | {"n": 0}
+    found = median_interval(known)
+    return {
+        "mean": float(np.mean(known)),
+        "median": found.centre,
+        "low": _finite(found.low),
+        "high": _finite(found.high),
+        "coverage": found.coverage if isfinite(found.low) else None,
+        "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+        "n": len(known),
+    }
 
 
 def _interval(values: Sequence[float]) -> dict[str, Any]:

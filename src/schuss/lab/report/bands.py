@@ -1,11 +1,11 @@
-"""The convergence curves' means and intervals, evaluation by evaluation, over the reporting seeds."""
+"""The convergence curves' medians and intervals, evaluation by evaluation, over the reporting seeds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from schuss.lab.statistics.compare import Floats, mean_interval
+from schuss.lab.statistics.compare import Floats, median_interval
 
 LOSSES = ("train_loss", "validation_loss")
 AXES = ("steps", "examples", "gradients")
@@ -14,9 +14,9 @@ AXES = ("steps", "examples", "gradients")
 def bands(task: Mapping[str, Any]) -> dict[str, Any]:
     """Return, by entry, the x columns and for each curve its centre, low and high, as columns.
 
-    The centre is the mean with its t interval; a loss that is positive throughout is averaged in its
-    logarithm, as it is drawn. From where a run has diverged it counts as infinitely bad: the centre is then
-    the median, with the interval that the order of the seeds allows, and None once most have diverged.
+    The centre is the median with the interval that the order of the seeds gives, which never leaves the range of
+    the runs (five seeds or more). From where a run has diverged it counts as infinitely bad; once most have, the
+    centre is None. `log` says that a loss is positive throughout, and can be drawn on a logarithmic axis.
     """
     found: dict[str, Any] = {}
     for entry in task["entries"]:
@@ -32,9 +32,9 @@ def bands(task: Mapping[str, Any]) -> dict[str, Any]:
         columns: dict[str, Any] = {axis: longest[axis] for axis in AXES}
         columns["seconds"] = None if second is None else [second * step for step in longest["steps"]]
         for quantity in LOSSES:
-            columns[quantity] = _band([run["curve"][quantity] for run in runs], np.inf, logarithmic=True)
+            columns[quantity] = _band([run["curve"][quantity] for run in runs], np.inf)
         worst = np.inf if task["metric"]["best"] == "min" else -np.inf
-        columns["metric"] = _band([run["curve"]["metric"] for run in runs], worst, logarithmic=False)
+        columns["metric"] = _band([run["curve"]["metric"] for run in runs], worst) | {"log": False}
         rates = [run["curve"]["effective_rate"] for run in runs if run["status"] == "finished"]
         columns["effective_rate"] = _medians(rates)
         found[entry["name"]] = columns
@@ -50,18 +50,12 @@ def _table(curves: Sequence[Sequence[float | None]], missing: float) -> Floats:
     return table
 
 
-def _band(curves: Sequence[Sequence[float | None]], worst: float, *, logarithmic: bool) -> dict[str, Any]:
+def _band(curves: Sequence[Sequence[float | None]], worst: float) -> dict[str, Any]:
     table = _table(curves, worst)
-    logarithmic = logarithmic and bool((table > 0).all())
-    if logarithmic:
-        table = np.log(table)
-    intervals = [mean_interval(column) for column in table.T]
-    sides = (
-        np.array([getattr(interval, side) for interval in intervals]) for side in ("centre", "low", "high")
-    )
-    return {
-        side: _plain(x, logarithmic) for side, x in zip(("centre", "low", "high"), sides, strict=True)
-    } | {"log": logarithmic}
+    intervals = [median_interval(column) for column in table.T]
+    sides = ("centre", "low", "high")
+    columns = {side: _plain([getattr(interval, side) for interval in intervals]) for side in sides}
+    return columns | {"log": bool((table > 0).all())}
 
 
 def _medians(curves: Sequence[Sequence[float | None]]) -> list[float | None]:
@@ -72,5 +66,5 @@ def _medians(curves: Sequence[Sequence[float | None]]) -> list[float | None]:
     ]
 
 
-def _plain(column: Floats, logarithmic: bool) -> list[float | None]:
-    return [float(np.exp(x) if logarithmic else x) if np.isfinite(x) else None for x in column]
+def _plain(column: Sequence[float]) -> list[float | None]:
+    return [float(x) if np.isfinite(x) else None for x in column]

@@ -36,11 +36,27 @@ Status = Literal["finished", "diverged", "crashed"]
 
 
 class Interval(TypedDict):
-    """A mean over seeds with its 95 % t interval; `low` and `high` are null when n < 2."""
+    """A mean paired difference with its 95 % t interval; `low` and `high` are null when n < 2."""
 
     mean: float | None
     low: float | None
     high: float | None
+    sd: float | None
+    n: int
+
+
+class Spread(TypedDict):
+    """Numbers over seeds: their mean, and their median with the interval that order statistics give.
+
+    The interval covers the median of any distribution with at least `coverage` (0.95 or more; 0.9375 with five
+    seeds). Fewer than five seeds give none: `low`, `high` and `coverage` are null.
+    """
+
+    mean: float | None
+    median: float | None
+    low: float | None
+    high: float | None
+    coverage: float | None
     sd: float | None
     n: int
 
@@ -97,7 +113,7 @@ class ConfigurationReport(TypedDict):
     index: int  # 0, 1, 2, ... in the entry's sequence
     parameters: dict[str, float]  # by the names of `EntryReport.space`
     tune: float | None  # validation metric at the horizon of the tuning run; null if it diverged or crashed
-    confirm: Interval | None  # over the confirming seeds; null if it was not among the best of tuning
+    confirm: Spread | None  # over the confirming seeds; null if it was not among the best of tuning
     chosen: bool  # this one went on to the report stage
 
 
@@ -171,15 +187,15 @@ class Sensitivity(TypedDict):
 class RankingRow(TypedDict):
     """One line of the final table. All numbers over the report stage's seeds at the chosen configuration."""
 
-    rank: int  # 1, 2, ...; entries tied with the leader share rank 1
-    tied: bool  # with the leader
+    rank: int  # 1 for all that tie with the leader; else one more than the number of entries that are better
+    tied: bool  # shares its rank with another
     entry: str
     configuration: str
     parameters: dict[str, float]
-    metric: Interval  # validation; a diverged run counts with the untrained model's metric
-    test_metric: Interval
-    validation_loss: Interval
-    train_loss: Interval
+    metric: Spread  # validation; a diverged run counts with the untrained model's metric
+    test_metric: Spread
+    validation_loss: Spread
+    train_loss: Spread
     cost: Cost  # median cost to the ranking target (the one marked `ranking` in `targets`)
     ert: Cost  # expected running time: total cost of all runs / successes
     reached: float  # share of seeds that reached that target, 0..1
@@ -189,13 +205,17 @@ class RankingRow(TypedDict):
 
 
 class Comparison(TypedDict):
-    """The leader against one other entry, paired by seed; Holm-adjusted over all such comparisons."""
+    """The leader against one other entry, paired by seed; adjusted for all pairs, as the data chose the leader.
+
+    All of it but `test` is over seeds on the one validation split. Its sign can be another on the test split;
+    `test_agrees` says whether it is not.
+    """
 
     leader: str
     other: str
     unit: str  # of the difference: the metric's name, or "log ratio of steps" ...
     difference: Interval  # leader − other, turned so that positive is in the leader's favour
-    adjusted_low: float | None  # the Holm-adjusted 95 % interval
+    adjusted_low: float | None  # the simultaneous 95 % interval
     adjusted_high: float | None
     p: float | None
     p_adjusted: float | None
@@ -203,17 +223,22 @@ class Comparison(TypedDict):
     seeds_needed: (
         int | None
     )  # further seeds that would settle a tie; null when better, or when no number would
+    settles_as: Literal["better", "equal"] | None  # what those further seeds would show
     gap_needed: (
         float | None
     )  # one seed-sd (or 5 % of cost): a smaller gap is a tie whatever the interval says
+    test: Interval | None  # the same difference on the test split, not adjusted; null when ranked by cost
+    test_agrees: bool | None  # false: on test the other is ahead; null when not measured, or exactly equal
 
 
 class Verdict(TypedDict):
-    """The race in two sentences, and what they rest on."""
+    """The race in a few sentences, and what they rest on."""
 
+    headline: str  # "Decided", "A tie", "Not decided: ..."
     text: str
+    notes: list[str]  # what the intervals are over, where test disagrees, why an order looks odd
     winner: str | None  # null when nothing finished
-    kind: Literal["better", "tie", "none"]
+    kind: Literal["better", "unsure", "tie", "none"]  # unsure: too few trials, or test has the other sign
     tied: list[str]  # entries tied with the leader, without the leader
     take: str | None  # the winner, or the cheapest of the tied
     rank_by: Literal["metric", "steps", "examples", "gradients", "seconds"]
@@ -263,7 +288,7 @@ class Claim(TypedDict):
 
     id: str  # "momentum-beats-sgd", ...
     claim: str  # "Momentum beats plain SGD."
-    verdict: Literal["holds", "fails", "undecided"]
+    verdict: Literal["holds", "fails", "no gap that counts", "undecided"]
     interval: Interval | None  # of the difference that decides; positive speaks for the claim
     unit: str
     entries: list[str]  # whose runs were compared
@@ -307,6 +332,7 @@ class Metric(TypedDict):
 
     name: str
     best: Literal["max", "min"]
+    bounds: list[float | None]  # [lowest, highest] possible value, as far as known; [0, 1] for an accuracy
 
 
 class Horizon(TypedDict):

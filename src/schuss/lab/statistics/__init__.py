@@ -11,6 +11,7 @@ from schuss.lab.statistics.compare import (
     as_losses,
     compare_with_leader,
     mean_interval,
+    median_interval,
     paired_interval,
     rank,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "fixed_targets",
     "lr_basin",
     "mean_interval",
+    "median_interval",
     "numbers_of",
     "paired_interval",
     "pairwise_profiles",

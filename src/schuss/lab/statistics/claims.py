@@ -1,9 +1,11 @@
-"""What the textbooks say, tested on the runs of one task: holds, fails, or undecided here.
+"""What the textbooks say, tested on the runs of one task: holds, fails, no gap that counts, or undecided here.
 
 Each claim compares two kinds of runs that differ in one thing only and are paired by seed. It *holds* if the
 95 % interval of the difference lies on its side of zero and the difference exceeds one seed-sd (5 % of cost);
-it *fails* if the whole interval lies below that smallest gap that counts; otherwise it is *undecided*. What
-the race did not run is undecided, and says what it needs.
+it *fails* if the whole interval lies on the other side of zero. There is *no gap that counts* if the interval
+reaches across zero and yet stays below that smallest gap: nothing is refuted, there is just too little between
+the two to matter here. Otherwise it is *undecided*. What the race did not run is undecided, and says what it
+needs.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -25,7 +27,7 @@ from schuss.lab.statistics.compare import (
 )
 from schuss.lab.statistics.numbers import RunNumbers, numbers_of
 
-Verdict = Literal["holds", "fails", "undecided"]
+Verdict = Literal["holds", "fails", "no gap that counts", "undecided"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ def judge(interval: Interval, threshold: float) -> Verdict:
     >>> judge(Interval(2.0, 1.0, 3.0, 0.01, 10, 1.0, "t"), threshold=1.0)
     'holds'
     >>> judge(Interval(0.0, -0.5, 0.5, 1.0, 10, 1.0, "t"), threshold=1.0)
+    'no gap that counts'
+    >>> judge(Interval(-2.0, -3.0, -1.0, 0.01, 10, 1.0, "t"), threshold=1.0)
     'fails'
 
     Where every seed ended exactly equal, as on a task whose metric has a floor that all reach, it is undecided.
@@ -85,7 +89,9 @@ def judge(interval: Interval, threshold: float) -> Verdict:
         return "undecided"
     if interval.low > 0 and interval.centre > threshold:
         return "holds"
-    return "fails" if interval.high <= max(threshold, 0.0) else "undecided"
+    if interval.high < 0:
+        return "fails"
+    return "no gap that counts" if interval.high <= threshold else "undecided"
 
 
 def _indistinct(interval: Interval) -> bool:
@@ -320,6 +326,8 @@ def _adam_first(runs: Sequence[RunNumbers]) -> Claim:
     verdict: Verdict = (
         "fails"
         if "fails" in verdicts.values()
+        else "no gap that counts"
+        if "no gap that counts" in verdicts.values()
         else "holds"
         if set(verdicts.values()) == {"holds"}
         else "undecided"

@@ -3,19 +3,20 @@
 Scores are paired by seed: element i of every entry's array comes from seed i. A run that diverged, or never
 reached its target, is kept as the worst value there is; nothing is dropped.
 
-Sources: S. Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statist. 6 (1979);
-R. Serlin, "Confidence intervals and the scientific method", J. Exp. Educ. 61 (1993), for intervals that say
-what Holm's steps say.
+An entry's own interval is that of its *median* over seeds, from order statistics: it covers as promised whatever
+the metric's distribution, at a bound, skewed, or with one seed in ten that fails, where Student's interval of the
+mean covers 66 to 84 %. No interval of a mean can do that: what no seed has shown, none can know of. The sources
+are W. Thompson, Ann. Math. Stat. 7 (1936), and G. Hahn and W. Meeker, "Statistical Intervals" (1991), section 5.2.
 
-What was simulated (10 seeds, normal scores): with two equal entries 2.7 % of races name one of them better;
-as the leader is whoever looks best, among 5 equal entries 8 % of races put at least one of them behind, among
-8 entries 11 %. An entry that is truly 2 sd better than the other is called better in 98 %.
+A comparison is of mean paired differences, by Student's t: between equal entries they are symmetric, and then t is
+conservative where tails are heavy. How the choice of the leader is paid for is told in `simultaneous.py`. Error
+rates, coverage and power are in `docs/verdicts.md`; `benchmarks/verdicts.py` makes them again.
 """
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import hypot, sqrt
 from typing import Literal
 
 import numpy as np
@@ -23,11 +24,19 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr, stdtr, stdtrit
 
 from schuss.errors import refusal
+from schuss.lab.statistics.simultaneous import (
+    apart_from_leader,
+    equivalent_comparisons,
+    pair_variances,
+    two_sided,
+    typical_variances,
+)
 
 Floats = NDArray[np.float64]
 
 POWER = 0.8  # chance with which the number of further seeds settles a tie
 MOST_SEEDS = 10_000  # beyond this nobody runs them; the count is then unknown (None)
+LEAST_COVERAGE = 0.93  # what five seeds give; fewer give no interval of a median at all
 LEAST_COST_GAP = float(np.log(1.05))  # two costs closer than 5 % are the same cost
 ROUNDING = 1e-9  # relative; a gap below it is arithmetic, not optimization
 
@@ -36,7 +45,8 @@ ROUNDING = 1e-9  # relative; a gap below it is arithmetic, not optimization
 class Interval:
     """A centre with the interval round it, and the two-sided p-value of "the centre is 0".
 
-    `method` is "t" (mean, Student), or "sign" (median, order statistics) where a value is infinite.
+    `method` is "t" (mean, Student), or "sign" (median, order statistics). `coverage` is what the interval
+    covers at least: the level asked for, or more where order statistics only come in steps.
     """
 
     centre: float
@@ -46,14 +56,16 @@ class Interval:
     n: int
     sd: float
     method: Literal["t", "sign"]
+    coverage: float = 0.95
 
 
 @dataclass(frozen=True)
 class Comparison:
     """How far `entry` is behind `leader`: a difference of losses, or a log ratio of costs.
 
-    `low`, `high` and `p` are Holm-adjusted. `threshold` is the smallest gap that counts: one seed-sd, or
-    log 1.05 of cost. `further_seeds` is how many seeds beyond those run would turn the tie into what
+    `low`, `high` and `p` are adjusted for all pairs. `threshold` is the smallest gap that counts: one seed-sd, or
+    log 1.05 of cost. `method` is "penalised" where a run of either failed and counts as worse than all that
+    did not (see `penalised`). `further_seeds` is how many seeds beyond those run would turn the tie into what
     `settles_as` says, with power 0.8, if the gap is as it looks; None where that cannot be told.
     """
 
@@ -65,7 +77,7 @@ class Comparison:
     p: float
     seeds: int
     threshold: float
-    method: Literal["t", "sign"]
+    method: Literal["t", "penalised"]
     verdict: Literal["better", "tie"]
     settles_as: Literal["better", "equal"] | None
     further_seeds: int | None
@@ -73,12 +85,15 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Place:
-    """An entry's place: its rank, whether it shares it, its own mean with interval, its gap to the leader."""
+    """An entry's place: its rank and whether it shares it, its own mean, its median's interval, its gap.
+
+    The rank is one more than the number of entries that are better; it is 1 for all that tie with the leader.
+    """
 
     entry: str
     rank: int
     tied: bool
-    centre: float
+    mean: float
     low: float
     high: float
     behind: Comparison | None
@@ -86,7 +101,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Places from best to worst; `pick` is the cheapest entry of those tied for the first place."""
+    """Places in the order of their means; `pick` is the cheapest entry of those tied for the first place."""
 
     places: tuple[Place, ...]
     pick: str
@@ -124,7 +139,26 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
     error = sd / sqrt(n)
     half = student_quantile(0.5 + level / 2, n - 1) * error
     p = 2 * float(stdtr(n - 1, -abs(centre) / error)) if error else float(centre == 0)
-    return Interval(centre, centre - half, centre + half, p, n, sd, "t")
+    return Interval(centre, centre - half, centre + half, p, n, sd, "t", level)
+
+
+def median_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
+    """Return the median of independent values with the interval that their order alone gives.
+
+    It covers the median of any distribution with at least `coverage`, and never leaves the range of the values.
+    Below six values 95 % cannot be had: five give the range of the values, with 93.75 %; fewer give none.
+
+    >>> found = median_interval([5.0, 1.0, 3.0, 2.0, 4.0, 90.0])
+    >>> found.centre, found.low, found.high, found.coverage
+    (3.5, 1.0, 90.0, 0.96875)
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 1 or x.size == 0:
+        raise refusal("shape", x.shape, "(n,) with n ≥ 1", "Give one value a seed.")
+    if not 0 < level < 1:
+        raise refusal("level", level, "in (0, 1)", "Use 0.95 for a 95 % interval.")
+    widest = 1 - 2 * float(bdtr(0, x.size, 0.5))
+    return _sign_interval(np.sort(x), min(level, widest) if widest >= LEAST_COVERAGE else level)
 
 
 def student_quantile(probability: float, freedom: int) -> float:
@@ -145,9 +179,10 @@ def _sign_interval(ordered: Floats, level: float) -> Interval:
     fewer = min(int((ordered <= 0).sum()), int((ordered >= 0).sum()))
     p = min(1.0, 2 * float(bdtr(fewer, n, 0.5)))
     # The k-th value from either end, with k the largest for which 2·P(Bin(n, ½) ≤ k − 1) ≤ 1 − level.
-    k = int((2 * bdtr(np.arange(n), n, 0.5) <= 1 - level).sum())
+    k = int((2 * bdtr(np.arange(n), n, 0.5) <= 1 - level + 1e-12).sum())
     low, high = (float(ordered[k - 1]), float(ordered[n - k])) if k else (-np.inf, np.inf)
-    return Interval(median, low, high, p, n, np.nan, "sign")
+    coverage = 1 - 2 * float(bdtr(k - 1, n, 0.5)) if k else 1.0
+    return Interval(median, low, high, p, n, np.nan, "sign", coverage)
 
 
 def paired_differences(a: ArrayLike, b: ArrayLike, *, ratio: bool = False) -> Floats:
@@ -208,70 +243,113 @@ def holm_levels(p: Sequence[float], *, level: float = 0.95) -> tuple[list[float]
 def further_seeds(interval: Interval, threshold: float, *, level: float) -> tuple[str | None, int | None]:
     """Return what a tie would settle as ("better" or "equal") and how many further seeds that takes.
 
-    A gap above the threshold settles as better once (t_{1−α/2} + t_{0.8}) sd/√n ≤ gap; one below it settles
-    as equal once the same width fits between the gap and the threshold.
+    A gap above the threshold settles as better once (t_{1−α/2} + t_{0.8}) sd/√n ≤ gap, so that it will be seen, and
+    t_{0.8} √(sd² + threshold²/4)/√n ≤ gap − threshold, so that it will be seen to count (the threshold is itself
+    an estimate, a pooled sd, and moves by threshold/(2√n)). One below it settles as equal once the first
+    width fits between the gap and the threshold.
 
     >>> further_seeds(Interval(1.0, -0.5, 2.5, 0.1, 4, 1.0, "t"), 0.9, level=0.95)
-    ('better', 6)
+    ('better', 83)
     """
-    if interval.method != "t" or interval.n < 2:
+    if interval.method != "t" or interval.n < 2 or not np.isfinite(interval.sd):
         return None, None
     gap = abs(interval.centre)
-    settles_as, room = ("better", gap) if gap > threshold else ("equal", threshold - gap)
+    settles_as = "better" if gap > threshold else "equal"
     if interval.sd == 0:
         return settles_as, 0
 
     def fits(n: int) -> bool:
-        quantiles = student_quantile(0.5 + level / 2, n - 1) + student_quantile(POWER, n - 1)
-        return quantiles * interval.sd <= room * sqrt(n)
+        seen = student_quantile(0.5 + level / 2, n - 1)
+        power = student_quantile(POWER, n - 1)
+        if gap <= threshold:
+            return (seen + power) * interval.sd <= (threshold - gap) * sqrt(n)
+        counts = power * hypot(interval.sd, threshold / 2) <= (gap - threshold) * sqrt(n)
+        return counts and (seen + power) * interval.sd <= gap * sqrt(n)
 
     n = bisect_left(range(MOST_SEEDS), True, lo=interval.n, key=fits)
     return settles_as, n - interval.n if n < MOST_SEEDS else None
 
 
+def penalised(losses: Mapping[str, ArrayLike], *, ratio: bool = False) -> Floats:
+    """Return finite losses (logs of costs), (entries, seeds), in which a failure is worse than all else.
+
+    A run that failed counts as the worst there is and the whole range of the others on top; a cost that was never
+    paid as twice the largest that was (the PAR2 score of the algorithm selection literature), and a cost of 0
+    as half the smallest. So failures are paired and averaged like everything else.
+    """
+    table = np.array([as_losses(x) for x in losses.values()])
+    if ratio:
+        if (table < 0).any():
+            raise refusal("cost", float(table.min()), "≥ 0", "A ratio of costs needs costs.")
+        with np.errstate(divide="ignore"):
+            table = np.log(table)
+    finite = table[np.isfinite(table)]
+    if not finite.size:
+        finite = np.zeros(1)
+    step = float(np.log(2)) if ratio else float(np.ptp(finite)) or 1.0
+    return np.clip(table, finite.min() - step, finite.max() + step)
+
+
 def compare_with_leader(
-    losses: Mapping[str, ArrayLike], leader: str, *, ratio: bool = False, level: float = 0.95
+    losses: Mapping[str, ArrayLike], *, ratio: bool = False, level: float = 0.95
 ) -> dict[str, Comparison]:
-    """Compare every entry with the leader, Holm-adjusted over these comparisons.
+    """Compare every entry with the one of the lowest mean, adjusted for having chosen it.
 
     `losses` are losses or (`ratio=True`) costs, one array a entry, paired by seed. "better" (the leader is)
     needs the adjusted interval above 0 and a gap above one seed-sd, or 5 % of cost; all else is a tie.
     """
-    others = [entry for entry in losses if entry != leader]
-    first = {entry: paired_interval(losses[leader], losses[entry], ratio=ratio) for entry in others}
-    adjusted, levels = holm_levels([first[entry].p for entry in others], level=level)
+    names = list(losses)
+    table = penalised(losses, ratio=ratio)
+    found = apart_from_leader(table[None], alpha=1 - level)
+    first, seeds = names[int(found.leader[0])], table.shape[1]
+    failed = {name for name in names if not np.isfinite(np.asarray(losses[name], dtype=np.float64)).all()}
     comparisons: dict[str, Comparison] = {}
-    for entry, p, own_level in zip(others, adjusted, levels, strict=True):
-        found = paired_interval(losses[leader], losses[entry], ratio=ratio, level=own_level)
-        threshold = smallest_gap_that_counts(losses[leader], losses[entry], ratio=ratio)
-        better = found.low > 0 and found.centre > threshold
-        settles_as, seeds = (None, None) if better else further_seeds(found, threshold, level=own_level)
+    for i, entry in enumerate(names):
+        if entry == first:
+            continue
+        gap, error, p = float(found.gap[0, i]), float(found.error[0, i]), float(found.p[0, i])
+        own_level = 1 - (1 - level) / float(found.comparisons[0, i])
+        half = student_quantile(0.5 + own_level / 2, seeds - 1) * error if seeds > 1 else np.inf
+        threshold = smallest_gap_that_counts(losses[first], losses[entry], ratio=ratio)
+        better = gap - half > 0 and gap > threshold
+        own = Interval(gap, gap - half, gap + half, p, seeds, error * sqrt(seeds), "t", own_level)
+        settles_as, more = (None, None) if better else further_seeds(own, threshold, level=own_level)
         comparisons[entry] = Comparison(
-            leader=leader,
+            leader=first,
             entry=entry,
-            gap=found.centre,
-            low=found.low,
-            high=found.high,
+            gap=gap,
+            low=own.low,
+            high=own.high,
             p=p,
-            seeds=found.n,
+            seeds=seeds,
             threshold=threshold,
-            method=found.method,
+            method="penalised" if {first, entry} & failed else "t",
             verdict="better" if better else "tie",
             settles_as=settles_as,  # type: ignore[arg-type]
-            further_seeds=seeds,
+            further_seeds=more,
         )
     return comparisons
 
 
-def _order(losses: Floats, ratio: bool) -> tuple[float, float, int, float]:
-    """Sort key: the mean; where runs failed, the median, then how many failed, then the rest's mean."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        x = np.log(losses) if ratio else losses  # −∞: a cost of 0, the best there is
-        median = float(np.median(x))
-    got_there = x[x < np.inf]
-    rest = float(got_there.mean()) if got_there.size else np.inf
-    mean = rest if got_there.size == x.size else np.inf
-    return mean, 0.0 if np.isnan(median) else median, x.size - got_there.size, rest
+def better_pairs(
+    losses: Mapping[str, ArrayLike], *, ratio: bool = False, level: float = 0.95
+) -> set[tuple[str, str]]:
+    """Return every pair (a, b) of which a is better, all pairs judged at once."""
+    names, table = list(losses), penalised(losses, ratio=ratio)
+    count, seeds = table.shape
+    if seeds < 2:
+        return set()
+    variances = pair_variances(table[None])
+    typical = typical_variances(variances, np.ones((1, count), dtype=bool))[0]
+    error = np.sqrt(np.maximum(variances[0], np.maximum(typical[:, None], typical)) / seeds)
+    means = table.mean(axis=1)
+    gaps = means - means[:, None]
+    sure = equivalent_comparisons(count, seeds) * two_sided(gaps, error, seeds) <= 1 - level
+    return {
+        (names[i], names[j])
+        for i, j in zip(*np.nonzero(sure & (gaps > 0)), strict=True)
+        if gaps[i, j] > smallest_gap_that_counts(losses[names[i]], losses[names[j]], ratio=ratio)
+    }
 
 
 def rank(
@@ -282,12 +360,13 @@ def rank(
     level: float = 0.95,
     costs: Mapping[str, float] | None = None,
 ) -> Ranking:
-    """Rank entries on their fresh seeds, ties marked.
+    """Rank entries on their fresh seeds: in the order of their means, with ties marked.
 
     `scores[entry]` holds one number a seed, in the same order of seeds for all; NaN or inf = failed.
-    `ratio=True` ranks costs by log ratios. Those tied with the leader share rank 1; the best of the rest
-    leads the next group, and so on. `costs` (one number an entry) choose among those tied for the first
-    place; without them the leader is picked.
+    `ratio=True` ranks costs by log ratios. All that tie with the leader have rank 1, the others one more than
+    the number of entries that are better. So an entry that varies little can rank behind one with a worse mean
+    that varies much. `costs` (one number an entry) choose among those tied for the first place; without
+    them the leader is picked.
 
     >>> ranking = rank({"a": [1.0, 1.1, 0.9], "b": [1.1, 0.9, 1.0], "c": [9.0, 9.1, 8.9]})
     >>> [(place.rank, place.entry) for place in ranking.places]
@@ -295,25 +374,24 @@ def rank(
     """
     if not scores:
         raise refusal("scores", dict(scores), "a mapping with at least one entry")
-    losses = {entry: as_losses(x, lower_is_better=lower_is_better) for entry, x in scores.items()}
+    losses = {entry: as_losses(x, lower_is_better=lower_is_better) for entry, x in sorted(scores.items())}
     if len({x.shape for x in losses.values()}) > 1:
         shapes = {entry: x.shape for entry, x in losses.items()}
         raise refusal("scores", shapes, "one shape for all entries", "Every entry needs the same seeds.")
-    waiting = sorted(losses, key=lambda entry: (_order(losses[entry], ratio), entry))
-    behind = compare_with_leader(losses, waiting[0], ratio=ratio, level=level)
+    means = dict(zip(losses, penalised(losses, ratio=ratio).mean(axis=1).tolist(), strict=True))
+    order = sorted(losses, key=lambda entry: (means[entry], entry))
+    behind = compare_with_leader(losses, ratio=ratio, level=level)
+    leading = {order[0]} | {entry for entry in behind if behind[entry].verdict == "tie"}
+    pairs = better_pairs(losses, ratio=ratio, level=level) | {
+        (order[0], e) for e in order if e not in leading
+    }
+    ranks = {e: 1 if e in leading else 1 + sum((other, e) in pairs for other in order) for e in order}
     places: list[Place] = []
-    first_group: list[str] = []
-    while waiting:
-        group = compare_with_leader({e: losses[e] for e in waiting}, waiting[0], ratio=ratio, level=level)
-        tied = [e for e in waiting if e == waiting[0] or group[e].verdict == "tie"]
-        first_group = first_group or tied
-        start = 1 + len(places)
-        for entry in tied:
-            own = mean_interval(losses[entry] if lower_is_better else -losses[entry], level=level)
-            places.append(
-                Place(entry, start, len(tied) > 1, own.centre, own.low, own.high, behind.get(entry))
-            )
-        waiting = [e for e in waiting if e not in tied]
+    for entry in order:
+        own = median_interval(losses[entry] if lower_is_better else -losses[entry], level=level)
+        mean = float(losses[entry].mean()) * (1 if lower_is_better else -1)
+        tied = list(ranks.values()).count(ranks[entry]) > 1
+        places.append(Place(entry, ranks[entry], tied, mean, own.low, own.high, behind.get(entry)))
     price = costs or {}
-    pick = min(first_group, key=lambda entry: price.get(entry, np.inf))
+    pick = min((e for e in order if e in leading), key=lambda entry: price.get(entry, np.inf))
     return Ranking(tuple(places), pick)

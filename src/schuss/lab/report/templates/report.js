@@ -54,6 +54,8 @@
     }
     return { x: xs, y: ys, mode: "lines", fill: "toself", fillcolor: faint(look(name).colour, 0.14), line: { width: 0 }, hoverinfo: "skip" };
   };
+  // An axis of the metric ends where the metric does.
+  const within = ({ metric: { bounds: [least, most] } }) => ({ autorangeoptions: { ...(least === null ? {} : { minallowed: least }), ...(most === null ? {} : { maxallowed: most }) } });
   const shown = (names) => names.filter((name) => !hidden.has(name));
 
   const AXES = { steps: "steps", examples: "examples", gradients: "gradients", seconds: "seconds" };
@@ -103,7 +105,7 @@
         for (const name of names) traces.push(line(name, task.budget_curves[name].n, task.budget_curves[name].expected));
         const most = Math.max(1, ...names.flatMap((name) => task.budget_curves[name].n));
         return [traces, layout({ title: "trials you can afford", range: [0.6, most + 0.4], dtick: most <= 12 ? 1 : undefined },
-          { title: `expected best validation ${task.metric.name}` })];
+          { title: `expected best validation ${task.metric.name}`, ...within(task) })];
       },
     },
     convergence: {
@@ -120,7 +122,7 @@
         const values = names.flatMap((name) => bands[index][name][state.what].centre);
         const title = state.what === "metric" ? `validation ${task.metric.name}` : state.what.replace("_", " ").replace("train ", "training ");
         return [traces, layout({ title: state.axis === "seconds" ? "seconds (steps × the calibrated step)" : state.axis, rangemode: "tozero" },
-          { title, ...(log ? logTicks(values) : {}) })];
+          { title, ...(log ? logTicks(values) : {}), ...(state.what === "metric" ? within(task) : {}) })];
       },
     },
     targets: {
@@ -190,7 +192,7 @@
     const [least, most] = all.length ? [Math.min(...all), Math.max(...all)] : [0, 1], room = 0.12 * (most - least || 1);
     // A loss whose trials span decades is drawn on a log scale; the crosses stand at the bad edge.
     const log = least > 0 && most / least > 30 && task.metric.best === "min";
-    const range = log ? [Math.log10(least) - 0.15, Math.log10(most) + 0.3] : [least - room, most + room];
+    const range = log ? [Math.log10(least) - 0.15, Math.log10(most) + 0.3] : [Math.max(least - room, task.metric.bounds[0] ?? -Infinity), Math.min(most + room, task.metric.bounds[1] ?? Infinity)];
     const bad = task.metric.best === "min" ? (log ? 10 ** (range[1] - 0.12) : range[1] - room / 2) : range[0] + room / 2;
     for (const [name, basin] of Object.entries(task.sensitivity)) {
       const panel = el("div", { class: "panel", role: "img", "aria-label": `Validation ${task.metric.name} over the learning rate, ${name}` });
