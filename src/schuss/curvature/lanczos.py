@@ -89,6 +89,20 @@ class Ritz:
         return out
 
 
+def is_symmetric(asymmetry: float) -> bool:
+    """Whether coefficients may be those of a symmetric matrix; a warning says where they are not."""
+    if asymmetry <= SYMMETRIC:
+        return True
+    warnings.warn(
+        f"The products are not those of a symmetric matrix: uᵀHv and vᵀHu differ by {asymmetry:.1%} of the "
+        "largest, so eigenvalues are not known better than that. Likely causes: a loss that holds part of "
+        "itself constant (detach, buffers that move: try model.eval()), a wrong second derivative, or low "
+        "precision (autocast: measure without it).",
+        stacklevel=4,
+    )
+    return False
+
+
 def wanted(size: int, low: int, high: int) -> list[int]:
     """The indices of the `low` first and `high` last of `size`, without repetition, ascending."""
     return sorted(set(range(min(low, size))) | set(range(max(size - high, 0), size)))
@@ -175,16 +189,9 @@ def lanczos(
             or (full and not restart)
             or (converged and (confirmed or not confirm))
         ):
-            symmetric = asymmetry <= SYMMETRIC
+            symmetric = is_symmetric(asymmetry)
             if not symmetric:
                 residuals = np.maximum(residuals, asymmetry * largest)
-                warnings.warn(
-                    f"The products are not those of a symmetric matrix: uᵀHv and vᵀHu differ by {asymmetry:.1%} of the "
-                    "largest, so eigenvalues are not known better than that. Likely causes: a loss that holds part of "
-                    "itself constant (detach, buffers that move: try model.eval()), a wrong second derivative, or low "
-                    "precision (autocast: measure without it).",
-                    stacklevel=3,
-                )
             return Ritz(
                 values,
                 residuals,

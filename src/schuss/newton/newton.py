@@ -110,6 +110,7 @@ class Newton(CurvatureOptimizer):
     def _advance(self, land: Landscape, start: Point, lr: float) -> StepReport:
         gradient = land.gradient(start)
         hessian = land.hessian(start)
+        self._symmetric(land.asymmetry)
         if not (bool(torch.isfinite(gradient).all()) and bool(torch.isfinite(hessian).all())):
             raise NotFinite(
                 f"The loss is {start.loss:.6g}, but its gradient or Hessian is not finite there. "

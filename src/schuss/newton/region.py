@@ -147,7 +147,8 @@ class KrylovModel:
     The iterates grow in length and fall in value, and along any chord between two of them the model is
     m_a − Δ (2t − t²), with Δ the fall between them: so up to `knots` iterates are kept, and the step within any
     smaller radius is found on the chords without another product. After the last iterate comes a ray, where
-    the curvature was negative.
+    the curvature was negative. `asymmetry` is the largest |dᵀHe − eᵀHd| of two directions that followed each other,
+    relative to what random vectors would make of a matrix of that size.
 
     >>> H = torch.diag(torch.tensor([1.0, 2.0], dtype=torch.float64))
     >>> KrylovModel(torch.tensor([1.0, 2.0], dtype=torch.float64), lambda v: H @ v, 1e-12, 10).within(1e9).step
@@ -171,6 +172,7 @@ class KrylovModel:
         self.path = [_Knot(z, 0.0, 0.0)]
         self.ray: tuple[Tensor, float, float] | None = None
         self.products, self.why = 0, "the residual of the Newton equation is small enough"
+        self.asymmetry, last = 0.0, None
         for _ in range(limit):
             if squared <= tolerance**2 * start or squared == 0:
                 break
@@ -180,6 +182,9 @@ class KrylovModel:
             if not math.isfinite(curvature):
                 self.why = "a product was not finite"
                 break
+            if last is not None:
+                self.asymmetry = max(self.asymmetry, _asymmetry(last, (direction, bent)))
+            last = direction, bent
             if curvature <= EPS * size * math.sqrt(_dot(bent, bent) / size):
                 self.ray = (direction, -squared, curvature)
                 self.why = "negative curvature"
@@ -243,6 +248,13 @@ def forcing(size: float, previous: float | None, eta: float) -> float:
 
 def _dot(a: Tensor, b: Tensor) -> float:
     return float(torch.dot(a, b))
+
+
+def _asymmetry(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+    """|vᵀHu − uᵀHv| of (u, Hu) and (v, Hv), where random vectors have |uᵀHv| of about |u| |Hv| / √n."""
+    (u, hu), (v, hv) = one, other
+    size = math.sqrt(_dot(u, u) * _dot(hv, hv)) + math.sqrt(_dot(v, v) * _dot(hu, hu))
+    return abs(_dot(v, hu) - _dot(u, hv)) * math.sqrt(len(u)) / size if size else 0.0
 
 
 def _reach(start: Tensor, direction: Tensor, radius: float) -> float:
