@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,12 +53,12 @@ Progress = Callable[[int, int], object]
 class Pieces:
     """A batch in pieces, for models that cannot take it whole: the loss is Σ weightᵢ · loss(model, batchᵢ).
 
-    The weights default to 1/number of pieces, right for a mean loss over pieces of equal size. For a mean
-    loss over unequal pieces give size/total; for a summed loss give ones. BatchNorm in training mode sees
+    The weights default to size/total, right for a mean loss; the size is the first dimension of a piece's first
+    tensor or array, and pieces without one count the same. For a summed loss give ones. BatchNorm in training mode sees
     each piece alone, so its loss in pieces is not the loss of the whole batch (a warning says so).
 
-    >>> Pieces([torch.zeros(2, 3), torch.ones(2, 3)]).shares
-    (0.5, 0.5)
+    >>> Pieces([torch.zeros(6, 3), torch.ones(2, 3)]).shares
+    (0.75, 0.25)
     """
 
     batches: Sequence[Any]
@@ -74,11 +74,34 @@ class Pieces:
             raise refusal(
                 "weights", self.weights, f"one finite number for each of {len(self.batches)} pieces"
             )
+        if self.weights is None:
+            shapes = [_shape(piece) for piece in self.batches]
+            if len({shape and shape[1:] for shape in shapes}) > 1:
+                raise refusal(
+                    "batches",
+                    shapes,
+                    "pieces of one shape, but for the number of examples",
+                    "What a mean loss averages over is not known then: give weights=, each piece's part of the whole.",
+                )
 
     @property
     def shares(self) -> tuple[float, ...]:
         """The weight of each piece."""
-        return tuple(self.weights or [1 / len(self.batches)] * len(self.batches))
+        if self.weights is not None:
+            return tuple(self.weights)
+        shapes = [_shape(piece) for piece in self.batches]
+        sizes = [shape[0] if shape else 1 for shape in shapes]
+        return tuple(size / (sum(sizes) or 1) for size in sizes)
+
+
+def _shape(piece: Any) -> tuple[int, ...] | None:
+    """The shape of the first tensor or array with axes in nested tuples, lists and dicts; None if there is none."""
+    if isinstance(piece, Mapping):
+        piece = list(cast("Mapping[Any, Any]", piece).values())
+    if isinstance(piece, list | tuple):
+        return next(filter(None, map(_shape, cast("Sequence[Any]", piece))), None)
+    shape = getattr(piece, "shape", None)
+    return tuple(map(int, shape)) or None if isinstance(shape, tuple) else None
 
 
 class Place:
