@@ -19,7 +19,9 @@ import warnings
 from pathlib import Path
 
 # A name may belong to a link, a pipe or a device: follow none, wait for none.
-_READ = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+_READ = os.O_RDONLY | sum(
+    getattr(os, flag, 0) for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
+)
 UNUSED = 90 * 24 * 3600
 """Seconds after which a file that nobody has read makes room for new ones."""
 

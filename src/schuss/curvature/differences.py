@@ -67,7 +67,9 @@ def changes(place: Place, constant: Sequence[int]) -> bool:
     return any(float((there[i] - here[i]).norm()) > slack * float(here[i].norm()) for i in constant)
 
 
-def wrong_second_derivatives(place: Place, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> str:
+def wrong_second_derivatives(
+    place: Place, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]
+) -> str:
     """Why products (v, Hv) and (u, Hu) are not those of this loss, in words; nothing where they may be.
 
     Wrong is an Hu that differs from a difference of gradients by far more than differences with steps of h and 2h do

@@ -3,9 +3,11 @@ r"""Both ends of a symmetric matrix's spectrum by block Lanczos, restarted thick
 The basis Q (rows) grows a block at a time: W = H·(last block), made orthogonal to all of Q twice, is the next
 block. The coefficients T = Q H Qᵀ are measured, not assumed tridiagonal, and kept in float64; products of
 rows are summed in float64 whatever the rows are. For a symmetric H the coefficients of a new block with the
-basis are known before: those of the basis with the block. How far they differ says how symmetric H is. When memory for rows is full, the basis is replaced by the
-Ritz vectors nearest the wanted ends and the last block. A block that loses rank (an invariant subspace is
-found) is refilled with random directions, which is how further copies of a repeated eigenvalue come in.
+basis are known before: those of the basis with the block. How far they differ says how symmetric H is.
+
+When memory for rows is full, the basis is replaced by the Ritz vectors nearest the wanted ends and the last
+block. A block that loses rank (an invariant subspace is found) is refilled with random directions, which is
+how further copies of a repeated eigenvalue come in.
 
 A block of b rows meets up to b copies of an eigenvalue, at b times the products for the same polynomial
 degree; one row alone would meet just one. With `confirm` a narrower block is made good by probes: once the

@@ -314,9 +314,7 @@ def derivatives(loss: Tensor, weights: Sequence[Tensor], create_graph: bool = Fa
     gradients: Sequence[Tensor | None] = [None] * len(weights)
     if loss.requires_grad:
         try:
-            gradients = torch.autograd.grad(
-                loss, list(weights), create_graph=create_graph, allow_unused=True
-            )
+            gradients = torch.autograd.grad(loss, list(weights), create_graph=create_graph, allow_unused=True)
         except RuntimeError as error:
             if "checkpoint" not in str(error).lower():
                 raise

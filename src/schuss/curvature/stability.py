@@ -221,8 +221,8 @@ def stability_limit(optimizer: torch.optim.Optimizer | schuss.numpy.Optimizer) -
 
     Reads `param_groups` and `state` of torch.optim's and Schuss's SGD, ASGD, Adagrad, Adadelta, RMSprop,
     Adam, AdamW, NAdam, RAdam and Adamax, in low precision too; nothing is changed. Of an optimizer of
-    `schuss.numpy` it knows the limit; the result's `sharpness` needs a torch model. Plain methods give a limit on the sharpness
-    (2/lr for gradient descent), adaptive ones on the sharpness of P^-½ H P^-½ with P from their state, which
+    `schuss.numpy` it knows the limit; the result's `sharpness` needs a torch model. Plain methods give a limit
+    on the sharpness (2/lr for gradient descent), adaptive ones on the sharpness of P^-½ H P^-½ with P from their state, which
     the result's `sharpness(model, loss, batch)` measures. `largest_lr(sharpness)` turns the question round.
     The module's docstring has the formula and its proof.
 
@@ -287,7 +287,9 @@ def _of_tensors(optimizer: Any) -> Iterator[tuple[Group, Tensor, State]]:
                     continue
                 if value.dtype == torch.uint8 or tensors.scale_of(name) not in state:
                     raise refusal(
-                        f"the state's {name!r}", value.dtype, "numbers, or int8 codes of schuss with their scales"
+                        f"the state's {name!r}",
+                        value.dtype,
+                        "numbers, or int8 codes of schuss with their scales",
                     )
                 tensors.convert(state, name, "float32")
             yield group, weight, state
