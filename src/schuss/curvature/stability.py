@@ -222,9 +222,9 @@ def stability_limit(optimizer: torch.optim.Optimizer | schuss.numpy.Optimizer) -
     Reads `param_groups` and `state` of torch.optim's and Schuss's SGD, ASGD, Adagrad, Adadelta, RMSprop,
     Adam, AdamW, NAdam, RAdam and Adamax, in low precision too; nothing is changed. Of an optimizer of
     `schuss.numpy` it knows the limit; the result's `sharpness` needs a torch model. Plain methods give a limit
-    on the sharpness (2/lr for gradient descent), adaptive ones on the sharpness of P^-½ H P^-½ with P from their state, which
-    the result's `sharpness(model, loss, batch)` measures. `largest_lr(sharpness)` turns the question round.
-    The module's docstring has the formula and its proof.
+    on the sharpness (2/lr for gradient descent), adaptive ones on the sharpness of P^-½ H P^-½ with P from
+    their state, which the result's `sharpness(model, loss, batch)` measures. `largest_lr(sharpness)` turns the
+    question round. The module's docstring has the formula and its proof.
 
     Raises:
         ValueError: a method that is not linear in the gradient (Rprop and Lion use only its sign, so no

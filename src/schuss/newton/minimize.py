@@ -36,7 +36,8 @@ DEAR_STEP = 1000  # losses for a step, from which on their price is said before 
 INVISIBLE = 1e-20  # a part of the loss ten thousand times less than float64 shows
 PROBES = 20  # Hessian-vector products that look for a saddle at the end, at most
 FLAT = 1e4  # see `_Progress.flat`
-ENDLESS = 1e30  # a loss that has fallen so far, relative to 1 + |fun(x0)|, is not going to end
+ENDLESS = 1e30  # a loss that has fallen so far, relative to 1 + |fun(x0)|, is not going to end;
+DEEP = 1e8  # where steps fail, one that has fallen so far is not, it seems
 
 AGREE = 1e-6  # relative: how near two losses at the same x must come, float32 included
 
@@ -221,14 +222,13 @@ class _Progress:
         """The same in words."""
         return f"the largest gradient component is {self.largest:.2g}"
 
-    @property
-    def endless(self) -> str:
+    def endless(self, depth: float = ENDLESS) -> str:
         """That the loss has fallen out of all proportion, in words; nothing where it has not."""
-        if self.loss > -ENDLESS * (1 + abs(self.first)):
+        if self.loss > -depth * (1 + abs(self.first)):
             return ""
         return (
             f"Failed: fun has fallen from {self.first:.3g} to {self.loss:.3g} in {self.steps} steps, so it is not "
-            f"bounded below, it seems; {self.words}"
+            f"bounded below, it seems; {self.words}."
         )
 
     @property
@@ -344,8 +344,8 @@ def _curved(
                 progress.count(0, 0, products)
                 if not down:
                     return _converged(progress, tol)
-            if progress.endless:
-                return progress.result(4, progress.endless + ".")
+            if progress.endless():
+                return progress.result(4, progress.endless())
             if progress.steps >= maxiter:
                 return progress.result(
                     1, f"Stopped after maxiter={maxiter} steps: {progress.words}, tol={tol:g}."
@@ -369,15 +369,14 @@ def _curved(
 
 
 def _invisible(progress: _Progress, report: StepReport, tol: float) -> Any:
-    """The result after a step that promised nothing float64 could show: is the end near, or has the region collapsed?"""
+    """The result after a step that promised nothing float64 could show: the end, or a region that has collapsed?"""
     words = f"{progress.words}, tol={tol:g}."
     if report.possible <= INVISIBLE * abs(report.loss_before) and progress.flat:
         return progress.result(2, f"Converged as far as rounding shows; {words}")
-    if progress.endless:
-        return progress.result(4, progress.endless + ".")
     return progress.result(
         4,
-        f"Failed: steps have become so short that the loss no longer shows them, and the gradient is not small; {words} "
+        progress.endless(DEEP)
+        or f"Failed: steps are too short for the loss to show, and the gradient is not small; {words} "
         f"{DOUBT[progress.problem.source]}",
     )
 
@@ -424,7 +423,8 @@ def _taken_back(progress: _Progress, optimizer: CurvatureOptimizer, report: Step
             f"Converged as far as rounding shows: a further step promises {report.possible:.2g} of "
             f"{report.loss_before:.6g}; {words}",
         )
-    return progress.result(4, f"Failed: {report.stopped}; {words} {DOUBT[progress.problem.source]}")
+    failed = f"Failed: {report.stopped}; {words} {DOUBT[progress.problem.source]}"
+    return progress.result(4, progress.endless(DEEP) or failed)
 
 
 def _plain(
@@ -461,8 +461,8 @@ def _plain(
         best, largest = progress.saw(problem.start, value, gradient), float(gradient.abs().max())
         if largest <= tol:
             return _converged(progress, tol) if best else _passed(progress, largest)
-        if progress.endless:
-            return progress.result(4, progress.endless + ".")
+        if progress.endless():
+            return progress.result(4, progress.endless())
         if progress.steps >= maxiter:
             return progress.result(
                 1, f"Stopped after maxiter={maxiter} steps: {progress.words}, tol={tol:g}."
