@@ -216,20 +216,20 @@ def _twice_differentiable(parts: Sequence[nn.Module], devices: set[torch.device]
 
 def _normalizes(part: nn.Module) -> bool:
     """Whether a module has weight normalization, old or new."""
-    hooks = part._forward_pre_hooks.values()
+    hooks = part._forward_pre_hooks.values()  # pyright: ignore[reportPrivateUsage]
     return type(part).__name__ == "_WeightNorm" or any(isinstance(hook, WeightNorm) for hook in hooks)
 
 
 class _WeightNormByParts(TorchFunctionMode):
     """Weight normalization as the formula stands: torch takes the norm for a constant in a second derivative.
 
-    It does so in the fused kernel, which is used where the norm is over all dimensions but the first or last.
+    It does so in its fused kernel, which is used where the norm is over all dimensions but the first or the last.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is torch._weight_norm:
+        if func is torch._weight_norm:  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
             return _weight_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
