@@ -390,3 +390,37 @@ def test_the_error_bars_of_a_trace_are_honest():
         for s in (spectrum(x, f, None, probes=8, steps=1, points=2, seed=seed) for seed in range(100))
     ]
     assert 0.84 < np.mean(np.abs(off) < 2.0) < 0.98  # t with 7 degrees: 0.914
+
+
+@pytest.mark.parametrize("block", [1, 3])
+@pytest.mark.parametrize("rows", [20, 60])
+def test_a_matrix_that_is_not_symmetric_is_said_and_confirmed_as_nothing(block, rows):
+    """With and without restarts; a symmetric one is symmetric to rounding, and what was found is no surer than that."""
+    random = torch.Generator().manual_seed(0)
+    part = torch.randn(60, 60, dtype=torch.float64, generator=random) / 60**0.5
+    symmetric = (part + part.T) / 2 + torch.diag(torch.linspace(-3, 5, 60, dtype=torch.float64))
+    skew = 0.02 * (part - part.T) / 2
+
+    def measure(matrix):
+        return lanczos(
+            lambda rows, out: torch.matmul(rows, matrix.T, out=out),
+            torch.zeros(rows, 60, dtype=torch.float64),
+            block=block,
+            low=3,
+            high=3,
+            tolerance=1e-8,
+            budget=3000,
+            generator=torch.Generator().manual_seed(0),
+            confirm=True,
+        )
+
+    found = measure(symmetric)
+    assert found.asymmetry < 1e-7  # directions that probes gave up are known to the tolerance
+    assert found.converged
+    with pytest.warns(UserWarning, match=r"not those of a symmetric matrix.*differ by 0\.\d%"):
+        found = measure(symmetric + skew)
+    assert not found.converged
+    assert not found.confirmed
+    true = float(2 * skew.abs().max() / np.abs(found.values).max())
+    assert 0.1 * true < found.asymmetry < 2 * true
+    assert found.residuals.min() >= 0.99 * found.asymmetry * np.abs(found.values).max()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -162,6 +163,30 @@ def test_pieces_add_up_to_the_whole(make, loss):
     whole = (x, y)
     for product in (hvp, ggnvp):
         torch.testing.assert_close(product(model, loss, pieces, v), product(model, loss, whole, v))
+
+
+def test_pieces_of_unequal_sizes_count_by_their_size(make, loss):
+    model, (x, y) = make("mlp")
+    v = random_vector(size(model))
+    for pieces in (
+        Pieces([(x[:5], y[:5]), (x[5:], y[5:])]),
+        Pieces([{"x": x[:1], "n": 1}, {"x": x[1:], "n": 5}]),
+    ):
+        of_mean = loss if isinstance(pieces.batches[0], tuple) else lambda m, b: m(b["x"]).square().mean()
+        whole = (x, y) if isinstance(pieces.batches[0], tuple) else {"x": x}
+        torch.testing.assert_close(hvp(model, of_mean, pieces, v), hvp(model, of_mean, whole, v))
+    assert Pieces([np.zeros((3, 2)), np.zeros((1, 2))]).shares == (0.75, 0.25)
+    assert Pieces([None, 3, "text"]).shares == (1 / 3,) * 3
+
+
+def test_pieces_of_other_shapes_are_refused_without_weights():
+    """Of 2 × 7 and 3 × 5 tokens, say, nobody knows what the loss is a mean over."""
+    pieces = [torch.zeros(2, 7), torch.zeros(3, 5)]
+    with pytest.raises(
+        ValueError, match=r"batches=\[\(2, 7\), \(3, 5\)\] is not pieces of one shape.*give weights="
+    ):
+        Pieces(pieces)
+    assert Pieces(pieces, weights=[14 / 29, 15 / 29]).shares == (14 / 29, 15 / 29)
 
 
 def test_batchnorm_in_pieces_is_warned_of(make, loss):

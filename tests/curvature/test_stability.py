@@ -10,6 +10,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+import schuss.numpy
+import schuss.torch
 from schuss.curvature import hvp, stability_limit
 
 SGD = torch.optim.SGD
@@ -103,6 +105,65 @@ def test_adaptive_limits_are_where_the_real_step_turns_unstable(name):
     l2 = limit.methods[0].l2
     h = float(limit) * float(limit.preconditioner[0]) - l2
     assert h == pytest.approx(critical(optimizer, w, h), rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    "name", ["Adagrad", "Adadelta", "RMSprop", "Adam", "AdamW", "NAdam", "RAdam", "Adamax"]
+)
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16", "float64"])
+def test_state_in_low_precision_gives_the_limit_of_float32_state(name, dtype):
+    """int8 codes are levels, 6 to 12 % apart, not numbers; NumPy's bfloat16 are bits. The two APIs agree exactly."""
+    count, found = 4096, {}
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(count, generator=generator) * (1 + k % 3) for k in range(12)]
+    for stored in ("float32", dtype):
+        w, arrays = torch.zeros(count, requires_grad=True), {"w": np.zeros(count, np.float32)}
+        ours = getattr(schuss.torch, name)([w], state_dtype=getattr(torch, stored))
+        theirs = getattr(schuss.numpy, name)(state_dtype=stored)
+        for gradient in gradients:
+            w.grad = gradient.clone()
+            ours.step()
+            theirs.update(arrays, {"w": gradient.numpy()})
+        before = {
+            key: value.clone() for key, value in ours.state[w].items() if isinstance(value, torch.Tensor)
+        }
+        limit, other = stability_limit(ours), stability_limit(theirs)
+        assert all(torch.equal(ours.state[w][key], value) for key, value in before.items())
+        assert other.limit == pytest.approx(limit.limit, rel=1e-12)
+        torch.testing.assert_close(other.preconditioner[0], limit.preconditioner[0], rtol=1e-12, atol=0)
+        found[stored] = limit
+    assert found[dtype].limit == pytest.approx(found["float32"].limit, rel=1e-12)
+    ratio = found[dtype].preconditioner[0] / found["float32"].preconditioner[0]
+    assert float(ratio.median()) == pytest.approx(1, abs=0.03)
+    assert float((ratio - 1).abs().max()) < {"int8": 0.4, "bfloat16": 0.05, "float64": 1e-4}[dtype]
+
+
+def test_codes_without_scales_are_refused():
+    w = torch.zeros(4096, requires_grad=True)
+    optimizer = schuss.torch.Adam([w], state_dtype=torch.int8)
+    w.grad = torch.ones(4096)
+    optimizer.step()
+    del optimizer.state[w]["exp_avg_sq_scale"]
+    with pytest.raises(ValueError, match="int8 is not numbers, or int8 codes of schuss with their scales"):
+        stability_limit(optimizer)
+
+
+def test_an_optimizer_of_numpy_before_its_first_update():
+    limit = stability_limit(schuss.numpy.SGD(lr=0.1, momentum=0.9))
+    assert float(limit) == pytest.approx(2 * 1.9 / 0.1)
+    assert stability_limit(schuss.numpy.Adam(lr=0.1)).preconditioner is None
+
+
+def test_settings_at_the_edge_of_sense():
+    """Dampening 1: gradients do not count, so no curvature makes them grow. lr × decay ≥ 2: decay alone does."""
+    limit = stability_limit(SGD([weight()], lr=0.1, momentum=0.9, dampening=1.0))
+    assert float(limit) == math.inf
+    assert limit.largest_lr(3.0) == math.inf
+    assert "whatever the sharpness is" in repr(limit)
+    for lr, decay in ((1.0, 3.0), (0.5, 4.0)):
+        with pytest.raises(ValueError, match=r"lr × weight_decay=\d\.0 is not below 2\. Decay alone"):
+            stability_limit(torch.optim.AdamW([weight()], lr=lr, weight_decay=decay))
+    assert float(stability_limit(torch.optim.AdamW([weight()], lr=1.0, weight_decay=1.9))) > 0
 
 
 def test_radam_before_its_rectification_is_averaged_momentum():

@@ -288,3 +288,135 @@ def test_the_own_result_reads_like_scipys():
 def test_residuals_have_one_loss():
     with pytest.raises(ValueError, match="loss='softmax' is not 'squares' here"):
         minimize(lambda x: x - 1, np.zeros(2), method="gauss-newton", options=dict(loss="softmax"))
+
+
+METHODS = ["newton", "newton-cg", "lbfgs"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("x0", [[1.0, 0.25], [-1.0, 1.0]])
+def test_a_kink_is_not_called_success(method, x0):
+    """max(x, −2x) + y² has a gradient of 1 or more everywhere but at its minimum."""
+    found = minimize(lambda x: torch.maximum(x[0], -2 * x[0]) + x[1] ** 2, x0, method=method)
+    assert (found.success, found.status) == (False, 4)
+    assert "Is fun smooth" in found.message
+
+
+@pytest.mark.parametrize("method", ["newton-cg", "lbfgs"])
+def test_a_lasso_is_not_called_success(method):
+    random = np.random.default_rng(0)
+    a, b = torch.tensor(random.standard_normal((12, 4))), torch.tensor(random.standard_normal(12))
+    found = minimize(
+        lambda x: ((a @ x - b) ** 2).sum() / 2 + 3 * torch.abs(x).sum(),
+        torch.ones(4, dtype=torch.float64),
+        method=method,
+    )
+    assert float(found.jac.abs().max()) > 0.1
+    assert not found.success
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_function_without_a_lowest_point_is_named(method):
+    found = minimize(lambda x: -torch.exp(x).sum(), torch.zeros(3, dtype=torch.float64), method=method)
+    assert (found.success, found.status) == (False, 4)
+    assert "not bounded below" in found.message
+    found = minimize(
+        lambda x: -x.sum(), torch.zeros(3, dtype=torch.float64), method=method, options={"maxiter": 80}
+    )
+    assert not found.success
+    assert found.status == 1 or "bounded below" in found.message
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("offset", [1.0, 1e6])
+def test_a_minimum_that_rounding_hides_is_still_success(method, offset):
+    scale = torch.tensor([1.0, 1e-4, 1e3], dtype=torch.float64)
+    found = minimize(
+        lambda x: offset + (scale * (x - 1 / 3) ** 2).sum(),
+        torch.ones(3, dtype=torch.float64),
+        method=method,
+        tol=0.0,
+    )
+    assert found.success
+    assert "rounding" in found.message or float(found.jac.abs().max()) == 0
+
+
+def test_message_and_flag_speak_of_the_best_point():
+    """The first step leaves a narrow, deep valley, and the gradient vanishes in a higher one; x is in the first."""
+
+    def valleys(x):
+        return (-20 * torch.exp(-50 * x**2) + 0.5 * (x - 3) ** 2).sum()
+
+    found = minimize(valleys, torch.tensor([-0.05], dtype=torch.float64), method="sgd", options={"lr": 0.1})
+    assert float(found.x) == -0.05
+    assert (found.success, found.status) == (False, 4)
+    assert "at a higher loss than x has" in found.message
+    assert f"the largest gradient component is {float(found.jac.abs().max()):.2g}" in found.message
+
+
+@pytest.mark.parametrize(("method", "options"), [("lbfgs", {}), ("sgd", {"lr": 0.1})])
+def test_a_saddle_is_named(method, options):
+    def fun(x):
+        return (x[0] ** 2 - 1) ** 2 + x[1] ** 2
+
+    found = minimize(fun, [0.0, 1.0], method=method, options=options)
+    assert found.status == 0
+    assert "saddle or a maximum" in found.message
+    assert "curvature is -4" in found.message
+    found = minimize(fun, [0.3, 1.0], method=method, options=options)
+    assert "saddle" not in found.message
+
+
+@pytest.mark.parametrize(("method", "n"), [("lbfgs", 60), ("newton", 22)])
+def test_the_price_of_differences_is_said_before_it_is_paid(method, n):
+    """The numbers said are those that are called."""
+    calls = 0
+
+    def fun(x):
+        nonlocal calls
+        calls += 1
+        return float(((x - 1) ** 2).sum())
+
+    with pytest.warns(UserWarning, match="by differences takes 2 n = ") as caught:
+        found = minimize(fun, np.zeros(n), method=method, options={"maxiter": 1})
+    text = str(caught[0].message)
+    assert f"2 n = {2 * n:,} calls of fun (n = {n})" in text
+    assert "Give jac=..." in text
+    assert found.nfev == calls
+    if method == "newton":
+        step = 4 * n * n + 2 * n
+        assert f"each step, for its Hessian, about {step:,}" in text
+        assert step <= calls <= 1.2 * step
+    minimize(fun, np.zeros(5), method=method, options={"maxiter": 1})  # cheap: not a word
+    minimize(fun, np.zeros(n), method=method, jac=lambda x: 2 * (x - 1), options={"maxiter": 1})
+
+
+def test_tensor_methods_on_an_array():
+    """A tensor's methods mean autograd; where a given jac wants an array all the same, words say what to give."""
+    found = minimize(lambda x: (x - 1).pow(2).sum(), np.zeros(3))
+    assert found.derivative == "autograd"
+    assert found.x == pytest.approx(np.ones(3))
+    with pytest.raises(ValueError, match=r"fun asks its x for \.pow.*Give x0=torch\.tensor"):
+        minimize(lambda x: x.pow(2).sum(), np.zeros(3), jac=lambda x: 2 * x)
+
+
+class _Lopsided(torch.autograd.Function):
+    """Σ xᵢ² xᵢ₊₁ with a backward pass whose own derivative is not symmetric."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return (x**2 * x.roll(-1)).sum() + (x**4).sum()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * (2 * x * x.roll(-1) + (x.detach() ** 2).roll(1) + 4 * x**3)
+
+
+@pytest.mark.parametrize("method", ["newton", "newton-cg"])
+def test_steps_by_a_hessian_that_is_not_symmetric_are_warned_of_once(method):
+    x0 = torch.tensor([1.0, -0.5, 0.7, 0.2], dtype=torch.float64)
+    with pytest.warns(UserWarning, match="autograd gives is not symmetric.*Try LBFGS") as caught:
+        minimize(_Lopsided.apply, x0, method=method, options={"maxiter": 5})
+    assert len(caught) == 1

@@ -12,6 +12,7 @@ import ctypes
 import functools
 import hashlib
 import linecache
+import os
 import platform
 import threading
 from collections.abc import Callable, Iterable
@@ -309,7 +310,13 @@ Kernel = Callable[[int, int, int, int], None]
 _engines: list[Any] = []  # machine code lives as long as its engine
 _kernels: dict[tuple[Formula, tuple[str, ...]], Kernel] = {}  # found quickly
 _loaded: dict[str, Kernel] = {}  # by their text
-_compiling = threading.Lock()
+_compiling = threading.RLock()
+# A process forked in the middle of a compilation would inherit locks of this module, Numba and LLVM that nobody there
+# ever releases. So a fork waits for the compilation, a second at most.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_compiling.acquire, after_in_parent=_compiling.release, after_in_child=_compiling.release
+    )
 
 
 def kernel(formula: Formula, kept: tuple[str, ...]) -> Kernel:
@@ -327,14 +334,15 @@ def load(title: str, text: str) -> Kernel:
 
 
 def _load(title: str, text: str) -> Kernel:
-    name = f"{title}-{hashlib.sha256((text + _fingerprint()).encode()).hexdigest()[:24]}"
+    key = text + _fingerprint()
+    name = f"{title}-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
     machine = _machine()
-    code = cache.read(f"{name}.o")
+    code = cache.read(f"{name}.o", key)
     if code is None:
         filename = str(cache.folder() / f"{name}.py")
         code = _compile(text, filename, machine)
         cache.write(f"{name}.py", text.encode())
-        cache.write_checked(f"{name}.o", code)
+        cache.write_checked(f"{name}.o", code, key)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()

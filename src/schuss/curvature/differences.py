@@ -1,4 +1,4 @@
-r"""Hessian-vector products by differences of gradients, for operations that have no second derivative.
+r"""Hessian-vector products by differences of gradients, for operations that have no second derivative or a wrong one.
 
     H v ≈ (∇L(w + h u) − ∇L(w − h u)) ‖v‖ / 2h,    u = v / ‖v‖,    h = ε^⅓ (1 + ‖w‖)
 
@@ -20,10 +20,13 @@ import torch
 from torch import Tensor
 
 from schuss.curvature.guard import Randomness, moved
+from schuss.curvature.lanczos import inner
 from schuss.curvature.place import Place
 
 REFUSALS = re.compile(
-    r"differentiate twice|derivative for .* is not implemented|double backward", re.IGNORECASE
+    r"differentiate twice|derivative for .* is not implemented|double backward"
+    r"|expected a proper tensor but got none",  # of a LayerNorm with a bias alone
+    re.IGNORECASE,
 )
 
 
@@ -62,6 +65,64 @@ def changes(place: Place, constant: Sequence[int]) -> bool:
     now.rewind()
     slack = math.sqrt(_eps(place))
     return any(float((there[i] - here[i]).norm()) > slack * float(here[i].norm()) for i in constant)
+
+
+def wrong_second_derivatives(
+    place: Place, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]
+) -> str:
+    """Why products (v, Hv) and (u, Hu) are not those of this loss, in words; nothing where they may be.
+
+    Wrong is an Hu that differs from a difference of gradients by far more than differences with steps of h and 2h do
+    from each other, so that it is neither rounding nor kinks, if besides one of these is so:
+
+    - they are not symmetric, uᵀHv ≠ vᵀHu: a second derivative is wrong;
+    - the loss reads buffers that it moves itself, and autograd takes them for constants;
+    - the differences are symmetric: part of the gradient hides from autograd how it depends on the weights. In float32
+      that is not asked, since a step long enough for its rounding crosses enough kinks of ReLU to look smooth.
+
+    What is left are losses that mean to hold something constant (`detach`): products do that as well.
+    """
+    (v, hv), (u, hu) = first, second
+    near, far = torch.empty_like(u), torch.empty_like(u)
+    now, differences = Randomness({place.device}), Differences(place, "")
+    try:
+        differences.multiply(u, near)
+        off = float((near - hu).norm())
+        size = max(float(near.norm()), float(hu.norm()))
+        if off <= max(1e-3, _eps(place) ** 0.25) * size:
+            return ""
+        differences.multiply(u, far, 2.0)
+        if float((far - near).norm()) > off / 10:
+            return ""
+        said = f"a product of the Hessian by autograd is {off / size:.0%} off a difference of gradients"
+        if _asymmetry(v, hv, u, hu) > symmetry_slack(_eps(place)):
+            return f"An operation in the loss has a wrong second derivative ({said}, and not symmetric)"
+        if place.reads_moved_buffers():
+            return (
+                f"The loss moves buffers that it reads, which autograd takes for constants ({said}; "
+                "model.eval() holds them still)"
+            )
+        if _eps(place) < 1e-10:
+            differences.multiply(v, far)
+            if _asymmetry(v, far, u, near) < 1e-3:
+                return f"An operation in the loss hides how its gradient depends on the weights ({said})"
+    except ValueError:  # a step away the loss or its gradient is not finite, so nothing is known
+        pass
+    finally:
+        now.rewind()
+    return ""
+
+
+def symmetry_slack(eps: float) -> float:
+    """How far rounding may make products asymmetric, as `_asymmetry` measures it."""
+    return max(1e-5, 3 * math.sqrt(eps))
+
+
+def _asymmetry(v: Tensor, hv: Tensor, u: Tensor, hu: Tensor) -> float:
+    """|uᵀHv − vᵀHu| over what two random vectors of n numbers would make of a matrix of that size."""
+    one, other = float(inner(u[None], hv[None])[0, 0]), float(inner(v[None], hu[None])[0, 0])
+    size = float(hv.norm() * u.norm() + hu.norm() * v.norm()) / math.sqrt(len(u))
+    return abs(one - other) / size if size else 0.0
 
 
 class Differences:

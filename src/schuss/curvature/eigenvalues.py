@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from schuss.curvature.lanczos import Apply, Array, Ritz, eigh, lanczos
+from schuss.curvature.lanczos import Apply, Array, Ritz, eigh, is_symmetric, lanczos
 from schuss.curvature.memory import DEFAULT_VECTORS, SPARE, claim, default_rows
 from schuss.curvature.place import Loss, Model, Place, Progress, visit
 from schuss.curvature.products import Curvature
@@ -264,14 +264,16 @@ def condition_number(
         eps = max(torch.finfo(weight.dtype).eps for weight in place.weights)
         cut = max(1e-12, place.n * eps) if cut is None else cut
         if place.n <= DENSE:
-            values, _ = eigh(dense(place, apply, progress))
+            whole = dense(place, apply, progress)
+            values, _ = eigh(whole)
             largest = _positive(float(values[-1]))
             positive = values[values > cut * largest]
             zeros, negative = (
                 int((np.abs(values) <= cut * largest).sum()),
                 int((values < -cut * largest).sum()),
             )
-            smallest, converged = float(positive[0]), True
+            asymmetry = float(np.abs(whole - whole.T).max() / np.abs(whole).max())
+            smallest, converged = float(positive[0]), is_symmetric(asymmetry)
             how = (
                 f"all {place.n} eigenvalues, cut at {cut:.3g} of the largest: {zeros} near zero, {negative} "
                 "negative"

@@ -11,12 +11,15 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import TorchFunctionMode
 
 REGISTRIES = ("_parameters", "_buffers", "_modules")
 
@@ -45,6 +48,62 @@ def _generators(device: torch.device) -> Any:
     return torch.get_device_module(device)
 
 
+class Buffers:
+    """Copies of the buffers of some modules, shared where those are; `rewind` gives them their first values again.
+
+    The modules' own buffers are never written: `_restorer` puts them back.
+    """
+
+    def __init__(self, parts: Sequence[nn.Module]) -> None:
+        """Give the modules copies to work on."""
+        registries = [cast("dict[str, Tensor | None]", part.__dict__.get("_buffers", {})) for part in parts]
+        self.own = [
+            (registry, name, buffer)
+            for registry in registries
+            for name, buffer in registry.items()
+            if buffer is not None
+        ]
+        self.lent: dict[int, Tensor] = {}
+        self.versions: dict[int, int] = {}
+        self._lend(self.own)
+
+    def _lend(self, entries: Sequence[tuple[dict[str, Tensor | None], str, Tensor]]) -> None:
+        for key in {id(own) for _, _, own in entries}:
+            self.lent.pop(key, None)
+        for registry, name, own in entries:
+            copy = self.lent.setdefault(id(own), own.clone())
+            self.versions[id(own)] = copy._version  # pyright: ignore[reportPrivateUsage]
+            registry[name] = copy
+
+    def moved(self) -> list[tuple[dict[str, Tensor | None], str, Tensor]]:
+        """Where a buffer was written to or replaced since the last `rewind`: registry, name, the module's own."""
+
+        def still(entry: tuple[dict[str, Tensor | None], str, Tensor]) -> bool:
+            registry, name, own = entry
+            lent = self.lent[id(own)]
+            return registry.get(name) is lent and lent._version == self.versions[id(own)]  # pyright: ignore[reportPrivateUsage]
+
+        keys = {id(entry[2]) for entry in self.own if not still(entry)}
+        return [entry for entry in self.own if id(entry[2]) in keys]
+
+    def rewind(self) -> None:
+        """Give the modules fresh copies of the buffers that have moved."""
+        self._lend(self.moved())
+
+
+@dataclass(frozen=True)
+class Start:
+    """What every evaluation of a loss begins with besides weights and batch: random draws, and buffers."""
+
+    randomness: Randomness
+    buffers: Buffers
+
+    def rewind(self) -> None:
+        """Make the next evaluation draw the same numbers from the same buffers."""
+        self.randomness.rewind()
+        self.buffers.rewind()
+
+
 def unwrapped(model: Any) -> Any:
     """The module inside a `torch.compile` wrapper: its kernels have no second derivative."""
     while hasattr(model, "_orig_mod"):
@@ -53,11 +112,12 @@ def unwrapped(model: Any) -> Any:
 
 
 @contextmanager
-def untouched(modules: Sequence[nn.Module], devices: set[torch.device]) -> Generator[Randomness]:
+def untouched(modules: Sequence[nn.Module], devices: set[torch.device]) -> Generator[Start]:
     """Put modules and random states back as they were, bit for bit, after the block or whatever ends it.
 
-    Inside the block gradients are recorded (also under `no_grad` and `inference_mode`), attention and
-    recurrent cells run on kernels that can be differentiated twice, and compiled parts run uncompiled.
+    Inside the block gradients are recorded (also under `no_grad` and `inference_mode`), attention, recurrent
+    cells and weight normalization run on kernels that can be differentiated twice, and compiled parts run
+    uncompiled.
     Not covered: Python objects that a forward pass changes in place (a list that it appends to).
     """
     randomness = Randomness(devices)
@@ -70,13 +130,13 @@ def untouched(modules: Sequence[nn.Module], devices: set[torch.device]) -> Gener
         for weight in weights:
             undo.append(_flag_restorer(weight))
             weight.grad = None
-        _replace_buffers(parts)
+        start = Start(randomness, Buffers(parts))
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             for context in _twice_differentiable(parts, devices):
                 stack.enter_context(context)
-            yield randomness
+            yield start
     finally:
         for restore in reversed(undo):
             restore()
@@ -120,16 +180,6 @@ def _flag_restorer(weight: Tensor) -> Callable[[], None]:
     return restore
 
 
-def _replace_buffers(parts: Sequence[nn.Module]) -> None:
-    """Give the modules copies of their buffers, shared where those are; `_restorer` undoes it."""
-    copies: dict[int, Tensor] = {}
-    for part in parts:
-        registry = cast("dict[str, Tensor | None]", part.__dict__.get("_buffers", {}))
-        for name, buffer in registry.items():
-            if buffer is not None:
-                registry[name] = copies.setdefault(id(buffer), buffer.clone())
-
-
 def _restorer(part: nn.Module) -> Callable[[], None]:
     attributes = dict(part.__dict__)
     registries = {
@@ -160,6 +210,32 @@ def _twice_differentiable(parts: Sequence[nn.Module], devices: set[torch.device]
         hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None for part in parts
     ):
         yield torch.compiler.set_stance("force_eager")
+    if any(_normalizes(part) for part in parts):
+        yield _WeightNormByParts()
+
+
+def _normalizes(part: nn.Module) -> bool:
+    """Whether a module has weight normalization, old or new."""
+    hooks = part._forward_pre_hooks.values()  # pyright: ignore[reportPrivateUsage]
+    return type(part).__name__ == "_WeightNorm" or any(isinstance(hook, WeightNorm) for hook in hooks)
+
+
+class _WeightNormByParts(TorchFunctionMode):
+    """Weight normalization as the formula stands: torch takes the norm for a constant in a second derivative.
+
+    It does so in its fused kernel, which is used where the norm is over all dimensions but the first or the last.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch._weight_norm:  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+            return _weight_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
 @contextmanager

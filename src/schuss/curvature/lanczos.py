@@ -2,9 +2,12 @@ r"""Both ends of a symmetric matrix's spectrum by block Lanczos, restarted thick
 
 The basis Q (rows) grows a block at a time: W = H·(last block), made orthogonal to all of Q twice, is the next
 block. The coefficients T = Q H Qᵀ are measured, not assumed tridiagonal, and kept in float64; products of
-rows are summed in float64 whatever the rows are. When memory for rows is full, the basis is replaced by the
-Ritz vectors nearest the wanted ends and the last block. A block that loses rank (an invariant subspace is
-found) is refilled with random directions, which is how further copies of a repeated eigenvalue come in.
+rows are summed in float64 whatever the rows are. For a symmetric H the coefficients of a new block with the
+basis are known before: those of the basis with the block. How far they differ says how symmetric H is.
+
+When memory for rows is full, the basis is replaced by the Ritz vectors nearest the wanted ends and the last
+block. A block that loses rank (an invariant subspace is found) is refilled with random directions, which is
+how further copies of a repeated eigenvalue come in.
 
 A block of b rows meets up to b copies of an eigenvalue, at b times the products for the same polynomial
 degree; one row alone would meet just one. With `confirm` a narrower block is made good by probes: once the
@@ -18,6 +21,7 @@ full).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,6 +34,9 @@ Array = NDArray[np.float64]
 Apply = Callable[[Tensor, Tensor], None]
 CHUNK = 1 << 15
 """Columns that are raised to float64 at a time."""
+
+SYMMETRIC = 2e-3
+"""An asymmetry of the coefficients up to this, relative, may be rounding: low precision, differences of gradients."""
 
 
 def inner(a: Tensor, b: Tensor) -> Array:
@@ -62,7 +69,9 @@ class Ritz:
     `values` are ascending, with `residuals` ‖H y − θ y‖, never below rounding.
     `coordinates` (m × m) are the Ritz vectors in the rows of `basis`; `exhausted` says that the basis spans
     the whole space, so the values are all eigenvalues; `converged` that the wanted ones are within tolerance;
-    `confirmed` that among them no copy of a repeated eigenvalue is missing.
+    `confirmed` that among them no copy of a repeated eigenvalue is missing. `asymmetry` is the largest |qᵢᵀH qⱼ −
+    qⱼᵀH qᵢ| that was met, relative to the largest coefficient. Beyond `SYMMETRIC` the residuals are no smaller than
+    it, nothing is converged or confirmed, and a warning has said so.
     """
 
     values: Array
@@ -73,12 +82,27 @@ class Ritz:
     exhausted: bool
     converged: bool
     confirmed: bool
+    asymmetry: float = 0.0
 
     def vectors(self, which: list[int]) -> Tensor:
         """The Ritz vectors of the given indices, as rows of unit length."""
         out = self.basis.new_empty(len(which), self.basis.shape[1])
         combine(self.coordinates[:, which].T, self.basis[: len(self.values)], out)
         return out
+
+
+def is_symmetric(asymmetry: float) -> bool:
+    """Whether coefficients may be those of a symmetric matrix; a warning says where they are not."""
+    if asymmetry <= SYMMETRIC:
+        return True
+    warnings.warn(
+        f"The products are not those of a symmetric matrix: uᵀHv and vᵀHu differ by {asymmetry:.1%} of the "
+        "largest, so eigenvalues are not known better than that. Likely causes: a loss that holds part of "
+        "itself constant (detach, buffers that move: try model.eval()), a wrong second derivative, or low "
+        "precision (autocast: measure without it).",
+        stacklevel=4,
+    )
+    return False
 
 
 def wanted(size: int, low: int, high: int) -> list[int]:
@@ -114,6 +138,8 @@ def lanczos(
     done, m, next_look, projected = 0, 0, 0, np.zeros((rows, rows))
     forgotten = np.zeros((0, rows))  # coefficients of residuals along directions that probes gave up
     before: Array | None = None  # the ends when the running probe began
+    linked: Array | None = None  # (next block)ᵀ H (basis), as the residuals of the basis tell it
+    asymmetry = 0.0
     while True:
         new = slice(m, m + size)
         products = basis[m + size : m + 2 * size] if m + 2 * size <= rows else basis.new_empty(size, n)
@@ -124,13 +150,19 @@ def lanczos(
         coefficients = space.remove(products, m + size)
         projected[: m + size, new] = coefficients
         projected[new, : m + size] = coefficients.T
+        own = coefficients[new]
+        lopsided = float(np.abs(own - own.T).max())
+        if linked is not None:
+            lopsided = max(lopsided, float(np.abs(coefficients[:m].T - linked).max()))
         m, previous = m + size, size
         scale = float(np.abs(projected[:m, :m]).max())
+        asymmetry = max(asymmetry, lopsided / scale if scale else 0.0)
         size = min(block, n - m)
         full = m + 2 * size > rows or size == 0
         coupling = np.zeros((0, previous))
         if size:
             coupling = space.orthonormalise(m, size, scale, products)
+        linked = np.hstack([np.zeros((size, m - previous)), coupling])
         if not (full or m >= next_look or done + size > budget):
             continue
         next_look = m + max(m // 8, 1)
@@ -159,18 +191,30 @@ def lanczos(
             or (full and not restart)
             or (converged and (confirmed or not confirm))
         ):
+            symmetric = is_symmetric(asymmetry)
+            if not symmetric:
+                residuals = np.maximum(residuals, asymmetry * largest)
             return Ritz(
-                values, residuals, coordinates, basis, done, m == n, converged or size == 0, confirmed
+                values,
+                residuals,
+                coordinates,
+                basis,
+                done,
+                m == n,
+                symmetric and (converged or size == 0),
+                symmetric and confirmed,
+                asymmetry,
             )
         probe = converged and before is None
         if full or probe:
             kept = ends if probe else _kept(m, low, high, rows - 2 * block)
             combine(coordinates[:, kept].T, basis[:m], basis[: len(kept)])
             if probe:
-                before, behind = values[ends], np.vstack([behind, ahead])
+                before, behind, linked = values[ends], np.vstack([behind, ahead]), None
                 basis[len(kept) : len(kept) + size] = 0
                 space.orthonormalise(len(kept), size, scale)
             else:
+                linked = ahead[:, kept]
                 for i in range(size):
                     basis[len(kept) + i] = basis[m + i]
             m = len(kept)

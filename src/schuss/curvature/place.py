@@ -21,12 +21,12 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from schuss.curvature.guard import Randomness, untouched, unwrapped
+from schuss.curvature.guard import Start, untouched, unwrapped
 from schuss.errors import refusal
 
 Model = nn.Module | Tensor | Sequence[Tensor] | Mapping[str, Tensor]
@@ -38,6 +38,11 @@ Loss = Callable[[Any, Any], Tensor] | tuple[Callable[[Any, Any], Any], Callable[
 Vector = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 """A direction in weight space: flat, one tensor per weight tensor in order, or by name."""
 
+CHECKPOINTS = (
+    "Reentrant checkpointing can be differentiated by loss.backward() only. Call "
+    "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+)
+
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 Progress = Callable[[int, int], object]
@@ -48,12 +53,12 @@ Progress = Callable[[int, int], object]
 class Pieces:
     """A batch in pieces, for models that cannot take it whole: the loss is Σ weightᵢ · loss(model, batchᵢ).
 
-    The weights default to 1/number of pieces, right for a mean loss over pieces of equal size. For a mean
-    loss over unequal pieces give size/total; for a summed loss give ones. BatchNorm in training mode sees
+    The weights default to size/total, right for a mean loss; the size is the first dimension of a piece's first
+    tensor or array, and pieces without one count the same. For a summed loss give ones. BatchNorm in training mode sees
     each piece alone, so its loss in pieces is not the loss of the whole batch (a warning says so).
 
-    >>> Pieces([torch.zeros(2, 3), torch.ones(2, 3)]).shares
-    (0.5, 0.5)
+    >>> Pieces([torch.zeros(6, 3), torch.ones(2, 3)]).shares
+    (0.75, 0.25)
     """
 
     batches: Sequence[Any]
@@ -69,11 +74,34 @@ class Pieces:
             raise refusal(
                 "weights", self.weights, f"one finite number for each of {len(self.batches)} pieces"
             )
+        if self.weights is None:
+            shapes = [_shape(piece) for piece in self.batches]
+            if len({shape and shape[1:] for shape in shapes}) > 1:
+                raise refusal(
+                    "batches",
+                    shapes,
+                    "pieces of one shape, but for the number of examples",
+                    "What a mean loss averages over is not known then: give weights=, each piece's part of the whole.",
+                )
 
     @property
     def shares(self) -> tuple[float, ...]:
         """The weight of each piece."""
-        return tuple(self.weights or [1 / len(self.batches)] * len(self.batches))
+        if self.weights is not None:
+            return tuple(self.weights)
+        shapes = [_shape(piece) for piece in self.batches]
+        sizes = [shape[0] if shape else 1 for shape in shapes]
+        return tuple(size / (sum(sizes) or 1) for size in sizes)
+
+
+def _shape(piece: Any) -> tuple[int, ...] | None:
+    """The shape of the first tensor or array with axes in nested tuples, lists and dicts; None if there is none."""
+    if isinstance(piece, Mapping):
+        piece = list(cast("Mapping[Any, Any]", piece).values())
+    if isinstance(piece, list | tuple):
+        return next(filter(None, map(_shape, cast("Sequence[Any]", piece))), None)
+    shape = getattr(piece, "shape", None)
+    return tuple(map(int, shape)) or None if isinstance(shape, tuple) else None
 
 
 class Place:
@@ -83,7 +111,7 @@ class Place:
     but at least float32. Made by `visit`.
     """
 
-    def __init__(self, model: Model, loss: Loss, batch: Any, randomness: Randomness | None = None) -> None:
+    def __init__(self, model: Model, loss: Loss, batch: Any, start: Start | None = None) -> None:
         """Collect the weights of `model`. `batch` may be exchanged later."""
         self.model: Any
         self.names: list[str]
@@ -108,7 +136,7 @@ class Place:
                 raise refusal(
                     name, weight.dtype, "of a real floating type", "Curvature is measured over real weights."
                 )
-        self.loss, self.batch, self.randomness = loss, batch, randomness
+        self.loss, self.batch, self.start = loss, batch, start
         self.sizes = [weight.numel() for weight in self.weights]
         self.n = sum(self.sizes)
         self.device = self.weights[0].device
@@ -124,9 +152,9 @@ class Place:
         return [(self.batch, 1.0)]
 
     def rewind(self) -> None:
-        """Return to the random state of the visit: the same dropout mask in every pass."""
-        if self.randomness is not None:
-            self.randomness.rewind()
+        """Return to the random state and the buffers of the visit: the same dropout mask in every pass."""
+        if self.start is not None:
+            self.start.rewind()
         torch.clear_autocast_cache()
 
     def evaluate(self, piece: Any) -> Tensor:
@@ -154,6 +182,24 @@ class Place:
                 if gradient is not None:
                     part.add_(gradient.to(part), alpha=share)
         return total, finite(row, "gradient")
+
+    def reads_moved_buffers(self) -> bool:
+        """Whether an evaluation moves buffers of the model, and would give another loss with other numbers in them."""
+        if self.start is None:
+            return False
+        first = self.value()
+        moved = [entry for entry in self.start.buffers.moved() if entry[2].is_floating_point()]
+        if not moved:
+            return False
+        noise = torch.Generator().manual_seed(0)
+        self.rewind()
+        for registry, name, own in moved:
+            factor = 1 + 0.1 * torch.rand(own.shape, generator=noise)
+            registry[name] = own * factor.to(own)
+        with torch.no_grad():
+            second = sum(share * float(self.evaluate(piece)) for piece, share in self.pieces)
+        self.rewind()
+        return second != first
 
     def steady(self) -> float:
         """The loss, after a second call has given the same number; refused as by `agree` if not."""
@@ -236,8 +282,8 @@ def visit(model: Model, loss: Loss, batch: Any) -> Generator[Place]:
     tensors = [t for part in parts for t in (*part.parameters(), *part.buffers())]
     if not isinstance(model, nn.Module):
         tensors += _point(model)[1]
-    with untouched(parts, {tensor.device for tensor in tensors}) as randomness:
-        place = Place(model, loss, batch, randomness)
+    with untouched(parts, {tensor.device for tensor in tensors}) as start:
+        place = Place(model, loss, batch, start)
         if isinstance(batch, Pieces) and len(batch.batches) > 1:
             _warn_of_batch_statistics(parts)
         yield place
@@ -265,16 +311,19 @@ def checked(loss: Any) -> Tensor:
 
 def derivatives(loss: Tensor, weights: Sequence[Tensor], create_graph: bool = False) -> list[Tensor | None]:
     """The gradient of a scalar by weight, None where a weight plays no part; refused if none does."""
-    gradients: Sequence[Tensor | None] = (
-        torch.autograd.grad(loss, list(weights), create_graph=create_graph, allow_unused=True)
-        if loss.requires_grad
-        else [None] * len(weights)
-    )
+    gradients: Sequence[Tensor | None] = [None] * len(weights)
+    if loss.requires_grad:
+        try:
+            gradients = torch.autograd.grad(loss, list(weights), create_graph=create_graph, allow_unused=True)
+        except RuntimeError as error:
+            if "checkpoint" not in str(error).lower():
+                raise
+            raise refusal("use_reentrant", True, "False", CHECKPOINTS) from error
     if all(gradient is None for gradient in gradients):
         raise ValueError(
             "loss(model, batch) has no gradient with respect to the model's weights. Likely causes: it was "
-            "computed under no_grad, from .detach()ed or .item() values, or with another model than the "
-            "one passed."
+            "computed under no_grad, from .detach()ed or .item() values, with another model than the one "
+            "passed, or through torch.utils.checkpoint with use_reentrant=True."
         )
     return [g.to_dense() if g is not None and g.is_sparse else g for g in gradients]
 

@@ -1,7 +1,8 @@
 """Products of a vector with the Hessian or the Gauss-Newton matrix, without ever forming the matrix.
 
 They are exact to rounding. Only where an operation has no second derivative (a custom function that says so, a
-compiled function, some fused kernels) are Hessian products differences of gradients, and a warning says so.
+compiled function, some fused kernels) or a wrong one are Hessian products differences of gradients, and a warning
+says so.
 
 Sources: Pearlmutter 1994 (Hessian-vector products at the cost of two gradients); Schraudolph 2002
 (Gauss-Newton).
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from schuss.curvature.differences import Differences, changes, refuses
+from schuss.curvature.differences import Differences, changes, refuses, wrong_second_derivatives
 from schuss.curvature.graph import Jacobian, Parts, pull
 from schuss.curvature.memory import SPARE, claim
 from schuss.curvature.place import Loss, Model, Place, Vector, checked, derivatives, finite, visit
@@ -42,7 +43,10 @@ def hvp(model: Model, loss: Loss, batch: Any, vector: Vector) -> Any:
 
     Cost: one forward, one backward and one backward of the backward pass: two to three gradients; memory for
     two vectors besides the graph. The loss is evaluated once, so this is the one measurement that cannot tell
-    whether it changes between calls (a second look would make it three and a third gradients).
+    whether it changes between calls (a second look would make it three and a third gradients), nor whether an
+    operation's own second derivative is wrong: measurements of many products compare the first of them with
+    a difference of gradients (`wrong_second_derivatives`), which one product alone would pay with as much again
+    as it costs.
 
     Model, random state and BatchNorm statistics stay bit for bit as they were; dropout draws the mask that
     the next training step would draw; attention runs on the kernel that has a second derivative. Where an
@@ -89,7 +93,7 @@ def _product(model: Model, loss: Loss, batch: Any, vector: Vector, matrix: str) 
     with visit(model, loss, batch) as place:
         row, form = place.row(vector)
         product = torch.empty_like(row)
-        curvature = Curvature(place, matrix)
+        curvature = Curvature(place, matrix, checked=False)
         curvature(row[None], product[None])
         if curvature.loss is not None and matrix == "ggn":
             place.agree(curvature.loss, place.value())
@@ -101,9 +105,12 @@ class Curvature:
 
     Keeps the graph of one evaluation for a batch in one piece, so that a further product costs one backward
     pass of the backward pass; for `Pieces` each block passes over the pieces once.
+
+    Unless `checked` is False, the first Hessian product is compared with a difference of gradients, at the cost of
+    one more product and three to seven gradients; where it is wrong, this and all later ones are such differences.
     """
 
-    def __init__(self, place: Place, matrix: str = "hessian") -> None:
+    def __init__(self, place: Place, matrix: str = "hessian", *, checked: bool = True) -> None:
         """Nothing is evaluated before the first product."""
         if matrix not in MATRICES:
             raise refusal("matrix", matrix, f"one of {MATRICES}")
@@ -115,12 +122,16 @@ class Curvature:
         self.kept: Multiply | None = None
         self.loss: float | None = None
         self.differences: Differences | None = None
+        self.unchecked = checked and matrix == "hessian"
 
     def __call__(self, rows: Tensor, out: Tensor) -> None:
         """Write the products of `rows` (b × n) to `out` (b × n)."""
         if self.differences is None:
             try:
                 self._exactly(rows, out)
+                if self.unchecked:
+                    self.unchecked = False
+                    self._check(rows[0], out[0])
             except NoSecondDerivative as missing:
                 if self.record is not _hessian:
                     raise NoSecondDerivative(
@@ -132,6 +143,19 @@ class Curvature:
         if self.differences is not None:
             self.differences(rows, out)
         finite(out, "product of curvature and vector")
+
+    def _check(self, row: Tensor, product: Tensor) -> None:
+        """Raise if a product, and one with a random direction, are not those of this loss."""
+        place = self.place
+        finite(product, "product of curvature and vector")
+        other = torch.randn(1, place.n, generator=torch.Generator().manual_seed(1))
+        other = (other / other.norm()).to(place.device, place.dtype)
+        bent = torch.empty_like(other)
+        self._exactly(other, bent)
+        self.kept = None  # two graphs at once might not fit
+        reason = wrong_second_derivatives(place, (row, product), (other[0], bent[0]))
+        if reason:
+            raise NoSecondDerivative(reason)
 
     def _exactly(self, rows: Tensor, out: Tensor) -> None:
         place, pieces = self.place, self.place.pieces

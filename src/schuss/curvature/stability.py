@@ -30,19 +30,23 @@ Sources: Polyak 1964; Cohen, Kaur, Li, Kolter and Talwalkar 2021 (edge of stabil
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor
 
+import schuss.numpy
 from schuss.curvature.eigenvalues import ends
 from schuss.curvature.memory import claim
 from schuss.curvature.place import Loss, Model, Progress, visit
 from schuss.curvature.products import Curvature
 from schuss.errors import refusal
+from schuss.numpy import kept as arrays
+from schuss.torch import kept as tensors
 
 Group = Mapping[str, Any]
 State = Mapping[str, Any]
@@ -63,8 +67,12 @@ class Linear:
 
     @property
     def reach(self) -> float:
-        """(1 + β) / (c₁ γ + c₂ (1 + β)): how much more than gradient descent the method bears."""
-        return (1 + self.beta) / (self.past * self.gamma + self.now * (1 + self.beta))
+        """(1 + β) / (c₁ γ + c₂ (1 + β)): how much more than gradient descent the method bears.
+
+        Infinite where gradients do not count (dampening 1): no curvature makes those steps grow.
+        """
+        weight = self.past * self.gamma + self.now * (1 + self.beta)
+        return (1 + self.beta) / weight if weight else math.inf
 
     @property
     def limit(self) -> float:
@@ -132,6 +140,8 @@ class StabilityLimit:
 
     def __repr__(self) -> str:
         """One line."""
+        if math.isinf(self.limit):
+            return f"{self.optimizer} at lr {self.lr:g} is stable whatever the sharpness is"
         of = "the preconditioned sharpness" if self.preconditioned else "the sharpness"
         return f"{self.optimizer} at lr {self.lr:g} is stable while {of} is below {self.limit:.6g}"
 
@@ -143,6 +153,8 @@ class StabilityLimit:
         if sharpness <= 0:
             return math.inf
         tightest = min(self.methods, key=lambda method: method.limit)
+        if math.isinf(tightest.reach):
+            return 2 / tightest.decay if tightest.decay else math.inf
         return 2 * tightest.reach / (sharpness + tightest.decay * tightest.reach)
 
     def sharpness(
@@ -204,18 +216,20 @@ class StabilityLimit:
             )
 
 
-def stability_limit(optimizer: torch.optim.Optimizer) -> StabilityLimit:
+def stability_limit(optimizer: torch.optim.Optimizer | schuss.numpy.Optimizer) -> StabilityLimit:
     """The largest curvature that the optimizer's present settings and state can bear without diverging.
 
     Reads `param_groups` and `state` of torch.optim's and Schuss's SGD, ASGD, Adagrad, Adadelta, RMSprop,
-    Adam, AdamW, NAdam, RAdam and Adamax; nothing is changed. Plain methods give a limit on the sharpness
-    (2/lr for gradient descent), adaptive ones on the sharpness of P^-½ H P^-½ with P from their state, which
-    the result's `sharpness(model, loss, batch)` measures. `largest_lr(sharpness)` turns the question round.
-    The module's docstring has the formula and its proof.
+    Adam, AdamW, NAdam, RAdam and Adamax, in low precision too; nothing is changed. Of an optimizer of
+    `schuss.numpy` it knows the limit; the result's `sharpness` needs a torch model. Plain methods give a limit
+    on the sharpness (2/lr for gradient descent), adaptive ones on the sharpness of P^-½ H P^-½ with P from
+    their state, which the result's `sharpness(model, loss, batch)` measures. `largest_lr(sharpness)` turns the
+    question round. The module's docstring has the formula and its proof.
 
     Raises:
         ValueError: a method that is not linear in the gradient (Rprop and Lion use only its sign, so no
-            curvature makes their steps grow), one that is not known here, `maximize=True`, or momentum ≥ 1.
+            curvature makes their steps grow), one that is not known here, `maximize=True`, momentum ≥ 1, decoupled
+            decay of lr × weight_decay ≥ 2, or state whose numbers cannot be read (int8 codes without scales).
 
     >>> w = torch.zeros(1, requires_grad=True)
     >>> stability_limit(torch.optim.SGD([w], lr=0.1))
@@ -235,12 +249,11 @@ def stability_limit(optimizer: torch.optim.Optimizer) -> StabilityLimit:
         raise refusal("optimizer", given, f"one of {', '.join(METHODS)}", advice)
     methods: list[Linear] = []
     weights: list[Tensor] = []
-    for group in optimizer.param_groups:
+    for group, weight, state in _of_arrays(optimizer) if _is_numpy(optimizer) else _of_tensors(optimizer):
         if group.get("maximize"):
             raise refusal("maximize", True, "False", "A method that climbs has no stable curvature.")
-        for weight in group["params"]:
-            methods.append(_checked(METHODS[name](group, optimizer.state.get(weight, {}))))
-            weights.append(weight)
+        methods.append(_checked(METHODS[name](group, state)))
+        weights.append(weight)
     limit = min(method.limit for method in methods)
     lr = min(methods, key=lambda method: method.limit).lr
     known = [method.preconditioner for method in methods]
@@ -260,9 +273,56 @@ def stability_limit(optimizer: torch.optim.Optimizer) -> StabilityLimit:
     )
 
 
+def _is_numpy(optimizer: object) -> TypeGuard[schuss.numpy.Optimizer]:
+    return isinstance(optimizer, schuss.numpy.Optimizer)
+
+
+def _of_tensors(optimizer: Any) -> Iterator[tuple[Group, Tensor, State]]:
+    """Each weight of an optimizer of torch, with its group and its state in numbers."""
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            state = dict(optimizer.state.get(weight, {}))
+            for name, value in list(state.items()):
+                if not (isinstance(value, Tensor) and value.dtype in (torch.int8, torch.uint8)):
+                    continue
+                if value.dtype == torch.uint8 or tensors.scale_of(name) not in state:
+                    raise refusal(
+                        f"the state's {name!r}",
+                        value.dtype,
+                        "numbers, or int8 codes of schuss with their scales",
+                    )
+                tensors.convert(state, name, "float32")
+            yield group, weight, state
+
+
+def _of_arrays(optimizer: schuss.numpy.Optimizer) -> Iterator[tuple[Group, Tensor, State]]:
+    """The same of an optimizer of NumPy, under torch's names; before the first update one weight without state."""
+    group = {name: getattr(optimizer, name) for name in inspect.signature(type(optimizer)).parameters}
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in optimizer.state_dict().items():
+        weight, _, slot = key.rpartition("/")
+        if weight:
+            found.setdefault(weight, {})[slot] = value
+    for slots in found.values() or [{}]:
+        steps, state = int(slots.pop("step", 0)), dict[str, Any]()
+        for slot, name in optimizer.row.names.items():
+            if slot in slots and slots[slot].ndim:
+                arrays.convert(slots, slot, "float64")
+            if slot in slots:
+                state[name] = torch.as_tensor(slots[slot])
+        yield group, torch.empty(0), state | ({"step": steps} if steps else {})
+
+
 def _checked(method: Linear) -> Linear:
     if not 0 <= method.beta < 1:
         raise refusal("momentum", method.beta, "in [0, 1)", "From 1 on no curvature is stable.")
+    if not method.lr * method.decay < 2:
+        raise refusal(
+            "lr × weight_decay",
+            method.lr * method.decay,
+            "below 2",
+            "Decay alone multiplies weights by 1 − lr × weight_decay at every step: no curvature is stable.",
+        )
     return method
 
 

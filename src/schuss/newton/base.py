@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, cast
 
@@ -12,6 +13,9 @@ from torch import Tensor
 from schuss.errors import refusal
 from schuss.newton.landscape import Closure, Landscape, NotFinite, Point, Weights, as_loss
 from schuss.newton.report import StepReport
+
+ASYMMETRIC = 5e-3
+"""An asymmetry of a Hessian beyond this, relative, is no rounding, and no error of differences either."""
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -42,6 +46,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         self.memory: dict[str, Any] = {}
         self._last: Point | None = None
         self._checked = full_batch
+        self.checks_symmetry = True  # until a warning has said that the Hessian has none
         for group in self.param_groups:
             _check(group["lr"], group["weight_decay"])
         Weights(self.param_groups)
@@ -153,6 +158,17 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             )
         return again
 
+    def _symmetric(self, asymmetry: float) -> None:
+        """Say once that steps go by a wrong Hessian: the region keeps them downhill, but they are short and many."""
+        if asymmetry > ASYMMETRIC and self.checks_symmetry:
+            self.checks_symmetry = False
+            warnings.warn(
+                f"The Hessian that autograd gives is not symmetric: uᵀHv and vᵀHu differ by {asymmetry:.1%}. Some "
+                "operation in the loss has a wrong second derivative (torch's weight_norm has one), so steps by this "
+                "Hessian are poor. Try LBFGS, which needs none.",
+                stacklevel=5,
+            )
+
     def _shared_lr(self) -> float:
         rates = {float(g["lr"]) for g in self.param_groups} - {0.0}
         for group in self.param_groups:
@@ -174,6 +190,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         *,
         predicted: float,
         promised: float,
+        possible: float,
         trials: int,
         radius: float,
         negative_curvature: bool,
@@ -185,6 +202,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             loss_after=end.loss,
             predicted=predicted,
             promised=promised,
+            possible=possible,
             gradient_norm=float(land.gradient(start).norm()),
             step_norm=float((end.x - start.x).norm()) if moved else 0.0,
             closures=land.closures,

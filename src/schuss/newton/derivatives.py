@@ -17,6 +17,10 @@ Array = NDArray[np.float64]
 EPS = float(np.finfo(float).eps)
 
 
+class WantsTensors(ValueError):  # noqa: N818 (it names what was found)
+    """A function was asked at an array, and wants a tensor's attributes of it."""
+
+
 class Differentiable:
     """`fun` at `start`, a leaf that an optimizer moves; `closure()` evaluates it there with a graph behind it.
 
@@ -67,7 +71,7 @@ class Differentiable:
     def call(self, x: Array) -> Array:
         """`fun` at an array, as a float64 array without axes or with one."""
         self.values += 1
-        out = self.fun(self._argument(x), *self.args)
+        out = self._ask("fun", self.fun, x)
         out = out.detach().cpu().numpy() if isinstance(out, Tensor) else out
         if out is None:  # which NumPy would read as nan
             raise ValueError("fun returned None. It must return the loss.")
@@ -103,7 +107,7 @@ class Differentiable:
     def _given(self, x: Array) -> Array:
         assert self.jac is not None
         self.slopes += 1
-        found = self.jac(self._argument(x), *self.args)
+        found = self._ask("jac", self.jac, x)
         found = found.detach().cpu().numpy() if isinstance(found, Tensor) else found
         found = np.asarray(found, dtype=np.float64)
         if found.size % x.size or (not self.residual and found.size != x.size):
@@ -120,6 +124,17 @@ class Differentiable:
             below[i] -= h
             columns.append((self.call(above) - self.call(below)).reshape(-1) / (above[i] - below[i]))
         return np.stack(columns, axis=1)
+
+    def _ask(self, name: str, function: Callable[..., Any], x: Array) -> Any:
+        try:
+            return function(self._argument(x), *self.args)
+        except AttributeError as error:
+            if type(getattr(error, "obj", None)) is not np.ndarray:
+                raise
+            raise WantsTensors(
+                f"{name} asks its x for .{error.name}, which tensors have and arrays do not, and x0 is no tensor. "
+                "Give x0=torch.tensor(...)."
+            ) from error
 
     def _argument(self, x: Array) -> Any:
         shaped = x.reshape(self.start.shape).copy()
@@ -151,7 +166,10 @@ class Differentiable:
             return True
         try:
             return self._agrees(probe, out)
-        except TypeError:  # torch's functions take no arrays: tensors are all that it computes with
+        except (
+            TypeError,
+            WantsTensors,
+        ):  # torch's functions take no arrays: tensors are all that it computes with
             return True
 
     def _agrees(self, probe: Tensor, out: Tensor) -> bool:

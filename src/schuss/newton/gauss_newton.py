@@ -124,6 +124,7 @@ class GaussNewton(CurvatureOptimizer):
             outcome.point,
             predicted=trial.predicted if trial else 0.0,
             promised=outcome.promised,
+            possible=outcome.possible,
             trials=outcome.trials,
             radius=outcome.radius,
             negative_curvature=False,

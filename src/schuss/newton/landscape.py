@@ -107,6 +107,7 @@ class Landscape:
         self.backward = backward
         self.eps = max(torch.finfo(p.dtype).eps for p in weights.params)
         self.closures = self.gradients = self.products = 0
+        self.asymmetry = 0.0  # of the last dense Hessian, relative to its largest number
 
     def here(self) -> Point:
         """Evaluate the closure at the weights as they stand."""
@@ -181,6 +182,8 @@ class Landscape:
         assert parts is not None
         self.products += count
         found = rows(lambda v: hvp(parts, self.weights.params, v).detach(), count, point.x)
+        size = float(found.abs().max())
+        self.asymmetry = float((found - found.T).abs().max()) / size if size else 0.0
         found = 0.5 * (found + found.T)
         if self.weights.decay is not None:
             found.diagonal().add_(self.weights.decay)

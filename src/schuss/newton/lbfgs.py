@@ -217,6 +217,7 @@ class LBFGS(CurvatureOptimizer):
             end,
             predicted=predicted,
             promised=promised,
+            possible=promised,
             trials=trials,
             radius=math.inf,
             negative_curvature=False,

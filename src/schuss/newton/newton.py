@@ -110,6 +110,7 @@ class Newton(CurvatureOptimizer):
     def _advance(self, land: Landscape, start: Point, lr: float) -> StepReport:
         gradient = land.gradient(start)
         hessian = land.hessian(start)
+        self._symmetric(land.asymmetry)
         if not (bool(torch.isfinite(gradient).all()) and bool(torch.isfinite(hessian).all())):
             raise NotFinite(
                 f"The loss is {start.loss:.6g}, but its gradient or Hessian is not finite there. "
@@ -137,6 +138,7 @@ class Newton(CurvatureOptimizer):
             outcome.point,
             predicted=trial.predicted if trial else 0.0,
             promised=outcome.promised,
+            possible=outcome.possible,
             trials=outcome.trials,
             radius=outcome.radius,
             negative_curvature=bool(trial and trial.negative_curvature),
@@ -177,6 +179,7 @@ class Newton(CurvatureOptimizer):
             end,
             predicted=predicted,
             promised=predicted,
+            possible=predicted,
             trials=1,
             radius=math.inf,
             negative_curvature=bend < 0,

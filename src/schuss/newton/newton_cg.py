@@ -95,6 +95,7 @@ class NewtonCG(CurvatureOptimizer):
         radius = self.memory["radius"]
         limit = self.max_products or min(2 * len(gradient), 200)
         model = KrylovModel(gradient, lambda v: land.hvp(start, v), eta, limit, radius=radius)
+        self._symmetric(model.asymmetry)
         outcome = descend(land, start, model, radius, lr=lr, keep=0.1, exact=False)
         end, trial, stopped = outcome.point, outcome.trial, f"{outcome.stopped}; CG ended by {model.why}"
         predicted = trial.predicted if trial else 0.0
@@ -116,6 +117,7 @@ class NewtonCG(CurvatureOptimizer):
             end,
             predicted=predicted,
             promised=outcome.promised,
+            possible=outcome.possible,
             trials=outcome.trials,
             radius=outcome.radius,
             negative_curvature=down,
@@ -133,6 +135,7 @@ class NewtonCG(CurvatureOptimizer):
             end,
             predicted=predicted,
             promised=predicted,
+            possible=predicted,
             trials=1,
             radius=self.memory["radius"],
             negative_curvature=further is not None,

@@ -40,6 +40,10 @@ class Model(Protocol):
         """The model's step of at most this length."""
         ...
 
+    def possible(self) -> float:
+        """The decrease that the model promises without a region; inf where it has no lowest point."""
+        ...
+
 
 class SpectralModel:
     """m(s) = gᵀs + ½ sᵀHs in the coordinates where H is diagonal: H = D Q Λ Qᵀ D.
@@ -79,9 +83,15 @@ class SpectralModel:
                 y = y + torch.where(flat, 0.0, self.missing(y) / stiffness)
         return y
 
+    def possible(self) -> float:
+        """The decrease at the unconstrained minimizer."""
+        return math.inf if self.free is None else self._trial(self.free, boundary=False).predicted
+
     def natural(self) -> float:
         """The length of the Newton step with every curvature taken by its size: a radius to begin with."""
-        floor = max(1e-3 * float(self.values.abs().max()), 1e-300)
+        floor = 1e-3 * float(self.values.abs().max())
+        if not floor:  # no curvature at all says nothing of a length
+            return 1.0
         length = float((self.slope / self.values.abs().clamp(min=floor)).norm())
         return length or 1.0
 
@@ -147,7 +157,8 @@ class KrylovModel:
     The iterates grow in length and fall in value, and along any chord between two of them the model is
     m_a − Δ (2t − t²), with Δ the fall between them: so up to `knots` iterates are kept, and the step within any
     smaller radius is found on the chords without another product. After the last iterate comes a ray, where
-    the curvature was negative.
+    the curvature was negative. `asymmetry` is the largest |dᵀHe − eᵀHd| of two directions that followed each other,
+    relative to what random vectors would make of a matrix of that size.
 
     >>> H = torch.diag(torch.tensor([1.0, 2.0], dtype=torch.float64))
     >>> KrylovModel(torch.tensor([1.0, 2.0], dtype=torch.float64), lambda v: H @ v, 1e-12, 10).within(1e9).step
@@ -171,6 +182,7 @@ class KrylovModel:
         self.path = [_Knot(z, 0.0, 0.0)]
         self.ray: tuple[Tensor, float, float] | None = None
         self.products, self.why = 0, "the residual of the Newton equation is small enough"
+        self.asymmetry, last = 0.0, None
         for _ in range(limit):
             if squared <= tolerance**2 * start or squared == 0:
                 break
@@ -180,6 +192,9 @@ class KrylovModel:
             if not math.isfinite(curvature):
                 self.why = "a product was not finite"
                 break
+            if last is not None:
+                self.asymmetry = max(self.asymmetry, _asymmetry(last, (direction, bent)))
+            last = direction, bent
             if curvature <= EPS * size * math.sqrt(_dot(bent, bent) / size):
                 self.ray = (direction, -squared, curvature)
                 self.why = "negative curvature"
@@ -197,6 +212,10 @@ class KrylovModel:
             direction = (squared / previous) * direction - residual
         else:
             self.why = f"{limit} products"
+
+    def possible(self) -> float:
+        """The decrease at the last iterate: a lower bound where the path was cut, or not solved to the end."""
+        return math.inf if self.ray is not None else -self.path[-1].value
 
     def natural(self) -> float:
         """A first radius where there is only a ray: as far as the same curvature, positive, would have gone."""
@@ -245,6 +264,13 @@ def _dot(a: Tensor, b: Tensor) -> float:
     return float(torch.dot(a, b))
 
 
+def _asymmetry(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+    """|vᵀHu − uᵀHv| of (u, Hu) and (v, Hv), where random vectors have |uᵀHv| of about |u| |Hv| / √n."""
+    (u, hu), (v, hv) = one, other
+    size = math.sqrt(_dot(u, u) * _dot(hv, hv)) + math.sqrt(_dot(v, v) * _dot(hu, hu))
+    return abs(_dot(v, hu) - _dot(u, hv)) * math.sqrt(len(u)) / size if size else 0.0
+
+
 def _reach(start: Tensor, direction: Tensor, radius: float) -> float:
     """The t ≥ 0 with ‖start + t direction‖ = radius, by the root formula that does not cancel."""
     a, b = _dot(direction, direction), _dot(start, direction)
@@ -262,6 +288,7 @@ class Outcome:
     radius: float
     trials: int
     promised: float
+    possible: float
     stopped: str
 
 
@@ -288,12 +315,14 @@ def descend(
     """
     slope = land.gradient(start)
     broken, promised, believed = 0, 0.0, radius
+    possible = lr * (2 - lr) * model.possible()
 
     def given_up(words: str, trials: int) -> Outcome:
         """No trial was kept. Losses that are no numbers say nothing about how far the model holds."""
         if broken:
             words += f"; {broken} of {trials} losses were not finite"
-        return Outcome(start, None, believed if broken == trials else radius, trials, promised, words)
+        region = believed if broken == trials else radius
+        return Outcome(start, None, region, trials, promised, possible, words)
 
     for trials in range(1, max_trials + 1):
         trial = model.within(radius)
@@ -301,7 +330,9 @@ def descend(
             trial = _shortened(trial, slope, lr)
         promised = promised or trial.predicted
         if not trial.predicted > 0 or not bool(torch.isfinite(trial.step).all()):
-            return Outcome(start, None, radius, trials - 1, promised, "the model promises no decrease")
+            return Outcome(
+                start, None, radius, trials - 1, promised, possible, "the model promises no decrease"
+            )
         point = land.at(start.x + trial.step)
         if torch.equal(point.x, start.x):
             return given_up("the step is below the rounding of the weights", trials - 1)
@@ -329,7 +360,7 @@ def descend(
             words = "negative curvature followed" if trial.negative_curvature else "the model's minimum"
             if trial.boundary and not trial.negative_curvature:
                 words = "the boundary of the trust region"
-            return Outcome(point, trial, radius, trials, promised, words)
+            return Outcome(point, trial, radius, trials, promised, possible, words)
     return given_up("no trial lowered the loss", max_trials)
 
 

@@ -15,6 +15,7 @@ class StepReport:
     | `loss_after`         | the loss where it ended; equal to `loss_before` if the step was taken back  |
     | `predicted`          | the decrease that the quadratic model promised for the step taken           |
     | `promised`           | the decrease that the first, longest trial promised, kept or not            |
+    | `possible`           | what the model promises without a region; inf if it has no lowest point     |
     | `gradient_norm`      | ‖g‖₂ where the step began                                                   |
     | `step_norm`          | ‖change of the weights‖₂, 0 if taken back                                   |
     | `closures`           | calls of the closure (forward passes)                                       |
@@ -33,6 +34,7 @@ class StepReport:
     loss_after: float
     predicted: float
     promised: float
+    possible: float
     gradient_norm: float
     step_norm: float
     closures: int
