@@ -9,7 +9,8 @@ In a checkpoint, codes stand under `exp_avg_codes`: torch.optim would take them 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 
@@ -143,8 +144,7 @@ def check(key: int, weight: Tensor, gradient: Tensor, entry: Mapping[str, Any], 
             _numbers_of("real"),
             "Cast it, or freeze it.",
         )
-    cast = "Was it replaced or cast through `.data`?"
-    _check_held(weight, lambda: refuse(own, *_FREED))
+    _check_held(weight, partial(refuse, own, *_FREED))
     if weight.numel() and any(
         size > 1 and not stride for size, stride in zip(weight.shape, weight.stride(), strict=True)
     ):
@@ -159,14 +159,16 @@ def check(key: int, weight: Tensor, gradient: Tensor, entry: Mapping[str, Any], 
         if not fits or not kind or tensor.is_complex() != weight.is_complex():
             needs = f"shape {tuple(weight.shape)} on {weight.device} and {_numbers_of(field)}"
             raise refuse(what, _short(tensor), needs, advice)
-        _check_held(tensor, lambda: refuse(what, *_FREED))
+        _check_held(tensor, partial(refuse, what, *_FREED))
 
     gone = "Was it replaced, or the weight's `.data`? `optimizer.state.clear()` starts the state anew."
     if gradient.layout not in (torch.strided, torch.sparse_coo):
         raise refuse(
             "The gradient of ", f"is {gradient.layout}", "a dense or a COO tensor", "Try `.to_dense()`."
         )
-    like_weight(gradient, "The gradient of ", cast)
+    like_weight(gradient, "The gradient of ", "Was it replaced or cast through `.data`?")
+    if gradient.layout == torch.sparse_coo:
+        check_rows(key, weight, gradient)
     for name in names:
         slot, scales = entry.get(name), entry.get(scale_of(name))
         of = f"The state {name!r} of "
@@ -177,18 +179,16 @@ def check(key: int, weight: Tensor, gradient: Tensor, entry: Mapping[str, Any], 
             raise refuse(of, has, "a dense tensor", gone)
         like_weight(slot, of, gone, integers=True)
         if slot.dtype == torch.int8:
-            _check_scales(
-                slot,
-                scales,
-                lambda has, needs, n=name: refuse(f"The state {scale_of(n)!r} of ", has, needs, gone),
-            )
+            beside = f"The state {scale_of(name)!r} of "
+            _check_scales(slot, scales, partial(refuse, beside, advice=gone))
+            _check_held(cast(Tensor, scales), partial(refuse, beside, *_FREED))
         elif scales is not None:
             raise refuse(
                 of, f"is {dtype_name(slot.dtype)} with scales", "int8 codes beside scales", "Were they cast?"
             )
     rest = entry.get(REST)
     if isinstance(rest, Tensor) and rest.shape == weight.shape and rest.layout == torch.strided:
-        _check_held(rest, lambda: refuse(f"The state {REST!r} of ", *_FREED))
+        _check_held(rest, partial(refuse, f"The state {REST!r} of ", *_FREED))
     elif rest is not None:
         has = _short(rest) if isinstance(rest, Tensor) else f"is of type {type(rest).__name__}"
         raise refuse(f"The state {REST!r} of ", has, f"a dense tensor of shape {tuple(weight.shape)}", gone)
@@ -215,7 +215,28 @@ def _check_scales(codes: Tensor, scales: Any, refuse: Callable[[str, str], Value
     fits = (scales.layout, scales.dtype, scales.device) == (torch.strided, torch.float32, codes.device)
     if not fits or scales.numel() != blocks or not scales.is_contiguous():
         raise refuse(_short(scales), needs)
-    _check_held(scales, lambda: refuse(_FREED[0], _FREED[1]))
+
+
+def check_rows(key: int, weight: Tensor, gradient: Any) -> None:
+    """Refuse a sparse gradient with a row that the weight does not have: PyTorch looks only where it is asked to."""
+    indices, values = gradient._indices(), gradient._values()
+    of = f"The sparse gradient of weight {key}, of shape {tuple(weight.shape)},"
+    expected = (indices.shape[1], *weight.shape[gradient.sparse_dim() :])
+    if tuple(values.shape) != expected or not held(values) or not held(indices):
+        raise ValueError(
+            f"{of} has values of shape {tuple(values.shape)} for {indices.shape[1]} indices; it needs {expected}, all "
+            "of it in memory. Try torch.sparse_coo_tensor(..., check_invariants=True) where it is made."
+        )
+    if not indices.shape[1]:
+        return
+    ends = zip(indices.amin(dim=1).tolist(), indices.amax(dim=1).tolist(), weight.shape, strict=False)
+    for axis, (least, most, size) in enumerate(ends):
+        for index in (least, most):
+            if not 0 <= index < size:
+                raise ValueError(
+                    f"{of} has the index {index} in dimension {axis}; it needs one in [0, {size}). Try "
+                    "torch.sparse_coo_tensor(..., check_invariants=True) where it is made."
+                )
 
 
 def check_scales(entry: Mapping[str, Any], name: str, key: Any, block: int) -> None:

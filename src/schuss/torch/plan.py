@@ -27,6 +27,7 @@ from schuss.compile.launch import TENSOR_BITS, Launch, Table, Terms, TouchedRows
 from schuss.compile.storage import PLAIN, STORAGES, Column, columns, drawn
 from schuss.rules import Rule
 from schuss.torch import layout
+from schuss.torch.kept import check_rows
 from schuss.torch.layout import lazy
 from schuss.torch.norm import norm_of
 
@@ -260,28 +261,6 @@ def _row_numbers(gradient: Tensor, outer: Sequence[int]) -> Array:
     return np.asarray(np.ravel_multi_index(tuple(gradient._indices().numpy()), tuple(outer)))
 
 
-def _check_rows(item: Item, gradient: Tensor) -> None:
-    """Refuse a sparse gradient with a row that the weight does not have: nobody else has looked."""
-    indices, values = gradient._indices(), gradient._values()
-    sizes, of = item.weight.shape[: gradient.sparse_dim()], f"The sparse gradient of weight {item.member}"
-    shape = tuple(item.weight.shape)
-    expected = (indices.shape[1], *item.weight.shape[gradient.sparse_dim() :])
-    if tuple(values.shape) != expected or not layout.held(values) or not layout.held(indices):
-        raise ValueError(
-            f"{of}, of shape {shape}, has values of shape {tuple(values.shape)} for {indices.shape[1]} indices; they "
-            f"need {expected}, all of it in memory. Try torch.sparse_coo_tensor(..., check_invariants=True)."
-        )
-    if indices.shape[1]:
-        least, most = indices.amin(dim=1).tolist(), indices.amax(dim=1).tolist()
-        for axis, size in enumerate(sizes):
-            for index in (least[axis], most[axis]):
-                if not 0 <= index < size:
-                    raise ValueError(
-                        f"{of}, of shape {shape}, has the index {index} in dimension {axis}; it needs one in [0, "
-                        f"{size}). Try torch.sparse_coo_tensor(..., check_invariants=True) where it is made."
-                    )
-
-
 def _touched(item: Item, gradient: Tensor) -> tuple[Launch, Back, list[Tensor]]:
     """What moves the touched rows only, a row of the table being a row of the weight; and the memory that it needs."""
     outer, inner = item.weight.shape[: gradient.sparse_dim()], item.weight.shape[gradient.sparse_dim() :]
@@ -367,11 +346,6 @@ class Plan:
             if way not in ("plain", "gpu")
             for item, gradient in found
         ]
-        self._check_rows(gradients)
-
-    def _check_rows(self, gradients: Sequence[Any]) -> None:
-        for item in self.sparse:
-            _check_rows(item, gradients[item.member])
 
     def fits(self, gradients: list[Tensor | None]) -> bool:
         """Whether each tensor is still moved the way that was found for it; points at this step's gradients."""
@@ -380,8 +354,8 @@ class Plan:
             and all(batch.fits(gradients) for batch in self.plain)
             and all(item.facts(gradients[item.member]) == facts for item, facts in self.others)
         )
-        if fitting and self.sparse:
-            self._check_rows(gradients)
+        for item in self.sparse if fitting else ():
+            check_rows(item.member, item.weight, gradients[item.member])
         return fitting
 
     def on_one_device(self) -> list[device.DeviceLaunch] | None:
