@@ -99,15 +99,18 @@ def numbers(
 
     That is its steps, then the rule's own scalars.
     """
-    finished, *scalars = remembered
-    step = int(finished) + 1
-    values = rule.coefficients(step, **dict(zip(rule.scalars, scalars, strict=True)))
-    found = [terms.scale, *[values[name] for name in formula.page_coefficients]]
+    step, names = int(remembered[0]) + 1, rule.scalars
+    values = (
+        rule.coefficients(step, **dict(zip(names, remembered[1:], strict=True)))
+        if names
+        else rule.coefficients(step)
+    )
+    found = [terms.scale, *formula.pick(values)]
     if formula.averaged:  # the first average is the weight itself
         found.append(terms.renewed if step > 1 else 1.0)
     if drawn:
         found += keys(terms.seed, step)
-    return found, [float(step), *(values[name] for name in rule.scalars)]
+    return found, [float(step), *[values[name] for name in names]]
 
 
 class Launch:
@@ -173,8 +176,10 @@ class Launch:
 
     def counting(self, ledger: Array) -> functools.partial[None]:
         """What writes to the ledger that the step which was prepared is taken."""
-        each = np.array([history for _, history in self.cohorts])
-        return functools.partial(ledger.__setitem__, self.rows, each if len(each) == 1 else each[self.which])
+        each: Any = [history for _, history in self.cohorts]
+        return functools.partial(
+            ledger.__setitem__, self.rows, each[0] if len(each) == 1 else np.array(each)[self.which]
+        )
 
     def moving(self, workers: int) -> functools.partial[None]:
         """What takes the step that was prepared."""

@@ -93,7 +93,10 @@ def together(actions: Iterable[functools.partial[Any]]) -> None:
     """
     rest = iter(actions)
     try:
-        deque(map(functools.partial.__call__, rest), maxlen=0)
+        list(map(_call, rest))
     except KeyboardInterrupt:
-        deque(map(functools.partial.__call__, rest), maxlen=0)
+        list(map(_call, rest))
         raise
+
+
+_call = functools.partial.__call__

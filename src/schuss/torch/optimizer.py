@@ -470,6 +470,7 @@ class Optimizer(torch.optim.Optimizer):
             for k, (names, arrays) in zip(present, found, strict=True)
         ]
         plan = Plan(items, gradients)
+        plan.state = self.state
         self._seen = self._looked(weights, rules)
         return plan
 

@@ -319,8 +319,20 @@ class _Eager:
         ]
 
 
+@dataclass
+class _Others:
+    """What moves weights that are not plain, at one step. `memory` is what the launches' tables point at."""
+
+    launches: list[Launch]
+    back: Back
+    memory: list[Tensor]
+    whole: list[_Eager]
+
+
 class Plan:
     """How one set of weights with gradients takes a step."""
+
+    state: Any = None  # the optimizer's: as long as it is held here, no other has its `id`
 
     def __init__(self, items: list[Item], gradients: list[Tensor | None]) -> None:
         self.weights = [item.weight for item in items]
@@ -390,30 +402,11 @@ class Plan:
         until all is moved that kernels move.
         """
         launches = [batch.launch for batch in self.plain]
-        back: Back = []
-        whole: list[_Eager] = []
-        memory: list[Any] = []
         for launch in launches:
             launch.prepare(ledger, rules, terms)
-        if self.others:
-            with torch.no_grad():
-                for batch in self.staged:
-                    batch.launch.prepare(ledger, rules, terms)
-                    launches.append(batch.launch)
-                    back += batch.lay(gradients)
-                for item in self.sparse:
-                    gradient = gradients[item.member]
-                    if not all(map(_has_kernel, (item.weight, *item.slots))) or item.weight.is_cuda:
-                        whole.append(self._whole(item, gradient.coalesce(), ledger, sparse_rules, terms))
-                        continue
-                    launch, copies, needed = _touched(item, gradient)
-                    launch.prepare(ledger, sparse_rules, terms)
-                    launches.append(launch)
-                    back += copies
-                    memory.append(needed)
-                whole += [
-                    self._whole(item, gradients[item.member], ledger, rules, terms) for item in self.eager
-                ]
+        others = self._prepared(gradients, ledger, rules, sparse_rules, terms) if self.others else None
+        if others:
+            launches += others.launches
         # Kernels write behind autograd's back: a backward pass through an older weight must be able to tell.
         torch.autograd.graph.increment_version(self.weights)
         actions = [
@@ -421,16 +414,45 @@ class Plan:
             *counting,
             *[launch.moving(workers) for launch in launches],
         ]
-        if self.others:
+        if others:
             with torch.no_grad():
-                threads.together([*actions, *_copying(back)])
-                for one in whole:
+                threads.together([*actions, *_copying(others.back)])
+                for one in others.whole:
                     count = partial(ledger.__setitem__, one.item.member, one.remembered)
                     threads.together([*one.writing(), count])
         else:
             threads.together(actions)
         for launch in launches:
             launch.taken(ledger)
+
+    @torch.no_grad()
+    def _prepared(
+        self,
+        gradients: Sequence[Any],
+        ledger: Array,
+        rules: Sequence[Rule],
+        sparse_rules: Mapping[int, Rule],
+        terms: Sequence[Terms],
+    ) -> _Others:
+        """What is not plain, laid out so that kernels can move it, with the scalars of this step."""
+        found = _Others([], [], [], [])
+        for batch in self.staged:
+            batch.launch.prepare(ledger, rules, terms)
+            found.launches.append(batch.launch)
+            found.back += batch.lay(gradients)
+        for item in self.sparse:
+            gradient = gradients[item.member]
+            if item.weight.is_cuda or not all(map(_has_kernel, (item.weight, *item.slots))):
+                found.whole.append(self._whole(item, gradient.coalesce(), ledger, sparse_rules, terms))
+                continue
+            launch, back, memory = _touched(item, gradient)
+            launch.prepare(ledger, sparse_rules, terms)
+            found.launches.append(launch)
+            found.back += back
+            found.memory += memory
+        for item in self.eager:
+            found.whole.append(self._whole(item, gradients[item.member], ledger, rules, terms))
+        return found
 
     @staticmethod
     def _whole(
