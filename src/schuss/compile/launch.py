@@ -176,10 +176,9 @@ class Launch:
 
     def counting(self, ledger: Array) -> functools.partial[None]:
         """What writes to the ledger that the step which was prepared is taken."""
-        each: Any = [history for _, history in self.cohorts]
-        return functools.partial(
-            ledger.__setitem__, self.rows, each[0] if len(each) == 1 else np.array(each)[self.which]
-        )
+        # An array: NumPy would let a signal's handler run while it makes one of a list.
+        each = np.array([history for _, history in self.cohorts])
+        return functools.partial(ledger.__setitem__, self.rows, each if len(each) == 1 else each[self.which])
 
     def moving(self, workers: int) -> functools.partial[None]:
         """What takes the step that was prepared."""
