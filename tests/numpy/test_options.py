@@ -154,13 +154,13 @@ def test_an_array_without_a_step_stays_as_it_is_and_a_part_of_the_dict_will_do()
 
 
 def test_the_average_costs_no_launch_of_its_own(monkeypatch):
-    launches, step = [], Launch.step
+    launches, moving = [], Launch.moving
 
     def noted(launch, *call):
         launches.append(launch)
-        step(launch, *call)
+        return moving(launch, *call)
 
-    monkeypatch.setattr(Launch, "step", noted)
+    monkeypatch.setattr(Launch, "moving", noted)
     params = {"a": np.ones(3), "b": np.ones((2, 2))}
     NAdam(ema_decay=0.9).update(params, {"a": np.ones(3), "b": np.ones((2, 2))})
     assert len(launches) == 1

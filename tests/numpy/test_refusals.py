@@ -201,3 +201,35 @@ def test_hyperparameters_outside_their_domain_are_refused_at_once(options, words
     with pytest.raises(ValueError, match=words):
         setattr(optimizer, key, value)
     assert repr(optimizer) == before
+
+
+def test_scalars_that_fail_for_a_later_batch_leave_the_earlier_ones(monkeypatch):
+    """The coefficients of every kernel are worked out before the first one runs, and a failure leaves no trace."""
+    made = schuss.numpy.Adam()
+    params = {"a": np.ones(5), "b": np.ones(5, dtype=np.float32)}
+    grads = {key: np.ones_like(array) for key, array in params.items()}
+    kind = type(made._rule)
+    own, calls = kind.coefficients, []
+
+    def failing(self, step, **scalars):
+        calls.append(step)
+        if len(calls) == 2:
+            raise OverflowError("too far")
+        return own(self, step, **scalars)
+
+    made.update(params, grads)
+    before = {key: array.copy() for key, array in (params | made.state_dict()).items()}
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "coefficients", failing)
+        with pytest.raises(OverflowError, match="too far"):
+            made.update(params, grads)
+    after = params | made.state_dict()
+    assert before.keys() == after.keys()
+    for key, array in after.items():
+        np.testing.assert_array_equal(array, before[key])
+    made.update(params, grads)
+    again, clean = {"a": np.ones(5), "b": np.ones(5, dtype=np.float32)}, schuss.numpy.Adam()
+    for _ in range(2):
+        clean.update(again, grads)
+    for key, array in again.items():
+        np.testing.assert_array_equal(params[key], array)

@@ -101,13 +101,13 @@ def test_values_may_be_the_arrays_own_rows():
 
 def test_the_work_is_that_of_the_touched_rows(monkeypatch):
     params, optimizer = {"e": np.zeros((10_000, 8))}, Adam()
-    worked, step = [], Launch.step
+    worked, moving = [], Launch.moving
 
     def noted(launch, *call):
         worked.append(launch.table.elements)
-        step(launch, *call)
+        return moving(launch, *call)
 
-    monkeypatch.setattr(Launch, "step", noted)
+    monkeypatch.setattr(Launch, "moving", noted)
     optimizer.update(params, {"e": (np.array([3, 9_999]), np.ones((2, 8)))})
     assert worked == [16]
 

@@ -327,13 +327,16 @@ def kernel(formula: Formula, kept: tuple[str, ...]) -> Kernel:
     return found
 
 
-def load(title: str, text: str) -> Kernel:
-    """The compiled `launch` of a source text, and the files in the cache folder that start with the title."""
+def load(title: str, text: str, prototype: Any = ctypes.CFUNCTYPE) -> Kernel:
+    """The compiled `launch` of a source text, and the files in the cache folder that start with the title.
+
+    With `ctypes.PYFUNCTYPE` it is called with the interpreter's lock, and may leave a Python exception.
+    """
     with _compiling:
-        return _loaded.get(text) or _loaded.setdefault(text, _load(title, text))
+        return _loaded.get(text) or _loaded.setdefault(text, _load(title, text, prototype))
 
 
-def _load(title: str, text: str) -> Kernel:
+def _load(title: str, text: str, prototype: Any = ctypes.CFUNCTYPE) -> Kernel:
     key = text + _fingerprint()
     name = f"{title}-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
     machine = _machine()
@@ -348,7 +351,7 @@ def _load(title: str, text: str) -> Kernel:
     engine.finalize_object()
     _engines.append(engine)
     # What Numba calls with: where to write a result (none) and an exception (none), then the arguments.
-    signature = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 4)
+    signature = prototype(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 4)
     return functools.partial(signature(engine.get_function_address(_SYMBOL)), _NOWHERE, _NOWHERE)
 
 

@@ -114,7 +114,7 @@ class _Sent:
         """Memory to write to, and the same as a tensor."""
         if not self.lines:
             shape = (self.count, *self.there.shape)
-            block = torch.empty(shape, dtype=self.there.dtype, pin_memory=self.there.is_cuda)
+            block = torch.empty(shape, dtype=self.there.dtype, device="cpu", pin_memory=self.there.is_cuda)
             self.lines = list(zip(block.numpy(), block.unbind(), strict=True))
         return self.lines.pop()
 
@@ -231,29 +231,39 @@ class DeviceLaunch(Launch):
         self.coefficients = self.window = _Sent((0,), self.real, device)
         super().__init__(formula, self._launch, self.tensors, groups, members)  # pyright: ignore[reportArgumentType]
 
-    def step(self, ledger: Array, rules: Rules, terms: Sequence[Terms], workers: int = 1) -> None:
-        """Take one step of every tensor; the device has its own workers."""
+    def prepare(self, ledger: Array, rules: Rules, terms: Sequence[Terms]) -> None:
+        """As of any launch; what a graph could not repeat is refused."""
         if capturing(self.device):
             raise RuntimeError(
                 "A step whose scalars come from the host cannot be captured in a CUDA graph. Construct the optimizer "
                 "with capturable=True, or capture the forward and backward pass and call step() after each replay: it "
                 "is one launch."
             )
-        super().step(ledger, rules, terms, 1)
+        super().prepare(ledger, rules, terms)
+        if self.coefficients.there.shape != self.matrix.shape:
+            self.coefficients = _Sent(self.matrix.shape, self.real, self.device)
+
+    def step(self, ledger: Array, rules: Rules, terms: Sequence[Terms], workers: int = 1) -> None:
+        """Take one step of every tensor; the device has its own workers."""
+        super().step(ledger, rules, terms, workers)
+
+    def moving(self, workers: int) -> functools.partial[None]:
+        """What takes the step that was prepared; the device has its own workers."""
+        return functools.partial(self._launch, 0, 0, 0, 0)
 
     def _launch(self, table: int, matrix: int, first: int, last: int) -> None:
         """What `Launch` calls with addresses on the host; here they are those of `tensors` and `matrix`."""
         if not self.programs:
             return
-        if self.coefficients.there.shape != self.matrix.shape:
-            self.coefficients = _Sent(self.matrix.shape, self.real, self.device)
         with _on(self.device):
             self.coefficients.send(self.matrix)
             self.move(self.tensors.rows, self.tensors.on_device(), self.coefficients.there)
 
     # The steps that a `Control` takes
 
-    def prepare(self, ledger: Array, ahead: Ahead, taken: int, fewest: int, most: int, capacity: int) -> int:
+    def prepare_window(
+        self, ledger: Array, ahead: Ahead, taken: int, fewest: int, most: int, capacity: int
+    ) -> int:
         """Send the coefficients of coming steps, the first after `taken` steps, where the ledger stands; say how many.
 
         They are `most`, or fewer where what is ahead ends: someone's schedule may know no more steps than are planned.
@@ -354,7 +364,9 @@ class Control:
         # Steps launched, those of which the outcome is known, and those whose counts are on their way to `arriving`.
         self.issued = self.answered = 0
         self.looked: int | None = None
-        self.arriving = torch.zeros(len(gpu.GATE), dtype=torch.float64, pin_memory=device.type == "cuda")
+        self.arriving = torch.zeros(
+            len(gpu.GATE), dtype=torch.float64, device="cpu", pin_memory=device.type == "cuda"
+        )
         self.event = torch.cuda.Event() if device.type == "cuda" else None
         self.graphs: list[Any] = []
 
@@ -425,7 +437,7 @@ class Control:
             self.launches, self.ledger = launches, ledger
             self.same, self.base, self.rows, self.long = ahead.same, self.taken, 0, long
             for launch in launches:
-                self.rows = launch.prepare(ledger, ahead, self.taken, fewest, wanted, capacity)
+                self.rows = launch.prepare_window(ledger, ahead, self.taken, fewest, wanted, capacity)
             programs = sum(launch.programs for launch in launches)
             if len(self.sums) < programs:
                 self.sums = self.sums.new_empty(programs)

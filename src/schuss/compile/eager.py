@@ -157,7 +157,7 @@ def to_levels(value: Tensor, drawn: Tensor | None = None) -> tuple[Tensor, Tenso
     """Float32 numbers (any shape) as int8 codes and scales: by chance, or to nearest if nothing is `drawn`."""
     blocks = _in_blocks(value.reshape(-1))
     most = _magnitude(_bits(blocks)).amax(dim=1).clamp(min=LEVEL_LEAST)
-    scales = _float(most) * torch.tensor(1 / LEVEL_TOP, dtype=torch.float32)
+    scales = _float(most) * torch.tensor(1 / LEVEL_TOP, dtype=torch.float32, device=most.device)
     bits = _bits(blocks * (LEVEL_TOP / _float(most))[:, None])
     half = 1 << (LEVEL_BITS - 1)
     raise_by = half if drawn is None else _in_blocks(drawn.reshape(-1)) >> (32 - LEVEL_BITS)
@@ -174,25 +174,22 @@ def _read(storage: Storage, array: Tensor, beside: Tensor | None) -> Tensor:
     return array if beside is None else _join(array, beside)
 
 
-def _write(
+def _written(
     storage: Storage, array: Tensor, beside: Tensor | None, value: Tensor, drawn: Callable[[], Tensor]
-) -> None:
+) -> list[tuple[Tensor, Tensor]]:
+    """What is to be written, and where, so that these numbers are kept."""
     if storage.name == "int8":
         assert beside is not None
         codes, scales = to_levels(value.float(), drawn())
-        array.copy_(codes)
-        beside.copy_(scales)
-    elif beside is not None:
+        return [(array, codes), (beside, scales.view(beside.shape))]
+    if beside is not None:
         upper, rest = _split(value.float(), array.dtype)
-        array.copy_(upper)
-        beside.copy_(rest)
-    elif storage.drawn:
-        array.copy_(_round_by_chance(value.float(), array.dtype, drawn()))
-    else:
-        array.copy_(value)
+        return [(array, upper), (beside, rest)]
+    if storage.drawn:
+        value = _round_by_chance(value.float(), array.dtype, drawn())
+    return [(array, value)]
 
 
-@torch.no_grad()
 def step(
     formula: Formula,
     kept: tuple[str, ...],
@@ -200,15 +197,29 @@ def step(
     numbers: Sequence[float],
     starts: Tensor | None = None,
 ) -> None:
-    """Move a weight and its state by one step, in place; compute in float32 or wider.
+    """Move a weight and its state by one step, in place."""
+    with torch.no_grad():
+        for array, value in moved(formula, kept, memory, numbers, starts):
+            array.copy_(value)
+
+
+@torch.no_grad()
+def moved(
+    formula: Formula,
+    kept: tuple[str, ...],
+    memory: Sequence[Tensor],
+    numbers: Sequence[float],
+    starts: Tensor | None = None,
+) -> list[tuple[Tensor, Tensor]]:
+    """Where a weight and its state are, each with what it is after one step; compute in float32 or wider.
 
     `memory` and `numbers` are as a kernel's columns and its row of coefficients. `starts` are the places where
     stretches of the weight of equal length start: one for a whole weight, one a row for some rows.
     """
     names = ("w", "g", *formula.slots)
-    found = columns(names, kept)
-    arrays = {column.name: _real(array) for column, array in zip(found, memory, strict=True)}
-    storages = {column.name: column.storage for column in found[: len(names)]}
+    cells = columns(names, kept)
+    arrays = {column.name: _real(array) for column, array in zip(cells, memory, strict=True)}
+    storages = {column.name: column.storage for column in cells[: len(names)]}
     besides = {
         name: arrays[f"{name}_{storage.beside.name}"] if storage.beside else None
         for name, storage in storages.items()
@@ -218,6 +229,7 @@ def step(
     scale, *coefficients = numbers
     chance = tuple(coefficients[len(formula.coefficients) :])
     new = formula.bind(_words(wide))(w, scale * g, *slots, *coefficients[: len(formula.coefficients)])
+    found: list[tuple[Tensor, Tensor]] = []
     for value, name in zip(new, ("w", *formula.slots), strict=True):
 
         def drawn(number: int = names.index(name), value: Tensor = value) -> Tensor:
@@ -225,4 +237,5 @@ def step(
             inner = torch.arange(value.numel() // len(starts), device=value.device)
             return chances((starts[:, None] + inner).view(value.shape), (chance[0], chance[1]), number)
 
-        _write(storages[name], arrays[name], besides[name], value, drawn)
+        found += _written(storages[name], arrays[name], besides[name], value, drawn)
+    return found

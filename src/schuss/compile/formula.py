@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import operator
 import textwrap
 import types
 from collections.abc import Callable, Mapping
@@ -53,6 +54,14 @@ class Formula:
     def coefficients(self) -> tuple[str, ...]:
         """The scalars of a step, by name."""
         return (*self.page_coefficients, RENEWED) if self.averaged else self.page_coefficients
+
+    @functools.cached_property
+    def pick(self) -> Callable[[Mapping[str, float]], tuple[float, ...]]:
+        """The page's own scalars, from what it says by name."""
+        names = self.page_coefficients
+        if len(names) > 1:
+            return operator.itemgetter(*names)
+        return lambda values: tuple(values[name] for name in names)
 
     def source(self) -> str:
         """The text of `update`, as it stands on the page."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -98,15 +99,18 @@ def numbers(
 
     That is its steps, then the rule's own scalars.
     """
-    finished, *scalars = remembered
-    step = int(finished) + 1
-    values = rule.coefficients(step, **dict(zip(rule.scalars, scalars, strict=True)))
-    found = [terms.scale, *[values[name] for name in formula.page_coefficients]]
+    step, names = int(remembered[0]) + 1, rule.scalars
+    values = (
+        rule.coefficients(step, **dict(zip(names, remembered[1:], strict=True)))
+        if names
+        else rule.coefficients(step)
+    )
+    found = [terms.scale, *formula.pick(values)]
     if formula.averaged:  # the first average is the weight itself
         found.append(terms.renewed if step > 1 else 1.0)
     if drawn:
         found += keys(terms.seed, step)
-    return found, [float(step), *(values[name] for name in rule.scalars)]
+    return found, [float(step), *[values[name] for name in names]]
 
 
 class Launch:
@@ -132,6 +136,7 @@ class Launch:
         follow = len(self.members) > 0 and bool((np.diff(self.members) == 1).all())
         self.rows: Any = slice(self.members[0], self.members[-1] + 1) if follow else self.members
         self.written: bytes | None = None
+        self.call: tuple[int, functools.partial[None]] | None = None
 
     def stands(self, ledger: Array) -> bool:
         """Whether the ledger says what this launch has written to it."""
@@ -152,26 +157,44 @@ class Launch:
         width = 1 + len(self.formula.coefficients) + 2 * self.drawn
         self.matrix = np.empty((len(self.cohorts), width))
         self.at_matrix = self.matrix.ctypes.data
+        self.call = None
 
-    def step(
-        self, ledger: Array, rules: Sequence[Rule] | Mapping[int, Rule], terms: Sequence[Terms], workers: int
+    def prepare(
+        self, ledger: Array, rules: Sequence[Rule] | Mapping[int, Rule], terms: Sequence[Terms]
     ) -> None:
-        """Take one step of every tensor.
+        """Work out the scalars of the next step. Whatever is wrong with them is raised here, with nothing changed.
 
         `rules` and `terms` are by group. `ledger` has a row a tensor, what is remembered of it as a whole: its finished
         steps, then the rule's scalars; float64, so counts are exact to 2⁵³.
         """
         if not self.stands(ledger):
             self._gather(ledger[self.rows])
+        self.written = None  # until this step is taken
         for row, (group, history) in enumerate(self.cohorts):
             self.matrix[row], after = numbers(self.formula, self.drawn, rules[group], history, terms[group])
             self.cohorts[row] = group, after
-        self.write(ledger, [history for _, history in self.cohorts])
-        threads.run(
-            self.kernel,
-            self.table.address,
-            self.at_matrix,
-            len(self.table.cells),
-            self.table.elements,
-            workers,
-        )
+
+    def counting(self, ledger: Array) -> functools.partial[None]:
+        """What writes to the ledger that the step which was prepared is taken."""
+        # An array: NumPy would let a signal's handler run while it makes one of a list.
+        each = np.array([history for _, history in self.cohorts])
+        return functools.partial(ledger.__setitem__, self.rows, each if len(each) == 1 else each[self.which])
+
+    def moving(self, workers: int) -> functools.partial[None]:
+        """What takes the step that was prepared."""
+        if self.call is None or self.call[0] != workers:
+            where = self.table.address, self.at_matrix, len(self.table.cells)
+            self.call = workers, threads.call(self.kernel, *where, self.table.elements, workers)
+        return self.call[1]
+
+    def taken(self, ledger: Array) -> None:
+        """Note that the step which was prepared is taken and counted."""
+        self.written = ledger[self.rows].tobytes()
+
+    def step(
+        self, ledger: Array, rules: Sequence[Rule] | Mapping[int, Rule], terms: Sequence[Terms], workers: int
+    ) -> None:
+        """Take one step of every tensor: what `prepare` takes, on at most so many threads."""
+        self.prepare(ledger, rules, terms)
+        threads.together([self.counting(ledger), self.moving(workers)])
+        self.taken(ledger)

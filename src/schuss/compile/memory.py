@@ -308,6 +308,30 @@ read_int64 = _reader(types.int64, _INT64)
 read_float64 = _reader(types.float64, _DOUBLE)
 
 
+def _write_int64(b: Builder, address: Any, i: Any, value: Any) -> None:
+    b.store(value, b.gep(b.inttoptr(address, _INT64.as_pointer()), [i]), align=8)
+
+
+write_int64 = _in_ir(types.void, [_PLACE, _PLACE, types.int64], _write_int64)
+
+
+# Calls of functions of C, by their address
+
+
+def _called(result: ir.Type, *arguments: ir.Type) -> Callable[..., Any]:
+    kind = ir.FunctionType(result, arguments).as_pointer()
+
+    def call(b: Builder, function: Any, *values: Any) -> Any:
+        return b.sext(b.call(b.inttoptr(function, kind), values), _INT64)
+
+    return call
+
+
+# `PyObject *function(PyObject *, Py_ssize_t)`, as an address, and `int function(void *, void *)`.
+call_for_object = _in_ir(_PLACE, [_PLACE, _PLACE, _PLACE], _called(_INT64, _INT64, _INT64))
+call_for_status = _in_ir(_PLACE, [_PLACE, _PLACE, _PLACE], _called(_INT32, _INT64, _INT64))
+
+
 def _prefetch(b: Builder, address: Any) -> None:
     pointer = _INT8.as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [pointer, _INT32, _INT32, _INT32])

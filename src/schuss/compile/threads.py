@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -36,22 +39,64 @@ if hasattr(os, "register_at_fork"):
 
 
 def _take(pieces: Iterator[tuple[int, int]], kernel: Kernel, table: int, matrix: int) -> None:
-    for first, last in pieces:
-        kernel(table, matrix, first, last)
+    # No line of Python between two pieces: a signal's handler runs when all are done.
+    deque(itertools.starmap(functools.partial(kernel, table, matrix), pieces), maxlen=0)
+
+
+def call(
+    kernel: Kernel, table: int, matrix: int, rows: int, elements: int, workers: int
+) -> functools.partial[None]:
+    """What calls the kernel over all rows of the table and matrix at these addresses, on at most `workers` threads.
+
+    Once it has begun all rows are walked, also when it is interrupted.
+    """
+    workers = min(workers, max(1, elements // ELEMENTS_A_THREAD), rows)
+    if workers <= 1:
+        return functools.partial(kernel, table, matrix, 0, rows)
+    edges = np.linspace(0, rows, min(rows, workers * PIECES) + 1).astype(int).tolist()
+    return functools.partial(_shared, kernel, table, matrix, edges, workers)
+
+
+def _shared(kernel: Kernel, table: int, matrix: int, edges: list[int], workers: int) -> None:
+    pieces = itertools.pairwise(edges)  # each is handed out once, to whichever thread asks next
+    helpers: list[Future[None]] = []
+    try:
+        pool = _pool(workers - 1)
+        for _ in range(workers - 1):
+            helpers.append(pool.submit(_take, pieces, kernel, table, matrix))
+    finally:  # also when interrupted: no thread may outlive the memory that it walks over
+        try:
+            _take(pieces, kernel, table, matrix)
+        finally:
+            _wait(helpers)
+
+
+def _wait(helpers: list[Future[None]]) -> None:
+    try:
+        for helper in helpers:
+            helper.result()
+    except KeyboardInterrupt:
+        _wait(helpers)
+        raise
 
 
 def run(kernel: Kernel, table: int, matrix: int, rows: int, elements: int, workers: int) -> None:
     """Call the kernel over all rows of the table and matrix at these addresses, on at most `workers` threads."""
-    workers = min(workers, max(1, elements // ELEMENTS_A_THREAD), rows)
-    if workers <= 1:
-        kernel(table, matrix, 0, rows)
-        return
-    edges = np.linspace(0, rows, min(rows, workers * PIECES) + 1).astype(int).tolist()
-    pieces = itertools.pairwise(edges)  # each is handed out once, to whichever thread asks next
-    pool = _pool(workers - 1)
-    helpers = [pool.submit(_take, pieces, kernel, table, matrix) for _ in range(workers - 1)]
+    call(kernel, table, matrix, rows, elements, workers)()
+
+
+def together(actions: Iterable[functools.partial[Any]]) -> None:
+    """Call each of these in turn, to the end.
+
+    Between functions of C no signal's handler runs: an interrupt finds all of them done, or none. One that arrives
+    within a function of Python is raised when the rest is done too.
+    """
+    rest = iter(actions)
     try:
-        _take(pieces, kernel, table, matrix)
-    finally:  # also when interrupted: no thread may outlive the memory that it walks over
-        for helper in helpers:
-            helper.result()
+        list(map(_call, rest))
+    except KeyboardInterrupt:
+        list(map(_call, rest))
+        raise
+
+
+_call = functools.partial.__call__

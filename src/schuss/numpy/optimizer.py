@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path as File
 from typing import Any, ClassVar, cast
 
@@ -257,8 +258,8 @@ class Optimizer:
             return
         if plan is not self._plan:
             self._plan, self._entries, self._ledger, self._unmatched = plan, entries, ledger, False
-        plan.step(work, self._ledger, terms, workers)
-        self._finished += 1
+        counting = partial(self.__dict__.__setitem__, "_finished", self._finished + 1)
+        plan.step(work, self._ledger, terms, workers, counting)
 
     @property
     def _averages(self) -> bool:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from typing import Any, cast
 
 import numpy as np
 
-from schuss.compile import cpu, norm
+from schuss.compile import cpu, norm, threads
 from schuss.compile.formula import Formula
 from schuss.compile.front import for_sparse
 from schuss.compile.launch import Launch, Terms, TouchedRows, WholeTensors
@@ -230,11 +231,9 @@ class _Batch:
         """The gradients that move these weights."""
         return [np.asarray(gradients[k]) for k in self.every]
 
-    def step(self, *call: Any) -> None:
-        """Move the weights, and copy back what was copied in."""
-        self.launch.step(*call)
-        for copy, weight in self.weights_in:
-            weight[...] = copy
+    def returning(self) -> list[partial[None]]:
+        """What copies back what was copied in."""
+        return [partial(weight.__setitem__, ..., copy) for copy, weight in self.weights_in]
 
 
 class _Touched:
@@ -268,12 +267,13 @@ class _Touched:
         del gradients
         return [self.values]
 
-    def step(self, *call: Any) -> None:
-        """Move the rows, and give back those that were lent."""
-        self.launch.step(*call)
-        for array, lent in zip(self.here, self.lent, strict=True):
-            if lent is not None:
-                lent[self.rows] = array
+    def returning(self) -> list[partial[None]]:
+        """What gives back the rows that were lent."""
+        return [
+            partial(lent.__setitem__, self.rows, array)
+            for array, lent in zip(self.here, self.lent, strict=True)
+            if lent is not None
+        ]
 
 
 Work = list[tuple[_Batch | _Touched, Rule]]
@@ -353,7 +353,18 @@ class Plan:
             return math.sqrt(total)
         return math.hypot(*(_norm(gradient) for part, _ in work for gradient in part.given(gradients)))
 
-    def step(self, work: Work, ledger: Array, terms: Terms, workers: int) -> None:
-        """Move every weight once."""
+    def step(self, work: Work, ledger: Array, terms: Terms, workers: int, counting: partial[None]) -> None:
+        """Move every weight once, and count it. What is wrong with a rule is raised before anything is changed."""
         for part, rule in work:
-            part.step(ledger, [rule], [terms], workers)
+            part.launch.prepare(ledger, [rule], [terms])
+        parts = [part for part, _ in work]
+        threads.together(
+            [
+                *[part.launch.counting(ledger) for part in parts],
+                counting,
+                *[part.launch.moving(workers) for part in parts],
+                *[back for part in parts for back in part.returning()],
+            ]
+        )
+        for part in parts:
+            part.launch.taken(ledger)

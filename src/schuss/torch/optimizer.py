@@ -8,8 +8,9 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Container, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import chain
 from operator import attrgetter, itemgetter
 from typing import Any, ClassVar, cast
@@ -234,6 +235,13 @@ class Optimizer(torch.optim.Optimizer):
         group.update(shown)
         self._in_force[id(group)] = (group["step"], {"lr": group.get("lr", 0.0), **shown})
 
+    def _show_schedules(self) -> None:
+        """Show what the next step is taken with. A schedule that ends here says so at that step, before it begins."""
+        for group in self.param_groups:
+            if group["schedules"]:
+                with suppress(Exception):
+                    self._ask_schedules(group)
+
     def _with_new_numbers(self, last: Any, values: tuple[Any, ...]) -> Rule | None:
         """The last rule with other numbers, if that is all that changed: a new rate at every step costs little."""
         if last is None or last[0] is None:
@@ -272,6 +280,7 @@ class Optimizer(torch.optim.Optimizer):
         rules = list(map(self._rule_of, groups))
         plan = self._plan
         if plan is None or not (self._seen == self._looked(weights, rules) and plan.fits(gradients)):
+            self._plan = None  # what no longer fits is not to fit again, should the next plan be refused
             plan = self._plan = self._make_plan(weights, gradients, rules)
             self._shards = None
         if self._swapped:
@@ -298,13 +307,11 @@ class Optimizer(torch.optim.Optimizer):
             return loss
         terms = [self._terms(group, group["step"], scale) for group in groups]
         sparse_rules = {item.group: for_sparse(rules[item.group], self._sparse) for item in plan.sparse}
-        plan.step(gradients, self._ledger, rules, sparse_rules, terms, torch.get_num_threads())
+        counting = [partial(group.__setitem__, "step", group["step"] + 1) for group in groups]
+        plan.step(gradients, self._ledger, rules, sparse_rules, terms, torch.get_num_threads(), counting)
         if self._unmoved:
             self._unmoved.difference_update(map(id, plan.weights))
-        for group in groups:
-            group["step"] += 1
-            if group["schedules"]:
-                self._ask_schedules(group)
+        self._show_schedules()
         return loss
 
     def _written(self, group: dict[str, Any]) -> dict[str, Any]:
@@ -406,8 +413,7 @@ class Optimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             if id(group) in self._begun:
                 group["step"] = self._begun[id(group)] + taken
-                if group["schedules"]:
-                    self._ask_schedules(group)
+        self._show_schedules()
 
     def _settle(self) -> None:
         """Wait for the device, and learn which steps it has taken."""
@@ -583,6 +589,9 @@ class Optimizer(torch.optim.Optimizer):
         group_of = [k for k, group in enumerate(self.param_groups) for _ in group["params"]]
         present = [k for k, gradient in enumerate(gradients) if gradient is not None]
         whole = {k for k in present if gradients[k].layout != torch.sparse_coo}
+        for k in present:
+            slots = [self.row.names[slot] for slot in rules[group_of[k]].slots]
+            kept.check(k, weights[k], gradients[k], self.state.get(weights[k], {}), [*slots, AVERAGE])
         found = self._adopt(weights, present, whole)
         items = [
             Item(
@@ -596,6 +605,7 @@ class Optimizer(torch.optim.Optimizer):
             for k, (names, arrays) in zip(present, found, strict=True)
         ]
         plan = Plan(items, gradients)
+        plan.state = self.state
         self._seen = self._looked(weights, rules)
         return plan
 
@@ -655,6 +665,8 @@ class Optimizer(torch.optim.Optimizer):
     ) -> None:
         """Bring the ledger's row of weight `k` and its state in agreement: what stands in the state is right."""
         row, views = self._ledger[k], self._views[k]
+        if [view.data_ptr() - row.ctypes.data for view in views] != [8 * c for c in range(len(row))]:
+            views = self._views[k] = torch.from_numpy(row).unbind()  # someone has given a view other memory
         if not self.row.counts_steps:
             row[0] = 0 if new else max(row[0], steps)
         elif entry.get("step") is not views[0]:

@@ -1,28 +1,34 @@
-"""Which memory a step walks over: found once, checked at every step, found anew when anything moved.
+"""Which memory a step walks over: found once, looked at before every step, found anew when anything is other.
 
 Most tensors are plain: weight, gradient and state lie alike in memory, and the kernel is pointed at them, on a GPU one
 of its own. The others get the right answer by another way, one by one at each step: *staged* tensors lie differently
 and go through copies, *sparse* gradients touch some rows only, and *eager* ones are on a device or of a dtype without
 a kernel.
+
+A step is prepared, then taken. What can be refused is refused before: when a plan is made (`kept.check`), when the rows
+of sparse gradients are looked at, and when the scalars are worked out. From then on everything moves.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from schuss.compile import cpu, device, eager
+from schuss.compile import cpu, device, eager, threads
 from schuss.compile.formula import Formula
 from schuss.compile.front import dtype_name
 from schuss.compile.launch import TENSOR_BITS, Launch, Table, Terms, TouchedRows, WholeTensors, numbers
 from schuss.compile.storage import PLAIN, STORAGES, Column, columns, drawn
 from schuss.rules import Rule
+from schuss.torch import layout
+from schuss.torch.kept import check_rows
+from schuss.torch.layout import lazy
 from schuss.torch.norm import norm_of
 
 Tensor = torch.Tensor
@@ -30,12 +36,11 @@ Array = np.ndarray[Any, Any]
 
 _address = Tensor.data_ptr
 _contiguous = Tensor.is_contiguous
-_dtype = attrgetter("dtype")
 
 # A complex number is two real ones, which the rules move one by one.
 _REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 _NAMES = {getattr(torch, name): name for name in PLAIN}
-_KERNEL_DTYPES = frozenset(_NAMES) | frozenset(_REAL)
+_KERNEL_DTYPES = frozenset(_NAMES) | frozenset(_REAL) | {torch.int8, torch.int16}
 
 
 @dataclass
@@ -58,11 +63,9 @@ class Item:
         if gradient.layout == torch.sparse_coo:
             return "sparse"
         tensors = (self.weight, gradient, *self.slots)
-        if not all(one in STORAGES for one in self.kept) or not all(
-            map(_has_kernel, tensors, (_KERNEL_DTYPES, _KERNEL_DTYPES, *[()] * len(self.slots)))
-        ):
+        if not all(one in STORAGES for one in self.kept) or not all(map(_has_kernel, tensors)):
             return "eager"
-        straight = all(map(_contiguous, tensors)) and not any(map(_lazy, tensors))
+        straight = all(map(_contiguous, tensors)) and not any(map(lazy, tensors))
         if device.runs_on(self.weight.device):
             alike = not self.in_blocks and all(_lies_like(t, self.weight) for t in tensors)
             return "gpu" if straight or alike else "eager"
@@ -81,19 +84,18 @@ class Item:
         """The place of the weight's first element among all."""
         return self.member << TENSOR_BITS
 
+    def facts(self, gradient: Tensor | None) -> Any:
+        """All that was looked at when its way was found, and where its state is."""
+        written = self.weight, *self.slots
+        return list(map(layout.facts, (*written, gradient))), list(map(layout.place, written))
 
-def _has_kernel(tensor: Tensor, dtypes: Collection[torch.dtype]) -> bool:
+
+def _has_kernel(tensor: Tensor) -> bool:
     return (
-        (tensor.device.type == "cpu" or device.runs_on(tensor.device))
-        and tensor.layout == torch.strided
-        and (not dtypes or tensor.dtype in dtypes)
-        and type(tensor) in (Tensor, torch.nn.Parameter, torch.nn.Buffer)
+        layout.in_memory(tensor)
+        and (tensor.device.type == "cpu" or device.runs_on(tensor.device))
+        and tensor.dtype in _KERNEL_DTYPES
     )
-
-
-def _lazy(tensor: Tensor) -> bool:
-    """A conjugate or negative that is noted, not yet computed: its memory holds something else."""
-    return tensor.is_conj() or tensor.is_neg()
 
 
 def _lies_like(tensor: Tensor, other: Tensor) -> bool:
@@ -101,7 +103,7 @@ def _lies_like(tensor: Tensor, other: Tensor) -> bool:
     alike = (_contiguous(tensor) and _contiguous(other)) or (
         tensor.stride() == other.stride() and _dense(other)
     )
-    return alike and tensor.device == other.device and not _lazy(tensor)
+    return alike and tensor.device == other.device and not lazy(tensor)
 
 
 def _dense(tensor: Tensor) -> bool:
@@ -145,62 +147,48 @@ def _whole(signature: Signature, items: Sequence[Item]) -> WholeTensors:
 
 
 class _Plain:
-    """Tensors of one signature that lie alike in memory: one table, checked by address.
+    """Tensors of one signature that lie alike in memory: one table, which stands as long as their memory does.
 
-    Replaced state is noted where it is replaced (`State`); that a slot's own memory moved under it is not looked for.
+    Replaced entries of the state are noted where they are replaced (`State`).
     """
 
-    def __init__(self, signature: Signature, items: list[Item]) -> None:
+    def __init__(self, signature: Signature, items: list[Item], gradients: list[Any]) -> None:
         self.places = [item.member for item in items]
         self.whole = self.places == list(range(len(items)))
         self.weights = [item.weight for item in items]
-        weight = self.weights[0]
-        self.dtypes = [weight.dtype if weight.is_complex() else getattr(torch, signature[1][1])] * len(items)
         self.table, self.launch = self._made(signature, items)
-        self.standing = list(map(_address, self.weights))
-        placed = [
-            self.standing,
-            *(list(map(_address, slots)) for slots in zip(*(i.slots for i in items), strict=True)),
-        ]
-        for column, here in zip((0, *range(2, len(placed) + 1)), placed, strict=True):
-            self.table.place(column, np.array(here, dtype=np.int64))
-        # A table holds addresses only: keep the memory alive.
-        self.memory = [slot.untyped_storage() for item in items for slot in item.slots]
-        self.moving: list[int] = []
-        # A gradient can be noted as conjugate or negative, and contiguous, where it is complex or one number (an
-        # imaginary part).
+        columns = [self.weights, *map(list, zip(*(item.slots for item in items), strict=True))]
+        self.memory = layout.memory(
+            [tensor for column in columns for tensor in column], [gradients[k] for k in self.places]
+        )
+        for column, tensors in zip((0, *range(2, len(columns) + 1)), columns, strict=True):
+            self.table.place(column, np.array(list(map(_address, tensors)), dtype=np.int64))
+        # A contiguous tensor can be noted as conjugate or negative where it is complex or one number (an imaginary
+        # part).
         self.doubted = [
-            k
-            for k, weight in zip(self.places, self.weights, strict=True)
-            if weight.is_complex() or weight.numel() == 1
+            (k, [item.weight, *item.slots])
+            for k, item in enumerate(items)
+            if item.weight.is_complex() or item.weight.numel() == 1
         ]
+        self.fits(gradients)
 
     def _made(self, signature: Signature, items: list[Item]) -> tuple[Any, Launch]:
         table = _whole(signature, items)
         return table, _launch(signature, items, table)
 
-    def _alike(self, gradients: Sequence[Tensor]) -> bool:
-        return all(map(_contiguous, gradients))
-
-    def fits(self, gradients: Sequence[Any]) -> bool:
+    def fits(self, gradients: list[Any]) -> bool:
         """Point at this step's gradients; False if anything no longer lies as it did."""
-        mine = (
-            gradients
-            if self.whole and len(gradients) == len(self.places)
-            else [gradients[k] for k in self.places]
-        )
-        if list(map(_address, self.weights)) != self.standing:
+        whole = self.whole and len(gradients) == len(self.places)
+        mine = gradients if whole else [gradients[k] for k in self.places]
+        memory = self.memory
+        if not memory.fits(mine):
             return False
-        try:
-            moving = list(map(_address, mine))
-            alike = self._alike(mine) and list(map(_dtype, mine)) == self.dtypes
-        except (RuntimeError, TypeError):  # a sparse gradient has no address, and None is no tensor
-            return False
-        if not alike or any(_lazy(gradients[k]) for k in self.doubted):
-            return False
-        if moving != self.moving:
-            self.table.place(1, np.array(moving, dtype=np.int64))
-            self.moving = moving
+        for k, written in self.doubted:
+            if lazy(mine[k]) or any(map(lazy, written)):
+                return False
+        if memory.moved:
+            self.table.place(1, memory.addresses)
+            memory.moved = False
         return True
 
 
@@ -215,13 +203,11 @@ class _Device(_Plain):
             [item.member for item in items],
             self.weights[0].device,
         )
-        self.contiguous = all(map(_contiguous, self.weights))
         return launch.tensors, launch
 
-    def _alike(self, gradients: Sequence[Tensor]) -> bool:
-        if self.contiguous and all(map(_contiguous, gradients)):
-            return True
-        return all(map(_lies_like, gradients, self.weights))
+
+# Tensors that are moved in a copy, each with it.
+Back = list[tuple[Tensor, Tensor]]
 
 
 class _Staged:
@@ -232,22 +218,27 @@ class _Staged:
         self.table = _whole(signature, items)
         self.launch = _launch(signature, items, self.table)
 
-    def step(self, gradients: Sequence[Any], *call: Any) -> None:
+    def lay(self, gradients: Sequence[Any]) -> Back:
+        """Copy in what does not lie as its weight, and point at it; return what is to be copied back."""
         alike: list[list[Tensor]] = []
-        back: list[tuple[Tensor, Tensor]] = []
+        back: Back = []
         for item in self.items:
             weight = item.weight
             straight = _contiguous(weight) or (_dense(weight) and not item.in_blocks)
             model = (
-                weight if straight and not _lazy(weight) else torch.empty(weight.shape, dtype=weight.dtype)
+                weight
+                if straight and not lazy(weight)
+                else torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
             )
 
             def laid(tensor: Tensor, written: bool, model: Tensor = model) -> Tensor:
-                if tensor is model or (tensor.stride() == model.stride() and not _lazy(tensor)):
+                if tensor is model or (tensor.stride() == model.stride() and not lazy(tensor)):
                     return tensor
                 if tensor.shape != model.shape:  # the scales of blocks
                     return tensor
-                copy = torch.empty_strided(model.shape, model.stride(), dtype=tensor.dtype).copy_(tensor)
+                copy = torch.empty_strided(
+                    model.shape, model.stride(), dtype=tensor.dtype, device=tensor.device
+                ).copy_(tensor)
                 if written:
                     back.append((tensor, copy))
                 return copy
@@ -259,20 +250,19 @@ class _Staged:
                     *(laid(slot, True) for slot in item.slots),
                 ]
             )
+        self.alike = alike  # a table holds addresses only: keep the memory alive
         addresses = np.array([list(map(_address, tensors)) for tensors in alike], dtype=np.int64)
         for column, here in enumerate(addresses.T):
             self.table.place(column, here)
-        self.launch.step(*call)
-        for tensor, copy in back:
-            tensor.copy_(copy)
+        return back
 
 
 def _row_numbers(gradient: Tensor, outer: Sequence[int]) -> Array:
     return np.asarray(np.ravel_multi_index(tuple(gradient._indices().numpy()), tuple(outer)))
 
 
-def _step_sparse(item: Item, gradient: Tensor, *call: Any) -> None:
-    """Move the touched rows only: a row of the table is a row of the weight."""
+def _touched(item: Item, gradient: Tensor) -> tuple[Launch, Back, list[Tensor]]:
+    """What moves the touched rows only, a row of the table being a row of the weight; and the memory that it needs."""
     outer, inner = item.weight.shape[: gradient.sparse_dim()], item.weight.shape[gradient.sparse_dim() :]
     rows = _row_numbers(gradient, outer)
     if not gradient.is_coalesced() and (np.diff(np.sort(rows)) == 0).any():
@@ -282,7 +272,7 @@ def _step_sparse(item: Item, gradient: Tensor, *call: Any) -> None:
     width = math.prod(inner) * (2 if item.weight.dtype in _REAL else 1)
     written = [item.weight, *item.slots]
     flat = [
-        t if _contiguous(t) and not _lazy(t) else t.clone(memory_format=torch.contiguous_format)
+        t if _contiguous(t) and not lazy(t) else t.clone(memory_format=torch.contiguous_format)
         for t in written
     ]
     signature = item.signature(values)
@@ -290,50 +280,61 @@ def _step_sparse(item: Item, gradient: Tensor, *call: Any) -> None:
     table.place(1, values.data_ptr(), packed=True)
     for column, tensor in zip((0, *range(2, len(flat) + 1)), flat, strict=True):
         table.place(column, tensor.data_ptr())
-    _launch(signature, [item], table).step(*call)
-    for tensor, copy in zip(written, flat, strict=True):
-        if tensor is not copy:
-            tensor.copy_(copy)
+    back = [(tensor, copy) for tensor, copy in zip(written, flat, strict=True) if tensor is not copy]
+    return _launch(signature, [item], table), back, [values, *flat]
 
 
-def _step_sparse_eagerly(
-    item: Item, gradient: Tensor, ledger: Array, rules: Mapping[int, Rule], terms: Sequence[Terms], _: int
-) -> None:
-    """Move the touched rows only, taken out of their tensors and put back."""
-    gradient = gradient.coalesce()
-    rows = gradient.indices().unbind()
-    written = [item.weight, *item.slots]
-    touched = [tensor[rows] for tensor in written]
-    outer = item.weight.shape[: gradient.sparse_dim()]
-    width = math.prod(item.weight.shape[gradient.sparse_dim() :]) * (2 if item.weight.dtype in _REAL else 1)
-    strides = torch.tensor([math.prod(outer[axis + 1 :]) for axis in range(len(outer))])
-    starts = item.start() + width * (gradient.indices() * strides[:, None].to(item.weight.device)).sum(dim=0)
-    _step_eagerly(item, [touched[0], gradient.values(), *touched[1:]], starts, ledger, rules, terms)
-    for tensor, moved in zip(written, touched, strict=True):
-        tensor[rows] = moved
+@dataclass
+class _Eager:
+    """One weight that whole tensors move, one operation after another, with the scalars of its step."""
+
+    item: Item
+    gradient: Tensor
+    row: list[float]
+    remembered: list[float]
+
+    def writing(self) -> list[partial[Any]]:
+        """What writes its new numbers, which are worked out here."""
+        item, gradient = self.item, self.gradient
+        written = [item.weight, *item.slots]
+        place = item.weight.device
+        if gradient.layout != torch.sparse_coo:
+            starts = torch.tensor([item.start()], device=place)
+            kept = item.signature(gradient)[1]
+            memory = [written[0], gradient, *written[1:]]
+            return _copying(eager.moved(item.formula, kept, memory, self.row, starts))
+        rows = gradient.indices().unbind()
+        touched = [tensor[rows] for tensor in written]
+        outer = item.weight.shape[: gradient.sparse_dim()]
+        width = math.prod(item.weight.shape[gradient.sparse_dim() :]) * (
+            2 if item.weight.dtype in _REAL else 1
+        )
+        strides = torch.tensor([math.prod(outer[axis + 1 :]) for axis in range(len(outer))], device=place)
+        starts = item.start() + width * (gradient.indices() * strides[:, None]).sum(dim=0)
+        values = gradient.values()
+        kept = item.signature(values)[1]
+        eager.step(item.formula, kept, [touched[0], values, *touched[1:]], self.row, starts)
+        return [
+            partial(tensor.index_put_, rows, moved) for tensor, moved in zip(written, touched, strict=True)
+        ]
 
 
-def _step_eagerly(
-    item: Item,
-    memory: Sequence[Tensor],
-    starts: Tensor,
-    ledger: Array,
-    rules: Sequence[Rule] | Mapping[int, Rule],
-    terms: Sequence[Terms],
-) -> None:
-    """Move a weight by whole tensors; `memory` is a kernel's columns."""
-    kept = item.signature(memory[1])[1]
-    remembered = ledger[item.member].tolist()
-    row, ledger[item.member] = numbers(
-        item.formula, drawn(kept), rules[item.group], remembered, terms[item.group]
-    )
-    eager.step(item.formula, kept, memory, row, starts)
+@dataclass
+class _Others:
+    """What moves weights that are not plain, at one step. `memory` is what the launches' tables point at."""
+
+    launches: list[Launch]
+    back: Back
+    memory: list[Tensor]
+    whole: list[_Eager]
 
 
 class Plan:
     """How one set of weights with gradients takes a step."""
 
-    def __init__(self, items: list[Item], gradients: Sequence[Tensor | None]) -> None:
+    state: Any = None  # the optimizer's: as long as it is held here, no other has its `id`
+
+    def __init__(self, items: list[Item], gradients: list[Tensor | None]) -> None:
         self.weights = [item.weight for item in items]
         self.absent = [k for k, gradient in enumerate(gradients) if gradient is None]
         pairs = [(item, gradient) for item in items if (gradient := gradients[item.member]) is not None]
@@ -346,37 +347,34 @@ class Plan:
         }
         for item, gradient in pairs:
             ways[item.way(gradient)].append((item, gradient))
-        self.plain = [_Plain(*batch) for batch in _by_signature(ways["plain"])]
-        self.plain += [_Device(*batch) for batch in _by_signature(ways["gpu"])]
+        self.plain = [_Plain(*batch, gradients) for batch in _by_signature(ways["plain"])]
+        self.plain += [_Device(*batch, gradients) for batch in _by_signature(ways["gpu"])]
         self.staged = [_Staged(*batch) for batch in _by_signature(ways["staged"])]
         self.sparse = [item for item, _ in ways["sparse"]]
         self.eager = [item for item, _ in ways["eager"]]
-        self.other_ways = [
-            (item, way) for way, found in ways.items() if way not in ("plain", "gpu") for item, _ in found
+        self.others = [
+            (item, item.facts(gradient))
+            for way, found in ways.items()
+            if way not in ("plain", "gpu")
+            for item, gradient in found
         ]
-        for batch in self.plain:
-            batch.fits(gradients)
 
-    def fits(self, gradients: Sequence[Tensor | None]) -> bool:
+    def fits(self, gradients: list[Tensor | None]) -> bool:
         """Whether each tensor is still moved the way that was found for it; points at this step's gradients."""
-        return (
+        fitting = (
             all(gradients[k] is None for k in self.absent)
             and all(batch.fits(gradients) for batch in self.plain)
-            and all(
-                (gradient := gradients[item.member]) is not None and item.way(gradient) == way
-                for item, way in self.other_ways
-            )
+            and all(item.facts(gradients[item.member]) == facts for item, facts in self.others)
         )
+        for item in self.sparse if fitting else ():
+            check_rows(item.member, item.weight, gradients[item.member])
+        return fitting
 
     def on_one_device(self) -> list[device.DeviceLaunch] | None:
         """The launches, if all of the step is done by kernels on one GPU."""
         launches = [batch.launch for batch in self.plain if isinstance(batch.launch, device.DeviceLaunch)]
         places = {launch.device for launch in launches}
-        return (
-            launches
-            if len(launches) == len(self.plain) and len(places) == 1 and not self.other_ways
-            else None
-        )
+        return launches if len(launches) == len(self.plain) and len(places) == 1 and not self.others else None
 
     def norm(self, gradients: Sequence[Any], workers: int) -> float:
         """The norm of all gradients together, each read once; NaN or infinite if one of their numbers is."""
@@ -384,7 +382,7 @@ class Plan:
         others = [
             gradients[k] for batch in self.plain if not isinstance(batch.table, Table) for k in batch.places
         ]
-        others += [gradients[item.member] for item, _ in self.other_ways]
+        others += [gradients[item.member] for item, _ in self.others]
         return norm_of(tables, others, [gradient for gradient in gradients if gradient is not None], workers)
 
     def step(
@@ -395,21 +393,85 @@ class Plan:
         sparse_rules: Mapping[int, Rule],
         terms: Sequence[Terms],
         workers: int,
+        counting: Sequence[partial[None]],
     ) -> None:
-        """Take one step of every weight; rules and terms are by group."""
+        """Take one step of every weight, and count it; rules and terms are by group.
+
+        What is wrong with a rule, a gradient or the memory for a copy is raised before anything is changed. The first
+        to change are the counts, the weights' and those that `counting` moves. Whatever interrupts the step then waits
+        until all is moved that kernels move.
+        """
+        launches = [batch.launch for batch in self.plain]
+        for launch in launches:
+            launch.prepare(ledger, rules, terms)
+        others = self._prepared(gradients, ledger, rules, sparse_rules, terms) if self.others else None
+        if others:
+            launches += others.launches
         # Kernels write behind autograd's back: a backward pass through an older weight must be able to tell.
         torch.autograd.graph.increment_version(self.weights)
-        for batch in self.plain:
-            batch.launch.step(ledger, rules, terms, workers)
-        if self.other_ways:
+        actions = [
+            *[launch.counting(ledger) for launch in launches],
+            *counting,
+            *[launch.moving(workers) for launch in launches],
+        ]
+        if others:
             with torch.no_grad():
-                for batch in self.staged:
-                    batch.step(gradients, ledger, rules, terms, workers)
-                for item in self.sparse:
-                    on_cpu = item.weight.device.type == "cpu"
-                    step_sparse = _step_sparse if on_cpu else _step_sparse_eagerly
-                    step_sparse(item, gradients[item.member], ledger, sparse_rules, terms, workers)
-                for item in self.eager:
-                    memory = [item.weight, gradients[item.member], *item.slots]
-                    start = torch.tensor([item.start()], device=item.weight.device)
-                    _step_eagerly(item, memory, start, ledger, rules, terms)
+                threads.together([*actions, *_copying(others.back)])
+                for one in others.whole:
+                    count = partial(ledger.__setitem__, one.item.member, np.array(one.remembered))
+                    threads.together([*one.writing(), count])
+        else:
+            threads.together(actions)
+        for launch in launches:
+            launch.taken(ledger)
+
+    @torch.no_grad()
+    def _prepared(
+        self,
+        gradients: Sequence[Any],
+        ledger: Array,
+        rules: Sequence[Rule],
+        sparse_rules: Mapping[int, Rule],
+        terms: Sequence[Terms],
+    ) -> _Others:
+        """What is not plain, laid out so that kernels can move it, with the scalars of this step."""
+        found = _Others([], [], [], [])
+        for batch in self.staged:
+            batch.launch.prepare(ledger, rules, terms)
+            found.launches.append(batch.launch)
+            found.back += batch.lay(gradients)
+        for item in self.sparse:
+            gradient = gradients[item.member]
+            if item.weight.is_cuda or not all(map(_has_kernel, (item.weight, *item.slots))):
+                found.whole.append(self._whole(item, gradient.coalesce(), ledger, sparse_rules, terms))
+                continue
+            launch, back, memory = _touched(item, gradient)
+            launch.prepare(ledger, sparse_rules, terms)
+            found.launches.append(launch)
+            found.back += back
+            found.memory += memory
+        for item in self.eager:
+            found.whole.append(self._whole(item, gradients[item.member], ledger, rules, terms))
+        return found
+
+    @staticmethod
+    def _whole(
+        item: Item,
+        gradient: Tensor,
+        ledger: Array,
+        rules: Sequence[Rule] | Mapping[int, Rule],
+        terms: Sequence[Terms],
+    ) -> _Eager:
+        values = gradient.values() if gradient.layout == torch.sparse_coo else gradient
+        scalars = numbers(
+            item.formula,
+            drawn(item.signature(values)[1]),
+            rules[item.group],
+            ledger[item.member].tolist(),
+            terms[item.group],
+        )
+        return _Eager(item, gradient, *scalars)
+
+
+def _copying(back: Back) -> list[partial[Any]]:
+    return [partial(tensor.copy_, copy) for tensor, copy in back]

@@ -52,6 +52,9 @@ class State(defaultdict[Any, Any]):
     def __reduce__(self) -> Any:
         return State, (dict(self),)
 
+    def __copy__(self) -> State:
+        return State(self)
+
     __delitem__ = _noting(defaultdict.__delitem__)
     __ior__ = _noting(defaultdict.__ior__)
     clear = _noting(defaultdict.clear)
