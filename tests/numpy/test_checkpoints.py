@@ -216,6 +216,7 @@ def test_an_optimizer_without_state_counts_all_the_same():
     assert {k: v.tolist() for k, v in optimizer.state_dict().items()} == {
         "optimizer": "SGD",
         "finished": 1,
+        "entries": 1,
         "w/step": 1,
     }
 

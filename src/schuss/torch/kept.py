@@ -8,24 +8,17 @@ In a checkpoint, codes stand under `exp_avg_codes`: torch.optim would take them 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 import torch
 
 from schuss.compile import eager
+from schuss.compile.checkpoint import REST, scale_of
 from schuss.compile.front import dtype_name, slot_dtype, slot_storage
 from schuss.compile.storage import BLOCK, STORAGES
 
 Tensor = torch.Tensor
-
-REST = "rest"
-
-
-def scale_of(name: str) -> str:
-    """The name under which a slot's scales stand."""
-    return f"{name}_scale"
-
 
 _CODES = "_codes"
 
@@ -107,15 +100,3 @@ def _beside_dtype(stored: str) -> str:
     one = STORAGES[stored].beside
     assert one is not None
     return one.dtype
-
-
-def check_scales(entry: Mapping[str, Any], name: str, key: Any, block: int) -> None:
-    """Refuse a checkpoint's codes without scales, or with another number of them."""
-    blocks = -(-entry[name].numel() // block)
-    scales = entry.get(scale_of(name))
-    if scales is None or scales.numel() != blocks:
-        found = "none" if scales is None else f"{scales.numel()}"
-        raise ValueError(
-            f"The checkpoint's {name!r} of weight {key} has {entry[name].numel()} codes in blocks of {block}, which "
-            f"need {blocks} scales in {scale_of(name)!r}; there are {found}. Was it cut short?"
-        )
