@@ -163,6 +163,8 @@ class Check:
             elif one.kind != "scale":
                 if weight.shape is None:  # the array is not known yet: its state is of one shape at least
                     weight = replace(weight, shape=self._read.shape(value))
+                if weight.dtype is None and one.kind != "rest" and self._read.shape(value) is not None:
+                    weight = replace(weight, dtype=self._read.dtype(value))
                 yield from self._array(where, one, weight, value)
                 if (
                     one.kind == "slot"
@@ -332,8 +334,8 @@ def lost_entries(record: str, recorded: Any, found: Mapping[Any, Collection[str]
             without = [repr(key) for key, names in found.items() if name not in names]
             shown = f"{', '.join(without[:5])}{', ...' if len(without) > 5 else ''}"
             yield Problem(
-                f"The checkpoint had {name!r} of {said} weights, and has it of {there[name]}: weight {shown or 'none'} "
-                f"has none. Was it cut short? {WAY_OUT}",
+                f"The checkpoint has no {name!r} of weight {shown or 'any more'}: it had {said} of them, and has "
+                f"{there[name]}. Was it cut short? {WAY_OUT}",
                 absent=True,
                 fatal=False,
             )

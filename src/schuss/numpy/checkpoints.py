@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from schuss.compile.checkpoint import Check, Part, Problem
+from schuss.compile.checkpoint import Check, Part, Problem, Weight
 from schuss.numpy import kept
 from schuss.numpy.layout import native
 from schuss.numpy.tree import KeyMismatchError
@@ -56,6 +56,12 @@ def _nan_first(number: float) -> float:
 def check_of(row: Row) -> Check:
     """The table of checks for one optimizer's checkpoints."""
     return Check(row.rule, {}, True, Arrays(), lambda key, part: f"'{key}/{part}'", ("float16",))
+
+
+def weight_of(key: str, shape: tuple[int, ...] | None, slots: Mapping[str, Array]) -> Weight:
+    """What is known of the array whose state is loaded: whether it is complex shows in the state that it has now."""
+    kinds = {array.dtype.kind for array in slots.values()}
+    return Weight(key, shape, None if not kinds else "complex128" if "c" in kinds else "float64")
 
 
 def grouped(given: Mapping[str, Array], parts: Mapping[str, Part], row: Row) -> dict[str, dict[str, Array]]:

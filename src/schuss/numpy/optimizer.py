@@ -478,7 +478,7 @@ class Optimizer:
         lost: list[str] = []
         for member, (key, parts) in enumerate(grouped.items()):
             known = self._entries.get(key)
-            about = checkpoint.Weight(key, known.shape if known else None, None)
+            about = checkpoints.weight_of(key, known.shape if known else None, known.slots if known else {})
             missing = checkpoint.settle(
                 self._check.problems(about, parts, self._rule, block), strict, KeyMismatchError
             )
