@@ -520,13 +520,13 @@ class Optimizer:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Go on from a file that `save` wrote; errors as `load_state_dict`."""
+    def load(self, path: str | os.PathLike[str], *, strict: bool = True) -> None:
+        """Go on from a file that `save` wrote; errors and `strict` as of `load_state_dict`."""
         with File(path).open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
             if not isinstance(loaded, np.lib.npyio.NpzFile):
                 raise ValueError(f"{os.fspath(path)} is one array, not an .npz file that save wrote.")
-            self.load_state_dict(loaded)
+            self.load_state_dict(loaded, strict=strict)
 
 
 def _flat_keys(paths: list[Path]) -> list[str]:
