@@ -8,7 +8,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from inspect import Parameter
+from inspect import Parameter, Signature, signature
 from typing import Any, cast
 
 from schuss.compile.formula import formula
@@ -136,6 +136,14 @@ def parameters(row: Row, switches: Mapping[str, Any]) -> dict[str, Parameter]:
         for n, value in defaults.items()
         if n not in found
     }
+
+
+def own_signature(cls: type) -> Signature | None:
+    """The signature of a class that has a constructor of its own; None if it has not."""
+    if "__init__" not in cls.__dict__:
+        return None
+    found = signature(cls.__dict__["__init__"])
+    return found.replace(parameters=list(found.parameters.values())[1:])
 
 
 def is_schedule(value: Any) -> bool:

@@ -22,6 +22,7 @@ from schuss.compile.front import (
     check_options,
     dtype_name,
     is_schedule,
+    own_signature,
     parameters,
     plain_number,
     renewed,
@@ -101,6 +102,7 @@ class Optimizer:
     row: ClassVar[Row]
     _known: ClassVar[dict[str, inspect.Parameter]]
     _lazy: ClassVar[tuple[tuple[str, Any], ...]]
+    _binding: ClassVar[inspect.Signature]
     _check: ClassVar[checkpoint.Check]
 
     # What is chosen, what it makes, and what is remembered
@@ -122,12 +124,13 @@ class Optimizer:
         cls._known = parameters(cls.row, {})
         cls._lazy = tuple(cls.row.sparse.items())
         cls._check = checkpoints.check_of(cls.row)
-        cls.__signature__ = inspect.Signature(list(cls._known.values()))  # type: ignore[attr-defined]
+        cls._binding = inspect.Signature(list(cls._known.values()))
+        cls.__signature__ = own_signature(cls) or cls._binding  # type: ignore[attr-defined]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take hyperparameters: numbers or schedules. `ValueError` says which is outside its domain, and why."""
         try:
-            bound = inspect.signature(type(self)).bind(*args, **kwargs)
+            bound = self._binding.bind(*args, **kwargs)
         except TypeError as problem:
             raise TypeError(f"{type(self).__name__}: {problem}. It takes {', '.join(self._known)}.") from None
         bound.apply_defaults()

@@ -37,6 +37,8 @@ from schuss.torch import kept
 Tensor = torch.Tensor
 Entry = dict[str, Any]
 RECORD = "state_entries"
+SCHEDULE = "finished_steps"
+"""Where a checkpoint has the step of the optimizer's `Scheduler`: not in a group, where torch.optim would keep it."""
 
 
 class _Tensors:
@@ -105,6 +107,7 @@ class Saved:
     block: int
     in_blocks: bool
     skipped: int
+    schedule: int | None
     problems: list[Problem]
 
     def steps(self, members: range) -> int:
@@ -146,11 +149,15 @@ def parsed(loaded: Any, ours: Sequence[int], row: Row, check: Check) -> Saved:
         others=others,
         block=block,
         in_blocks=in_blocks,
-        skipped=check_count(
-            "The checkpoint's 'skipped'", _Tensors().number(loaded.get("skipped", 0)), loaded.get("skipped")
-        ),
+        skipped=_number_of("skipped", loaded) if "skipped" in loaded else 0,
+        schedule=_number_of(SCHEDULE, loaded) if SCHEDULE in loaded else None,
         problems=[*homeless, *problems],
     )
+
+
+def _number_of(name: str, loaded: Mapping[Any, Any]) -> int:
+    """A count that stands in a checkpoint beside its state."""
+    return check_count(f"The checkpoint's {name!r}", _Tensors().number(loaded[name]), loaded[name])
 
 
 def _check_groups(groups: Any) -> None:

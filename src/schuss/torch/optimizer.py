@@ -27,6 +27,7 @@ from schuss.compile.front import (
     dtype_name,
     for_sparse,
     is_schedule,
+    own_signature,
     parameters,
     plain_number,
     renewed,
@@ -87,13 +88,17 @@ class Optimizer(torch.optim.Optimizer):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        constructor = own_signature(cls)
+        if constructor is not None:
+            cls.__signature__ = constructor  # type: ignore[attr-defined]
         if "row" not in cls.__dict__:
             return
         cls._parameters = parameters(cls.row, SWITCHES)
         first, params = (
             inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in ("self", "params")
         )
-        cls.__signature__ = inspect.Signature([params, *cls._parameters.values()])  # type: ignore[attr-defined]
+        takes = inspect.Signature([params, *cls._parameters.values()])
+        cls.__signature__ = constructor or takes  # type: ignore[attr-defined]
         cls._binding = inspect.Signature([first, params, *cls._parameters.values()])
         own = {field.name for field in fields(cls.row.rule)}
         page = (cls.row.rule.__doc__ or "").split(">>>")[0].rstrip()  # its example is for the page itself
@@ -623,6 +628,8 @@ class Optimizer(torch.optim.Optimizer):
                 self._in_force.pop(id(group), None)
         checkpoint.warn_of(lost)
         self.__setstate__({"state": State(state), "param_groups": groups, "_skipped": saved.skipped})
+        if saved.schedule is not None:  # for a Scheduler that is built later
+            vars(self)[checkpoints.SCHEDULE] = saved.schedule
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
 
