@@ -490,6 +490,16 @@ def test_numpys_lost_arrays_start_afresh_with_strict_false():
         assert one.optimizer.state_dict()["1/step"] == 1
 
 
+def test_an_array_that_numpy_does_not_know_is_left_out_with_strict_false():
+    one, state = NumPy(SUBJECTS[0], seed=1, steps=1), dict(checkpoint(NumPy, SUBJECTS[0]))
+    state = {"0a/step": np.array(3)} | {f"0a/{part}": np.ones(2) for part in "mvp"} | state
+    with pytest.warns(UserWarning, match="this optimizer has no '0a', but the checkpoint has"):
+        one.optimizer.load_state_dict(state, strict=False)
+    one.steps(1)
+    assert set(one.optimizer.state_dict()) == set(checkpoint(NumPy, SUBJECTS[0]))
+    assert one.optimizer.state_dict()["1/step"] == STEPS + 1
+
+
 # What is no damage
 
 

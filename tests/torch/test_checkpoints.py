@@ -4,10 +4,12 @@ import copy
 import io
 import pickle
 from collections import defaultdict
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing
 
 import schuss.torch
 
@@ -599,3 +601,19 @@ def test_counts_in_shared_memory_are_counted_together(name, fresh, steps):
             assert workers[0].state[w]["step"].item() == 4
         found.append(weights)
     assert_same(*found, exactly=False)
+
+
+def test_what_is_sent_to_another_process_goes_on_counting_here(fresh, steps):
+    """Sending moves tensors to shared memory, the counts too: no view of another memory may be left in the state."""
+    weights, straight = fresh(), fresh()
+    optimizer = schuss.torch.NAdam(weights)
+    steps(optimizer, weights, 0, 2)
+    ForkingPickler.dumps((optimizer, weights))
+    assert weights[0].is_shared()
+    steps(optimizer, weights, 2, 4)
+    expected = schuss.torch.NAdam(straight)
+    steps(expected, straight, 0, 4)
+    assert_same(weights, straight)
+    torch.testing.assert_close(
+        optimizer.state_dict()["state"], expected.state_dict()["state"], rtol=1e-6, atol=0
+    )

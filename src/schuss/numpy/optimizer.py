@@ -479,8 +479,10 @@ class Optimizer:
         entries: dict[str, _Entry] = {}
         ledger = np.zeros((len(grouped), 1 + len(self.row.rule.scalars)))
         lost: list[str] = []
-        for member, (key, parts) in enumerate(grouped.items()):
-            known = self._entries.get(key)
+        for key, parts in grouped.items():
+            known, member = self._entries.get(key), len(entries)
+            if known is None and self._entries and not strict:
+                continue  # an array that is not among this optimizer's, as the warning says
             about = checkpoints.weight_of(key, known.shape if known else None, known.slots if known else {})
             missing = checkpoint.settle(
                 self._check.problems(about, parts, self._rule, block), strict, KeyMismatchError
@@ -496,7 +498,7 @@ class Optimizer:
             entries[key] = _Entry(shape, member, slots)
         lost += checkpoint.settle(checkpoints.lost(counts, grouped, self._entries), strict, KeyMismatchError)
         checkpoint.warn_of(lost)
-        self._entries, self._ledger = entries, ledger
+        self._entries, self._ledger = entries, ledger[: len(entries)]
         self._finished, self._skipped = counts["finished"], counts.get("skipped", 0)
         self._unmatched, self._plan = bool(entries) and strict, None
 

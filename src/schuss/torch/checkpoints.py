@@ -117,8 +117,8 @@ class Saved:
         return max((int(n) for n in numbers if n is not None and is_count(n)), default=0)
 
 
-def parsed(loaded: Any, ours: Sequence[int], row: Row, check: Check) -> Saved:
-    """The parts of a checkpoint for groups of `ours` weights; or words on why it is none."""
+def check_form(loaded: Any) -> None:
+    """Refuse what is no checkpoint of an optimizer."""
     if not isinstance(loaded, Mapping) or not {"state", "param_groups"} <= loaded.keys():
         found = ", ".join(map(repr, list(cast(Any, loaded))[:5])) if isinstance(loaded, Mapping) else ""
         has = f"has {found or 'nothing'}" if isinstance(loaded, Mapping) else f"is a {type(loaded).__name__}"
@@ -126,7 +126,12 @@ def parsed(loaded: Any, ours: Sequence[int], row: Row, check: Check) -> Saved:
             f"A checkpoint of an optimizer is a dict with 'state' and 'param_groups'; this one {has}. Give what "
             "optimizer.state_dict() returned, not a model's."
         )
-    groups, state = cast(Any, loaded["param_groups"]), cast(Any, loaded["state"])
+
+
+def parsed(loaded: Any, ours: Sequence[int], row: Row, check: Check) -> Saved:
+    """The parts of a checkpoint for groups of `ours` weights; or words on why it is none."""
+    check_form(loaded)
+    groups, state = loaded["param_groups"], loaded["state"]
     if not isinstance(state, Mapping):
         raise refusal("The checkpoint's 'state'", type(state).__name__, "a dict of each weight's state")
     _check_groups(groups)
@@ -137,7 +142,7 @@ def parsed(loaded: Any, ours: Sequence[int], row: Row, check: Check) -> Saved:
             "Build the optimizer with the same groups as the one that was saved."
         )
     keys = [key for group in groups for key in group["params"]]
-    recorded = cast(Any, loaded).get(RECORD)
+    recorded = loaded.get(RECORD)
     problems = [] if recorded is None else list(lost_entries(RECORD, recorded, _names(state, keys)))
     found = {key: _entry(state[key], key, check) for key in keys if key in state}
     others, homeless = _others(state, set(keys), check)
@@ -150,7 +155,7 @@ def parsed(loaded: Any, ours: Sequence[int], row: Row, check: Check) -> Saved:
         block=block,
         in_blocks=in_blocks,
         skipped=_number_of("skipped", loaded) if "skipped" in loaded else 0,
-        schedule=_number_of(SCHEDULE, loaded) if SCHEDULE in loaded else None,
+        schedule=_schedule_in(loaded, groups),
         problems=[*homeless, *problems],
     )
 
@@ -158,6 +163,12 @@ def parsed(loaded: Any, ours: Sequence[int], row: Row, check: Check) -> Saved:
 def _number_of(name: str, loaded: Mapping[Any, Any]) -> int:
     """A count that stands in a checkpoint beside its state."""
     return check_count(f"The checkpoint's {name!r}", _Tensors().number(loaded[name]), loaded[name])
+
+
+def _schedule_in(loaded: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]]) -> int | None:
+    """The step of a `Scheduler`. Earlier versions kept it in the groups."""
+    places = [one for one in (loaded, *groups) if one.get(SCHEDULE) is not None]
+    return _number_of(SCHEDULE, places[0]) if places else None
 
 
 def _check_groups(groups: Any) -> None:
@@ -267,7 +278,7 @@ def fitted_group(
         raise refusal("The checkpoint's 'maximize'", theirs["maximize"], "True or False")
     number = _Tensors().number(theirs.get("step", 0))
     counted_steps = check_count("The checkpoint's 'step' of a parameter group", number, theirs.get("step"))
-    constructors = {"params", "schedules", "block_size", *OPTIONS, *(SWITCHES.keys() & mine.keys())}
+    constructors = {"params", "schedules", "block_size", SCHEDULE, *OPTIONS, *(SWITCHES.keys() & mine.keys())}
     taken = {name: value for name, value in theirs.items() if name not in constructors}
     # Steps that another optimizer took with this checkpoint stand in the weights' counts alone.
     return {**mine, **copy.deepcopy(taken), "step": max(counted_steps, steps)}

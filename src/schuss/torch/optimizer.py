@@ -612,7 +612,8 @@ class Optimizer(torch.optim.Optimizer):
         Raises `ValueError` naming the key if the checkpoint does not fit, or is damaged, before anything is changed.
         With `strict=False` a weight whose state is missing, in part too, or has a NaN starts afresh, with a warning.
         """
-        loaded = dict(state_dict) if isinstance(state_dict, Mapping) else state_dict  # pyright: ignore
+        checkpoints.check_form(state_dict)
+        loaded = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             result = hook(self, loaded)
             loaded = loaded if result is None else result
@@ -690,6 +691,13 @@ class Optimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
+        # What is sent to another process is moved to shared memory, where views of the ledger would lose it.
+        names = ["step", *(self.row.names[scalar] for scalar in self.row.rule.scalars)]
+        for weight, views in zip(self._members, self._views, strict=True):
+            entry: dict[str, Any] = self.state.get(weight, {})
+            for name, view in zip(names, views, strict=True):
+                if entry.get(name) is view:
+                    entry[name] = view.clone()
         return {**super().__getstate__(), "_skipped": self.skipped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
