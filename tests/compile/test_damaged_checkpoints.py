@@ -12,8 +12,9 @@ import torch
 
 import schuss.numpy
 import schuss.torch
+from schuss.compile import checkpoint as checkpoint_checks
 from schuss.compile.front import OPTIONS
-from schuss.rules import TABLE
+from schuss.rules import TABLE, Rule
 
 SMALL, LARGE, STEPS = (3, 2), (4200,), 2
 
@@ -498,6 +499,35 @@ def test_an_array_that_numpy_does_not_know_is_left_out_with_strict_false():
     one.steps(1)
     assert set(one.optimizer.state_dict()) == set(checkpoint(NumPy, SUBJECTS[0]))
     assert one.optimizer.state_dict()["1/step"] == STEPS + 1
+
+
+# Rules of one's own
+
+
+class Bounded(Rule):
+    state = ("x", "y")
+    bounds = {"x": (-1.0, 1.0)}
+
+
+@pytest.mark.parametrize("module", [schuss.torch, schuss.numpy], ids=["torch", "numpy"])
+def test_a_rule_of_ones_own_says_between_which_numbers_its_state_stays(module):
+    read = module.SGD._check._read
+    check = checkpoint_checks.Check(Bounded, {}, True, read, lambda key, part: f"{key}/{part}", ("float16",))
+
+    def wrong(x, y):
+        entry = {"step": np.array(3), "x": np.array(x), "y": np.array(y)}
+        if module is schuss.torch:
+            entry = {name: torch.from_numpy(value) for name, value in entry.items()}
+        return [problem.words for problem in check.problems(about, entry, Bounded(), 128)]
+
+    about = checkpoint_checks.Weight("w", (2,), "float64")
+    assert wrong([-1.0, 1.0], [-np.inf, 5.0]) == []
+    assert wrong([0.0, 1.5], [0.0, 0.0]) == [
+        "The checkpoint's w/x has 1.5, but it is never more than 1. Was it damaged?"
+    ]
+    assert wrong([-2.0, 0.0], [0.0, 0.0]) == [
+        "The checkpoint's w/x has -2, but it is never less than -1. Was it damaged?"
+    ]
 
 
 # What is no damage

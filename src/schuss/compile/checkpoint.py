@@ -65,6 +65,10 @@ class Arrays(Protocol):
         """The smallest number of an array, of the real and imaginary parts of complex ones; NaN if one is NaN."""
         ...
 
+    def most(self, value: Any) -> float:
+        """The largest one."""
+        ...
+
 
 @dataclass(frozen=True)
 class Part:
@@ -207,11 +211,15 @@ class Check:
         elif dtype not in allowed:
             yield Problem(f"{where}={dtype!r} is not of a dtype that state has: {', '.join(allowed)}.")
         elif dtype != "int16":  # which are bits: each of them stands for a number
-            least, low = self._read.least(value), max(one.low, -LEVEL_MOST) if dtype == "int8" else one.low
+            least, low, high = self._read.least(value), one.low, one.high
+            if dtype == "int8":  # a code times its scale: of the bounds the sign is left
+                low, high = 0 if low >= 0 else -LEVEL_MOST, math.inf
             if math.isnan(least):
                 yield Problem(f"{where} has a NaN, which it would keep for good. {WAY_OUT}", fatal=False)
             elif least < low:
                 yield Problem(f"{where} has {least:g}, but it is never less than {low:g}. Was it damaged?")
+            elif high < math.inf and (most := self._read.most(value)) > high:
+                yield Problem(f"{where} has {most:g}, but it is never more than {high:g}. Was it damaged?")
 
     def _dtypes(self, kind: str, weight: Weight) -> tuple[str, ...]:
         """In which dtypes an array of this kind may be."""

@@ -48,6 +48,16 @@ class Arrays:
             return 0.0
         return float((kept.widened(value) if value.dtype.name in kept.BITS else value).min())
 
+    def most(self, value: Any) -> float:
+        """The largest number of an array."""
+        if value.dtype.kind == "c":
+            return max(self.most(value.real), self.most(value.imag))
+        return (
+            float((kept.widened(value) if value.dtype.name in kept.BITS else value).max())
+            if value.size
+            else 0.0
+        )
+
 
 def _nan_first(number: float) -> float:
     return -math.inf if math.isnan(number) else number

@@ -61,9 +61,17 @@ class _Tensors:
         return dtype_name(value.dtype)
 
     def least(self, value: Any) -> float:
-        own = value.to_local() if hasattr(value, "to_local") else value  # of a DTensor: this process's part
-        own = torch.view_as_real(own.resolve_conj()) if own.is_complex() else own
-        return float(own.detach().min()) if own.numel() and own.device.type != "meta" else 0.0
+        return float(own.min()) if (own := _own(value)) is not None else 0.0
+
+    def most(self, value: Any) -> float:
+        return float(own.max()) if (own := _own(value)) is not None else 0.0
+
+
+def _own(value: Any) -> Tensor | None:
+    """The real numbers of a tensor that are here: of a DTensor this process's part. None if there are none."""
+    own = (value.to_local() if hasattr(value, "to_local") else value).detach()
+    own = torch.view_as_real(own.resolve_conj()) if own.is_complex() else own
+    return own if own.numel() and own.device.type != "meta" else None
 
 
 def check_of(row: Row) -> Check:
