@@ -61,10 +61,10 @@ class _Tensors:
         return dtype_name(value.dtype)
 
     def least(self, value: Any) -> float:
-        return float(own.min()) if (own := _own(value)) is not None else 0.0
+        return float(own.amin()) if (own := _own(value)) is not None else 0.0
 
     def most(self, value: Any) -> float:
-        return float(own.max()) if (own := _own(value)) is not None else 0.0
+        return float(own.amax()) if (own := _own(value)) is not None else 0.0
 
 
 def _own(value: Any) -> Tensor | None:
