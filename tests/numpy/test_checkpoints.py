@@ -1,12 +1,13 @@
 """State goes to a file and back, and going on from it equals never having stopped."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import schuss.numpy
-from schuss.numpy import SGD, Adam, Lion, RMSprop
+from schuss.numpy import SGD, Adam, Lion, NAdam, RMSprop
 from schuss.rules import TABLE
 
 
@@ -216,6 +217,7 @@ def test_an_optimizer_without_state_counts_all_the_same():
     assert {k: v.tolist() for k, v in optimizer.state_dict().items()} == {
         "optimizer": "SGD",
         "finished": 1,
+        "entries": 1,
         "w/step": 1,
     }
 
@@ -239,3 +241,21 @@ def test_an_array_alone_is_a_tree_too(tmp_path):
     again.load(tmp_path / "state.npz")
     again.update(w, np.ones(2))
     np.testing.assert_allclose(w, -0.2)
+
+
+def test_an_older_checkpoint_is_read(tmp_path):
+    """Saved before a checkpoint said how many entries it has; float16 with what rounding took, and an average."""
+    file = Path(__file__).with_name("nadam_0.npz")
+    params = {
+        "a": np.zeros((2, 3), np.float16),
+        "b": [np.zeros(4)],
+        "late": np.ones(2),
+    }
+    optimizer = NAdam(lr=0.1, compensated=True, ema_decay=0.9, state_dtype="bfloat16")
+    optimizer.load(file)
+    again = optimizer.state_dict()
+    assert again.pop("entries") == len([key for key in again if "/" in key])
+    with np.load(file) as saved:
+        assert_same_state(again, dict(saved))
+    optimizer.update(params, {"a": np.ones((2, 3)), "b": [np.ones(4)], "late": np.ones(2)})
+    assert [int(optimizer.state_dict()[f"{key}/step"]) for key in ("a", "b/0", "late")] == [4, 4, 1]

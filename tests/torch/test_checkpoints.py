@@ -4,9 +4,12 @@ import copy
 import io
 import pickle
 from collections import defaultdict
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing
 
 import schuss.torch
 
@@ -105,7 +108,7 @@ def test_the_layout_is_torchs(torch_case, fresh, steps):
     for optimizer, weights in ((ours, mine), (theirs, other)):
         steps(optimizer, weights, 0, 2)
     a, b = ours.state_dict(), theirs.state_dict()
-    assert a.keys() == b.keys()
+    assert a.keys() == {*b, "state_entries"}
     assert a["state"].keys() == b["state"].keys()
     for key in b["state"]:
         expected = {name for name, value in b["state"][key].items() if value is not None}
@@ -434,3 +437,183 @@ def test_how_a_step_is_run_is_not_in_a_checkpoint():
     optimizer.load_state_dict(saved)
     assert optimizer.param_groups[0]["capturable"] is True
     assert optimizer.param_groups[0]["foreach"] is None
+
+
+# Checkpoints of others, and of earlier versions
+
+
+def as_older_torch(state):
+    """Counts as plain numbers, as torch.optim had them."""
+    for entry in state["state"].values():
+        if "step" in entry:
+            entry["step"] = int(entry["step"])
+
+
+def as_tensors(state):
+    """Rates as tensors, and scalars as tensors of one number."""
+    for group in state["param_groups"]:
+        group["lr"] = torch.tensor(group["lr"], dtype=torch.float64)
+    for entry in state["state"].values():
+        for name in entry.keys() & {"step", "mu_product", "eta", "mu"}:
+            entry[name] = entry[name].reshape(1)
+
+
+@pytest.mark.parametrize("change", [as_older_torch, as_tensors])
+def test_the_forms_that_torchs_checkpoints_have(change, torch_case, fresh, steps):
+    whole, moved = fresh(), fresh()
+    steps(torch_case.theirs(whole), whole, 0, 2 * STEPS)
+    optimizer = torch_case.theirs(moved)
+    steps(optimizer, moved, 0, STEPS)
+    state = copy.deepcopy(optimizer.state_dict())
+    change(state)
+    moved = copies(moved)
+    optimizer = torch_case.ours(moved)
+    optimizer.load_state_dict(state)
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    steps(optimizer, moved, STEPS, 2 * STEPS)
+    assert_same(whole, moved, exactly=False)
+
+
+def test_buffers_that_have_not_begun_are_none_in_torchs_checkpoints(fresh, steps):
+    weights = fresh()
+    optimizer = schuss.torch.SGD(weights, lr=0.1, momentum=0.9)
+    state = snapshot(optimizer)
+    state["state"] = {k: {"momentum_buffer": None} for k in range(3)}
+    optimizer.load_state_dict(state)
+    steps(optimizer, weights, 0, 2)
+    others = fresh()
+    steps(schuss.torch.SGD(others, lr=0.1, momentum=0.9), others, 0, 2)
+    assert_same(weights, others)
+
+
+def test_steps_that_torch_took_count_for_a_schedule(fresh, steps):
+    """torch.optim keeps our group's count in its checkpoint, and does not go on with it."""
+    weights = fresh()
+    ours = schuss.torch.Adam(weights, lr=lambda n: 0.1 / (1 + n))
+    steps(ours, weights, 0, 2)
+    theirs = torch.optim.Adam(weights)
+    theirs.load_state_dict(ours.state_dict())
+    steps(theirs, weights, 2, 5)
+    ours.load_state_dict(theirs.state_dict())
+    assert ours.param_groups[0]["step"] == 5
+    assert ours.param_groups[0]["lr"] == 0.1 / 6
+
+
+def test_an_older_checkpoint_of_ours_is_read():
+    """Saved before a checkpoint said how many entries it has; bfloat16 with what rounding took, and an average."""
+    weights = [torch.zeros(2, 3, dtype=torch.bfloat16), torch.zeros(4), torch.ones(2)]
+    weights = [w.requires_grad_() for w in weights]
+    optimizer = schuss.torch.NAdam(
+        [{"params": weights[:1]}, {"params": weights[1:]}], lr=0.5, compensated=True, ema_decay=0.9
+    )
+    saved = torch.load(Path(__file__).with_name("nadam_0.pt"), weights_only=True)
+    assert saved.keys() == {"state", "param_groups"}
+    optimizer.load_state_dict(saved)
+    again = optimizer.state_dict()
+    assert again["param_groups"] == saved["param_groups"]
+    torch.testing.assert_close(again["state"], saved["state"], rtol=0, atol=0)
+    assert again["state_entries"] == dict.fromkeys(
+        ["average", "exp_avg", "exp_avg_sq", "mu_product", "step"], 2
+    ) | {"rest": 1}
+    for w in weights:
+        w.grad = torch.ones_like(w)
+    optimizer.step()
+    assert [int(optimizer.state[w]["step"]) for w in weights] == [4, 4, 1]
+
+
+def test_torchs_distributed_checkpoints_go_in_and_out(fresh, steps):
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    def trained(seed, first, last, saved=None):
+        torch.manual_seed(seed)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+        model[1].bias.requires_grad_(False)
+        optimizer = schuss.torch.AdamW(model.parameters(), lr=0.1)
+        if saved is not None:
+            model.load_state_dict(saved[0])
+            set_optimizer_state_dict(model, optimizer, saved[1])
+        for step in range(first, last):
+            optimizer.zero_grad()
+            model(torch.full((2, 3), 1.0 + step)).square().sum().backward()
+            optimizer.step()
+        return copy.deepcopy([model.state_dict(), get_optimizer_state_dict(model, optimizer)])
+
+    whole = trained(0, 0, 6)
+    parts = trained(1, 3, 6, trained(0, 0, 3))
+    assert parts[1]["param_groups"] == whole[1]["param_groups"]
+    torch.testing.assert_close(parts[0], whole[0], rtol=0, atol=0)
+    torch.testing.assert_close(parts[1]["state"], whole[1]["state"], rtol=0, atol=0)
+    assert set(whole[1]["state"]) == {"0.weight", "0.bias", "1.weight"}
+
+
+# Weights and counts that others put in their place
+
+
+def test_weights_replaced_before_the_first_step_have_no_state(plain, fresh, steps):
+    """As Accelerate does for FSDP: placeholders while the model is wrapped, then the wrapped weights."""
+    weights = fresh()
+    optimizer = plain.ours([w.detach().clone().requires_grad_() for w in weights])
+    optimizer.param_groups[0]["params"] = [torch.empty(1) for _ in weights]
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.param_groups[0]["params"] = list(weights)
+    optimizer.load_state_dict(optimizer.state_dict())
+    steps(optimizer, weights, 0, 2)
+    straight = fresh()
+    steps(plain.ours(straight), straight, 0, 2)
+    assert_same(weights, straight)
+    assert set(optimizer.state) <= set(weights)
+
+
+def test_a_stepped_weights_state_is_not_left_behind_in_silence(fresh, steps):
+    weights = fresh()
+    optimizer = schuss.torch.Adagrad(weights)
+    steps(optimizer, weights, 0, 1)
+    optimizer.param_groups[0]["params"] = fresh()
+    with pytest.raises(
+        ValueError, match=r"state of a tensor of shape \(3, 4\) that is in no parameter group"
+    ):
+        optimizer.state_dict()
+
+
+@pytest.mark.parametrize("name", ["Adam", "NAdam"])
+def test_counts_in_shared_memory_are_counted_together(name, fresh, steps):
+    """As A3C's optimizers: workers step the same weights, and have state and counts in common."""
+    found = []
+    for module in (torch.optim, schuss.torch):
+        weights = fresh()
+        workers = [getattr(module, name)(weights, lr=0.1) for _ in range(2)]
+        shared = {"step": torch.zeros(1), "exp_avg": 0, "exp_avg_sq": 0, "mu_product": torch.ones(1)}
+        for w in weights:
+            entry = {
+                key: (value.clone() if isinstance(value, torch.Tensor) else torch.zeros_like(w)).detach()
+                for key, value in shared.items()
+                if name == "NAdam" or key != "mu_product"
+            }
+            for tensor in entry.values():
+                tensor.share_memory_()
+            for worker in workers:
+                worker.state[w].update(entry)
+        for step in range(4):
+            steps(workers[step % 2], weights, step, step + 1)
+        for w in weights:
+            assert workers[0].state[w]["step"] is workers[1].state[w]["step"]
+            assert workers[0].state[w]["step"].is_shared()
+            assert workers[0].state[w]["step"].item() == 4
+        found.append(weights)
+    assert_same(*found, exactly=False)
+
+
+def test_what_is_sent_to_another_process_goes_on_counting_here(fresh, steps):
+    """Sending moves tensors to shared memory, the counts too: no view of another memory may be left in the state."""
+    weights, straight = fresh(), fresh()
+    optimizer = schuss.torch.NAdam(weights)
+    steps(optimizer, weights, 0, 2)
+    ForkingPickler.dumps((optimizer, weights))
+    assert weights[0].is_shared()
+    steps(optimizer, weights, 2, 4)
+    expected = schuss.torch.NAdam(straight)
+    steps(expected, straight, 0, 4)
+    assert_same(weights, straight)
+    torch.testing.assert_close(
+        optimizer.state_dict()["state"], expected.state_dict()["state"], rtol=1e-6, atol=0
+    )

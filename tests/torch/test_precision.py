@@ -230,7 +230,8 @@ def test_a_checkpoint_without_its_scales_is_refused():
     state = trained(lambda params: Adam(params, state_dtype="int8"), weights, 1).state_dict()
     del state["state"][0]["exp_avg_scale"]
     with pytest.raises(
-        ValueError, match=r"'exp_avg' of weight 0 .* need 36 scales in 'exp_avg_scale'; there are none"
+        ValueError,
+        match=r"'exp_avg' of weight 0 .* need 36 scales \(float32\) in 'exp_avg_scale' of weight 0; there are none",
     ):
         Adam(weights, state_dtype="int8").load_state_dict(state)
 

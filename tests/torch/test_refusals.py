@@ -1,11 +1,13 @@
 """Bad input: what was given, what is allowed, what to try; and nothing half done."""
 
 import copy
+import inspect
 import re
 
 import pytest
 import torch
 
+import schuss.numpy
 import schuss.torch
 
 
@@ -207,3 +209,61 @@ def test_a_checkpoint_of_another_optimizer_without_state_is_told_by_its_groups()
     with pytest.raises(ValueError, match=r"have no 'betas', 'eps', which Adam needs.*another optimizer's"):
         optimizer.load_state_dict(saved)
     assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (dict(lr=-1.0), "lr=-1.0 is not a finite number"),
+        (dict(lr=lambda n: -1.0), "lr=-1.0 is not a finite number"),
+        (dict(betas=(0.9, 1.0)), r"beta2=1.0 is not in \[0, 1\)"),
+        (dict(maximize="yes"), "maximize='yes' is not True or False"),
+        (dict(seed=3), "seed=3 is of one parameter group"),
+        (dict(param_names=["w"]), "with/without names"),
+    ],
+    ids=["lr", "schedule", "betas", "maximize", "seed", "names"],
+)
+def test_a_group_that_is_refused_leaves_nothing(given, words):
+    one = weight()
+    optimizer = schuss.torch.AdamW([one], lr=lambda n: 0.1)
+    group, before = {"params": [weight()], **given}, copy.deepcopy(optimizer.state_dict())
+    inside, kept = dict(vars(optimizer)), dict(group)
+    with pytest.raises(ValueError, match=words):
+        optimizer.add_param_group(group)
+    assert optimizer.state_dict() == before
+    assert len(optimizer.param_groups) == 1
+    assert group == kept
+    for name in ("_rules", "_in_force", "defaults"):
+        assert vars(optimizer)[name] == inside[name]
+    one.grad = torch.ones_like(one)
+    optimizer.step()
+
+
+def test_what_chooses_an_implementation_is_taken_by_every_optimizer(plain):
+    for name in ("foreach", "fused", "capturable"):
+        if name in plain.row.arguments.split():
+            plain.ours([weight()], **{name: True})
+    lion = schuss.torch.Lion([weight()], foreach=True, fused=True, differentiable=False)
+    assert (lion.defaults["foreach"], lion.defaults["fused"]) == (True, True)
+    with pytest.raises(ValueError, match="differentiable=True is not possible"):
+        schuss.torch.Lion([weight()], differentiable=True)
+
+
+def test_a_subclass_with_a_constructor_of_its_own_shows_it():
+    class Mine(schuss.torch.AdamW):
+        def __init__(self, model, rate=0.1):
+            super().__init__(model.parameters(), lr=rate)
+
+    class Plain(schuss.torch.AdamW):
+        pass
+
+    assert str(inspect.signature(Mine)) == "(model, rate=0.1)"
+    assert Mine(torch.nn.Linear(2, 2)).param_groups[0]["lr"] == 0.1
+    assert inspect.signature(Plain) == inspect.signature(schuss.torch.AdamW)
+
+    class Array(schuss.numpy.AdamW):
+        def __init__(self, rate=0.1):
+            super().__init__(lr=rate)
+
+    assert str(inspect.signature(Array)) == "(rate=0.1)"
+    assert Array().lr == 0.1

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler as peers
 
+import schuss.torch
 from schuss.schedules import Constant, Cosine, CosineRestarts, Linear, Warmup
 from schuss.torch.scheduler import Plateau, Scheduler
 
@@ -71,7 +72,6 @@ def test_resumed_at_any_step(done, order):
     if order == "loaded optimizer":
         after.load_state_dict(optimizer_state)
         resumed = Scheduler(after, PLAN)
-        assert rates(after) == [PLAN(done)]  # being constructed has changed nothing
         resumed.load_state_dict(scheduler_state)
     else:
         resumed = Scheduler(after, PLAN)
@@ -122,13 +122,56 @@ def test_last_epoch_decides_where_to_start():
     assert rates(loaded) == [PLAN(0)]
 
 
-def test_nothing_is_left_in_a_loaded_optimizer():
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, schuss.torch.AdamW])
+def test_the_schedules_step_is_in_no_group(kind):
+    before, after = kind(weights()), kind(weights())
+    train(before, scheduler := Scheduler(before, PLAN), 3)
+    state, _ = saved(before, scheduler)
+    assert state["finished_steps"] == 3
+    theirs = torch.optim.AdamW(weights())
+    for optimizer in (before, after, theirs):
+        optimizer.load_state_dict(state)
+        assert "finished_steps" not in optimizer.param_groups[0]
+
+
+def test_a_scheduler_built_after_our_optimizer_was_loaded_goes_on():
+    before, after = (schuss.torch.AdamW(weights(), lr=7.0) for _ in range(2))
+    train(before, scheduler := Scheduler(before, PLAN), 12)
+    after.load_state_dict(saved(before, scheduler)[0])
+    resumed = Scheduler(after, PLAN)
+    assert train(after, resumed, 10) == [PLAN(n) for n in range(12, 22)]
+    assert Scheduler(after, PLAN).last_epoch == 0  # a second phase
+
+
+@pytest.mark.parametrize("built", ["before", "after"])
+def test_a_step_that_is_not_known_is_said_once(built):
+    """torch.optim keeps nothing for a scheduler that is built later, nor do distributed checkpoints."""
+    before, after = sgd(), sgd()
+    train(before, scheduler := Scheduler(before, PLAN), 12)
+    state, _ = saved(before, scheduler)
+    if built == "before":
+        del state["finished_steps"]
+        scheduler = Scheduler(after, PLAN)
+        after.load_state_dict(state)
+    else:
+        after.load_state_dict(state)
+        scheduler = Scheduler(after, PLAN)
+    with pytest.warns(UserWarning, match="has begun at step 0. Load the scheduler's state too") as caught:
+        train(after, scheduler, 3)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    chosen = sgd()
+    chosen.load_state_dict(state)
+    assert train(chosen, Scheduler(chosen, PLAN, last_epoch=-1), 1) == [PLAN(0)]
+
+
+def test_earlier_checkpoints_have_the_step_in_their_groups():
     optimizer = sgd()
-    Scheduler(optimizer, PLAN)
-    keys = set(optimizer.param_groups[0])
-    Scheduler(optimizer, PLAN).step()
-    optimizer.load_state_dict(optimizer.state_dict())
-    assert set(optimizer.param_groups[0]) == keys
+    state = optimizer.state_dict()
+    state["param_groups"][0]["finished_steps"] = 9
+    optimizer.load_state_dict(state)
+    assert Scheduler(optimizer, PLAN).last_epoch == 9
+    assert "finished_steps" not in optimizer.param_groups[0]
 
 
 def test_no_warning_whatever_the_order():

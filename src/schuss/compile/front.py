@@ -8,7 +8,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from inspect import Parameter
+from inspect import Parameter, Signature, signature
 from typing import Any, cast
 
 from schuss.compile.formula import formula
@@ -33,15 +33,15 @@ WHOLE = ("max_norm", "skip_nonfinite", "seed")
 # A tensor with fewer weights keeps its state in float32 where int8 is asked for: it would save next to nothing.
 SMALL = 4096
 STATE_DTYPES = ("float64", "float32", "bfloat16", "int8")
-_NARROW = ("bfloat16", "float16")
+NARROW = ("bfloat16", "float16")
 
 
 def check_options(options: Mapping[str, Any]) -> None:
     """Refuse options outside their domains, or that contradict each other. Schedules are asked when they are due."""
     if options["rounding"] not in ("nearest", "stochastic"):
         raise refusal("rounding", options["rounding"], "'nearest' or 'stochastic'")
-    for name in ("compensated", "skip_nonfinite"):
-        if not isinstance(options[name], bool):
+    for name in ("compensated", "skip_nonfinite", "maximize"):
+        if not isinstance(options.get(name, False), bool):
             raise refusal(name, options[name], "True or False")
     if options["compensated"] and options["rounding"] == "stochastic":
         raise ValueError(
@@ -87,7 +87,7 @@ def dtype_name(dtype: Any) -> str:
 
 def weight_storage(dtype: str, rounding: str, compensated: bool) -> str:
     """How weights of this dtype are kept. In 32 bits or more nothing is rounded by chance or compensated."""
-    if dtype not in _NARROW:
+    if dtype not in NARROW:
         return dtype
     return (
         f"{dtype} compensated"
@@ -100,13 +100,13 @@ def weight_storage(dtype: str, rounding: str, compensated: bool) -> str:
 
 def slot_storage(dtype: str) -> str:
     """How a slot whose array is of this dtype is kept: in 16 bits by chance, or a slow average would never move."""
-    return f"{dtype} stochastic" if dtype in _NARROW else dtype
+    return f"{dtype} stochastic" if dtype in NARROW else dtype
 
 
 def slot_dtype(weight: str, state_dtype: Any, length: int) -> str:
     """The dtype of a new slot, for weights of dtype `weight`: at least float32, unless something else is asked for."""
     if state_dtype is None:
-        return "float32" if weight in _NARROW else weight
+        return "float32" if weight in NARROW else weight
     asked = dtype_name(state_dtype)
     return "float32" if asked == "int8" and length < SMALL else asked
 
@@ -136,6 +136,14 @@ def parameters(row: Row, switches: Mapping[str, Any]) -> dict[str, Parameter]:
         for n, value in defaults.items()
         if n not in found
     }
+
+
+def own_signature(cls: type) -> Signature | None:
+    """The signature of a class that has a constructor of its own; None if it has not."""
+    if "__init__" not in cls.__dict__:
+        return None
+    found = signature(cls.__dict__["__init__"])
+    return found.replace(parameters=list(found.parameters.values())[1:])
 
 
 def is_schedule(value: Any) -> bool:

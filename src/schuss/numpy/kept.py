@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from schuss.compile.checkpoint import REST, scale_of
 from schuss.compile.front import slot_dtype, slot_storage
 from schuss.compile.narrow import from_levels, to_levels, upper_half
 from schuss.compile.storage import BLOCK, STORAGES
@@ -20,19 +21,10 @@ from schuss.numpy.layout import KERNEL_NAMES, axes_of, empty, laid
 Array = np.ndarray[Any, Any]
 Slots = MutableMapping[str, Array]
 
-REST = "rest"
+# Dtypes of which NumPy has the bits alone.
+BITS = {"uint16": "bfloat16"}
 # What a kernel takes the arrays of slots for.
-_NAMES = {**KERNEL_NAMES, "uint16": "bfloat16", "int8": "int8"}
-
-
-def scale_of(name: str) -> str:
-    """The name under which a slot's scales stand."""
-    return f"{name}_scale"
-
-
-def has_name(array: Array) -> bool:
-    """Whether a slot may be of this array's dtype, in any byte order."""
-    return array.dtype.name in _NAMES
+_NAMES = {**KERNEL_NAMES, **BITS, "int8": "int8"}
 
 
 def name_of(array: Array) -> str:
@@ -68,8 +60,13 @@ def convert(slots: Slots, name: str, dtype: str, block: int = BLOCK) -> None:
     if value.dtype == np.int8:
         value = from_levels(value, slots.pop(scale_of(name)), block)
     elif value.dtype == np.uint16:
-        value = (value.astype(np.uint32) << 16).view(np.float32)
+        value = widened(value)
     _keep(slots, name, value, dtype)
+
+
+def widened(bits: Array) -> Array:
+    """The numbers of bfloat16's bits."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def _keep(slots: Slots, name: str, value: Array, dtype: str) -> None:
@@ -101,17 +98,3 @@ def arrays(
         slots[name] = laid(slots[name], axes)
     scales = [scale_of(name) for name in names if slots[name].dtype == np.int8]
     return axes, kept, [slots[name] for name in (*names, *rests, *scales)]
-
-
-def check_scales(slots: Slots, key: str, name: str, block: int) -> None:
-    """Refuse a checkpoint's codes without scales, or with another number of them."""
-    blocks = -(-slots[name].size // block)
-    scales = slots.get(scale_of(name))
-    if scales is None or scales.shape != (blocks,) or scales.dtype.name != "float32":
-        found = (
-            "there are none" if scales is None else f"there is {scales.dtype.name} of shape {scales.shape}"
-        )
-        raise ValueError(
-            f"The checkpoint's '{key}/{name}' has {slots[name].size} codes in blocks of {block}, which need {blocks} "
-            f"scales (float32) in '{key}/{scale_of(name)}'; {found}. Was it cut short?"
-        )

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from schuss.compile import norm, threads
+from schuss.compile import checkpoint, norm, threads
 from schuss.compile.formula import AVERAGE, Formula, formula
 from schuss.compile.front import (
     OPTIONS,
@@ -23,6 +23,7 @@ from schuss.compile.front import (
     check_options,
     dtype_name,
     is_schedule,
+    own_signature,
     parameters,
     plain_number,
     renewed,
@@ -31,8 +32,8 @@ from schuss.compile.front import (
 from schuss.compile.launch import Terms
 from schuss.compile.storage import BLOCK
 from schuss.errors import refusal
-from schuss.numpy import kept
-from schuss.numpy.layout import KERNEL_NAMES, has_kernel, native
+from schuss.numpy import checkpoints, kept
+from schuss.numpy.layout import KERNEL_NAMES
 from schuss.numpy.plan import Item, Plan, Work, check_apart, check_gradient, check_weight
 from schuss.numpy.tree import KeyMismatchError, Path, flat_key, name, pair
 from schuss.rules import PAIRS, Row, Rule
@@ -102,6 +103,8 @@ class Optimizer:
     row: ClassVar[Row]
     _known: ClassVar[dict[str, inspect.Parameter]]
     _lazy: ClassVar[tuple[tuple[str, Any], ...]]
+    _binding: ClassVar[inspect.Signature]
+    _check: ClassVar[checkpoint.Check]
 
     # What is chosen, what it makes, and what is remembered
     _chosen: dict[str, Any]
@@ -121,12 +124,14 @@ class Optimizer:
         super().__init_subclass__(**kwargs)
         cls._known = parameters(cls.row, {})
         cls._lazy = tuple(cls.row.sparse.items())
-        cls.__signature__ = inspect.Signature(list(cls._known.values()))  # type: ignore[attr-defined]
+        cls._check = checkpoints.check_of(cls.row)
+        cls._binding = inspect.Signature(list(cls._known.values()))
+        cls.__signature__ = own_signature(cls) or cls._binding  # type: ignore[attr-defined]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take hyperparameters: numbers or schedules. `ValueError` says which is outside its domain, and why."""
         try:
-            bound = inspect.signature(type(self)).bind(*args, **kwargs)
+            bound = self._binding.bind(*args, **kwargs)
         except TypeError as problem:
             raise TypeError(f"{type(self).__name__}: {problem}. It takes {', '.join(self._known)}.") from None
         bound.apply_defaults()
@@ -329,7 +334,9 @@ class Optimizer:
         """Check everything; return the plan, and what is remembered with what is new."""
         keys = _flat_keys(paths)
         if self._unmatched:
-            _check_same_keys(set(self._entries), set(keys), "params")
+            checkpoint.settle(
+                checkpoints.differing(set(self._entries), set(keys), "params"), True, KeyMismatchError
+            )
         moving = [k for k, gradient in enumerate(gradients) if gradient is not None]
         arrays = {k: check_weight(paths[k], weights[k]) for k in moving}
         check_apart([paths[k] for k in moving], list(arrays.values()))
@@ -404,6 +411,7 @@ class Optimizer:
         |--------------------|----------------|----------------------------------------------------------------------|
         | `optimizer`        | text           | the name                                                             |
         | `finished`         | int64          | updates                                                              |
+        | `entries`          | int64          | how many entries its arrays have, those below                        |
         | `layers/0/W/step`  | int64          | steps of `params["layers"][0]["W"]`; a `/` in a key is `%2F`         |
         | `layers/0/W/m`     | as kept        | its state, by the page's names                                       |
 
@@ -431,60 +439,73 @@ class Optimizer:
             state[f"{key}/step"] = np.array(steps, dtype=np.int64)
             state |= {f"{key}/{n}": np.array(x) for n, x in zip(self.row.rule.scalars, scalars, strict=True)}
             state |= {f"{key}/{slot}": array.copy(order="K") for slot, array in entry.slots.items()}
+        if self._entries:
+            state[checkpoints.RECORD] = np.array(sum("/" in key for key in state), dtype=np.int64)
         return state
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
         """Go on from a `state_dict()`, or from `np.load` of one; before the first update too.
 
         Nothing is cast, unless to a `state_dtype` that was asked for.
 
         Raises `ValueError` (`KeyMismatchError` for keys) naming the key if it does not fit: another optimizer's, other
-        shapes, keys missing or unknown. Nothing is changed then.
+        shapes, keys missing or unknown, numbers that no training leaves. Nothing is changed then. With `strict=False`
+        an array whose state is missing, in part too, or has a NaN starts afresh, with a warning.
         """
+        if not isinstance(state, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise refusal("The checkpoint", state, "a dict of arrays, as state_dict() returns it")
         given = {key: np.asarray(state[key]) for key in state}
         theirs = str(given.pop("optimizer", "of an unknown kind"))
         if theirs != self.row.name:
             raise ValueError(
                 f"The checkpoint's 'optimizer' is {theirs}, this one is {self.row.name}. Load it into its own kind."
             )
+        read = checkpoints.Arrays()
         if "finished" not in given:
             raise KeyMismatchError("The checkpoint has no 'finished'. Was it made by state_dict()?")
-        finished = _count("finished", given.pop("finished"))
-        skipped = _count("skipped", given.pop("skipped", np.array(0)))
-        in_blocks = "block_size" in given
-        block = max(1, _count("block_size", given.pop("block_size", np.array(BLOCK))))
-        rule, scalars = self._rule, self.row.rule.scalars
-        own = _parts(self.row.rule)
-        beside = {AVERAGE, kept.REST, *map(kept.scale_of, own)}
-        grouped: dict[str, dict[str, Array]] = {}
-        for key, array in given.items():
-            array_key, _, part = key.rpartition("/")
-            if "/" not in key or part not in own | beside:
-                raise KeyMismatchError(
-                    f"The checkpoint has {key!r}, which is nothing that {self.row.name} keeps: that is "
-                    f"{', '.join(sorted(own))} of each array. Is it another optimizer's?"
-                )
-            grouped.setdefault(array_key, {})[part] = array
+        counts = {
+            key: checkpoint.check_count(f"The checkpoint's {key!r}", read.count(given[key]), given[key])
+            for key in ("finished", "skipped", checkpoints.RECORD)
+            if key in given
+        }
+        block = BLOCK
+        if in_blocks := "block_size" in given:
+            size = given["block_size"]
+            block = checkpoint.check_block("The checkpoint's 'block_size'", read.count(size), size)
+        grouped = checkpoints.grouped(
+            {key: array for key, array in given.items() if key not in counts and key != "block_size"},
+            self._check.parts,
+            self.row,
+        )
         entries: dict[str, _Entry] = {}
-        ledger = np.zeros((len(grouped), 1 + len(scalars)))
-        for member, (key, parts) in enumerate(grouped.items()):
-            _check_parts(key, parts, rule)
-            steps = _count(f"{key}/step", parts.pop("step"))
-            ledger[member] = [steps, *(_scalar(f"{key}/{n}", parts.pop(n)) for n in scalars)]
-            known = self._entries.get(key)
-            shape, slots = _checked_slots(key, parts, known.shape if known else None, block)
+        ledger = np.zeros((len(grouped), 1 + len(self.row.rule.scalars)))
+        lost: list[str] = []
+        for key, parts in grouped.items():
+            known, member = self._entries.get(key), len(entries)
+            if known is None and self._entries and not strict:
+                continue  # an array that is not among this optimizer's, as the warning says
+            about = checkpoints.weight_of(key, known.shape if known else None, known.slots if known else {})
+            missing = checkpoint.settle(
+                self._check.problems(about, parts, self._rule, block), strict, KeyMismatchError
+            )
+            lost += missing
+            if missing:
+                entries[key], ledger[member] = _Entry(None, member, {}), _first_row(self._rule)
+                continue
+            ledger[member] = [float(parts[name]) for name in ("step", *self.row.rule.scalars)]
+            slots = checkpoints.copied(parts, self._check.parts)
+            shape = next((slots[n].shape for n in slots if self._check.parts[n].kind != "scale"), about.shape)
             self._convert(slots, in_blocks, block)
             entries[key] = _Entry(shape, member, slots)
-        if finished and not entries:
-            raise KeyMismatchError("The checkpoint has no arrays. Was it cut short?")
-        if self._entries and entries:
-            _check_same_keys(set(entries), set(self._entries), "this optimizer")
-        self._entries, self._ledger, self._finished, self._skipped = entries, ledger, finished, skipped
-        self._unmatched, self._plan = bool(entries), None
+        lost += checkpoint.settle(checkpoints.lost(counts, grouped, self._entries), strict, KeyMismatchError)
+        checkpoint.warn_of(lost)
+        self._entries, self._ledger = entries, ledger[: len(entries)]
+        self._finished, self._skipped = counts["finished"], counts.get("skipped", 0)
+        self._unmatched, self._plan = bool(entries) and strict, None
 
     def _convert(self, slots: dict[str, Array], in_blocks: bool, block: int) -> None:
         """Keep a checkpoint's state as `state_dtype` says, and in blocks of the size that is one here."""
-        for slot in slots.keys() & _parts(self.row.rule):
+        for slot in [one for one in slots if self._check.parts[one].kind == "slot"]:
             dtype = kept.name_of(slots[slot])
             if self._chosen["state_dtype"] is not None:
                 asked = kept.wanted(slots[slot], self._chosen["state_dtype"])
@@ -505,13 +526,13 @@ class Optimizer:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Go on from a file that `save` wrote; errors as `load_state_dict`."""
+    def load(self, path: str | os.PathLike[str], *, strict: bool = True) -> None:
+        """Go on from a file that `save` wrote; errors and `strict` as of `load_state_dict`."""
         with File(path).open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
             if not isinstance(loaded, np.lib.npyio.NpzFile):
                 raise ValueError(f"{os.fspath(path)} is one array, not an .npz file that save wrote.")
-            self.load_state_dict(loaded)
+            self.load_state_dict(loaded, strict=strict)
 
 
 def _flat_keys(paths: list[Path]) -> list[str]:
@@ -557,68 +578,3 @@ def _plain(key: str, value: Any) -> Any:
 def _first_value(value: float, dtype: str) -> complex:
     """Both parts of a complex number start alike: each is a number of its own to the rules."""
     return complex(value, value) if dtype.startswith("complex") else value
-
-
-# Checkpoints
-
-
-def _parts(rule: type[Rule]) -> set[str]:
-    """What can be kept of an array, by name."""
-    return {"step", *rule.scalars, *(slot for slots in rule.variants.values() for slot in slots)}
-
-
-def _check_parts(key: str, parts: dict[str, Array], rule: Rule) -> None:
-    for part in ("step", *rule.scalars):
-        if part not in parts:
-            raise KeyMismatchError(f"The checkpoint has no '{key}/{part}'. Was it cut short?")
-    for slot in rule.slots if parts["step"] > 0 else ():
-        if slot not in parts:
-            raise KeyMismatchError(
-                f"The checkpoint has no '{key}/{slot}'. Build the optimizer with the options of the one that was saved."
-            )
-
-
-def _count(key: str, array: Array) -> int:
-    if array.shape != () or array.dtype.kind not in "iu" or array < 0:
-        raise refusal(f"The checkpoint's {key!r}", array.tolist(), "a count: a whole number ≥ 0")
-    return int(array)
-
-
-def _scalar(key: str, array: Array) -> float:
-    if array.shape != () or array.dtype.kind != "f":
-        raise refusal(f"The checkpoint's {key!r}", array.tolist(), "a number")
-    return float(array)
-
-
-def _checked_slots(
-    key: str, slots: dict[str, Array], shape: tuple[int, ...] | None, block: int
-) -> tuple[tuple[int, ...] | None, dict[str, Array]]:
-    """The array's shape, as far as it is known, and a copy of what is remembered of it; or words on what is wrong."""
-    scales = {kept.scale_of(slot) for slot, array in slots.items() if array.dtype == np.int8}
-    for slot, array in slots.items():
-        if slot in scales:
-            continue
-        shape = array.shape if shape is None else shape
-        if array.shape != shape:
-            raise ValueError(
-                f"The checkpoint's '{key}/{slot}' has shape {array.shape}, but its array {shape}. "
-                "Are the arrays those that were saved?"
-            )
-        known = kept.has_name if slot != AVERAGE else has_kernel
-        if not known(array) or (slot == kept.REST and array.dtype.name != "float16"):
-            raise refusal(f"The checkpoint's '{key}/{slot}'", array.dtype.name, "of a dtype that state has")
-        if array.dtype == np.int8:
-            kept.check_scales(slots, key, slot, block)
-    return shape, {slot: np.array(array, dtype=native(array), order="K") for slot, array in slots.items()}
-
-
-def _check_same_keys(theirs: set[str], ours: set[str], what: str) -> None:
-    for missing, where, there in (
-        (ours - theirs, "The checkpoint", what),
-        (theirs - ours, what, "the checkpoint"),
-    ):
-        if missing:
-            raise KeyMismatchError(
-                f"{where} has no {', '.join(map(repr, sorted(missing)))}, but {there} has. "
-                "Load a checkpoint of the same arrays."
-            )

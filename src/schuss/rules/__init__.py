@@ -136,6 +136,11 @@ TABLE: dict[str, Row] = {
             "lr lambd alpha t0 weight_decay foreach maximize differentiable capturable |",
             {"x": "ax", "eta": "eta", "mu": "mu"},
         ),
-        Row(Lion, "lr betas weight_decay | maximize", {"m": "exp_avg"}, counts_steps=False),
+        Row(
+            Lion,
+            "lr betas weight_decay | maximize foreach capturable differentiable fused",
+            {"m": "exp_avg"},
+            counts_steps=False,
+        ),
     )
 }

@@ -5,6 +5,7 @@ Source: Zeiler 2012, algorithm 1.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from schuss.rules.rule import Rule, number, sqrt
@@ -45,6 +46,7 @@ class Adadelta(Rule):
     weight_decay: float = number(0.0, low=0)
 
     state = ("v", "u")
+    bounds = {"v": (0, math.inf), "u": (0, math.inf)}
 
     def coefficients(self, step: int) -> dict[str, float]:
         """The scalars of one step; the same at every step."""

@@ -5,6 +5,7 @@ Source: Duchi, Hazan and Singer 2011, figure 1 (diagonal matrices).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from schuss.rules.rule import Rule, choice, number, sqrt
@@ -50,6 +51,7 @@ class Adagrad(Rule):
     eps_position: str = choice("outside", "inside")
 
     state = ("s",)
+    bounds = {"s": (0, math.inf)}
 
     def initial(self) -> dict[str, float]:
         """The sum may start above 0, which softens the first steps."""

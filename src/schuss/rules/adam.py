@@ -63,6 +63,7 @@ class Adam(Rule):
     decoupled_weight_decay: bool = option(False)
 
     variants = {"": ("m", "v"), "amsgrad": ("m", "v", "p")}
+    bounds = {"v": (0, math.inf), "p": (0, math.inf)}
 
     @property
     def variant(self) -> str:

@@ -5,6 +5,7 @@ Source: Kingma and Ba 2015, algorithm 2.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from schuss.rules.adam import left_to_average
@@ -47,6 +48,7 @@ class Adamax(Rule):
     weight_decay: float = number(0.0, low=0)
 
     state = ("m", "u")
+    bounds = {"u": (0, math.inf)}
 
     def coefficients(self, step: int) -> dict[str, float]:
         """The scalars of one step."""

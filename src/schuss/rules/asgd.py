@@ -5,6 +5,7 @@ Source: Polyak and Juditsky 1992; Bottou 2010, section 5 (the rate and the start
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from schuss.rules.rule import Rule, number
@@ -48,6 +49,7 @@ class ASGD(Rule):
 
     state = ("x",)
     scalars = ("eta", "mu")
+    bounds = {"eta": (0, math.inf), "mu": (0, 1)}
 
     def initial(self) -> dict[str, float]:
         """The first step is at the full rate, and its weights are the first average."""

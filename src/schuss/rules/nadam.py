@@ -58,6 +58,7 @@ class NAdam(Rule):
 
     state = ("m", "v")
     scalars = ("product",)
+    bounds = {"v": (0, math.inf), "product": (0, 1)}
 
     def initial(self) -> dict[str, float]:
         """An empty product is 1."""

@@ -53,6 +53,7 @@ class RAdam(Rule):
     decoupled_weight_decay: bool = option(False)
 
     state = ("m", "v")
+    bounds = {"v": (0, math.inf)}
 
     def coefficients(self, step: int) -> dict[str, float]:
         """The scalars of one step; before rectification the denominator is slope · √v + eps = 1."""

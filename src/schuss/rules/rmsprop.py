@@ -5,6 +5,7 @@ Sources: Tieleman and Hinton 2012, lecture 6.5; Graves 2013, equations 38 to 41 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from schuss.rules.rule import Rule, choice, maximum, number, option, sqrt
@@ -59,6 +60,7 @@ class RMSprop(Rule):
         "centered": ("v", "a"),
         "centered_momentum": ("v", "b", "a"),
     }
+    bounds = {"v": (0, math.inf)}
 
     @property
     def variant(self) -> str:

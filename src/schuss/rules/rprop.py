@@ -5,6 +5,7 @@ Source: Riedmiller and Braun 1993; Igel and Hüsken 2000 (the variant without we
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from schuss.rules.rule import Rule, number, sign, where
@@ -44,6 +45,7 @@ class Rprop(Rule):
     step_size_max: float = number(50.0, low=0)
 
     state = ("h", "d")
+    bounds = {"d": (0, math.inf)}
 
     def check(self) -> None:
         """The least length cannot exceed the greatest."""

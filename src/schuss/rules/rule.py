@@ -128,12 +128,14 @@ class Rule:
     """An optimizer as mathematics: hyperparameters, named state, and one step of one weight.
 
     `state` names what is remembered of each weight, in the order in which `update` takes and returns it;
-    `variants` does so where an option changes it. `scalars` names what is remembered of a whole tensor.
+    `variants` does so where an option changes it. `scalars` names what is remembered of a whole tensor. `bounds` says
+    between which two numbers each of these stays: a checkpoint with others is damaged.
     """
 
     state: ClassVar[tuple[str, ...]] = ()
     variants: ClassVar[dict[str, tuple[str, ...]]] = {"": ()}
     scalars: ClassVar[tuple[str, ...]] = ()
+    bounds: ClassVar[dict[str, tuple[float, float]]] = {}
 
     def __init_subclass__(cls) -> None:
         if "variants" not in cls.__dict__ and "state" in cls.__dict__:

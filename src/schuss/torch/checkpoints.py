@@ -1,57 +1,312 @@
-"""One weight's state on its way into a checkpoint, in torch.optim's layout, and out of one."""
+"""What goes into a checkpoint, in torch.optim's layout, and what comes out of one.
+
+Beside torch.optim's `state` and `param_groups` a checkpoint has `state_entries`: how many weights have each entry of
+state. torch.optim reads past it, and what it saves has none. A weight that never had a gradient has no state, so that
+without the record a weight whose state was lost looks the same.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 
-from schuss.compile.formula import AVERAGE
+from schuss.compile.checkpoint import (
+    WAY_OUT,
+    Check,
+    Part,
+    Problem,
+    Weight,
+    check_block,
+    check_count,
+    counted,
+    is_count,
+    lost_entries,
+    strange,
+)
+from schuss.compile.front import NARROW, OPTIONS, SWITCHES, dtype_name, is_schedule
+from schuss.compile.storage import BLOCK
+from schuss.errors import refusal
 from schuss.rules import Row
 from schuss.torch import kept
 
 Tensor = torch.Tensor
+Entry = dict[str, Any]
+RECORD = "state_entries"
+SCHEDULE = "finished_steps"
+"""Where a checkpoint has the step of the optimizer's `Scheduler`: not in a group, where torch.optim would keep it."""
+
+
+class _Tensors:
+    """How a checkpoint's tensors are read."""
+
+    def number(self, value: Any) -> int | float | None:
+        if isinstance(value, Tensor):
+            value = value.item() if value.numel() == 1 and value.device.type != "meta" else None
+        elif hasattr(value, "item") and math.prod(value.shape) == 1:
+            value = value.item()
+        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+    def count(self, value: Any) -> int | float | None:
+        return self.number(value)
+
+    def shape(self, value: Any) -> tuple[int, ...] | None:
+        return tuple(value.shape) if isinstance(value, Tensor) and value.layout == torch.strided else None
+
+    def dtype(self, value: Any) -> str:
+        return dtype_name(value.dtype)
+
+    def least(self, value: Any) -> float:
+        return float(own.amin()) if (own := _own(value)) is not None else 0.0
+
+    def most(self, value: Any) -> float:
+        return float(own.amax()) if (own := _own(value)) is not None else 0.0
+
+
+def _own(value: Any) -> Tensor | None:
+    """The real numbers of a tensor that are here: of a DTensor this process's part. None if there are none."""
+    own = (value.to_local() if hasattr(value, "to_local") else value).detach()
+    own = torch.view_as_real(own.resolve_conj()) if own.is_complex() else own
+    return own if own.numel() and own.device.type != "meta" else None
+
+
+def check_of(row: Row) -> Check:
+    """The table of checks for one optimizer's checkpoints."""
+    return Check(
+        row.rule,
+        row.names,
+        row.counts_steps,
+        _Tensors(),
+        lambda key, part: f"{part!r} of weight {key}",
+        NARROW,
+    )
 
 
 def exported(name: str, value: Any, row: Row) -> Any:
     """A state's entry as torch.optim has it: a count is a float32 tensor, as long as that can count on."""
     if name == "step":
-        return value.to(torch.float32 if value < 2**24 else torch.float64, copy=True)
-    return value.clone() if name in (row.names[scalar] for scalar in row.rule.scalars) else value
+        return torch.as_tensor(value).to(torch.float32 if value < 2**24 else torch.float64, copy=True)
+    return torch.as_tensor(value).clone() if name in (row.names[one] for one in row.rule.scalars) else value
 
 
-def loaded(entry: dict[str, Any], weight: Tensor, key: Any, row: Row, block: int) -> dict[str, Any]:
-    """One weight's state from a checkpoint, copied to the weight's device, or words on why it does not fit."""
-    entry = {kept.own_name(name): value for name, value in entry.items()}
-    scalars = {row.names[scalar] for scalar in row.rule.scalars} | {"step"}
-    slots = {*row.names.values(), AVERAGE} - scalars
-    beside = {kept.REST, *map(kept.scale_of, slots)}
-    unknown = set(entry) - slots - scalars - beside
-    if unknown:
+def record(state: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How many weights have each entry: what is lost on the way is then missed."""
+    return counted(_names(state, [key for group in groups for key in group["params"]]).values())
+
+
+def _names(state: Mapping[Any, Any], keys: Sequence[Any]) -> dict[Any, set[str]]:
+    """The entries of each weight's state that are not None."""
+    entries = {key: state[key] for key in keys if isinstance(state.get(key), Mapping)}
+    return {key: {name for name, value in entries.get(key, {}).items() if value is not None} for key in keys}
+
+
+@dataclass
+class Saved:
+    """A checkpoint that has the form of one: its groups, and each weight's key and entries, in the groups' order."""
+
+    groups: list[dict[str, Any]]
+    keys: list[Any]
+    entries: list[Entry]
+    others: dict[Any, Any]
+    block: int
+    in_blocks: bool
+    skipped: int
+    schedule: int | None
+    problems: list[Problem]
+
+    def steps(self, members: range) -> int:
+        """The finished steps of a group, going by its weights."""
+        read = _Tensors().number
+        numbers = [read(self.entries[k]["step"]) for k in members if "step" in self.entries[k]]
+        return max((int(n) for n in numbers if n is not None and is_count(n)), default=0)
+
+
+def check_form(loaded: Any) -> None:
+    """Refuse what is no checkpoint of an optimizer."""
+    if not isinstance(loaded, Mapping) or not {"state", "param_groups"} <= loaded.keys():
+        found = ", ".join(map(repr, list(cast(Any, loaded))[:5])) if isinstance(loaded, Mapping) else ""
+        has = f"has {found or 'nothing'}" if isinstance(loaded, Mapping) else f"is a {type(loaded).__name__}"
         raise ValueError(
-            f"The checkpoint's state of weight {key} has {', '.join(map(repr, sorted(unknown)))}; "
-            f"{row.name} keeps {', '.join(map(repr, sorted(slots - {AVERAGE})))}. Is it another optimizer's?"
+            f"A checkpoint of an optimizer is a dict with 'state' and 'param_groups'; this one {has}. Give what "
+            "optimizer.state_dict() returned, not a model's."
         )
-    copied: dict[str, Any] = {}
-    for name, value in entry.items():
-        if name in {*slots, kept.REST} and value is not None and tuple(value.shape) != tuple(weight.shape):
+
+
+def parsed(loaded: Any, ours: Sequence[int], row: Row, check: Check) -> Saved:
+    """The parts of a checkpoint for groups of `ours` weights; or words on why it is none."""
+    check_form(loaded)
+    groups, state = loaded["param_groups"], loaded["state"]
+    if not isinstance(state, Mapping):
+        raise refusal("The checkpoint's 'state'", type(state).__name__, "a dict of each weight's state")
+    _check_groups(groups)
+    theirs = [len(group["params"]) for group in groups]
+    if theirs != list(ours):
+        raise ValueError(
+            f"The checkpoint has parameter groups of {theirs} weights, this optimizer of {list(ours)}. "
+            "Build the optimizer with the same groups as the one that was saved."
+        )
+    keys = [key for group in groups for key in group["params"]]
+    recorded = loaded.get(RECORD)
+    problems = [] if recorded is None else list(lost_entries(RECORD, recorded, _names(state, keys)))
+    found = {key: _entry(state[key], key, check) for key in keys if key in state}
+    others, homeless = _others(state, set(keys), check)
+    block, in_blocks = _block(groups)
+    return Saved(
+        groups=groups,
+        keys=keys,
+        entries=[found.get(key, {}) for key in keys],
+        others=others,
+        block=block,
+        in_blocks=in_blocks,
+        skipped=_number_of("skipped", loaded) if "skipped" in loaded else 0,
+        schedule=_schedule_in(loaded, groups),
+        problems=[*homeless, *problems],
+    )
+
+
+def _number_of(name: str, loaded: Mapping[Any, Any]) -> int:
+    """A count that stands in a checkpoint beside its state."""
+    return check_count(f"The checkpoint's {name!r}", _Tensors().number(loaded[name]), loaded[name])
+
+
+def _schedule_in(loaded: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]]) -> int | None:
+    """The step of a `Scheduler`. Earlier versions kept it in the groups."""
+    places = [one for one in (loaded, *groups) if one.get(SCHEDULE) is not None]
+    return _number_of(SCHEDULE, places[0]) if places else None
+
+
+def _check_groups(groups: Any) -> None:
+    """Refuse what are no parameter groups, or name a weight twice."""
+    if not isinstance(groups, list | tuple):
+        raise refusal("The checkpoint's 'param_groups'", type(groups).__name__, "a list of groups")
+    seen: set[Any] = set()
+    for k, group in enumerate(cast(list[Any], groups)):
+        params = cast(Any, group).get("params") if isinstance(group, Mapping) else None
+        if not isinstance(params, list | tuple):
             raise ValueError(
-                f"The checkpoint's {name!r} of weight {key} has shape {tuple(value.shape)}, the weight "
-                f"{tuple(weight.shape)}. Is the model the one that was saved?"
+                f"The checkpoint's param_groups[{k}] has no list of 'params'. Was it made by state_dict()?"
             )
-        if isinstance(value, Tensor):
-            place = "cpu" if name in scalars else weight.device
-            copied[name] = value.detach().to(place, copy=True)
-        elif value is not None:
-            copied[name] = value
-    for name in slots & copied.keys():
-        if copied[name].dtype == torch.int8:
-            kept.check_scales(copied, name, key, block)
-            copied[name] = copied[name].contiguous()
-            kept.convert(copied, name, "int8", block)
-    return copied
+        for key in cast(list[Any], params):
+            if isinstance(key, bool) or not isinstance(key, int | str):
+                raise refusal(
+                    f"The checkpoint's param_groups[{k}]['params']",
+                    params,
+                    "a list of numbers or names of weights",
+                )
+            if key in seen:
+                raise ValueError(f"The checkpoint's param_groups[{k}]['params'] has {key!r} a second time.")
+            seen.add(key)
 
 
-def steps_in(state: dict[Any, Any], weights: list[Tensor]) -> int:
-    """The finished steps of a group whose checkpoint does not say: those of its oldest weight."""
-    return max((int(state[w]["step"]) for w in weights if "step" in state.get(w, ())), default=0)
+def _entry(entry: Any, key: Any, check: Check) -> Entry:
+    """One weight's state by our names, without what is None, which torch.optim.SGD saves of what has not begun."""
+    if not isinstance(entry, Mapping):
+        raise refusal(f"The checkpoint's state of weight {key}", entry, "a dict")
+    found: Entry = {}
+    for name, value in cast(Mapping[Any, Any], entry).items():
+        own = kept.own_name(name) if isinstance(name, str) else name
+        if value is None and own in check.parts:
+            continue
+        if own in found:
+            raise ValueError(
+                f"The checkpoint's state of weight {key} has {own!r} twice, as numbers and in codes. Take one out."
+            )
+        found[own] = value
+    strange(check, key, found)
+    return found
+
+
+def _others(state: Mapping[Any, Any], keys: set[Any], check: Check) -> tuple[dict[Any, Any], list[Problem]]:
+    """What stands under keys of no weight: a user's own, which is kept; or state whose weight is not to be found."""
+    own: dict[Any, Any] = {}
+    homeless: list[Problem] = []
+    for key, value in state.items():
+        if key in keys:
+            continue
+        names = (
+            {kept.own_name(name) for name in value if isinstance(name, str)}
+            if isinstance(value, Mapping)
+            else set()
+        )
+        if names & check.parts.keys() or isinstance(key, int | Tensor):
+            shown = f"a tensor of shape {tuple(key.shape)}" if isinstance(key, Tensor) else repr(key)
+            homeless.append(
+                Problem(
+                    f"The checkpoint has state under {shown}, but its groups have no such weight: they have "
+                    f"{', '.join(map(repr, sorted(keys, key=str)[:5]))}{', ...' if len(keys) > 5 else ''}. "
+                    f"Was a key renamed? {WAY_OUT}",
+                    fatal=False,
+                )
+            )
+        else:
+            own[key] = copy.deepcopy(value)
+    return own, homeless
+
+
+def _block(groups: Sequence[Mapping[str, Any]]) -> tuple[int, bool]:
+    """How many codes share a scale, and whether the checkpoint says so."""
+    said = [group["block_size"] for group in groups if group.get("block_size") is not None]
+    sizes = [check_block("The checkpoint's 'block_size'", _Tensors().number(size), size) for size in said]
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            f"The checkpoint's groups have blocks of {', '.join(map(str, sizes))}; it is one size for all. Was it put "
+            "together from several?"
+        )
+    return (sizes[0], True) if sizes else (BLOCK, False)
+
+
+def fitted_group(
+    mine: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    needed: Collection[str],
+    own: Collection[str],
+    row: Row,
+    steps: int,
+) -> dict[str, Any]:
+    """A group of this optimizer with the checkpoint's hyperparameters; how numbers are kept stays the constructor's."""
+    missing = [name for name in needed if name not in theirs]
+    if missing:
+        raise ValueError(
+            f"The checkpoint's parameter groups have no {', '.join(map(repr, missing))}, which {row.name} needs; they "
+            f"have {', '.join(map(repr, theirs))}. Is it another optimizer's?"
+        )
+    for name in own:
+        if name not in mine["schedules"] and is_schedule(theirs.get(name)):
+            raise refusal(
+                f"The checkpoint's {name!r}",
+                theirs[name],
+                "a number",
+                "A schedule is given to the constructor.",
+            )
+    if not isinstance(theirs.get("maximize", False), bool):
+        raise refusal("The checkpoint's 'maximize'", theirs["maximize"], "True or False")
+    number = _Tensors().number(theirs.get("step", 0))
+    counted_steps = check_count("The checkpoint's 'step' of a parameter group", number, theirs.get("step"))
+    constructors = {"params", "schedules", "block_size", SCHEDULE, *OPTIONS, *(SWITCHES.keys() & mine.keys())}
+    taken = {name: value for name, value in theirs.items() if name not in constructors}
+    # Steps that another optimizer took with this checkpoint stand in the weights' counts alone.
+    return {**mine, **copy.deepcopy(taken), "step": max(counted_steps, steps)}
+
+
+def copied(entry: Entry, weight: Tensor, parts: Mapping[str, Part], block: int) -> Entry:
+    """One weight's checked state, copied to the weight's device."""
+    found: Entry = {}
+    for name, value in entry.items():
+        if parts[name].kind in ("count", "number"):
+            found[name] = torch.tensor(float(value), dtype=torch.float64)
+        else:
+            found[name] = value.detach().to(weight.device, copy=True)
+    for name in [name for name, part in parts.items() if part.kind == "slot" and name in found]:
+        if found[name].dtype == torch.int8:
+            found[name] = found[name].contiguous()
+            kept.convert(found, name, "int8", block)
+    return found
+
+
+def weight_of(key: Any, weight: Tensor) -> Weight:
+    """What is known of the weight whose state is loaded."""
+    return Weight(key, tuple(weight.shape), dtype_name(weight.dtype))

@@ -15,19 +15,12 @@ from typing import Any, cast
 import torch
 
 from schuss.compile import eager
+from schuss.compile.checkpoint import REST, scale_of
 from schuss.compile.front import dtype_name, slot_dtype, slot_storage
 from schuss.compile.storage import BLOCK, PLAIN, STORAGES
 from schuss.torch.layout import held, in_memory
 
 Tensor = torch.Tensor
-
-REST = "rest"
-
-
-def scale_of(name: str) -> str:
-    """The name under which a slot's scales stand."""
-    return f"{name}_scale"
-
 
 _CODES = "_codes"
 
@@ -237,15 +230,3 @@ def check_rows(key: int, weight: Tensor, gradient: Any) -> None:
                     f"{of} has the index {index} in dimension {axis}; it needs one in [0, {size}). Try "
                     "torch.sparse_coo_tensor(..., check_invariants=True) where it is made."
                 )
-
-
-def check_scales(entry: Mapping[str, Any], name: str, key: Any, block: int) -> None:
-    """Refuse a checkpoint's codes without scales, or with another number of them."""
-    blocks = -(-entry[name].numel() // block)
-    scales = entry.get(scale_of(name))
-    if scales is None or scales.numel() != blocks:
-        found = "none" if scales is None else f"{scales.numel()}"
-        raise ValueError(
-            f"The checkpoint's {name!r} of weight {key} has {entry[name].numel()} codes in blocks of {block}, which "
-            f"need {blocks} scales in {scale_of(name)!r}; there are {found}. Was it cut short?"
-        )

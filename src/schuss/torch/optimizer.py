@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import math
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 import torch.optim.optimizer as base
 
-from schuss.compile import device, norm
+from schuss.compile import checkpoint, device, norm
 from schuss.compile.formula import AVERAGE, formula
 from schuss.compile.front import (
     OPTIONS,
@@ -30,6 +29,7 @@ from schuss.compile.front import (
     dtype_name,
     for_sparse,
     is_schedule,
+    own_signature,
     parameters,
     plain_number,
     renewed,
@@ -105,6 +105,7 @@ class Optimizer(torch.optim.Optimizer):
     grad_scale: Tensor | None
     found_inf: Tensor | None
     _skipped, _swapped, _told, _norm, _control = map(_live, _Live.__dataclass_fields__)
+    _check: ClassVar[checkpoint.Check]
     _parameters: ClassVar[dict[str, inspect.Parameter]]
     _binding: ClassVar[inspect.Signature]
     _names: ClassVar[tuple[tuple[str, tuple[str, ...]], ...]]
@@ -112,6 +113,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        constructor = own_signature(cls)
+        if constructor is not None:
+            cls.__signature__ = constructor  # type: ignore[attr-defined]
         if "row" not in cls.__dict__:
             return
         group = inspect.Parameter("process_group", inspect.Parameter.KEYWORD_ONLY, default=None)
@@ -119,12 +123,14 @@ class Optimizer(torch.optim.Optimizer):
         first, params = (
             inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in ("self", "params")
         )
-        cls.__signature__ = inspect.Signature([params, *cls._parameters.values()])  # type: ignore[attr-defined]
+        takes = inspect.Signature([params, *cls._parameters.values()])
+        cls.__signature__ = constructor or takes  # type: ignore[attr-defined]
         cls._binding = inspect.Signature([first, params, *cls._parameters.values()])
         own = {field.name for field in fields(cls.row.rule)}
         page = (cls.row.rule.__doc__ or "").split(">>>")[0].rstrip()  # its example is for the page itself
         cls.__doc__ = f"{page}\n\n    {cls.__doc__}"
         cls.step = _hooked(cls.step)
+        cls._check = checkpoints.check_of(cls.row)
         cls._names = tuple((n, PAIRS.get(n, (n,))) for n in cls._parameters if n in own or n in PAIRS)
         cls._values = staticmethod(itemgetter(*(n for n, _ in cls._names)))
 
@@ -161,6 +167,7 @@ class Optimizer(torch.optim.Optimizer):
         self._shards: sharded.Shards | None = None
         self._control = None
         self._unmoved: set[int] = set()  # weights whose state a dry step has made
+        self._shared: dict[tuple[int, int], Tensor] = {}  # counts and scalars that other processes step too
         self._begun: dict[int, int] = {}  # a group's steps before the device's first
 
     # Groups and their hyperparameters
@@ -307,8 +314,12 @@ class Optimizer(torch.optim.Optimizer):
             return loss
         terms = [self._terms(group, group["step"], scale) for group in groups]
         sparse_rules = {item.group: for_sparse(rules[item.group], self._sparse) for item in plan.sparse}
+        for (member, column), count in self._shared.items():
+            self._ledger[member, column] = float(count)
         counting = [partial(group.__setitem__, "step", group["step"] + 1) for group in groups]
         plan.step(gradients, self._ledger, rules, sparse_rules, terms, torch.get_num_threads(), counting)
+        for (member, column), count in self._shared.items():
+            count.fill_(self._ledger[member, column])
         if self._unmoved:
             self._unmoved.difference_update(map(id, plan.weights))
         self._show_schedules()
@@ -666,35 +677,62 @@ class Optimizer(torch.optim.Optimizer):
         """Bring the ledger's row of weight `k` and its state in agreement: what stands in the state is right."""
         row, views = self._ledger[k], self._views[k]
         if [view.data_ptr() - row.ctypes.data for view in views] != [8 * c for c in range(len(row))]:
-            views = self._views[k] = torch.from_numpy(row).unbind()  # someone has given a view other memory
+            self._views[k] = torch.from_numpy(row).unbind()  # someone has given a view other memory
         if not self.row.counts_steps:
-            row[0] = 0 if new else max(row[0], steps)
-        elif entry.get("step") is not views[0]:
-            row[0] = float(entry.get("step", 0))
-            entry["step"] = views[0]
+            self._ledger[k, 0] = 0 if new else max(self._ledger[k, 0], steps)
+        else:
+            self._view(k, 0, entry, "step", 0.0)
         for column, scalar in enumerate(self.row.rule.scalars, 1):
-            name = self.row.names[scalar]
-            if entry.get(name) is not views[column]:
-                row[column] = float(entry.get(name, first.get(scalar, 0.0)))
-                entry[name] = views[column]
+            self._view(k, column, entry, self.row.names[scalar], first.get(scalar, 0.0))
+
+    def _view(self, k: int, column: int, entry: dict[str, Any], name: str, first: float) -> None:
+        """Take a count or scalar from the state, and leave a view of the ledger there; what is shared stays itself."""
+        value, view = entry.get(name), self._views[k][column]
+        if value is view:
+            return
+        self._ledger[k, column] = first if value is None else float(value)
+        if isinstance(value, Tensor) and value.device.type == "cpu" and value.is_shared():
+            self._shared[k, column] = value
+        else:
+            self._shared.pop((k, column), None)
+            entry[name] = view
 
     def _renew_ledger(self, weights: list[Tensor]) -> None:
         """A ledger with a row for each weight. The state's counts and scalars are views of it: one `+ 1` moves all."""
         old = {id(weight): row for weight, row in zip(self._members, self._ledger, strict=True)}
         self._ledger = np.zeros((len(weights), self._ledger.shape[1]))
         self._views = [row.unbind() for row in torch.from_numpy(self._ledger).unbind()]
-        self._members = list(weights)
+        self._members, self._shared = list(weights), {}
+        self._drop_unstepped()
         for k, weight in enumerate(weights):
             if id(weight) in old:
                 self._ledger[k] = old[id(weight)]
             if weight in self.state and self.row.counts_steps and "step" in self.state[weight]:
                 self._remember(k, self.state[weight], {}, False, 0)
 
+    def _strays(self) -> list[Tensor]:
+        """The tensors that have state but are in no group: weights that were replaced since."""
+        weights = {id(weight) for group in self.param_groups for weight in group["params"]}
+        tensors = [key for key in cast(dict[Any, Any], self.state) if isinstance(key, Tensor)]
+        return [one for one in tensors if id(one) not in weights]
+
+    def _drop_unstepped(self) -> None:
+        """Drop the state that construction made of weights that were replaced before a step, as FSDP does."""
+        for one in self._strays() if self.row.state_at_construction else ():
+            if not float(self.state[one].get("step", 0)):
+                del self.state[one]
+
     # Checkpoints, in torch.optim's layout
 
     def state_dict(self) -> dict[str, Any]:
         """The state in torch.optim's layout: its optimizers read it. Schedules are configuration, and not in it."""
         self._settle()
+        self._drop_unstepped()
+        for one in self._strays():
+            raise ValueError(
+                f"optimizer.state has the state of a tensor of shape {tuple(one.shape)} that is in no parameter group. "
+                "Was a weight replaced after a step? Move its state to the new weight, or take it out."
+            )
         packed = super().state_dict()
         state = {
             key: {
@@ -713,66 +751,85 @@ class Optimizer(torch.optim.Optimizer):
         groups = [
             {k: v for k, v in group.items() if k not in own} | block_size for group in packed["param_groups"]
         ]
-        more = {"skipped": self.skipped} if self.skipped else {}
+        more: dict[str, Any] = {checkpoints.RECORD: checkpoints.record(state, packed["param_groups"])}
+        if self.skipped:
+            more["skipped"] = self.skipped
         return {**packed, "state": state, "param_groups": groups, **more}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any], *, strict: bool = True) -> None:
         """Take the state of a checkpoint, torch.optim's or ours, as it is: nothing is cast, unless to a `state_dtype`
         that was asked for at construction.
 
         A schedule is configuration: the one given at construction goes on from the checkpoint's step. So are the
         options of how numbers are kept, clipped, skipped and averaged.
 
-        Raises `ValueError` naming the key if the checkpoint does not fit, before anything is changed.
+        Raises `ValueError` naming the key if the checkpoint does not fit, or is damaged, before anything is changed.
+        With `strict=False` a weight whose state is missing, in part too, or has a NaN starts afresh, with a warning.
         """
+        checkpoints.check_form(state_dict)
         loaded = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             result = hook(self, loaded)
             loaded = loaded if result is None else result
-        weights = list(chain.from_iterable(group["params"] for group in self.param_groups))
-        saved = loaded["param_groups"]
-        theirs = [len(group["params"]) for group in saved]
-        ours = [len(group["params"]) for group in self.param_groups]
-        if theirs != ours:
-            raise ValueError(
-                f"The checkpoint has parameter groups of {theirs} weights, this optimizer of {ours}. "
-                "Build the optimizer with the same groups as the one that was saved."
-            )
-        blocks = {group.get("block_size", BLOCK) for group in saved}.pop()
-        weight_of = dict(zip(chain.from_iterable(group["params"] for group in saved), weights, strict=True))
-        state: dict[Any, Any] = {}
-        for key, entry in loaded["state"].items():
-            if key in weight_of:
-                state[weight_of[key]] = checkpoints.loaded(entry, weight_of[key], key, self.row, blocks)
-            else:
-                state[key] = copy.deepcopy(entry)
+        sizes = [len(group["params"]) for group in self.param_groups]
+        saved = checkpoints.parsed(loaded, sizes, self.row, self._check)
         groups: list[dict[str, Any]] = []
-        for mine, other in zip(self.param_groups, saved, strict=True):
-            missing = [name for name in self._needed() if name not in other]
-            if missing:
-                raise ValueError(
-                    f"The checkpoint's parameter groups have no {', '.join(map(repr, missing))}, which {self.row.name} "
-                    f"needs; they have {', '.join(map(repr, other))}. Is it another optimizer's?"
-                )
-            fitted = {**mine, **copy.deepcopy({k: v for k, v in other.items() if k != "params"})}
-            fitted["step"] = other.get("step", checkpoints.steps_in(state, mine["params"]))
-            switches = {name: mine[name] for name in SWITCHES if name in mine}
-            fitted |= {"params": mine["params"], "schedules": mine["schedules"], **switches}
-            in_blocks = fitted.pop("block_size", None) is not None
-            for weight in mine["params"] if mine["state_dtype"] is not None else ():
-                asked = kept.slot_dtype_of(weight, mine["state_dtype"])
-                if asked == "int8" and in_blocks:
-                    continue  # what is not in blocks, as others are, had a reason: it has gradients of rows
-                for name in self._slot_names & state.get(weight, {}).keys():
-                    kept.convert(state[weight], name, asked)
-            self._rules.pop(id(fitted), None)
-            self._rule_of(fitted)
-            groups.append(fitted)
-        self.__setstate__(
-            {"state": State(state), "param_groups": groups, "_skipped": loaded.get("skipped", 0)}
-        )
+        try:
+            rules = self._fit(saved, groups)
+            state, lost = self._checked_state(saved, groups, rules, strict)
+        finally:  # what is remembered by a group's id must not outlive it
+            for group in groups:
+                self._rules.pop(id(group), None)
+                self._in_force.pop(id(group), None)
+        checkpoint.warn_of(lost)
+        self.__setstate__({"state": State(state), "param_groups": groups, "_skipped": saved.skipped})
+        if saved.schedule is not None:  # for a Scheduler that is built later
+            vars(self)[checkpoints.SCHEDULE] = saved.schedule
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
+
+    def _fit(self, saved: checkpoints.Saved, groups: list[dict[str, Any]]) -> list[Rule]:
+        """Append to `groups` this optimizer's own with the checkpoint's hyperparameters; return the rule of each."""
+        rules: list[Rule] = []
+        first = 0
+        for k, (mine, theirs) in enumerate(zip(self.param_groups, saved.groups, strict=True)):
+            members = range(first, first := first + len(mine["params"]))
+            own = [name for name, _ in self._names]
+            group = checkpoints.fitted_group(
+                mine, theirs, self._needed(), own, self.row, saved.steps(members)
+            )
+            groups.append(group)
+            self._rules.pop(id(group), None)
+            self._in_force.pop(id(group), None)
+            try:
+                rules.append(self._rule_of(group))
+            except ValueError as problem:
+                raise ValueError(f"The checkpoint's param_groups[{k}]: {problem}") from None
+        return rules
+
+    def _checked_state(
+        self, saved: checkpoints.Saved, groups: list[dict[str, Any]], rules: list[Rule], strict: bool
+    ) -> tuple[dict[Any, Any], list[str]]:
+        """A copy of the checkpoint's state by weight, and words on what of it is missing."""
+        lost: list[str] = []
+        state: dict[Any, Any] = dict(saved.others)
+        belonging = [(w, g, r) for g, r in zip(groups, rules, strict=True) for w in g["params"]]
+        for key, entry, (weight, group, rule) in zip(saved.keys, saved.entries, belonging, strict=True):
+            if not entry:
+                continue
+            about = checkpoints.weight_of(key, weight)
+            missing = checkpoint.settle(self._check.problems(about, entry, rule, saved.block), strict)
+            lost += missing
+            if missing:
+                continue
+            state[weight] = checkpoints.copied(entry, weight, self._check.parts, saved.block)
+            if group["state_dtype"] is not None:
+                asked = kept.slot_dtype_of(weight, group["state_dtype"])
+                if asked == "int8" and saved.in_blocks:
+                    continue  # what is not in blocks, as others are, had a reason: it has gradients of rows
+                for name in self._slot_names & state[weight].keys():
+                    kept.convert(state[weight], name, asked)
+        return state, lost + checkpoint.settle(saved.problems, strict)
 
     def _needed(self) -> list[str]:
         """The hyperparameters that every checkpoint of this optimizer has: torch's numbers, not its switches."""
@@ -788,6 +845,13 @@ class Optimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
+        # What is sent to another process is moved to shared memory, where views of the ledger would lose it.
+        names = ["step", *(self.row.names[scalar] for scalar in self.row.rule.scalars)]
+        for weight, views in zip(self._members, self._views, strict=True):
+            entry: dict[str, Any] = self.state.get(weight, {})
+            for name, view in zip(names, views, strict=True):
+                if entry.get(name) is view:
+                    entry[name] = view.clone()
         return {**super().__getstate__(), "_skipped": self.skipped, "_held": self._held}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -18,9 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from schuss.errors import refusal
-
-MARK = "finished_steps"
-"""Where a saved optimizer keeps the scheduler's step, so that a scheduler built later goes on from there."""
+from schuss.torch.checkpoints import SCHEDULE
 
 _hooks: WeakKeyDictionary[Optimizer, list[Any]] = WeakKeyDictionary()
 
@@ -72,7 +70,9 @@ class Scheduler(_Driver):
     The lr is a function of the step alone. A new schedule on resume, a longer one for example, counts from
     the first step after loading; what was saved of the old one is for reading only. Calling
     `optimizer.step()` is not required before `step()`, and never warned about. Loading the optimizer and the
-    scheduler may come in any order.
+    scheduler may come in any order. The optimizer's checkpoint has the step too, so that it alone will do, for an
+    optimizer of `torch.optim` if the scheduler is built before it is loaded; otherwise `step()` warns, unless the
+    scheduler was loaded too.
 
     Groups added later: with one schedule they follow it from the next step; with a list, append theirs to
     `schedules`.
@@ -100,8 +100,10 @@ class Scheduler(_Driver):
         last_epoch: int | None = None,
     ) -> None:
         """Set the lr of step 0, or of the step that the optimizer's checkpoint had reached."""
+        scheduled = isinstance(optimizer, Optimizer) and _was_scheduled(optimizer)  # pyright: ignore
         super().__init__(optimizer)
         self._meddled: int | None = 0  # how often in a row someone else has written the lr; None: it is said
+        self._incoming: int | None = None
         self._shared = callable(schedule)
         self.schedules: list[Callable[[int], float]] = [schedule] if callable(schedule) else list(schedule)
         for one in self.schedules:
@@ -109,6 +111,7 @@ class Scheduler(_Driver):
                 raise TypeError(f"schedule={one!r} is not callable. Try Constant({one!r}).")
         marked = self._take_mark()
         self.last_epoch = (marked or 0) if last_epoch is None else last_epoch + 1
+        self._lost = last_epoch is None and marked is None and scheduled
         self._apply(self.get_lr())
         self._hook()
 
@@ -127,6 +130,14 @@ class Scheduler(_Driver):
         """Go on by one step, or to a given one, and put its lr in force."""
         if self._meddled is not None:
             self._look_for_others()
+        if self._lost and epoch is None:
+            self._lost = False
+            warnings.warn(
+                "The optimizer was loaded from a checkpoint that a scheduler had a part in, but its step was not: this "
+                f"Scheduler has begun at step {self.last_epoch}. Load the scheduler's state too, or build it with "
+                "last_epoch=; -1 begins at 0 without this warning.",
+                stacklevel=2,
+            )
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
         self._step_count += 1
         self._apply(self.get_lr())
@@ -154,7 +165,7 @@ class Scheduler(_Driver):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go to the saved step; the schedule stays the one that this scheduler was built with."""
-        self.last_epoch = int(state_dict["last_epoch"])
+        self.last_epoch, self._lost = int(state_dict["last_epoch"]), False
         self._step_count = self.last_epoch + 1
         self._apply(self.get_lr())
 
@@ -165,25 +176,40 @@ class Scheduler(_Driver):
         """
         for old in _hooks.pop(self.optimizer, []):
             old.remove()
-        saving, loading = WeakMethod(self._mark), WeakMethod(self._loaded)
+        saving, reading, loading = map(WeakMethod, (self._mark, self._read, self._loaded))
         _hooks[self.optimizer] = [
             self.optimizer.register_state_dict_post_hook(lambda _, state: _call(saving, state)),
+            self.optimizer.register_load_state_dict_pre_hook(lambda _, state: _call(reading, state)),
             self.optimizer.register_load_state_dict_post_hook(lambda _: _call(loading)),
         ]
 
     def _mark(self, state_dict: dict[str, Any]) -> None:
-        for group in state_dict["param_groups"]:
-            group[MARK] = self.last_epoch
+        state_dict[SCHEDULE] = self.last_epoch
+
+    def _read(self, state_dict: dict[str, Any]) -> None:
+        self._incoming = state_dict.get(SCHEDULE)
+        saved = state_dict.get("param_groups", ())
+        # Neither this scheduler nor the checkpoint knows how far another one had come.
+        self._lost |= self.last_epoch == 0 and any("initial_lr" in group for group in saved)
 
     def _take_mark(self) -> int | None:
-        """Take the step out of the groups of an optimizer that was loaded; None if there is none."""
-        marks = [group.pop(MARK, None) for group in self.optimizer.param_groups]
+        """The step in an optimizer that was loaded; None if there is none. Earlier versions kept it in the groups."""
+        marks = [group.pop(SCHEDULE, None) for group in self.optimizer.param_groups]
+        marks += [vars(self.optimizer).pop(SCHEDULE, None), self._incoming]
+        self._incoming = None
         return next((mark for mark in marks if mark is not None), None)
 
     def _loaded(self) -> None:
         marked = self._take_mark()
+        self._lost &= marked is None
         self.last_epoch = self.last_epoch if marked is None else marked
         self._apply(self.get_lr())
+
+
+def _was_scheduled(optimizer: Optimizer) -> bool:
+    """Whether the optimizer was loaded after a scheduler had set its rate, and none is at work on it here."""
+    here = optimizer in _hooks or hasattr(optimizer.step, "_wrapped_by_lr_sched")
+    return not here and any("initial_lr" in group for group in optimizer.param_groups)
 
 
 class Plateau(_Driver, ReduceLROnPlateau):
