@@ -62,7 +62,7 @@ def test_a_cluster_gives_the_same_report_though_a_worker_is_killed(line, cluster
 
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
-    monkeypatch.setattr("schuss.lab.protocol.executors.PATIENCE", "0.2s")
+    monkeypatch.setattr("schuss.lab.protocol.executors.PATIENCE", 0.2)
     message = r"scheduler='tcp://127.0.0.1:9' is not a Dask scheduler that answers"
     with pytest.raises(ValueError, match=message), dask("tcp://127.0.0.1:9"):
         pass
