@@ -18,6 +18,7 @@ import importlib.abc
 import importlib.util
 import random
 import sys
+import traceback
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ import torch
 from torch import Tensor
 
 from schuss.errors import refusal
+from schuss.lab.reason import reason
 
 NEVER = {"schuss", *sys.stdlib_module_names}  # no neighbour bears these names, whatever lies in the folder
 
@@ -181,7 +183,7 @@ def _installed(name: str) -> Loaded:
         )
         raise refusal("module", name, "a module that can be imported here", f"{error}. {advice}") from error
     except (Exception, SystemExit) as error:
-        raise ValueError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{name} cannot be imported: {reason(traceback.format_exc())}") from error
     top = name.partition(".")[0]
     root = place.parents[name.count(".") + (place.name == "__init__.py")]
     modules = _closure(name, text, place.name == "__init__.py", [root])
@@ -206,7 +208,7 @@ def _run(spec: ModuleSpec, label: str) -> ModuleType:
             del sys.modules[spec.name]
         else:
             sys.modules[spec.name] = before
-        raise ValueError(f"{label} cannot be run: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{label} cannot be run: {reason(traceback.format_exc())}") from error
     return module
 
 

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -219,6 +219,7 @@ class Cluster(Executor):
         self._executor: Executor = client.get_executor(pure=False, retries=0)
         self._address = str(getattr(client.scheduler, "address", "the scheduler"))
         self._silent_since: float | None = None
+        self._version, self._known = "", set[str]()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Give work to the cluster."""
@@ -230,29 +231,39 @@ class Cluster(Executor):
 
     def verify(self, version: str) -> None:
         """Refuse a cluster of which a worker has other code than this process, or none."""
+        self._version = version
         answers: dict[str, Any] = self.client.run(_by_value(_which_code), on_error="return")
-        other = {worker: str(answer) for worker, answer in answers.items() if answer != version}
+        self._known = set(answers)
+        self._compare({worker: str(answer) for worker, answer in answers.items()})
+
+    def _compare(self, answers: Mapping[str, str]) -> None:
+        other = {worker: answer for worker, answer in answers.items() if answer != self._version}
         if other:
             worker, answer = next(iter(other.items()))
             many = (
-                f"{len(other)} of {len(answers)} workers have"
-                if len(other) > 1
-                else f"the worker {worker} has"
+                f"{len(other)} of the {len(answers)} workers asked have" if len(other) > 1 else "a worker has"
             )
             raise ExecutorError(
-                f"Of the Dask cluster at {self._address}, {many} other code than this process ({version}): "
+                f"In the Dask cluster at {self._address}, {many} other code than this process ({self._version}): "
                 f"{worker} says {answer!r}. Numbers of two versions cannot be mixed: install the same schuss, torch, "
                 "numpy and numba there, and start its workers again."
             )
 
     def watch(self) -> None:
-        """Raise `ExecutorError` if the scheduler, or every worker, has been gone for too long."""
+        """Raise `ExecutorError` if the scheduler or every worker is gone for too long, or a new one has other code."""
         if self.client.status != "running":
             missing = "its scheduler does not answer"
-        elif not self.client.scheduler_info()["workers"]:
+        elif not (workers := set(self.client.scheduler_info()["workers"])):
             missing = "it has no workers"
         else:
             self._silent_since = None
+            if new := workers - self._known:
+                self._known |= new
+                answers = self.client.run(_by_value(_which_code), workers=list(new), on_error="return")
+                # One that came and went again gives an error for an answer; its work goes to another.
+                self._compare(
+                    {worker: answer for worker, answer in answers.items() if isinstance(answer, str)}
+                )
             return
         now = time.monotonic()
         self._silent_since = self._silent_since or now

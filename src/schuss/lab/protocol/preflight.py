@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from schuss.lab.protocol.run import EVALUATIONS, FirstStep, first_step, weights
 from schuss.lab.protocol.version import code_version
 from schuss.lab.protocol.work import quiet_process
+from schuss.lab.reason import reason
 from schuss.lab.tasks.data import Batch, Rows, leaves
 from schuss.lab.tasks.task import Task
 
@@ -92,7 +94,7 @@ def _try(task: Task, what: str, do: Callable[[], Any]) -> Any:
     try:
         return do()
     except (Exception, SystemExit) as error:
-        raise ValueError(f"Task {task.name!r}: its {what} raised {type(error).__name__}: {error}") from error
+        raise ValueError(f"Task {task.name!r}: its {what} raised {reason(traceback.format_exc())}") from error
 
 
 def _parts(task: Task, files: Mapping[str, str], model: nn.Module) -> dict[str, str]:

@@ -79,7 +79,7 @@ class Report:
         return DataFrame(rows)
 
     def numbers(self) -> dict[str, Any]:
-        """The report without measured times and without its command, which names the folder: what executors agree on."""
+        """The report without measured times and its command, which names the folder: what executors agree on."""
         return _without_seconds({key: value for key, value in self.data.items() if key != "command"})
 
     def save(self, folder: Path) -> None:

@@ -10,9 +10,9 @@ import inspect
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -284,7 +284,11 @@ class Running:
 
     def state_bytes(self) -> int:
         """What the optimizer keeps from step to step."""
-        return sum(_bytes(value) for slots in self.optimizer.state.values() for value in slots.values())
+        state: Mapping[Any, Any] = (
+            self.optimizer.state
+        )  # of tensors by name for each weight; a hand may keep others
+        slots = (slot if isinstance(slot, Mapping) else {"": slot} for slot in state.values())
+        return sum(_bytes(value) for slot in slots for value in cast("Mapping[Any, Any]", slot).values())
 
     def diverged(self, outcome: Outcome, reason: str) -> Outcome:
         """Where and why the run ended early."""

@@ -161,6 +161,10 @@ class Store:
         rows = self._read("SELECT id, result FROM runs WHERE ? IS NULL OR task = ?", (task, task))
         return {id: self._result(id, text) for id, text in rows}
 
+    def count(self) -> int:
+        """How many runs are kept."""
+        return self._read("SELECT count(*) FROM runs")[0][0]
+
     def forget_crashed(self) -> int:
         """Remove the runs that crashed or cannot be read, and calibrations that failed; return how many runs."""
         gone: list[str] = []
