@@ -125,11 +125,7 @@ def command(
     console = Console()
     if preset and trials:
         raise click.UsageError("Give --preset or --trials, not both.")
-    with Interrupts() as interrupts, clear_errors():
-        if scheduler is None and words is None:
-            from schuss.lab.protocol.executors import start_server
-
-            start_server()  # it imports torch on another core while this process does
+    with Interrupts() as interrupts, starting(scheduler is None and words is None), clear_errors():
         from schuss.lab.entries import DEFAULT
         from schuss.lab.protocol.crashes import without_a_finish
         from schuss.lab.protocol.executors import dask
@@ -241,6 +237,16 @@ def leave(words: str) -> None:
     shown = "\x1b[?25h" if sys.stdout.isatty() else ""  # a live bar hides the cursor
     os.write(1, f"{shown}{words}\n".encode())
     os._exit(130)
+
+
+@contextmanager
+def starting(here: bool) -> Generator[None]:
+    """Let the workers' server import torch on another core while this process does."""
+    if here:
+        from schuss.lab.protocol.executors import start_server
+
+        start_server()
+    yield
 
 
 @contextmanager

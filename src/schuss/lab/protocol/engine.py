@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, 
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from schuss.lab.protocol.executors import KEPT, ExecutorError, OverLimitError
+from schuss.lab.protocol.executors import KEPT, TICK, ExecutorError, OverLimitError
 from schuss.lab.protocol.run import Outcome, plain
 from schuss.lab.protocol.version import code_version
 from schuss.lab.protocol.work import Package, stopped
@@ -21,7 +21,6 @@ __all__ = ["DEATHS", "TRIES", "ExecutorError", "Job", "execute"]
 
 TRIES = 2  # a run that raises is tried once more
 DEATHS = 5  # a worker may die of many things; the run it held is to blame only if it happens every time
-TICK = 0.25  # seconds between two looks at what the workers use
 
 End = Literal["answered", "died", "stopped"]
 

@@ -21,9 +21,10 @@ from typing import Any
 
 from schuss.errors import refusal
 from schuss.lab.protocol.limits import GIB, Limits, duration
-from schuss.lab.protocol.processes import end, end_children, lead, memory
+from schuss.lab.protocol.processes import Children, end, end_children, lead, memory, table
 
 PATIENCE = 10.0  # seconds, with a scheduler that may be busy
+TICK = 0.25  # seconds between two looks at what the workers use
 GRACE = 5.0  # seconds: a run that still takes steps ends itself at its limit
 KEPT = "What was finished is kept; run the same race again to go on."
 
@@ -66,7 +67,7 @@ class LocalProcesses(Executor):
         self.workers = workers
         self.limits = Limits()
         self._context = start_server()
-        self._gpus = gpus
+        self._gpus, self._watched = gpus, 0.0
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._workers = [_Worker(self._pool(lane)) for lane in range(workers)]
         for lane in range(workers):
@@ -107,17 +108,20 @@ class LocalProcesses(Executor):
 
     def watch(self) -> None:
         """Kill the workers whose run uses more than it may."""
+        now = time.monotonic()
+        if now - self._watched < TICK:
+            return
+        self._watched = now
+        children = table() if self.limits.memory is not None else {}
         for worker in self._workers:
             if worker.work is not None and not worker.work.done() and worker.stopped is None:
-                self._judge(worker)
+                self._judge(worker, now - worker.began, children)
 
-    def _judge(self, worker: _Worker) -> None:
-        seconds, most, took = self.limits.seconds, self.limits.memory, time.monotonic() - worker.began
+    def _judge(self, worker: _Worker, took: float, children: Children) -> None:
+        seconds, most = self.limits.seconds, self.limits.memory
         if seconds is not None and took > seconds + min(GRACE, seconds):
             worker.stopped = over_time(seconds)
-        elif (
-            most is not None and (used := max((memory(pid, most) for pid in worker.pids), default=0.0)) > most
-        ):
+        elif most is not None and (used := sum(memory(pid, most, children) for pid in worker.pids)) > most:
             # What an earlier run left in this process is not held against this one: it is tried in a new process.
             if worker.finished == 0:
                 worker.stopped = f"over {most / GIB:.3g} GiB, at {used / GIB:.3g} GiB (--run-memory)"

@@ -11,7 +11,11 @@ from collections import defaultdict
 from pathlib import Path
 
 PROC = Path("/proc")
+WATCHES_MEMORY = (PROC / "self" / "statm").exists()
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
+
+Children = dict[int, list[int]]
 
 
 def lead() -> None:
@@ -24,14 +28,20 @@ def lead() -> None:
         ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
 
 
-def descendants(pid: int) -> list[int]:
-    """All processes under this one, parents first; empty where that cannot be known."""
-    children: dict[int, list[int]] = defaultdict(list)
+def table() -> Children:
+    """The children of every process; empty where that cannot be known."""
+    children: Children = defaultdict(list)
     for place in PROC.glob("[0-9]*/stat") if PROC.is_dir() else ():
         with contextlib.suppress(OSError, ValueError, IndexError):
             # The name stands in parentheses and may hold anything.
             parent = place.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1]
             children[int(parent)].append(int(place.parent.name))
+    return children
+
+
+def descendants(pid: int, children: Children | None = None) -> list[int]:
+    """All processes under this one, parents first."""
+    children = table() if children is None else children
     found, waiting = list[int](), [pid]
     while waiting:
         below = children.get(waiting.pop(), [])
@@ -46,10 +56,10 @@ def end(pid: int, itself: bool = True) -> None:
     if itself and not below:
         with contextlib.suppress(OSError, AttributeError):
             if os.getpgid(pid) == pid != os.getpgrp():
-                os.killpg(pid, signal.SIGKILL)
+                os.killpg(pid, KILL)
     for each in [pid, *below] if itself else below:
         with contextlib.suppress(OSError):
-            os.kill(each, signal.SIGKILL)
+            os.kill(each, KILL)
 
 
 def end_children() -> None:
@@ -66,16 +76,16 @@ def end_children() -> None:
     for pid in left:
         if pid not in kept:
             with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, KILL)
                 os.waitpid(pid, 0)  # refused for a grandchild, which is collected by its own parent
 
 
-def memory(pid: int, least: float) -> float:
+def memory(pid: int, least: float, children: Children | None = None) -> float:
     """Bytes of memory that a process and all under it use; 0 if these are surely fewer than `least`.
 
     Resident sizes are quick to read, but count what processes share once for each of them.
     """
-    tree = [pid, *descendants(pid)]
+    tree = [pid, *descendants(pid, children)]
     if sum(map(_resident, tree)) <= least:
         return 0.0
     return float(sum(map(_proportional, tree)))

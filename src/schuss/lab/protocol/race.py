@@ -30,6 +30,7 @@ from schuss.lab.protocol.executors import Cluster, LocalProcesses, adopt, start_
 from schuss.lab.protocol.limits import Limits
 from schuss.lab.protocol.plan import Contestant, Plan, Run, Stage, cross, renamed
 from schuss.lab.protocol.preflight import Facts, code_version, look_over
+from schuss.lab.protocol.processes import WATCHES_MEMORY
 from schuss.lab.protocol.ranges import search_spaces
 from schuss.lab.protocol.report import Report
 from schuss.lab.protocol.store import Store, StoreError
@@ -189,10 +190,12 @@ def race(
 
 
 def _limits_in_words(limits: Limits, executor: Executor) -> str:
-    if isinstance(executor, LocalProcesses):
-        return f"Each run may use {limits} (--run-minutes, --run-memory); one that uses more is stopped."
     time_alone = Limits(limits.seconds)
-    return f"Each run may use {time_alone} (--run-minutes), looked at between its steps; memory is not watched here."
+    if not isinstance(executor, LocalProcesses):
+        return f"Each run may use {time_alone} (--run-minutes), checked between its steps; memory is not watched here."
+    if not WATCHES_MEMORY:
+        return f"Each run may use {time_alone} (--run-minutes); memory is watched on Linux alone."
+    return f"Each run may use {limits} (--run-minutes, --run-memory); one that uses more is stopped."
 
 
 def folder_name(tasks: Iterable[str]) -> str:
