@@ -77,6 +77,8 @@ def execute(
 def _submit(executor: Executor, do: Callable[..., Any], *arguments: Any) -> Future[Any]:
     try:
         return executor.submit(do, *arguments)
+    except ExecutorError:
+        raise
     except (BrokenExecutor, RuntimeError) as error:
         raise ExecutorError(f"The executor takes no more work: {error}. {KEPT}") from error
 

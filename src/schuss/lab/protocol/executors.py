@@ -227,7 +227,15 @@ class Cluster(Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Give work to the cluster."""
-        return self._executor.submit(fn, *args, **kwargs)
+        if self.client.status == "closed":
+            raise self._gone("its scheduler does not answer")
+        try:
+            return self._executor.submit(fn, *args, **kwargs)
+        except Exception as error:  # Dask's own, of a client that is being closed
+            raise self._gone(f"it takes no more work ({error})") from error
+
+    def _gone(self, why: str) -> ExecutorError:
+        return ExecutorError(f"The Dask cluster at {self._address} is gone: {why}. {KEPT}")
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more work."""
@@ -272,7 +280,7 @@ class Cluster(Executor):
         now = time.monotonic()
         self._silent_since = self._silent_since or now
         if now - self._silent_since >= PATIENCE or self.client.status == "closed":
-            raise ExecutorError(f"The Dask cluster at {self._address} is gone: {missing}. {KEPT}")
+            raise self._gone(missing)
 
 
 def _which_code() -> str:
