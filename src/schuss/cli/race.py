@@ -222,7 +222,9 @@ class Interrupts:
         """One Ctrl-C."""
         self.count += 1
         if not self.began:
-            leave("Stopped before any run.")
+            if self.count == 1:  # the next may come while the first is being answered
+                leave("Stopped before any run.")
+            return
         if self.count == 1:
             raise KeyboardInterrupt
         if self.count == 2:

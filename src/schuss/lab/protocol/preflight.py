@@ -74,7 +74,7 @@ def look_over(task: Task, files: Mapping[str, str] | None = None) -> Facts:
 def _expected(task: Task, found: FirstStep, evaluation: float) -> float:
     """Seconds of a whole run: its gradients, and the evaluations of training and validation data."""
     began = time.perf_counter()
-    found.again().backward()
+    _try(task, "model or loss", lambda: found.again().backward())
     gradient = time.perf_counter() - began
     return task.total_steps() * gradient + 2 * (EVALUATIONS + 1) * evaluation
 
