@@ -104,7 +104,9 @@ def test_the_table_is_whole_in_a_narrow_terminal_and_a_crash_says_why(place):
         assert f"{row['entry']}: lr {row['parameters']['lr']:.3g}" in result.output
         assert f"{row['metric']['mean']:.4g}" in result.output
     assert {row["entry"] for row in report["ranking"]} == {"sgd", "adam"}
-    assert "crashed. The last said: RuntimeError: not today" in result.output
+    said = " ".join(result.output.split())
+    assert "Crashed: my_task.py:Broken, every run (2). The last (lr " in said
+    assert "said: RuntimeError: not today (my_task.py, line 33)" in said
 
 
 @pytest.mark.parametrize(

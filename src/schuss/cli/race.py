@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +26,7 @@ Examples:
   schuss race digits --preset quick             the same, in about a minute
   schuss race mnist --data ~/mnist              MNIST, from its own IDX files
   schuss race my_task.py                        your own model: a file with a schuss.lab.Task
+  schuss race my_package.tasks:task             the same in a package
   schuss race digits --entries adam,opt.py:Mine your own optimizer against Adam
   schuss race digits --schedules constant,cosine,warmup+cosine
   schuss race digits --entries sgd --batch-sizes 1,32,256,full
@@ -36,8 +40,16 @@ Interrupt it whenever you like: the same command goes on. `schuss list` shows ta
 
 @click.command(epilog=EXAMPLES)
 @click.argument("tasks", metavar="TASK[,TASK...]")
-@click.option("--entries", help="Comma-separated names or file.py:name; the usual ones if not given.")
-@click.option("--entry", "more", multiple=True, help="One more entry, as file.py:name. May be repeated.")
+@click.option(
+    "--entries",
+    help="Comma-separated names, file.py:name or package.module:name; the usual ones if not given.",
+)
+@click.option(
+    "--entry",
+    "more",
+    multiple=True,
+    help="One more entry, as file.py:name or package.module:name. May be repeated.",
+)
 @click.option(
     "--preset", type=click.Choice(["quick", "default", "careful"]), help="5, 20 or 50 trials an entry."
 )
@@ -71,6 +83,17 @@ Interrupt it whenever you like: the same command goes on. `schuss list` shows ta
 @click.option(
     "--diagnose", is_flag=True, help="Measure the curvature under the winner: a reason beside the verdict."
 )
+@click.option("--retry-crashed", is_flag=True, help="Run again what crashed earlier in the same folder.")
+@click.option(
+    "--run-minutes",
+    type=click.FloatRange(0, min_open=True),
+    help="Stop a run that takes longer.  [default: 30 times what it should take, at least 10]",
+)
+@click.option(
+    "--run-memory",
+    type=click.FloatRange(0, min_open=True),
+    help="Stop a run that uses more GiB (Linux).  [default: 0.8 of the machine's memory over the workers, at least 2]",
+)
 @click.option("--run", "words", help="Repeat a single run, in the words that the report gives for it.")
 def command(
     tasks: str,
@@ -89,6 +112,9 @@ def command(
     scheduler: str | None,
     table: Path | None,
     diagnose: bool,
+    retry_crashed: bool,
+    run_minutes: float | None,
+    run_memory: float | None,
     words: str | None,
 ) -> None:
     """Race optimizers on a task and print who won, by how much, and how sure that is.
@@ -99,26 +125,26 @@ def command(
     console = Console()
     if preset and trials:
         raise click.UsageError("Give --preset or --trials, not both.")
-    if scheduler is None and words is None:
-        from schuss.lab.protocol.executors import start_server
-
-        start_server()  # it imports torch on another core while this process does
-    with clear_errors():
+    with Interrupts() as interrupts, starting(scheduler is None and words is None), clear_errors():
         from schuss.lab.entries import DEFAULT
+        from schuss.lab.protocol.crashes import without_a_finish
         from schuss.lab.protocol.executors import dask
         from schuss.lab.protocol.export import check_format, export
         from schuss.lab.protocol.race import race
         from schuss.lab.tasks import separate
 
-        named = entries.split(",") if entries else list(DEFAULT) if more else None
-        racing = None if named is None else [*map(str.strip, named), *more]
+        named = separate(entries) if entries else list(DEFAULT) if more else None
+        racing = None if named is None else [*named, *more]
         if words is not None:
-            repeat(console, tasks, racing, data, words)
+            repeat(console, tasks, racing, data, words, device)
             return
         if table is not None:
             check_format(table)
         given = separate(tasks)
-        with here(workers) if scheduler is None else dask(scheduler) as hands, Watching(console) as watcher:
+        with (
+            here(workers) if scheduler is None else dask(scheduler) as hands,
+            Watching(console, interrupts) as watcher,
+        ):
             executor, capacity = hands
             try:
                 report = race(
@@ -136,6 +162,9 @@ def command(
                     data=data,
                     watcher=watcher,
                     diagnose=diagnose,
+                    retry_crashed=retry_crashed,
+                    run_minutes=run_minutes,
+                    run_memory=run_memory,
                 ).data
             except KeyboardInterrupt:
                 watcher.stop()
@@ -144,12 +173,82 @@ def command(
         for task in report["tasks"]:
             show(console, task)
             if "curvature" in task:
-                console.print(f"Curvature: {task['curvature']['text']}", markup=False, highlight=False)
+                say(console, f"Curvature: {task['curvature']['text']}")
         assert watcher.folder is not None
-        console.print(f"Report: {watcher.folder / 'report.html'}", soft_wrap=True)
+        say(console, f"Report: {watcher.folder / 'report.html'}", soft_wrap=True)
         if table is not None:
             export(report, table)
-            console.print(f"Runs: {table}", soft_wrap=True)
+            say(console, f"Runs: {table}", soft_wrap=True)
+        if failures := list(filter(None, map(without_a_finish, report["tasks"]))):
+            advice = "Mend it and give the same command with --retry-crashed."
+            raise click.ClickException(printable("\n".join([*failures, advice])))
+
+
+def printable(text: str) -> str:
+    """A text that does nothing to a terminal but stand there: what would steer it is written out."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def say(console: Console, text: str, *, soft_wrap: bool = False) -> None:
+    """Print a text as it is: names and messages may hold what Rich or a terminal would act on."""
+    console.print(printable(text), markup=False, highlight=False, emoji=False, soft_wrap=soft_wrap)
+
+
+def cell(text: str) -> str:
+    """The same in a table or a bar."""
+    return escape(printable(text))
+
+
+class Interrupts:
+    """What Ctrl-C does. Until the race begins it ends this process at once: half-imported libraries cannot be left
+    in order. Then the first ends the race, and the next ones wait for its report, up to the third."""
+
+    def __init__(self) -> None:
+        """Nothing has begun."""
+        self.began, self.count, self._before = False, 0, None
+
+    def __enter__(self) -> Interrupts:
+        """Answer from now on; only the main thread can."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self.answer)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Leave the answer to whoever had it."""
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def answer(self, *_: object) -> None:
+        """One Ctrl-C."""
+        self.count += 1
+        if not self.began:
+            if self.count == 1:  # the next may come while the first is being answered
+                leave("Stopped before any run.")
+            return
+        if self.count == 1:
+            raise KeyboardInterrupt
+        if self.count == 2:
+            os.write(2, b"Stopping: the report is being written. Once more leaves at once.\n")
+        else:
+            leave("Stopped. What was finished is kept; the same command goes on.")
+
+
+def leave(words: str) -> None:
+    """End this process with a line and nothing else."""
+    sys.stdout.flush()
+    shown = "\x1b[?25h" if sys.stdout.isatty() else ""  # a live bar hides the cursor
+    os.write(1, f"{shown}{words}\n".encode())
+    os._exit(130)
+
+
+@contextmanager
+def starting(here: bool) -> Generator[None]:
+    """Let the workers' server import torch on another core while this process does."""
+    if here:
+        from schuss.lab.protocol.executors import start_server
+
+        start_server()
+    yield
 
 
 @contextmanager
@@ -161,7 +260,7 @@ def clear_errors() -> Generator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError, ImportError, StoreError, ExecutorError) as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(printable(str(error))) from error
 
 
 @contextmanager
@@ -173,9 +272,9 @@ def here(workers: int | None) -> Generator[tuple[None, int | None]]:
 class Watching:
     """Shows a race as it goes: a live bar in a terminal, a line now and then elsewhere."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, interrupts: Interrupts) -> None:
         """Watch on this console."""
-        self.console = console
+        self.console, self.interrupts = console, interrupts
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self.best: dict[str, tuple[float, str]] = {}
@@ -197,7 +296,11 @@ class Watching:
 
     def began(self, folder: Path) -> None:
         """A race is kept in this folder."""
-        self.folder = folder
+        self.folder, self.interrupts.began = folder, True
+
+    def planned(self, words: str) -> None:
+        """What a run may use."""
+        say(self.console, words)
 
     def stage(self, name: str, expected: int, known: int) -> None:
         """A stage begins."""
@@ -221,9 +324,9 @@ class Watching:
         better = "; ".join(f"{name}: {leader}" for name, (_, leader) in self.best.items())
         line = f"{self.name}, lowest loss so far: {better}" if better else self.name
         if self.bar is not None:
-            self.progress.update(self.bar, advance=1, description=escape(line))
+            self.progress.update(self.bar, advance=1, description=cell(line))
         elif self.count * 10 // self.total > (self.count - 1) * 10 // self.total:
-            self.console.print(f"  {self.count} of {self.total}; {line}", markup=False)
+            say(self.console, f"  {self.count} of {self.total}; {line}")
 
 
 def show(console: Console, task: Mapping[str, Any]) -> None:
@@ -232,17 +335,18 @@ def show(console: Console, task: Mapping[str, Any]) -> None:
     title = (
         f"{task['name']}: {metric} on validation, mean and 95 % interval of the median, {seeds} fresh seeds"
     )
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=cell(title), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     widest = max((len(x) for row in task["ranking"] for x in spread(row["metric"]).split("\n")), default=None)
     for heading in ("", "entry"):
         table.add_column(heading, no_wrap=not heading, overflow="fold")
+    metric = cell(metric)
     for heading in (metric, "test", "reached", "gradients", "lr\nwidth", "bytes\na weight", "µs a\nstep"):
         least = widest if heading == metric else None
         table.add_column(heading, justify="right", no_wrap=least is None, min_width=least, overflow="fold")
     for row in task["ranking"]:
         table.add_row(
             f"{row['rank']}{'=' if row['tied'] else ''}",
-            escape(row["entry"]),
+            cell(row["entry"]),
             spread(row["metric"]),
             number(row["test_metric"]["mean"]),
             f"{100 * row['reached']:.0f} %",
@@ -254,27 +358,40 @@ def show(console: Console, task: Mapping[str, Any]) -> None:
     if task["ranking"]:
         console.print(table)
         for row in task["ranking"]:
-            console.print(f"  {row['entry']}: {settings(row['parameters'])}", markup=False, highlight=False)
+            say(console, f"  {row['entry']}: {settings(row['parameters'])}")
         console.print()
     for text in (f"{task['verdict']['headline']}. {task['verdict']['text']}", *task["verdict"]["notes"]):
-        console.print(text, markup=False)
+        say(console, text)
     if task["diverged"]:
         console.print(f"{counted(task['diverged'])} diverged.")
-    if task["crashed"]:
-        last = task["crashed"][-1]["error"].strip().splitlines()[-1]
-        console.print(f"{counted(task['crashed'])} crashed. The last said: {last}", markup=False)
+    show_crashed(console, task)
     limited = [entry["name"] for entry in task["entries"] if "lr" in entry["space_limited"]]
     if limited:
         names = ", ".join(limited)
-        console.print(
-            f"Limited by the space: the best learning rate lies at the edge for {names}.", markup=False
-        )
+        say(console, f"Limited by the space: the best learning rate lies at the edge for {names}.")
+
+
+def show_crashed(console: Console, task: Mapping[str, Any]) -> None:
+    """Every entry of which runs crashed, with the last reason: it may be missing in the table for that alone."""
+    from schuss.lab.protocol.crashes import crashed_entries
+    from schuss.lab.reason import reason
+
+    for name, crashed, total in crashed_entries(task):
+        many = f"every run ({total})" if len(crashed) == total else f"{len(crashed)} of {total} runs"
+        last = crashed[-1]
+        where = f"{settings(last['parameters'])}, seed {last['seed']}"
+        say(console, f"Crashed: {name}, {many}. The last ({where}) said: {reason(last['error'])}")
 
 
 def interrupted(console: Console, folder: Path | None) -> None:
     """Say what is kept and how to go on."""
-    if folder is None or not (folder / "report.json").is_file():
+    kept = 0 if folder is None else kept_runs(folder)
+    if folder is None or not kept:
         console.print("Stopped before any run.")
+        return
+    if not (folder / "report.json").is_file():
+        runs = f"{kept} run{'s' if kept > 1 else ''}"
+        say(console, f"Stopped. {runs} kept in {folder}; the same command goes on.", soft_wrap=True)
         return
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     for task in report["tasks"]:
@@ -288,12 +405,26 @@ def interrupted(console: Console, folder: Path | None) -> None:
                 best[configuration["entry"]] = configuration
             for name, configuration in best.items():
                 line = f"  {name}: {task['metric']['name']} {configuration['tune']:.4g} in tuning, so far"
-                console.print(line, markup=False)
-    kept = counted([run for task in report["tasks"] for run in task["runs"]])
-    console.print(f"Stopped. {kept} kept in {folder}; the same command goes on.", soft_wrap=True)
+                say(console, line)
+            show_crashed(console, task)
+    runs = counted([run for task in report["tasks"] for run in task["runs"]])
+    say(console, f"Stopped. {runs} kept in {folder}; the same command goes on.", soft_wrap=True)
 
 
-def repeat(console: Console, spec: str, entries: list[str] | None, data: Path | None, words: str) -> None:
+def kept_runs(folder: Path) -> int:
+    """How many runs the store in a folder holds."""
+    from schuss.lab.protocol.store import Store, StoreError
+
+    try:
+        with Store(folder) as store:
+            return store.count()
+    except StoreError:
+        return 0
+
+
+def repeat(
+    console: Console, spec: str, entries: list[str] | None, data: Path | None, words: str, device: str
+) -> None:
     """Run again what a line of the report names, in this process."""
     from schuss.lab.protocol.race import repeat_run
 
@@ -301,7 +432,7 @@ def repeat(console: Console, spec: str, entries: list[str] | None, data: Path | 
         work = json.loads(words)
     except ValueError as error:
         raise click.BadParameter(f"--run is not what a report gives: {error}") from error
-    for seed, result in repeat_run(spec, entries, data, work):
+    for seed, result in repeat_run(spec, entries, data, work, device):
         curve = result["curve"]
         if result["status"] == "finished":
             last = {name: curve[name][-1] for name in ("steps", "train_loss", "validation_loss", "metric")}

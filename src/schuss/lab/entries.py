@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 import schuss.torch as optimizers
 from schuss.errors import refusal
-from schuss.lab.files import load_name
+from schuss.lab.files import UserCode, divide, is_own, load_own
 from schuss.lab.statistics import Range
 
 DECADES = log10(250)  # of learning rate, the same for every entry: the widest of the published ranges
@@ -46,6 +46,7 @@ class Entry:
     | `kind`      | "gradient": a step is as long as the gradient; "unit": as long as its lr;       |
     |             | "curvature": as long as the method's own model says, lr being the share taken   |
     | `source`    | the text of the file it came from, if any: part of what names its runs        |
+    | `code`      | the modules that this file imports from next to it: they travel to the workers  |
 
     >>> import torch
     >>> Entry(name="mine", optimizer=torch.optim.SGD, space={"lr": (1e-3, 0.1, True)}).arguments({"lr": 1})
@@ -59,9 +60,12 @@ class Entry:
     fixed: Mapping[str, Any] = field(default_factory=dict[str, Any])
     kind: Literal["gradient", "unit", "curvature"] = "unit"
     source: str = ""
+    code: UserCode = field(default_factory=UserCode, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Refuse a space that cannot be searched."""
+        """Refuse a space that cannot be searched, and a name that cannot be printed."""
+        if not self.name or not self.name.isprintable():
+            raise refusal("name", self.name, "a name", "It is one line of text that can be printed.")
         if "lr" not in self.space:
             raise refusal(
                 "space", sorted(self.space), "a space with lr", f"{self.name} needs a learning rate to race."
@@ -190,30 +194,33 @@ DEFAULT = tuple(
 
 
 def find(name: str) -> Entry:
-    """The entry of that name, or of `file.py:name`: an optimizer class, a function or an `Entry`."""
-    if ".py:" in name:
-        return own(*name.rsplit(":", 1))
-    if name not in ENTRIES:
-        raise refusal("entry", name, f"one of {', '.join(ENTRIES)}", "Your own: --entry file.py:name.")
-    return ENTRIES[name]
+    """The entry of that name, or of `file.py:name` or `package.module:name`."""
+    if name in ENTRIES:
+        return ENTRIES[name]
+    if is_own(name):
+        return own(*divide(name))
+    advice = "Your own: --entry file.py:name or package.module:name."
+    raise refusal("entry", name, f"one of {', '.join(ENTRIES)}", advice)
 
 
 def own(file: str, name: str) -> Entry:
-    """An entry from the user's file.
+    """An entry from the user's file or module: an optimizer class, a function that makes one, or an `Entry`.
 
     What is found there may be an `Entry`, or anything that makes an optimizer from weights and `lr`; a
     `space` attribute on it is its search space, else `lr` is searched round its own default.
     """
-    found, source = load_name(file, name)
-    label = f"{file}:{name}"
-    if isinstance(found, Entry):
-        return replace(found, source=source)
-    if not callable(found):
-        raise refusal("entry", label, "an optimizer class, a function that makes one, or an Entry")
-    return wrap(label, found, source)
+    if not name:
+        raise refusal("entry", file, "a name in that file", f"Name the optimizer in it: {file}:NAME.")
+    loaded = load_own(file)
+    found, label = loaded.get(name), f"{file}:{name}"
+    if not isinstance(found, Entry):
+        if not callable(found):
+            raise refusal("entry", label, "an optimizer class, a function that makes one, or an Entry")
+        found = wrap(label, found)
+    return replace(found, source=loaded.source, code=loaded.code)
 
 
-def wrap(name: str, make: Any, source: str = "") -> Entry:
+def wrap(name: str, make: Any) -> Entry:
     """An entry from an optimizer class, with its own `space` or its learning rate round its default."""
     import inspect
 
@@ -231,6 +238,4 @@ def wrap(name: str, make: Any, source: str = "") -> Entry:
         for key, bounds in space.items()
     }
     usual = {"lr": (ranges["lr"][0] * ranges["lr"][1]) ** 0.5} if "lr" in ranges else {}
-    return Entry(
-        name=name, optimizer=make, space=cast("Mapping[str, Range]", ranges), usual=usual, source=source
-    )
+    return Entry(name=name, optimizer=make, space=cast("Mapping[str, Range]", ranges), usual=usual)

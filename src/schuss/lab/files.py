@@ -1,51 +1,405 @@
-"""The user's own Python files: tasks and optimizers that are not part of any package."""
+"""The user's own Python: tasks and optimizers in files or packages, with the modules next to them that they import.
+
+A file is run here, once, and what it defines travels to other processes and machines by value. The modules next to it
+are named by reference, as Python does it, so their texts travel along and an importer in each worker serves them:
+a worker needs no copy of the folder. Which modules those are is read from the import statements, so an import inside
+a function counts too.
+
+Whatever is run here draws from generators that were seeded with its own name. A file that draws its data at import
+draws the same numbers each time, in each process.
+"""
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import importlib
+import importlib.abc
 import importlib.util
+import random
 import sys
+import traceback
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import cloudpickle
+import numpy as np
+import torch
+from torch import Tensor
 
 from schuss.errors import refusal
+from schuss.lab.reason import reason
+
+NEVER = {"schuss", *sys.stdlib_module_names}  # no neighbour bears these names, whatever lies in the folder
+
+
+@dataclass(frozen=True)
+class UserModule:
+    """One module next to the user's file."""
+
+    path: str
+    text: str
+    package: bool = False
+
+
+@dataclass(frozen=True)
+class UserCode:
+    """Modules by their names, and the folders in which they were found."""
+
+    modules: Mapping[str, UserModule] = field(default_factory=dict[str, UserModule])
+    folders: tuple[str, ...] = ()
+
+    @classmethod
+    def merged(cls, parts: Sequence[UserCode]) -> UserCode:
+        """All of these together; `ValueError` where one name stands for two modules."""
+        modules: dict[str, UserModule] = {}
+        for part in parts:
+            for name, module in part.modules.items():
+                before = modules.setdefault(name, module)
+                if before.path != module.path:
+                    raise refusal(
+                        "import",
+                        name,
+                        f"one module: it is {before.path} and {module.path}",
+                        "Files that race together share their modules' names; rename one.",
+                    )
+        return cls(modules, tuple(dict.fromkeys(folder for part in parts for folder in part.folders)))
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A module of the user's that was run, and all that it consists of."""
+
+    module: ModuleType
+    label: str  # as the user wrote it
+    text: str
+    neighbours: Mapping[str, str]  # file -> text
+    code: UserCode  # what has to travel
+
+    @property
+    def source(self) -> str:
+        """All of its text: what its numbers depend on."""
+        return "\n".join([self.text, *(f"# {file}\n{text}" for file, text in self.neighbours.items())])
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The text of each file."""
+        return {self.label: self.text, **self.neighbours}
+
+    def get(self, name: str) -> Any:
+        """One thing that is defined in it."""
+        if not hasattr(self.module, name):
+            there = ", ".join(sorted(key for key in vars(self.module) if not key.startswith("_")))
+            raise refusal("name", name, f"in {self.label}", f"There is: {there}.")
+        return getattr(self.module, name)
+
+
+def is_own(spec: str) -> bool:
+    """Whether a spec names the user's own code: `file.py`, `file.py:name`, `package.module:name`.
+
+    >>> is_own("my.py"), is_own(".pyenv/x/my.py:task"), is_own("mine.tasks:task"), is_own("quadratic:kappa=10")
+    (True, True, True, False)
+    """
+    place, name = divide(spec)
+    return place.endswith(".py") or (_dotted(place) and (name.isidentifier() or (not name and "." in place)))
+
+
+def divide(spec: str) -> tuple[str, str]:
+    """The file or module of a spec, and the name in it; "" if it has none.
+
+    >>> divide("a.py:b.py:Mine"), divide(".pyenv/x/task.py"), divide("mine.tasks:task")
+    (('a.py:b.py', 'Mine'), ('.pyenv/x/task.py', ''), ('mine.tasks', 'task'))
+    """
+    place, colon, name = spec.rpartition(":")
+    return (place, name) if colon and not spec.endswith(".py") else (spec, "")
+
+
+def load_own(place: str) -> Loaded:
+    """Run the file or the module that a spec names."""
+    if place.endswith(".py"):
+        return load(place)
+    parts = place.split(".")
+    for path in (Path(*parts).with_suffix(".py"), Path(*parts, "__init__.py")):
+        if path.is_file():
+            return load(path, place)
+    return _installed(place)
 
 
 def load_file(file: str | Path) -> tuple[ModuleType, str]:
-    """Run a Python file as a module of its own; return it with its text.
+    """Run a Python file as a module of its own; return it with its text."""
+    loaded = load(file)
+    return loaded.module, loaded.source
 
-    What it defines travels to other processes and machines by value: they need no copy of the file.
-    """
+
+def load_name(place: str | Path, name: str) -> tuple[Any, str]:
+    """One thing from a file, with the file's text."""
+    loaded = load_own(str(place))
+    return loaded.get(name), loaded.source
+
+
+def load(file: str | Path, name: str | None = None) -> Loaded:
+    """Run a Python file; `name` is its module's, where it was named as part of a package."""
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file.")
-    text = path.read_text(encoding="utf-8")
-    name = f"{path.stem}_{hashlib.blake2b(str(path.resolve()).encode(), digest_size=4).hexdigest()}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise refusal("file", str(path), "a Python file", "It must end in .py.")
-    module = importlib.util.module_from_spec(spec)
-    folder = str(path.resolve().parent)
-    sys.modules[name] = module
-    sys.path.insert(0, folder)  # the file may import its neighbours
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise ValueError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(folder)
+    place = path.resolve()
+    text = _read(place)
+    package, root = place.name == "__init__.py", place.parent
+    if name is None and _is_relative(text):
+        name, root = _name_in_package(place)
+    elif name is not None:
+        root = Path.cwd()
+    if name is None or "." not in name:  # outside of a package no other file may be meant by the same name
+        name = f"{path.stem}_{hashlib.blake2b(str(place).encode(), digest_size=4).hexdigest()}"
+    folders = list(dict.fromkeys((place.parent, root)))  # a script finds what lies next to it first
+    code = UserCode(dict(_closure(name, text, package, folders)), tuple(map(str, folders)))
+    install(code)
+    spec = importlib.util.spec_from_loader(name, _Loader(path.name, UserModule(str(place), text, package)))
+    assert spec is not None
+    module = _run(spec, str(path))
     cloudpickle.register_pickle_by_value(module)
-    return module, text
+    neighbours = {_short(found.path, root): found.text for found in code.modules.values() if found.text}
+    return Loaded(module, str(path), text, dict(sorted(neighbours.items())), code)
 
 
-def load_name(file: str | Path, name: str) -> tuple[Any, str]:
-    """One thing from a file, with the file's text."""
-    module, text = load_file(file)
-    if not hasattr(module, name):
-        there = ", ".join(sorted(key for key in vars(module) if not key.startswith("_")))
-        raise refusal("name", name, f"in {file}", f"There is: {there}.")
-    return getattr(module, name), text
+def _installed(name: str) -> Loaded:
+    """A module of an installed package: workers import it themselves."""
+    try:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        place = Path(spec.origin)
+        with seeded(name):
+            module = importlib.import_module(name)
+        text = _read(place) if place.suffix == ".py" else hashlib.blake2b(place.read_bytes()).hexdigest()
+    except ModuleNotFoundError as error:
+        advice = (
+            "A module is found from the folder you are in, or among what is installed; a file ends in .py."
+        )
+        raise refusal("module", name, "a module that can be imported here", f"{error}. {advice}") from error
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{name} cannot be imported: {reason(traceback.format_exc())}") from error
+    top = name.partition(".")[0]
+    root = place.parents[name.count(".") + (place.name == "__init__.py")]
+    modules = _closure(name, text, place.name == "__init__.py", [root])
+    neighbours = {
+        found.path: found.text for each, found in modules if each.partition(".")[0] == top and found.text
+    }
+    files = {_short(file, root): text for file, text in sorted(neighbours.items())}
+    return Loaded(module, name, text, files, UserCode())
+
+
+def _run(spec: ModuleSpec, label: str) -> ModuleType:
+    module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(spec.name)
+    sys.modules[spec.name] = module
+    try:
+        if "." in spec.name:
+            importlib.import_module(spec.name.rpartition(".")[0])
+        assert spec.loader is not None
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        if before is None:
+            del sys.modules[spec.name]
+        else:
+            sys.modules[spec.name] = before
+        raise ValueError(f"{label} cannot be run: {reason(traceback.format_exc())}") from error
+    return module
+
+
+def _read(path: Path) -> str:
+    try:
+        return importlib.util.decode_source(path.read_bytes())
+    except (UnicodeDecodeError, SyntaxError) as error:
+        raise refusal("file", str(path), "Python source", f"It cannot be decoded: {error}.") from error
+
+
+def _short(file: str, root: Path) -> str:
+    path = Path(file)
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else file
+
+
+def _name_in_package(path: Path) -> tuple[str, Path]:
+    """What a file is called from outside of all its packages, and the folder that is outside."""
+    parts = [] if path.name == "__init__.py" else [path.stem]
+    folder = path.parent
+    while (folder / "__init__.py").is_file() and folder.name.isidentifier():
+        parts.insert(0, folder.name)
+        folder = folder.parent
+    return ".".join(parts), folder
+
+
+def _dotted(name: str) -> bool:
+    return all(part.isidentifier() for part in name.split("."))
+
+
+def _closure(
+    name: str, text: str, package: bool, folders: Sequence[Path]
+) -> Iterator[tuple[str, UserModule]]:
+    """Every module that is imported from these folders, directly or by another, wherever the statement stands."""
+    seen, waiting = {name}, [(name, text, package)]
+    while waiting:
+        importer, source, is_package = waiting.pop()
+        for wanted in (*_imported(importer, source, is_package), importer):
+            for parent in _parents(wanted):
+                if parent in seen:
+                    continue
+                seen.add(parent)
+                found = None if _is_foreign(parent, folders) else _find(parent, folders)
+                if found is not None:
+                    yield parent, found
+                    waiting.append((parent, found.text, found.package))
+
+
+def _is_relative(text: str) -> bool:
+    try:
+        return any(isinstance(node, ast.ImportFrom) and node.level for node in ast.walk(ast.parse(text)))
+    except (SyntaxError, ValueError):
+        return False
+
+
+def _imported(importer: str, source: str, package: bool) -> Iterator[str]:
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # running it will say so
+        return
+    home = importer if package else importer.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = home.split(".")[: len(home.split(".")) - node.level + 1] if home else []
+                base = ".".join([*above, *filter(None, [base])])
+            if base:
+                yield base
+                yield from (f"{base}.{alias.name}" for alias in node.names if alias.name != "*")
+
+
+def _parents(name: str) -> Iterator[str]:
+    parts = name.split(".")
+    yield from (".".join(parts[: i + 1]) for i in range(len(parts)))
+
+
+def _find(name: str, folders: Sequence[Path]) -> UserModule | None:
+    for folder in folders:
+        base = folder.joinpath(*name.split("."))
+        for path, package in ((base / "__init__.py", True), (base.with_name(f"{base.name}.py"), False)):
+            if path.is_file():
+                return UserModule(str(path), _read(path), package)
+        if base.is_dir() and any(base.glob("*.py")):  # a package without __init__.py
+            return UserModule(str(base / "__init__.py"), "", True)
+    return None
+
+
+def _is_foreign(name: str, folders: Sequence[Path]) -> bool:
+    """Whether this name belongs to a module from elsewhere, which Python would take from `sys.modules`."""
+    top = name.partition(".")[0]
+    if top in NEVER:
+        return True
+    there = sys.modules.get(top)
+    if there is None or isinstance(getattr(there, "__loader__", None), _Loader):
+        return False
+    places = [getattr(there, "__file__", None), *getattr(there, "__path__", [])]
+    return not any(Path(place).is_relative_to(folder) for place in places if place for folder in folders)
+
+
+class _Loader(importlib.abc.InspectLoader):
+    """Runs a text as a module, its draws seeded by its name."""
+
+    def __init__(self, name: str, module: UserModule) -> None:
+        self.name, self.of = name, module
+
+    def get_source(self, fullname: str) -> str:
+        return self.of.text
+
+    def is_package(self, fullname: str) -> bool:
+        return self.of.package
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__file__ = self.of.path
+        if self.of.package:
+            module.__path__ = [str(Path(self.of.path).parent)]
+        code = compile(self.of.text, self.of.path, "exec")
+        with seeded(self.name):
+            exec(code, vars(module))
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Serves the user's modules by name, ahead of every folder."""
+
+    def __init__(self) -> None:
+        self.modules: dict[str, UserModule] = {}
+        self.folders: list[str] = []
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The module of that name, if it is one of them."""
+        module = self.modules.get(fullname)
+        if module is None:
+            return None
+        spec = importlib.util.spec_from_loader(fullname, _Loader(fullname, module), origin=module.path)
+        if spec is not None and module.package:
+            spec.submodule_search_locations = [str(Path(module.path).parent)]
+        return spec
+
+
+_finder = _Finder()
+
+
+def install(code: UserCode) -> None:
+    """Let this process import these modules; of an older version of them nothing is kept.
+
+    What no import statement names (a module whose name is put together while running) is still found where its
+    folder is there.
+    """
+    if _finder not in sys.meta_path:
+        sys.meta_path.insert(0, _finder)
+    if any(_finder.modules.get(name, module) != module for name, module in code.modules.items()):
+        for name, module in list(sys.modules.items()):
+            if isinstance(getattr(module, "__loader__", None), _Loader) and name in _finder.modules:
+                del sys.modules[name]
+        _finder.modules.clear()
+        sys.path[:] = [folder for folder in sys.path if folder not in _finder.folders]
+        _finder.folders.clear()
+    _finder.modules.update(code.modules)
+    for folder in code.folders:
+        if folder not in sys.path:
+            sys.path.append(folder)
+            _finder.folders.append(folder)
+
+
+Generators = tuple[Tensor, Any, Any]
+
+
+def generators() -> Generators:
+    """The state of torch's, NumPy's and Python's generators."""
+    return torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+
+
+def put_back(states: Generators) -> None:
+    """Give the generators a state they had."""
+    torch.set_rng_state(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
+    random.setstate(states[2])
+
+
+@contextmanager
+def seeded(name: str) -> Generator[None]:
+    """Draw the same numbers under this name each time; the generators are put back."""
+    before = generators()
+    number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big")
+    torch.manual_seed(number)
+    np.random.seed(number)  # noqa: NPY002
+    random.seed(number)
+    try:
+        yield
+    finally:
+        put_back(before)

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from schuss.lab import Budget, race
-from schuss.lab.protocol.executors import dask
+from schuss.lab.protocol.executors import ExecutorError, dask
+from schuss.lab.protocol.version import code_version
 
 distributed = pytest.importorskip("distributed", reason="the dask extra is not installed")
 pytestmark = pytest.mark.filterwarnings("default")  # Dask's own warnings are Dask's
@@ -62,7 +63,65 @@ def test_a_cluster_gives_the_same_report_though_a_worker_is_killed(line, cluster
 
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
-    monkeypatch.setattr("schuss.lab.protocol.executors.PATIENCE", "0.2s")
+    monkeypatch.setattr("schuss.lab.protocol.executors.PATIENCE", 0.2)
     message = r"scheduler='tcp://127.0.0.1:9' is not a Dask scheduler that answers"
     with pytest.raises(ValueError, match=message), dask("tcp://127.0.0.1:9"):
         pass
+
+
+class CloseAll:
+    """Closes the cluster, its scheduler too, after the first run."""
+
+    def __init__(self, cluster):
+        self.cluster = cluster
+
+    def began(self, folder):
+        pass
+
+    def stage(self, name, expected, known):
+        pass
+
+    def planned(self, words):
+        self.words = words
+
+    def finished(self, task, run, result):
+        self.cluster.close()
+
+
+def test_a_race_does_not_wait_for_a_scheduler_that_is_gone(line, tmp_path, monkeypatch):
+    monkeypatch.setattr("schuss.lab.protocol.executors.PATIENCE", 1.0)
+    options = {
+        "n_workers": 1,
+        "threads_per_worker": 1,
+        "processes": False,
+        "dashboard_address": None,
+        "protocol": "tcp://",
+    }
+    with distributed.LocalCluster(host="127.0.0.1", **options) as cluster:
+        watcher = CloseAll(cluster)
+        client = distributed.Client(cluster)
+        more = {"out": tmp_path, "executor": client.get_executor(), "workers": 1, "watcher": watcher}
+        with pytest.raises(
+            ExecutorError, match=r"The Dask cluster at tcp.* is gone: .*What was finished is kept"
+        ):
+            race(line(), ["sgd"], BUDGET, **more)
+        client.close()
+    assert "memory is not watched" in watcher.words
+
+
+def test_a_worker_says_which_code_it_has(monkeypatch):
+    options = {
+        "n_workers": 1,
+        "threads_per_worker": 1,
+        "processes": False,
+        "dashboard_address": None,
+        "protocol": "tcp://",
+    }
+    with (
+        distributed.LocalCluster(host="127.0.0.1", **options) as cluster,
+        dask(cluster.scheduler_address) as (executor, _),
+    ):
+        executor.verify(code_version())
+        executor.watch()
+        with pytest.raises(ExecutorError, match=r"than this process \(schuss 0\): .* says 'schuss .*, code "):
+            executor.verify("schuss 0")

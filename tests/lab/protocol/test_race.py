@@ -133,9 +133,9 @@ class Killing(LocalProcesses):
         future = super().submit(fn, *args, **kwargs)
         if self.killed < 4 and self.rng.random() < 0.3:
             self.killed += 1
-            pool = self.rng.choice(self._pools)
-            for process in list((pool._processes or {}).values()):
-                os.kill(process.pid, signal.SIGKILL)
+            worker = self.rng.choice(self._workers)
+            for pid in worker.pids:
+                os.kill(pid, signal.SIGKILL)
         return future
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from schuss.errors import refusal
-from schuss.lab.files import load_file, load_name
+from schuss.lab.files import divide, is_own, load_name
 from schuss.lab.landscape.surfaces import SURFACES
 from schuss.lab.tasks import BUILT_IN, load
+from schuss.lab.tasks.own import own_task
 from schuss.lab.tasks.task import Task
 
 
@@ -17,11 +18,9 @@ def is_surface(spec: str) -> bool:
     >>> is_surface("beale"), is_surface("digits")
     (True, False)
     """
-    if ".py:" in spec:
-        found, _ = load_name(*spec.rsplit(":", 1))
-        return not isinstance(found, Task)
-    if spec.endswith(".py"):
-        return False
+    if spec.partition(":")[0] not in (*SURFACES, *BUILT_IN) and is_own(spec):
+        place, name = divide(spec)
+        return bool(name) and not isinstance(load_name(place, name)[0], Task)
     name = spec.partition(":")[0]
     if name not in SURFACES and name not in BUILT_IN:
         raise refusal(
@@ -35,16 +34,6 @@ def is_surface(spec: str) -> bool:
 
 def task_of(spec: str, data: Path | None = None) -> Task:
     """The task that a spec names: a built-in one, or the one in the user's file."""
-    if ".py:" in spec:
-        found, _ = load_name(*spec.rsplit(":", 1))
-        if not isinstance(found, Task):
-            raise refusal("task", spec, "a schuss.lab.Task")
-        return found
-    if spec.endswith(".py"):
-        module, _ = load_file(spec)
-        tasks = {name: value for name, value in vars(module).items() if isinstance(value, Task)}
-        if len(tasks) != 1:
-            found = f"has {', '.join(tasks)}: name one as {spec}:NAME" if tasks else "has none"
-            raise refusal("task", spec, f"a file with one schuss.lab.Task; it {found}")
-        return next(iter(tasks.values()))
+    if spec.partition(":")[0] not in BUILT_IN and is_own(spec):
+        return own_task(spec)[0]
     return load(spec, data)

@@ -42,9 +42,9 @@ def attach(lanes: Sequence[Lane], tasks: Sequence[dict[str, Any]], store: Store)
     """Put what is kept into the tasks' reports; nothing where no winner was measured."""
     for lane, task in zip(lanes, tasks, strict=True):
         key = _key(lane, task)
-        kept = None if key is None else store.note(key)
+        kept = None if key is None else store.data(key)
         if kept is not None:
-            task["curvature"] = json.loads(kept)
+            task["curvature"] = kept
 
 
 def _key(lane: Lane, task: Mapping[str, Any]) -> str | None:

@@ -10,17 +10,19 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from schuss.lab.protocol.executors import KEPT, TICK, ExecutorError, OverLimitError
 from schuss.lab.protocol.run import Outcome, plain
-from schuss.lab.protocol.work import Package
+from schuss.lab.protocol.version import code_version
+from schuss.lab.protocol.work import Package, stopped
+
+__all__ = ["DEATHS", "TRIES", "ExecutorError", "Job", "execute"]
 
 TRIES = 2  # a run that raises is tried once more
 DEATHS = 5  # a worker may die of many things; the run it held is to blame only if it happens every time
 
-
-class ExecutorError(RuntimeError):
-    """The executor does no more work; what was finished is kept."""
+End = Literal["answered", "died", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -36,27 +38,34 @@ class Job:
 def execute(
     jobs: Iterable[Job], executor: Executor, capacity: int, done: Callable[[Job, dict[str, Any]], None]
 ) -> None:
-    """Do all jobs, at most `capacity` of them at a time, and hand on each result once, in this thread."""
+    """Do all jobs, at most `capacity` of them at a time, and hand on each result once, in this thread.
+
+    An executor that has `watch()` is asked to look after its workers meanwhile.
+    """
     waiting, running = deque(jobs), dict[Future[dict[str, Any]], Job]()
     tries, deaths, alive = Counter[str](), Counter[str](), False
+    watch: Callable[[], None] | None = getattr(executor, "watch", None)
     try:
         while waiting or running:
             while waiting and len(running) < capacity:
                 job = waiting.popleft()
-                running[_submit(executor, job)] = job
-            ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                running[_submit(executor, job.do, job.package, job.work)] = job
+            ended, _ = wait(running, timeout=TICK if watch else None, return_when=FIRST_COMPLETED)
+            if watch is not None:
+                watch()
             for future in ended:
                 job = running.pop(future)
-                result, died = _result(future)
+                result, end = _result(future)
+                if "refused" in result:
+                    raise ExecutorError(f"{result['refused']} {KEPT}")
+                died = end == "died"
                 (deaths if died else tries)[job.id] += 1
                 alive = alive or not died
                 if not alive and deaths.total() >= DEATHS * capacity:
-                    advice = "What was finished is kept."
-                    raise ExecutorError(
-                        f"No worker lives long enough to do any work: {result['error']}. {advice}"
-                    )
+                    _check_lives(executor, result["error"])
+                    alive = True  # so it is the work that kills
                 again = deaths[job.id] < DEATHS if died else tries[job.id] < TRIES
-                if result.get("status") == "crashed" and again:
+                if result.get("status") == "crashed" and again and not result.get("stopped"):
                     waiting.appendleft(job)
                 else:
                     done(job, result)
@@ -65,26 +74,37 @@ def execute(
             future.cancel()
 
 
-def _submit(executor: Executor, job: Job) -> Future[dict[str, Any]]:
+def _submit(executor: Executor, do: Callable[..., Any], *arguments: Any) -> Future[Any]:
     try:
-        return executor.submit(job.do, job.package, job.work)
+        return executor.submit(do, *arguments)
+    except ExecutorError:
+        raise
     except (BrokenExecutor, RuntimeError) as error:
-        advice = "What was finished is kept; run the same race again to go on."
-        raise ExecutorError(f"The executor takes no more work: {error}. {advice}") from error
+        raise ExecutorError(f"The executor takes no more work: {error}. {KEPT}") from error
 
 
-def _result(future: Future[dict[str, Any]]) -> tuple[dict[str, Any], bool]:
-    """What came back, and whether the worker died over it."""
+def _check_lives(executor: Executor, last: str) -> None:
+    """Raise if a worker dies over a piece of work that can harm nobody."""
+    result, end = _result(_submit(executor, code_version))
+    if end == "died":
+        raise ExecutorError(
+            f"No worker lives long enough to do any work: {result['error']}. The last run said: {last}. {KEPT}"
+        )
+
+
+def _result(future: Future[Any]) -> tuple[dict[str, Any], End]:
+    """What came back, and how the work ended."""
     try:
-        return future.result(), False
+        return future.result(), "answered"
+    except OverLimitError as error:
+        return stopped(str(error)), "stopped"
     except (BrokenExecutor, CancelledError) as error:
-        return _lost(error), True
-    except Exception as error:
+        return _lost(error), "died"
+    except (Exception, SystemExit) as error:
         # Dask's name for "this work was there when its workers died".
-        return _lost(error), type(error).__name__ == "KilledWorker"
+        return _lost(error), "died" if type(error).__name__ == "KilledWorker" else "answered"
 
 
 def _lost(error: BaseException) -> dict[str, Any]:
-    return plain(
-        Outcome(status="crashed", error=f"The worker did not answer: {type(error).__name__}: {error}")
-    )
+    words = f"The worker did not answer: {type(error).__name__}: {error}"
+    return plain(Outcome(status="crashed", error=words))

@@ -54,10 +54,19 @@ def export(report: Mapping[str, Any], path: Path) -> None:
     elif path.suffix == ".csv":
         lines = io.StringIO(newline="")
         writer = csv.DictWriter(lines, fieldnames=list(table[0]) if table else [])
-        writer.writeheader()
-        writer.writerows(table)
+        writer.writerow({name: _cell(name) for name in writer.fieldnames})
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in table)
         write(path, lines.getvalue())
     else:
         from pyarrow import Table, parquet  # pyright: ignore[reportMissingImports]
 
         parquet.write_table(Table.from_pylist(table), path)
+
+
+def _cell(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula begins with an apostrophe instead."""
+    return (
+        f"'{value}"
+        if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+        else value
+    )

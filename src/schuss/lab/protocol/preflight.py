@@ -3,42 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import math
-import platform
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-import schuss
-from schuss.lab.protocol.run import first_step, weights
+from schuss.lab.protocol.run import EVALUATIONS, FirstStep, first_step, weights
+from schuss.lab.protocol.version import code_version
 from schuss.lab.protocol.work import quiet_process
+from schuss.lab.reason import reason
 from schuss.lab.tasks.data import Batch, Rows, leaves
 from schuss.lab.tasks.task import Task
 
 LOOK = 2048  # rows of a split that its fingerprint reads
-
-# What a run's numbers depend on. The report and the command line may change without making old runs another
-# race.
-CODE = (
-    "rules",
-    "schedules",
-    "compile",
-    "torch",
-    "newton",
-    "lab/tasks",
-    "lab/entries.py",
-    "lab/schedules.py",
-    "lab/protocol/run.py",
-    "lab/protocol/curved.py",
-)
 
 
 @dataclass(frozen=True)
@@ -48,10 +32,12 @@ class Facts:
     fingerprint: str
     parameters: int
     lengths: dict[str, int | None]
+    parts: dict[str, str] = field(default_factory=dict[str, str])  # what the fingerprint is made of, by name
+    seconds: float = 0.0  # that a run should take
 
 
-def look_over(task: Task, source: str = "") -> Facts:
-    """Check that the task can be raced, and fingerprint it. `source` is the text of the file it came from.
+def look_over(task: Task, files: Mapping[str, str] | None = None) -> Facts:
+    """Check that the task can be raced, and fingerprint it. `files` are the texts of the files it came from.
 
     Raises `ValueError` that names the task and what is wrong: a part that raises, a loss or metric that is
     no finite number, no data, or batches that come in another order when asked for again.
@@ -70,7 +56,9 @@ def look_over(task: Task, source: str = "") -> Facts:
             raise ValueError(
                 f"Task {task.name!r}: no weight has a gradient. Does the loss use the model's output?"
             )
+        began = time.perf_counter()
         loss, metric = _try(task, "loss or metric on validation", found.validation)
+        evaluation = time.perf_counter() - began
         for name, value in (("loss", loss), (task.metric_name, metric)):
             if not math.isfinite(value):
                 raise ValueError(
@@ -78,7 +66,17 @@ def look_over(task: Task, source: str = "") -> Facts:
                 )
         _try(task, "loss or metric on test", found.try_test)
         lengths = {name: task.length(name) for name in task.splits}
-        return Facts(_fingerprint(task, source, found.model), weights(found.model), lengths)
+        parts = _parts(task, files or {}, found.model)
+        fingerprint = hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+        return Facts(fingerprint, weights(found.model), lengths, parts, _expected(task, found, evaluation))
+
+
+def _expected(task: Task, found: FirstStep, evaluation: float) -> float:
+    """Seconds of a whole run: its gradients, and the evaluations of training and validation data."""
+    began = time.perf_counter()
+    _try(task, "model or loss", lambda: found.again().backward())
+    gradient = time.perf_counter() - began
+    return task.total_steps() * gradient + 2 * (EVALUATIONS + 1) * evaluation
 
 
 def _named(task: Task, split: str, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -95,49 +93,37 @@ _END = object()
 def _try(task: Task, what: str, do: Callable[[], Any]) -> Any:
     try:
         return do()
-    except Exception as error:
-        raise ValueError(f"Task {task.name!r}: its {what} raised {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"Task {task.name!r}: its {what} raised {reason(traceback.format_exc())}") from error
 
 
-def _fingerprint(task: Task, source: str, model: nn.Module) -> str:
-    """A hash of model, data and code: runs under one fingerprint may be compared."""
-    seen = hashlib.blake2b(digest_size=8)
+def _parts(task: Task, files: Mapping[str, str], model: nn.Module) -> dict[str, str]:
+    """Digests of model, data and code, by what they are called: runs under the same ones may be compared."""
     shapes = [(name, tuple(w.shape), str(w.dtype)) for name, w in model.named_parameters()]
-    plain = (
-        task.name,
-        task.best,
-        task.metric_name,
-        task.batch_size,
-        task.epochs,
-        task.steps,
-        task.measured_on,
+    settings = (
+        *(task.name, task.best, task.metric_name, task.batch_size, task.epochs, task.steps),
+        *(task.measured_on, task.search, task.decay),
     )
     code = [_code(part) for part in (task.model, task.loss, task.metric, task.outputs)]
-    seen.update(repr((plain, task.search, task.decay, shapes, code, source, code_version())).encode())
+    parts = {
+        **{f"the file {file}": _digest(text.encode()) for file, text in files.items()},
+        "the settings of the task": _digest(repr(settings).encode()),
+        "the shapes of the model's weights": _digest(repr(shapes).encode()),
+        "the functions of the task": _digest(repr(code).encode()),
+    }
     for name, part in task.splits.items():
-        seen.update(f"{name} {task.length(name)}".encode())
+        seen = [f"{name} {task.length(name)}".encode()]
         if isinstance(part, Rows):
             picks = torch.arange(min(LOOK, len(part))) * len(part) // min(LOOK, len(part))
-            seen.update(_bytes(part.take(part.index[picks])))
+            seen.append(_bytes(part.take(part.index[picks])))
         elif part is not None and name == "train":
-            for batch in islice(task.stream(0), 2):
-                seen.update(_bytes(batch))
-    return seen.hexdigest()
+            seen += [_bytes(batch) for batch in islice(task.stream(0), 2)]
+        parts[f"the {name} data"] = _digest(b"".join(seen))
+    return parts | {"the version of schuss, torch, numpy or numba": code_version()}
 
 
-@lru_cache(maxsize=1)
-def code_version() -> str:
-    """A hash of every file of ours, and the version of every package, that a run's numbers depend on."""
-    seen = hashlib.blake2b(digest_size=6)
-    root = Path(schuss.__file__).parent
-    for part in CODE:
-        place = root / part
-        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-            if path.is_file():
-                seen.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    versions = [importlib.metadata.version(name) for name in ("torch", "numpy", "numba")]
-    seen.update(repr((versions, platform.python_version_tuple()[:2])).encode())
-    return f"schuss {schuss.__version__}, code {seen.hexdigest()}"
+def _digest(seen: bytes) -> str:
+    return hashlib.blake2b(seen, digest_size=8).hexdigest()
 
 
 def _bytes(batch: Batch) -> bytes:

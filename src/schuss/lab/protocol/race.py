@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
+import re
+import shlex
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -17,26 +20,32 @@ import torch
 import schuss
 from schuss.errors import refusal
 from schuss.lab.entries import DEFAULT, Entry, find, wrap
-from schuss.lab.files import load_file
+from schuss.lab.files import UserCode, is_own
 from schuss.lab.protocol import assemble, curvature
 from schuss.lab.protocol.budget import Budget
 from schuss.lab.protocol.budget import budget as budget_of
 from schuss.lab.protocol.curved import check_applies
 from schuss.lab.protocol.engine import Job, execute
-from schuss.lab.protocol.executors import LocalProcesses, start_server, usable_cores
+from schuss.lab.protocol.executors import Cluster, LocalProcesses, adopt, start_server, usable_cores
+from schuss.lab.protocol.limits import Limits
 from schuss.lab.protocol.plan import Contestant, Plan, Run, Stage, cross, renamed
 from schuss.lab.protocol.preflight import Facts, code_version, look_over
+from schuss.lab.protocol.processes import WATCHES_MEMORY
 from schuss.lab.protocol.ranges import search_spaces
 from schuss.lab.protocol.report import Report
 from schuss.lab.protocol.store import Store, StoreError
 from schuss.lab.protocol.work import Package, Source, calibrate_entry, train_run
 from schuss.lab.schedules import check
-from schuss.lab.tasks import load
+from schuss.lab.tasks import BUILT_IN, load
+from schuss.lab.tasks.own import own_task
 from schuss.lab.tasks.task import Task
 
 
 class Watcher(Protocol):
-    """Whoever wants to see a race go by. `expected` counts the runs that are still to be done."""
+    """Whoever wants to see a race go by. `expected` counts the runs that are still to be done.
+
+    One that also has `planned(words)` is told what a run may use.
+    """
 
     def began(self, folder: Path) -> None:
         """The race is kept in this folder."""
@@ -75,6 +84,9 @@ def race(
     data: str | Path | None = None,
     watcher: Watcher | None = None,
     diagnose: bool = False,
+    retry_crashed: bool = False,
+    run_minutes: float | None = None,
+    run_memory: float | None = None,
 ) -> Report:
     """Race entries on a task or several and return the report; go on where a race in `out` ended.
 
@@ -92,9 +104,16 @@ def race(
     | `device`      | "cpu" or "cuda" (one worker for each GPU)                                             |
     | `data`        | handed to a built-in task that reads files                                            |
     | `diagnose`    | measure the curvature under each winner and put it beside the verdict                 |
+    | `retry_crashed` | run again what crashed in an earlier race in `out`; else it stays crashed           |
+    | `run_minutes` | a run that takes longer is stopped and counts as crashed; by default 30 times what is |
+    |               | expected of it, at least 10 minutes                                                   |
+    | `run_memory`  | GiB that a run's process and its children may use (Linux; local processes only);      |
+    |               | by default its worker's part of four fifths of the machine's                          |
 
-    The report is the same whatever the executor, the number of workers or the number of interruptions.
-    Raises `ValueError` for what cannot be raced, `StoreError` for a folder that cannot be used.
+    The report is the same whatever the executor, the number of workers or the number of interruptions, but for runs
+    that were stopped. Local processes are killed at their limit; elsewhere a run ends itself before its next step.
+    Raises `ValueError` for what cannot be raced, `TypeError` for what cannot be sent to a worker, `StoreError` for a
+    folder that cannot be used, `ExecutorError` for workers that do not work.
     """
     if rank_by not in ("metric", *assemble.AXES):
         raise refusal("rank_by", rank_by, f"one of {', '.join(('metric', *assemble.AXES))}")
@@ -103,29 +122,51 @@ def race(
     given = [task] if isinstance(task, str | Path | Task) else list(task)
     if not given:
         raise refusal("task", given, "at least one task")
+    Limits.of(run_minutes, run_memory, 0.0, 1)
     if executor is None:
         start_server()
     preset, spending = budget_of(budget)
     racing = _entries(entries)
     names = [check(name) for name in schedules] or ["constant"]
-    words = _words(entries, budget, schedules, batch_sizes, seed, rank_by, data)
+    words = _words(entries, budget, schedules, batch_sizes, seed, rank_by, data, device)
     lanes = [
         _Lane.of(each, racing, names, list(batch_sizes), spending, seed, rank_by, device, data, words)
         for each in given
     ]
     if len({lane.task.name for lane in lanes}) < len(lanes):
         raise refusal("task", [lane.task.name for lane in lanes], "a list of different tasks")
-    folder = Path(out) if out is not None else Path("runs") / "+".join(lane.task.name for lane in lanes)
+    UserCode.merged([lane.package.code for lane in lanes])
+    folder = Path(out) if out is not None else Path("runs") / folder_name(lane.task.name for lane in lanes)
     began = time.perf_counter()
     with Store(folder) as store:
+        if retry_crashed:
+            store.forget_crashed()
         for lane in lanes:
-            store.guard(lane.task.name, lane.facts.fingerprint, code_version())
+            store.guard(lane.task.name, lane.facts.fingerprint, code_version(), lane.facts.parts)
         watched = watcher or _Nobody()
         watched.began(folder)
-        before = float(store.note("seconds") or 0)
+        before = store.seconds()
         own = executor is None
-        hands = executor or LocalProcesses(_workers(workers, device), gpus=device == "cuda")
+        hands = (
+            LocalProcesses(_workers(workers, device), gpus=device == "cuda")
+            if executor is None
+            else adopt(executor)
+        )
         capacity = hands.workers if isinstance(hands, LocalProcesses) else workers or usable_cores()
+        if isinstance(hands, Cluster):
+            hands.verify(code_version())
+        limits = Limits.of(run_minutes, run_memory, max(lane.facts.seconds for lane in lanes), capacity)
+        for lane in lanes:
+            lane.limits = limits
+        told: Any = getattr(watched, "planned", None)
+        if isinstance(hands, LocalProcesses):
+            hands.limits = limits
+        if told is not None:
+            told(_limits_in_words(limits, hands))
+        if out is not None:
+            words += f" --out {shlex.quote(str(out))}"
+        for name, value in (("run-minutes", run_minutes), ("run-memory", run_memory)):
+            words += "" if value is None else f" --{name} {value:g}"
         complete = False
         try:
             _drive(lanes, store, hands, capacity, watched)
@@ -148,8 +189,35 @@ def race(
     return report
 
 
+def _limits_in_words(limits: Limits, executor: Executor) -> str:
+    time_alone = Limits(limits.seconds)
+    if not isinstance(executor, LocalProcesses):
+        return f"Each run may use {time_alone} (--run-minutes), checked between its steps; memory is not watched here."
+    if not WATCHES_MEMORY:
+        return f"Each run may use {time_alone} (--run-minutes); memory is watched on Linux alone."
+    return f"Each run may use {limits} (--run-minutes, --run-memory); one that uses more is stopped."
+
+
+def folder_name(tasks: Iterable[str]) -> str:
+    """What the folder of a race is called: one name, whatever stands in those of its tasks.
+
+    >>> folder_name(["digits", "text"]), folder_name(["../escaped"])
+    ('digits+text', '_escaped-b6a1')
+    """
+    name = "+".join(tasks)
+    plain = re.sub(r'[/\\<>:"|?*\x00-\x1f\x7f]+', "_", name).strip(" .")[:100].lstrip(".") or "_"
+    if plain == name:
+        return name
+    # Two names may become one; each keeps a folder of its own.
+    return f"{plain}-{hashlib.blake2b(name.encode(), digest_size=2).hexdigest()}"
+
+
 def repeat_run(
-    spec: str, entries: Sequence[str] | None, data: Path | None, work: Mapping[str, Any]
+    spec: str,
+    entries: Sequence[str] | None,
+    data: Path | None,
+    work: Mapping[str, Any],
+    device: str = "cpu",
 ) -> Generator[tuple[int, dict[str, Any]]]:
     """Run again what a report's command names, here; the same numbers, for one seed or each of several."""
     missing = {"entry", "schedule", "batch_size", "parameters", "seed", "open_test"} - set(work)
@@ -159,10 +227,11 @@ def repeat_run(
     known = {entry.name for entry in racing}
     if work["entry"] not in known:
         racing = [*racing, find(work["entry"])]
-    package = Package.of(_task(spec, data)[1], racing)
+    _, source, _, code = _task(spec, data)
+    package = Package.of(source, racing, code)
     seeds = work["seed"] if isinstance(work["seed"], list) else [work["seed"]]
     for seed in cast("list[int]", seeds):
-        yield seed, train_run(package, {**work, "seed": seed, "device": work.get("device", "cpu")})
+        yield seed, train_run(package, {**work, "seed": seed, "device": work.get("device", device)})
 
 
 @dataclass
@@ -179,6 +248,7 @@ class _Lane:
     device: str
     command: str
     stage: Stage | None = None
+    limits: Limits = field(default_factory=Limits)
 
     @classmethod
     def of(
@@ -194,14 +264,14 @@ class _Lane:
         data: str | Path | None,
         words: str,
     ) -> _Lane:
-        task, source, text = _task(given, data)
-        facts = look_over(task, text)
+        task, source, files, code = _task(given, data)
+        package = Package.of(source, entries, code)
+        facts = look_over(task, files)
         check_applies(task, entries)
         sizes = _batch_sizes(task, batch_sizes)
         contestants = cross(entries, schedules, sizes, search_spaces(task, entries, sizes))
         plan = Plan(facts.fingerprint, task.best, contestants, spending, spending.seeds(seed))
-        package = Package.of(source, entries)
-        command = f"schuss race {source.spec}{words}"
+        command = f"schuss race {shlex.quote(source.spec)}{words}"
         return cls(task, source.spec, facts, plan, plan.stages(), package, rank_by, device, command)
 
     def advance(self, results: Mapping[str, Any] | None) -> bool:
@@ -215,7 +285,7 @@ class _Lane:
     def job(self, run: Run) -> Job:
         contestant = run.contestant
         again = assemble.run_again(contestant, run.configuration.parameters, run.seed, run.stage == "report")
-        work = again | {"device": self.device}
+        work = again | {"device": self.device, "seconds": self.limits.seconds}
         return Job(run.id, train_run, self.package, work)
 
 
@@ -257,7 +327,19 @@ def _calibrate(lanes: Sequence[_Lane], store: Store, executor: Executor) -> None
                     "device": lane.device,
                 }
                 job = Job(id, calibrate_entry, lane.package, work)
-                execute([job], executor, 1, lambda job, result: store.save_calibration(job.id, result))
+                execute(
+                    [job],
+                    executor,
+                    1,
+                    lambda job, result: store.save_calibration(job.id, _calibrated(result)),
+                )
+
+
+def _calibrated(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A calibration that killed its worker, or was stopped, leaves the step unmeasured; the race goes on."""
+    if "step" in result:
+        return result
+    return {"step": {"seconds": None}, "bytes_per_weight": None, "error": result["error"]}
 
 
 def _report(
@@ -289,7 +371,7 @@ def _report(
         "version": 1,
         "schuss": schuss.__version__,
         "title": f"The race on {', '.join(lane.task.name for lane in lanes)}",
-        "command": f"schuss race {','.join(lane.spec for lane in lanes)}{words}{' --diagnose' * diagnose}",
+        "command": f"schuss race {shlex.quote(','.join(lane.spec for lane in lanes))}{words}{' --diagnose' * diagnose}",
         "preset": preset,
         "trials": spending.trials,
         "seeds": spending.seeds(seed),
@@ -330,35 +412,18 @@ def _processor() -> str:
     )
 
 
-def _task(given: str | Path | Task, data: str | Path | None) -> tuple[Task, Source, str]:
-    """The task, where its workers get it from, and the text of its file if it has one."""
+def _task(
+    given: str | Path | Task, data: str | Path | None
+) -> tuple[Task, Source, Mapping[str, str], UserCode]:
+    """The task, where its workers get it from, the texts of its files, and the modules that have to travel."""
     if isinstance(given, Task):
-        return given, Source(given.name, task=given), ""
+        return given, Source(given.name, task=given), {}, UserCode()
     spec = str(given)
-    if spec.endswith(".py") or ".py:" in spec:
-        file, _, name = spec.partition(".py")
-        module, text = load_file(f"{file}.py")
-        task = _pick(spec, vars(module), name.removeprefix(":"))
-        return task, Source(spec, task=task), text
+    if spec.partition(":")[0] not in BUILT_IN and is_own(spec):
+        task, loaded = own_task(spec)
+        return task, Source(spec, task=task), loaded.files, loaded.code
     place = None if data is None else Path(data)
-    return load(spec, place), Source(spec, None if place is None else str(place.resolve())), ""
-
-
-def _pick(spec: str, names: Mapping[str, Any], name: str) -> Task:
-    """The one task in a file, or the one that was named."""
-    tasks = {key: value for key, value in names.items() if isinstance(value, Task)}
-    if name:
-        if name not in tasks:
-            raise refusal("task", spec, f"a task in that file: {', '.join(tasks) or 'there is none'}")
-        return tasks[name]
-    if len(tasks) != 1:
-        found = (
-            f"it has {', '.join(tasks)}: name one as {spec}:NAME"
-            if tasks
-            else "it has none: assign a schuss.lab.Task"
-        )
-        raise refusal("task", spec, "a file with one task", found.capitalize() + ".")
-    return next(iter(tasks.values()))
+    return load(spec, place), Source(spec, None if place is None else str(place.resolve())), {}, UserCode()
 
 
 def _entries(given: Sequence[str | Entry | type] | None) -> list[Entry]:
@@ -410,25 +475,29 @@ def _words(
     seed: int,
     rank_by: str,
     data: str | Path | None,
+    device: str,
 ) -> str:
-    """The options of the command line that say the same."""
+    """The options of the command line that say the same, quoted for a shell."""
     words: list[str] = []
     if data is not None:
-        words.append(f"--data {data}")
+        words += ["--data", str(data)]
     if entries is not None:
-        words.append(
-            "--entries " + ",".join(each if isinstance(each, str) else _entry(each).name for each in entries)
-        )
+        words += [
+            "--entries",
+            ",".join(each if isinstance(each, str) else _entry(each).name for each in entries),
+        ]
     if isinstance(budget, Budget):
-        words.append(f"--trials {budget.trials}")
+        words += ["--trials", str(budget.trials)]
     else:
-        words.append(f"--preset {budget}" if isinstance(budget, str) else f"--trials {budget}")
+        words += ["--preset", budget] if isinstance(budget, str) else ["--trials", str(budget)]
     if tuple(schedules) != ("constant",):
-        words.append("--schedules " + ",".join(schedules))
+        words += ["--schedules", ",".join(schedules)]
     if batch_sizes:
-        words.append("--batch-sizes " + ",".join(map(str, batch_sizes)))
+        words += ["--batch-sizes", ",".join(map(str, batch_sizes))]
     if seed:
-        words.append(f"--seed {seed}")
+        words += ["--seed", str(seed)]
     if rank_by != "metric":
-        words.append(f"--rank-by {rank_by}")
-    return "".join(f" {word}" for word in words)
+        words += ["--rank-by", rank_by]
+    if device != "cpu":
+        words += ["--device", device]
+    return "".join(f" {shlex.quote(word)}" for word in words)

@@ -9,6 +9,7 @@ import importlib
 import torch
 
 from schuss.lab.entries import find
+from schuss.lab.protocol.version import code_version
 
 for module in ("sklearn.datasets", "schuss.lab.protocol.work", "schuss.lab.tasks.digits"):
     importlib.import_module(module)
@@ -16,4 +17,5 @@ for module in ("sklearn.datasets", "schuss.lab.protocol.work", "schuss.lab.tasks
 torch.set_num_threads(1)
 _weight = torch.zeros(1, requires_grad=True)
 _weight.grad = torch.zeros(1)
+code_version()  # of what was imported here, whatever is on the disk later
 find("adam").build([_weight], {"lr": 1e-3}).step()

@@ -79,8 +79,8 @@ class Report:
         return DataFrame(rows)
 
     def numbers(self) -> dict[str, Any]:
-        """The report without its measured times: what two executors must agree on."""
-        return _without_seconds(self.data)
+        """The report without measured times and its command, which names the folder: what executors agree on."""
+        return _without_seconds({key: value for key, value in self.data.items() if key != "command"})
 
     def save(self, folder: Path) -> None:
         """Write report.json and report.html, each whole or not at all."""

@@ -6,12 +6,13 @@ the same batches in the same order; nothing that an optimizer does can move them
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -79,8 +80,9 @@ def train(
     start for a fifth of the horizon, ends there as diverged: that is a result, not an error.
     """
     began = time.perf_counter()
-    run = begin(task, build, seed, schedule, batch_size, torch.device(device))
-    outcome = run.through()
+    run, outcome = _from_the_start(
+        lambda run: run.through(), task, build, seed, schedule, batch_size, torch.device(device)
+    )
     if open_test and outcome.status == "finished":
         outcome.test = run.measure("test", whole=True)
     outcome.seconds = time.perf_counter() - began
@@ -153,20 +155,23 @@ def calibrate(
     task: Task, build: Build, seed: int, batch_size: int | None = None, device: str = "cpu"
 ) -> Calibration:
     """Time `TIMED` steps after `UNTIMED` ones, without evaluations; fewer if they outlast `PATIENCE`."""
-    run = begin(task, build, seed, None, batch_size, torch.device(device))
-    times: list[float] = []
-    began = time.perf_counter()
-    for count in range(run.untimed + TIMED):
-        start = time.perf_counter()
-        run.step(watch=False)
-        if device != "cpu":
-            torch.cuda.synchronize()
-        if count >= run.untimed:
-            times.append(time.perf_counter() - start)
-        if times and (run.at_rest or time.perf_counter() - began > PATIENCE):
-            break
-    state = run.state_bytes()
-    return Calibration(times, state / max(1, weights(run.model)))
+
+    def time_steps(run: Running) -> list[float]:
+        times: list[float] = []
+        began = time.perf_counter()
+        for count in range(run.untimed + TIMED):
+            start = time.perf_counter()
+            run.step(watch=False)
+            if device != "cpu":
+                torch.cuda.synchronize()
+            if count >= run.untimed:
+                times.append(time.perf_counter() - start)
+            if times and (run.at_rest or time.perf_counter() - began > PATIENCE):
+                break
+        return times
+
+    run, times = _from_the_start(time_steps, task, build, seed, None, batch_size, torch.device(device))
+    return Calibration(times, run.state_bytes() / max(1, weights(run.model)))
 
 
 def plain(outcome: Outcome) -> dict[str, Any]:
@@ -203,6 +208,24 @@ def begin(
     return run
 
 
+T = TypeVar("T")
+
+
+def _from_the_start(do: Callable[[Running], T], *given: Any) -> tuple[Running, T]:
+    """Do this with a fresh run; again from its start where the first step shows that it must be run otherwise."""
+    run = begin(*given)
+    try:
+        return run, do(run)
+    except _ClosureIgnoredError:
+        run = begin(*given)
+        run.calls_closure = False
+        return run, do(run)
+
+
+class _ClosureIgnoredError(Exception):
+    """The optimizer's first step took a closure and never called it."""
+
+
 class Running:
     """The moving parts of one run."""
 
@@ -228,6 +251,8 @@ class Running:
         _seed_everything("training", seed)
         self.steps = self.examples = self.gradients = 0
         self.finite = True
+        # torch's convention leaves it to the optimizer whether `step` calls a closure or finds the gradients there.
+        self.calls_closure = _takes_closure(self.optimizer)
 
     def through(self) -> Outcome:
         """Train to the horizon, or until the run has diverged."""
@@ -259,7 +284,11 @@ class Running:
 
     def state_bytes(self) -> int:
         """What the optimizer keeps from step to step."""
-        return sum(_bytes(value) for slots in self.optimizer.state.values() for value in slots.values())
+        state: Mapping[Any, Any] = (
+            self.optimizer.state
+        )  # of tensors by name for each weight; a hand may keep others
+        slots = (slot if isinstance(slot, Mapping) else {"": slot} for slot in state.values())
+        return sum(_bytes(value) for slot in slots for value in cast("Mapping[Any, Any]", slot).values())
 
     def diverged(self, outcome: Outcome, reason: str) -> Outcome:
         """Where and why the run ended early."""
@@ -274,6 +303,7 @@ class Running:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.schedule(self.gradients)
 
+        @torch.enable_grad()
         def closure() -> Tensor:
             self.optimizer.zero_grad()
             loss = scalar(self.task, self.task.loss(self.model, batch))
@@ -284,9 +314,25 @@ class Running:
             return loss
 
         before = [w.detach().clone() for w in self.model.parameters()] if watch else []
-        self.optimizer.step(closure)  # type: ignore[arg-type]  # torch types a closure's loss as float; it is a tensor
+        if self.calls_closure:
+            known = self.gradients
+            self.optimizer.step(closure)  # type: ignore[arg-type]  # torch types its loss as float; it is a tensor
+            if self.gradients == known:
+                self.ignored()
+        else:
+            closure()
+            self.optimizer.step()
         self.steps += 1
         return self.effective_rate(before) if watch else math.nan
+
+    def ignored(self) -> None:
+        """A step called no closure: begin again without one; or raise, where earlier steps did call it."""
+        if self.steps == 0:
+            raise _ClosureIgnoredError
+        raise RuntimeError(
+            f"{type(self.optimizer).__name__}.step(closure) did not call its closure in step {self.steps + 1}, though "
+            "it did before. A race counts a run by its gradients: call the closure in every step, or in none."
+        )
 
     @torch.no_grad()
     def effective_rate(self, before: list[Tensor]) -> float:
@@ -340,6 +386,14 @@ def cadence(total: int) -> list[int]:
     ([3, 6, 9], 90, [1, 2, 3, 4])
     """
     return sorted({max(1, round(i * total / EVALUATIONS)) for i in range(1, EVALUATIONS + 1)})
+
+
+def _takes_closure(optimizer: Optimizer) -> bool:
+    try:
+        parameters = inspect.signature(optimizer.step).parameters.values()
+    except (TypeError, ValueError):
+        return True
+    return any(p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in parameters)
 
 
 def _seed_everything(purpose: str, seed: int) -> None:

@@ -10,13 +10,15 @@ import json
 import os
 import sqlite3
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 FILE = "race.sqlite"
 APPLICATION = 0x53434855  # "SCHU", in SQLite's own field for it
 FORMAT = 1
+STATUS = ("finished", "diverged", "crashed")
 KEPT = "What was finished is kept. Make room, then run the same command again."
 
 SCHEMA = (
@@ -47,6 +49,8 @@ class Store:
         try:
             self._lock = self._locked()
             self._database = sqlite3.connect(self.path, isolation_level=None, timeout=30)
+            # A damaged text is to be named by its row, not by SQLite.
+            self._database.text_factory = lambda raw: raw.decode("utf-8", errors="replace")
             self._prepare()
         except sqlite3.Error as error:
             raise StoreError(f"{self.path} cannot be used: {error}. Try another --out.") from error
@@ -96,30 +100,113 @@ class Store:
 
     def note(self, key: str) -> str | None:
         """A remark by its key."""
-        row = self._database.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else row[0]
+        rows = self._read("SELECT value FROM meta WHERE key = ?", (key,))
+        return rows[0][0] if rows else None
+
+    def seconds(self) -> float:
+        """How long the race has run so far."""
+        text = self.note("seconds") or "0"
+        try:
+            return float(text)
+        except ValueError as error:
+            raise self._damaged("meta", "seconds", str(error)) from error
+
+    def data(self, key: str) -> Any:
+        """A remark that is plain data; None if there is none."""
+        text = self.note(key)
+        return None if text is None else self._decoded("meta", key, text)
 
     def write_note(self, key: str, value: str) -> None:
         """Keep a remark."""
         self._write("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
-    def guard(self, task: str, fingerprint: str, told: str) -> None:
-        """Refuse to mix results of another version of the task's code or data with this one's."""
-        before = self.note(f"task {task}")
-        if before is None:
-            self.write_note(f"task {task}", json.dumps([fingerprint, told]))
-            return
-        old_fingerprint, old_told = json.loads(before)
-        if old_fingerprint != fingerprint:
-            raise StoreError(
-                f"{self.folder} holds a race on {task!r} by another version of the code or the data "
-                f"({old_told}; now {told}). Its runs cannot be mixed with new ones: "
-                "race into another --out, or remove the folder."
-            )
+    def guard(self, task: str, fingerprint: str, told: str, parts: Mapping[str, str] | None = None) -> None:
+        """Refuse to mix results of another version of the task's code or data with this one's.
 
-    def results(self) -> dict[str, dict[str, Any]]:
-        """Every result, by run id."""
-        return {id: json.loads(text) for id, text in self._database.execute("SELECT id, result FROM runs")}
+        `told` is the version of this package's code, `parts` what the fingerprint is made of, by name. Runs that
+        crashed are no results: where nothing else is kept, they are forgotten and the new version goes on.
+        """
+        key = f"task {task}"
+        now = {
+            "fingerprint": fingerprint,
+            "told": told,
+            "parts": dict(parts or {}),
+            "since": datetime.now().astimezone().isoformat(" ", "minutes"),
+        }
+        text = self.note(key)
+        before = now if text is None else self._told(key, text)
+        if text is None or before["fingerprint"] != fingerprint:
+            kept = [id for id, result in self.results(task).items() if result["status"] != "crashed"]
+            if text is not None and kept:
+                raise StoreError(
+                    f"{self.folder} holds {len(kept)} runs on {task!r} by another version of the code or the data"
+                    f"{_since(before)}. {_changed(before, now)} Its runs cannot be mixed with new ones: "
+                    "race into another --out, or remove the folder."
+                )
+            self._write("DELETE FROM runs WHERE task = ?", (task,))
+            self.write_note(key, json.dumps(now))
+
+    def _told(self, key: str, text: str) -> dict[str, Any]:
+        found = self._decoded("meta", key, text)
+        if (
+            isinstance(found, list) and len(cast("list[Any]", found)) == 2
+        ):  # as written before the parts were kept
+            return dict(zip(("fingerprint", "told"), cast("list[Any]", found), strict=True))
+        if not isinstance(found, dict) or "fingerprint" not in found:
+            raise self._damaged("meta", key, "it does not say which code and data its runs belong to")
+        return cast("dict[str, Any]", found)
+
+    def results(self, task: str | None = None) -> dict[str, dict[str, Any]]:
+        """Every result, by run id; of one task if it is named."""
+        rows = self._read("SELECT id, result FROM runs WHERE ? IS NULL OR task = ?", (task, task))
+        return {id: self._result(id, text) for id, text in rows}
+
+    def count(self) -> int:
+        """How many runs are kept."""
+        return self._read("SELECT count(*) FROM runs")[0][0]
+
+    def forget_crashed(self) -> int:
+        """Remove the runs that crashed or cannot be read, and calibrations that failed; return how many runs."""
+        gone: list[str] = []
+        for id, text in self._read("SELECT id, result FROM runs"):
+            try:
+                crashed = self._result(id, text)["status"] == "crashed"
+            except StoreError:
+                crashed = True
+            if crashed:
+                self._write("DELETE FROM runs WHERE id = ?", (id,))
+                gone.append(id)
+        for id, text in self._read("SELECT id, result FROM calibrations"):
+            try:
+                failed = self._decoded("calibrations", id, text)["step"]["seconds"] is None
+            except (StoreError, TypeError, KeyError):
+                failed = True
+            if failed:
+                self._write("DELETE FROM calibrations WHERE id = ?", (id,))
+        return len(gone)
+
+    def _result(self, id: str, text: str) -> dict[str, Any]:
+        """A result that has the form of one."""
+        found = self._decoded("runs", id, text)
+        curve = found.get("curve") if isinstance(found, dict) else None
+        if not isinstance(curve, dict) or found.get("status") not in STATUS:
+            raise self._damaged("runs", id, "it is not the result of a run")
+        columns = list(cast("dict[str, Any]", curve).values())
+        if not all(isinstance(each, list) and len(each) == len(columns[0]) for each in columns):
+            raise self._damaged("runs", id, "the columns of its curve differ in length")
+        return cast("dict[str, Any]", found)
+
+    def _decoded(self, table: str, id: str, text: Any) -> Any:
+        try:
+            return json.loads(text)
+        except (ValueError, TypeError) as error:
+            raise self._damaged(table, id, str(error)) from error
+
+    def _damaged(self, table: str, id: str, why: str) -> StoreError:
+        advice = "race into another --out, or restore the file"
+        if table in ("runs", "calibrations"):
+            advice = f"--retry-crashed removes such rows and runs them again; or {advice}"
+        return StoreError(f"{self.path}, table {table}, row {id!r} is damaged: {why}. To go on: {advice}.")
 
     def save(self, id: str, task: str, result: Mapping[str, Any]) -> None:
         """Keep a run, whole, in one transaction."""
@@ -128,15 +215,41 @@ class Store:
 
     def calibration(self, id: str) -> dict[str, Any] | None:
         """A calibration by what it depends on."""
-        row = self._database.execute("SELECT result FROM calibrations WHERE id = ?", (id,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        rows = self._read("SELECT result FROM calibrations WHERE id = ?", (id,))
+        return self._decoded("calibrations", id, rows[0][0]) if rows else None
 
     def save_calibration(self, id: str, result: Mapping[str, Any]) -> None:
         """Keep a calibration."""
         self._write("INSERT OR REPLACE INTO calibrations VALUES (?, ?)", (id, json.dumps(result)))
+
+    def _read(self, statement: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        try:
+            return self._database.execute(statement, values).fetchall()
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            raise StoreError(
+                f"{self.path} cannot be read: {error}. Race into another --out, or restore the file."
+            ) from error
 
     def _write(self, statement: str, values: tuple[Any, ...]) -> None:
         try:
             self._database.execute(statement, values)
         except sqlite3.Error as error:
             raise StoreError(f"{self.path} could not be written: {error}. {KEPT}") from error
+
+
+def _since(before: Mapping[str, Any]) -> str:
+    return f", since {before['since']}" if "since" in before else ""
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Which parts differ, in a sentence."""
+    old, new = before.get("parts", {}), now["parts"]
+    if not old:
+        return f"They were made by {before['told']}; now it is {now['told']}."
+    changed = [name for name in new if name in old and old[name] != new[name]]
+    words = [f"{name} changed ({old[name]}; now {new[name]})" for name in changed]
+    words += [f"{name} is new" for name in new if name not in old]
+    words += [f"{name} is gone" for name in old if name not in new]
+    data = changed and all(name.endswith(" data") for name in changed) and len(changed) == len(words)
+    advice = " Its file did not: draw the data from a generator with a seed." if data else ""
+    return f"Of these, {'; '.join(words)}.{advice}"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from schuss.errors import refusal
+from schuss.lab.files import divide
 from schuss.lab.tasks.task import Task
 
 # name -> module and function that builds it; a module is imported when its task is asked for.
@@ -28,7 +29,10 @@ def builder(name: str) -> Callable[..., Task]:
     """The function that builds a built-in task."""
     if name not in BUILT_IN:
         raise refusal(
-            "task", name, f"one of {', '.join(sorted(BUILT_IN))}", "A file of your own ends in .py."
+            "task",
+            name,
+            f"one of {', '.join(sorted(BUILT_IN))}",
+            "Your own: file.py, file.py:task or package.module:task.",
         )
     module, function = BUILT_IN[name].split(":")
     return getattr(importlib.import_module(f"schuss.lab.tasks.{module}"), function)
@@ -60,16 +64,27 @@ def load(spec: str, data: Path | None = None) -> Task:
 def separate(specs: str) -> list[str]:
     """The specs in a comma-separated list; a setting after a comma belongs to the task before it.
 
+    A comma that belongs to the name of a file which is there parts nothing.
+
     >>> separate("digits,quadratic:kappa=10,dim=3,text")
     ['digits', 'quadratic:kappa=10,dim=3', 'text']
     """
     found: list[str] = []
-    for part in filter(None, map(str.strip, specs.split(","))):
+    parts = specs.split(",")
+    while parts:
+        count = next((n for n in range(len(parts), 1, -1) if _is_file(",".join(parts[:n]))), 1)
+        part = ",".join(parts[:count]).strip()
+        del parts[:count]
         if found and "=" in part and ":" not in part and ":" in found[-1]:
             found[-1] += f",{part}"
-        else:
+        elif part:
             found.append(part)
     return found
+
+
+def _is_file(spec: str) -> bool:
+    place = divide(spec.strip())[0]
+    return place.endswith(".py") and Path(place).is_file()
 
 
 def _number(text: str) -> object:

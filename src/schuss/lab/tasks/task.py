@@ -77,8 +77,8 @@ class Task:
 
     def __post_init__(self) -> None:
         """Refuse what no race could run."""
-        if not self.name:
-            raise refusal("name", self.name, "a name")
+        if not self.name or not self.name.isprintable():
+            raise refusal("name", self.name, "a name", "It is one line of text that can be printed.")
         if self.measured_on < 1:
             raise refusal("measured_on", self.measured_on, "at least 1")
         if self.best not in ("max", "min"):
