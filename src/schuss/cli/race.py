@@ -16,6 +16,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from schuss.cli.names import check_names
+from schuss.lab.names import separate
+
 EXAMPLES = """
 \b
 Examples:
@@ -99,6 +102,11 @@ def command(
     console = Console()
     if preset and trials:
         raise click.UsageError("Give --preset or --trials, not both.")
+    named = entries.split(",") if entries else None
+    given = separate(tasks)
+    check_names(
+        tasks=given, entries=list(map(str.strip, [*(named or ()), *more])), schedules=schedules.split(",")
+    )
     if scheduler is None and words is None:
         from schuss.lab.protocol.executors import start_server
 
@@ -108,16 +116,15 @@ def command(
         from schuss.lab.protocol.executors import dask
         from schuss.lab.protocol.export import check_format, export
         from schuss.lab.protocol.race import race
-        from schuss.lab.tasks import separate
 
-        named = entries.split(",") if entries else list(DEFAULT) if more else None
+        if named is None and more:
+            named = list(DEFAULT)
         racing = None if named is None else [*map(str.strip, named), *more]
         if words is not None:
             repeat(console, tasks, racing, data, words)
             return
         if table is not None:
             check_format(table)
-        given = separate(tasks)
         with here(workers) if scheduler is None else dask(scheduler) as hands, Watching(console) as watcher:
             executor, capacity = hands
             try:

@@ -11,6 +11,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from schuss.cli.names import check_names
+
 if TYPE_CHECKING:
     from schuss.curvature import RangeTest
 
@@ -58,6 +60,7 @@ def command(
 ) -> None:
     """Climb a ladder of learning rates, some times over, and show where the loss falls."""
     console = Console()
+    check_names(tasks=[task], entries=[optimizer])
     from schuss.lab.entries import find
     from schuss.lab.ladder import climb, render
     from schuss.lab.landscape.target import task_of

@@ -26,8 +26,19 @@ from torch import Tensor
 from schuss.curvature.guard import moved
 from schuss.curvature.lanczos import Array
 from schuss.curvature.memory import claim
-from schuss.curvature.place import Loss, Model, Place, Progress, checked, derivatives, tensors_in, visit
-from schuss.errors import refusal
+from schuss.curvature.place import (
+    Loss,
+    Model,
+    Place,
+    Progress,
+    check_batches,
+    check_optimizer,
+    checked,
+    derivatives,
+    tensors_in,
+    visit,
+)
+from schuss.errors import real, refusal, whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +108,14 @@ def range_test(
     >>> result.interval[0] < result.suggestion < result.interval[1], x.tolist()
     (True, [2.0, -1.0])
     """
-    if not 0 < lowest < highest < math.inf:
-        raise refusal("lowest, highest", (lowest, highest), "0 < lowest < highest")
-    if steps < 10:
-        raise refusal("steps", steps, "at least 10", "A slope needs some rungs.")
-    if sweeps < 1:
-        raise refusal("sweeps", sweeps, "at least 1")
+    lowest = real("lowest", lowest, "a finite number > 0", lambda x: 0 < x < math.inf)
+    highest = real(
+        "highest", highest, f"a finite number > lowest={lowest:g}", lambda x: lowest < x < math.inf
+    )
+    steps = whole("steps", steps, 10, advice="A slope needs some rungs.")
+    sweeps = whole("sweeps", sweeps, 1)
+    check_optimizer(optimizer)
+    check_batches(batches)
     rates = np.geomspace(lowest, highest, steps)
     losses = np.full((sweeps, steps), np.nan)
     with visit(model, loss, None) as place:

@@ -11,17 +11,21 @@ section 5 (Lion: a learning rate 3 to 10 times smaller than AdamW's, decay as ma
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import log10
-from typing import Any, Literal, cast
+from math import isfinite, log10
+from typing import Any, Literal, cast, get_args
 
 from torch.optim import Optimizer
 
 import schuss.torch as optimizers
-from schuss.errors import refusal
+from schuss.errors import real, refusal, unknown
 from schuss.lab.files import load_name
+from schuss.lab.names import check_entry
 from schuss.lab.statistics import Range
+
+Kind = Literal["gradient", "unit", "curvature"]
+_RANGE = "A range is (low, high, whether it is searched in its logarithm): {'lr': (1e-4, 1e-1, True)}."
 
 DECADES = log10(250)  # of learning rate, the same for every entry: the widest of the published ranges
 
@@ -57,20 +61,30 @@ class Entry:
     space: Mapping[str, Range]
     usual: Mapping[str, float] = field(default_factory=dict[str, float])
     fixed: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    kind: Literal["gradient", "unit", "curvature"] = "unit"
+    kind: Kind = "unit"
     source: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse a space that cannot be searched."""
+        """Refuse what no race could run."""
+        if not (isinstance(self.name, str) and self.name):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise refusal("name", self.name, "a name")
+        if not callable(self.optimizer):  # pyright: ignore[reportUnnecessaryComparison]
+            raise refusal(
+                f"{self.name}: optimizer",
+                self.optimizer,
+                "an optimizer class, or a function that makes one from weights and lr",
+            )
+        if self.kind not in (kinds := get_args(Kind)):
+            raise unknown(f"{self.name}: kind", self.kind, kinds)
+        for what, given in (("space", self.space), ("usual", self.usual), ("fixed", self.fixed)):
+            if not isinstance(given, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise refusal(f"{self.name}: {what}", given, "a dict", _RANGE)
         if "lr" not in self.space:
             raise refusal(
                 "space", sorted(self.space), "a space with lr", f"{self.name} needs a learning rate to race."
             )
-        for name, (low, high, log) in self.space.items():
-            if not (low < high and (low > 0 or not log)):
-                raise refusal(
-                    f"{self.name}: {name}", (low, high), "low < high, and above 0 where it is logarithmic"
-                )
+        for name, bounds in self.space.items():
+            _check_range(f"{self.name}: {name}", bounds)
 
     @property
     def widens(self) -> bool:
@@ -98,6 +112,17 @@ class Entry:
     def build(self, weights: Iterable[Any], parameters: Mapping[str, float]) -> Optimizer:
         """The optimizer over these weights at a point of the search space."""
         return self.optimizer(weights, **self.arguments(parameters))
+
+
+def _check_range(name: str, bounds: Any) -> None:
+    """Refuse what is no range of numbers that can be searched."""
+    if not (isinstance(bounds, Sequence) and not isinstance(bounds, str) and len(cast(Any, bounds)) == 3):
+        raise refusal(name, bounds, "(low, high, True or False)", _RANGE)
+    low, high, log = cast("tuple[Any, Any, Any]", tuple(cast(Any, bounds)))
+    for number in (low, high):
+        real(name, number, "a finite number", isfinite)
+    if not (low < high and (low > 0 or not log)):
+        raise refusal(name, (low, high), "low < high, and above 0 where it is logarithmic")
 
 
 def even(low: float, high: float, decades: float = DECADES) -> Range:
@@ -191,11 +216,11 @@ DEFAULT = tuple(
 
 def find(name: str) -> Entry:
     """The entry of that name, or of `file.py:name`: an optimizer class, a function or an `Entry`."""
-    if ".py:" in name:
+    if isinstance(name, str) and ".py:" in name:  # pyright: ignore[reportUnnecessaryIsInstance]
         return own(*name.rsplit(":", 1))
-    if name not in ENTRIES:
-        raise refusal("entry", name, f"one of {', '.join(ENTRIES)}", "Your own: --entry file.py:name.")
-    return ENTRIES[name]
+    if isinstance(name, str) and name.endswith(".py"):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise refusal("entry", name, "file.py:name", f"Name the optimizer in it: {name}:MyOptimizer.")
+    return ENTRIES[check_entry(name)]
 
 
 def own(file: str, name: str) -> Entry:
@@ -226,10 +251,14 @@ def wrap(name: str, make: Any, source: str = "") -> Entry:
             else float(default.default)
         )
         space = {"lr": even(usual, usual)}
-    ranges = {
-        key: (*map(float, bounds[:2]), bool(bounds[2]) if len(bounds) > 2 else True)
-        for key, bounds in space.items()
+    if not isinstance(space, Mapping):
+        raise refusal(f"{name}: space", space, "a dict", _RANGE)
+    ranges: dict[str, Any] = {
+        key: (*bounds, True) if isinstance(bounds, tuple | list) and len(cast(Any, bounds)) == 2 else bounds
+        for key, bounds in cast("Mapping[str, Any]", space).items()
     }
+    for key, bounds in ranges.items():
+        _check_range(f"{name}: {key}", bounds)
     usual = {"lr": (ranges["lr"][0] * ranges["lr"][1]) ** 0.5} if "lr" in ranges else {}
     return Entry(
         name=name, optimizer=make, space=cast("Mapping[str, Range]", ranges), usual=usual, source=source

@@ -22,7 +22,10 @@ def load_file(file: str | Path) -> tuple[ModuleType, str]:
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file.")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise refusal("file", str(path), "a Python file", "It holds something other than text.") from None
     name = f"{path.stem}_{hashlib.blake2b(str(path.resolve()).encode(), digest_size=4).hexdigest()}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

@@ -6,7 +6,7 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Callable, Container, Generator, Iterable
+from collections.abc import Callable, Container, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from itertools import chain
@@ -25,6 +25,7 @@ from schuss.compile.front import (
     WHOLE,
     at,
     check_options,
+    check_schedule,
     dtype_name,
     for_sparse,
     is_schedule,
@@ -35,6 +36,7 @@ from schuss.compile.front import (
 )
 from schuss.compile.launch import Terms
 from schuss.compile.storage import BLOCK
+from schuss.errors import closest, real, refusal
 from schuss.rules import PAIRS, Row, Rule
 from schuss.torch import checkpoints, kept
 from schuss.torch.plan import Item, Plan
@@ -43,6 +45,8 @@ from schuss.torch.state import State, changes
 Tensor = torch.Tensor
 
 _gradient = attrgetter("grad")
+# How alike a group's key and one of ours must be to be taken for a slip: `max_momentum` and `momentum` are not (0.8).
+MISSPELLED = 0.85
 
 
 def _immutable(value: Any) -> bool:
@@ -100,7 +104,10 @@ class Optimizer(torch.optim.Optimizer):
         cls.__doc__ = f"{page}\n\n    {cls.__doc__}"
         cls.step = _hooked(cls.step)
         cls._names = tuple((n, PAIRS.get(n, (n,))) for n in cls._parameters if n in own or n in PAIRS)
-        cls._values = staticmethod(itemgetter(*(n for n, _ in cls._names)))
+        names = [n for n, _ in cls._names]
+        # itemgetter gives the bare value of a single name, and refuses to have none.
+        values: Any = itemgetter(*names) if len(names) > 1 else lambda group: tuple(group[n] for n in names)
+        cls._values = staticmethod(values)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         try:
@@ -112,6 +119,7 @@ class Optimizer(torch.optim.Optimizer):
         defaults = dict(bound.arguments)
         defaults.pop("self")
         params = defaults.pop("params")
+        _check_given(type(self).__name__, params)
         check_options(defaults)
         self._forget()
         super().__init__(params, defaults)
@@ -141,6 +149,8 @@ class Optimizer(torch.optim.Optimizer):
         if "params" not in param_group:
             raise ValueError(f"A parameter group has {', '.join(param_group) or 'nothing'} but no 'params'.")
         group: dict[str, Any] = {**self.defaults, "step": 0, "schedules": {}, **param_group}
+        if group["params"] is None:
+            raise TypeError("A parameter group's params=None is not a list of weights.")
         if isinstance(group["params"], Iterable) and not isinstance(group["params"], Tensor | set):
             group["params"] = list(cast(Iterable[Any], group["params"]))
             _check_weights(group["params"])
@@ -159,6 +169,10 @@ class Optimizer(torch.optim.Optimizer):
 
     def _check_own_options(self, group: dict[str, Any]) -> None:
         """Refuse a group's options that are none of its own, or outside their domains."""
+        self._check_spelling(group)
+        for name in ("maximize", "capturable"):
+            if not isinstance(group.get(name, False), bool):
+                raise refusal(name, group[name], "True or False")
         for name in WHOLE:
             if group[name] != self.defaults[name]:
                 raise ValueError(
@@ -168,6 +182,20 @@ class Optimizer(torch.optim.Optimizer):
         check_options(group)
         if group["state_dtype"] is not None:
             group["state_dtype"] = dtype_name(group["state_dtype"])
+
+    def _check_spelling(self, group: dict[str, Any]) -> None:
+        """Refuse a key that is nearly one of this optimizer's: it would change nothing, in silence.
+
+        Other keys may be there: schedulers and frameworks keep theirs in groups (`initial_lr`, `max_momentum`, `name`).
+        """
+        own = {part: name for name, parts in self._names for part in parts} | {n: n for n in self._parameters}
+        for key in group.keys() - self._parameters.keys() - {"params", "step", "schedules"}:
+            near = closest(key, own, MISSPELLED)
+            if near is not None:
+                raise ValueError(
+                    f"A parameter group has {key!r}, which {type(self).__name__} does not take. "
+                    f"Did you mean {own[near]!r}?"
+                )
 
     def _rule_of(self, group: dict[str, Any]) -> Rule:
         """The page with this group's hyperparameters as they stand now."""
@@ -183,6 +211,8 @@ class Optimizer(torch.optim.Optimizer):
         else:
             scheduled = {name: group[name] for name, _ in self._names if is_schedule(group[name])}
             if scheduled:
+                for name, schedule in scheduled.items():
+                    check_schedule(name, schedule)
                 group["schedules"].update(scheduled)
                 self._in_force.pop(id(group), None)
                 return self._rule_of(group)
@@ -344,7 +374,7 @@ class Optimizer(torch.optim.Optimizer):
         found, given = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if found is not None and float(found):
             return None
-        scale = 1.0 if given is None else 1.0 / float(given)
+        scale = 1.0 if given is None else 1.0 / _loss_scale(given)
         if self.max_norm is None and not self.skip_nonfinite:
             return scale
         self._norm = plan.norm(gradients, torch.get_num_threads()) * scale
@@ -572,6 +602,7 @@ class Optimizer(torch.optim.Optimizer):
 
         Raises `ValueError` naming the key if the checkpoint does not fit, before anything is changed.
         """
+        _check_state_dict(state_dict)
         loaded = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             result = hook(self, loaded)
@@ -640,6 +671,35 @@ class Optimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._forget()
+
+
+def _check_given(name: str, params: Any) -> None:
+    """Refuse what is often given for the weights and is none; torch refuses the rest."""
+    if isinstance(params, torch.nn.Module):
+        raise TypeError(f"params is a model, a {type(params).__name__}. Try {name}(model.parameters()).")
+    if not isinstance(params, Iterable):
+        raise TypeError(
+            f"params={params!r} is not weights or groups of them. Try {name}(model.parameters())."
+        )
+
+
+def _check_state_dict(given: Any) -> None:
+    """Refuse what no optimizer's `state_dict()` returned."""
+    missing = [key for key in ("state", "param_groups") if not (isinstance(given, Mapping) and key in given)]
+    if missing:
+        keys = (
+            list(cast("Mapping[Any, Any]", given))[:5] if isinstance(given, Mapping) else type(given).__name__
+        )
+        raise ValueError(
+            f"The checkpoint has no {' and no '.join(map(repr, missing))}: it is {keys}. Load what an optimizer's "
+            "state_dict() returned; a model's goes into the model."
+        )
+
+
+def _loss_scale(given: Any) -> float:
+    """What the loss was multiplied by, as GradScaler or the user left it."""
+    advice = "The gradients are divided by it. GradScaler sets it; None says that the loss was not scaled."
+    return real("grad_scale", given, "a finite number > 0", lambda scale: 0 < scale < math.inf, advice)
 
 
 def _check_weights(given: list[Any]) -> None:

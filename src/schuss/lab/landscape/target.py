@@ -6,8 +6,8 @@ from pathlib import Path
 
 from schuss.errors import refusal
 from schuss.lab.files import load_file, load_name
-from schuss.lab.landscape.surfaces import SURFACES
-from schuss.lab.tasks import BUILT_IN, load
+from schuss.lab.names import SURFACES, check_landscape
+from schuss.lab.tasks import load
 from schuss.lab.tasks.task import Task
 
 
@@ -22,15 +22,7 @@ def is_surface(spec: str) -> bool:
         return not isinstance(found, Task)
     if spec.endswith(".py"):
         return False
-    name = spec.partition(":")[0]
-    if name not in SURFACES and name not in BUILT_IN:
-        raise refusal(
-            "landscape",
-            spec,
-            f"a function ({', '.join(SURFACES)}) or a task ({', '.join(BUILT_IN)})",
-            "Your own: FILE.py:function, or FILE.py with a schuss.lab.Task.",
-        )
-    return name in SURFACES
+    return check_landscape(spec) in SURFACES
 
 
 def task_of(spec: str, data: Path | None = None) -> Task:
