@@ -62,6 +62,13 @@ class RangeTest:
 
     def __repr__(self) -> str:
         """The interval, and what it is not."""
+        if self.interval is None:
+            return self.words
+        return f"{self.words}. This is no measurement of stability: see stability_limit."
+
+    @property
+    def words(self) -> str:
+        """The interval in words."""
         if self.interval is None or self.suggestion is None:
             return (
                 f"the loss never fell beyond its noise from lr {self.rates[0]:.3g} to {self.rates[-1]:.3g}. "
@@ -69,8 +76,7 @@ class RangeTest:
             )
         return (
             f"the loss falls from lr {self.interval[0]:.3g} to {self.interval[1]:.3g}, fastest at "
-            f"{self.suggestion:.3g} (sweeps: {', '.join(f'{s:.3g}' for s in self.suggestions)}). This is no "
-            "measurement of stability: see stability_limit."
+            f"{self.suggestion:.3g} (sweeps: {', '.join(f'{s:.3g}' for s in self.suggestions)})"
         )
 
 
