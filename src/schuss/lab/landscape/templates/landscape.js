@@ -1,7 +1,7 @@
 "use strict";
 for (const section of document.querySelectorAll("[data-scene]")) {
   const scene = schuss.data[Number(section.dataset.scene)], { css, look } = schuss, hidden = new Set();
-  const marked = scene.trails.map((trail, i) => ({ ...look(i), dash: i < 8 ? "solid" : look(i).dash })), seenNow = (trail) => !hidden.has(trail.name);
+  const marked = scene.trails.map((trail, i) => ({ ...look(i), dash: i < 9 ? "solid" : look(i).dash })), seenNow = (trail) => !hidden.has(trail.name);
   for (const mark of section.querySelectorAll("[data-look]")) mark.innerHTML = schuss.sample(look(Number(mark.dataset.look)));
   const least = Math.min(...scene.heights.flat().filter((z) => z !== null && z > scene.lowest).map((z) => z - scene.lowest));
   const floor = Math.max(least / 10, 1e-12);
@@ -110,7 +110,7 @@ for (const section of document.querySelectorAll("[data-scene]")) {
     output.textContent = `step ${longest.at[step]} of ${longest.at[last]}`;
     if (ground.drawn) {
       await frames();
-      await Plotly.animate(ground.plot, [String(step)], { mode: "immediate", frame: { duration: 0, redraw: false }, transition: { duration: 0 } }).catch(() => {}); // a newer stop has taken over
+      await Plotly.animate(ground.plot, [String(step)], { mode: "immediate", frame: { duration: 0, redraw: true }, transition: { duration: 0 } }).catch(() => {}); // a newer stop has taken over
     }
     for (const known of [height, watched]) if (known?.drawn) Plotly.relayout(known.plot, { shapes: [cursor()] });
   };
