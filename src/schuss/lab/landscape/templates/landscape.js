@@ -103,14 +103,24 @@ for (const section of document.querySelectorAll("[data-scene]")) {
   const frames = async () => {
     if (ground.plot.framed) return;
     ground.plot.framed = true;
+    keep(ground.plot);
     await Plotly.addFrames(ground.plot, stops.map((k) => ({ name: String(k), data: moving(k), traces: ground.plot.moving })));
+  };
+  // An animated frame takes away the layers in which nothing moves; drawing all of them again in each frame would take ten
+  // times as long. So the landscape is put back, and before the screen has shown that it was gone.
+  let keeper = null;
+  const keep = (plot) => {
+    keeper?.disconnect();
+    const levels = plot.querySelector(".contourlayer"), layers = levels.parentNode;
+    keeper = new MutationObserver(() => { if (!layers.querySelector(".contourlayer")) layers.prepend(levels); });
+    keeper.observe(layers, { childList: true });
   };
   const go = async (at) => {
     step = stops[at];
     output.textContent = `step ${longest.at[step]} of ${longest.at[last]}`;
     if (ground.drawn) {
       await frames();
-      await Plotly.animate(ground.plot, [String(step)], { mode: "immediate", frame: { duration: 0, redraw: true }, transition: { duration: 0 } }).catch(() => {}); // a newer stop has taken over
+      await Plotly.animate(ground.plot, [String(step)], { mode: "immediate", frame: { duration: 0, redraw: false }, transition: { duration: 0 } }).catch(() => {}); // a newer stop has taken over
     }
     for (const known of [height, watched]) if (known?.drawn) Plotly.relayout(known.plot, { shapes: [cursor()] });
   };
