@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from schuss.lab.curves import render as render_curves
 from schuss.lab.diagnose import advise, measure
 from schuss.lab.diagnose import render as render_diagnosis
 from schuss.lab.entries import DEFAULT, find
@@ -16,6 +17,7 @@ from schuss.lab.ladder import render as render_range
 from schuss.lab.landscape import growth, on_surface, render, render_model, surface, taylor_model
 from schuss.lab.pages import png
 from schuss.lab.tasks import load
+from schuss.schedules.words import parse
 
 LISTEN = """<head><script>
 window.wrong = [];
@@ -146,6 +148,13 @@ def test_the_usual_entries_differ_in_colour_and_no_two_in_a_large_race_look_alik
     found = act(render([on_surface(surface("beale"), [find("sgd")], 5, lr=0.01)], "schuss landscape"), LOOKS)
     assert found["colours"] == 9 == len(DEFAULT)
     assert found["pairs"] == 72
+
+
+def test_schedules_are_drawn(act):
+    entries = {line: parse(line) for line in ("cosine 100", "step every 30 rate 0.5")}
+    found = act(render_curves(entries, 100, [0, 50, None, 100], "schuss schedule"), "")
+    assert found["wrong"] == []
+    assert found["drawn"] == found["figures"] == 1
 
 
 def test_a_range_test_and_a_model_are_drawn(act):

@@ -25,6 +25,7 @@ from schuss.lab.statistics import (
     fixed_targets,
     lr_basin,
     mean_interval,
+    paired_differences,
     paired_interval,
     pairwise_profiles,
     performance_profiles,
@@ -388,7 +389,7 @@ def _comparison(raced: Raced, found: Comparison) -> dict[str, Any]:
     sign = 1 if raced.lower else -1
     if metric:
         own, other = (np.array(_scores(raced, by_name[name])) for name in (found.leader, found.entry))
-        difference = _interval(list(sign * (other - own)))
+        difference = _interval(list(paired_differences(sign * own, sign * other)))
         p = _finite(paired_interval(sign * own, sign * other).p)
     else:
         p = None

@@ -11,6 +11,7 @@ from schuss.lab.statistics.compare import (
     as_losses,
     compare_with_leader,
     mean_interval,
+    paired_differences,
     paired_interval,
     rank,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "lr_basin",
     "mean_interval",
     "numbers_of",
+    "paired_differences",
     "paired_interval",
     "pairwise_profiles",
     "performance_profiles",
