@@ -77,6 +77,7 @@ class RAdam(Rule):
             eps=self.eps if rectified else 1.0,
         )
 
+    # √v is chosen and not multiplied by slope: where g² has overflowed, 0 · ∞ would be no number.
     @staticmethod
     def update(w, g, m, v, l2, keep, decay1, gain1, decay2, gain2, step, slope, eps):
         """One weight, one step."""
@@ -84,6 +85,5 @@ class RAdam(Rule):
         w = keep * w
         m = decay1 * m + gain1 * g
         v = decay2 * v + gain2 * g * g
-        # Not slope · √v: where g² has overflowed, 0 · ∞ would be no number.
         w = w - step * m / (where(slope > 0, sqrt(v), 0.0) + eps)
         return w, m, v
