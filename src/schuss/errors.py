@@ -1,5 +1,11 @@
 """One voice for refusals: what was given, what is allowed, what to try."""
 
+import difflib
+import math
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any
+
 
 def refusal(name: str, value: object, allowed: str, advice: str = "") -> ValueError:
     """Return the `ValueError` that says `name=value` is not `allowed`, and what to try.
@@ -8,3 +14,59 @@ def refusal(name: str, value: object, allowed: str, advice: str = "") -> ValueEr
     beta2=1.0 is not in [0, 1). With 1 the average would never learn.
     """
     return ValueError(f"{name}={value!r} is not {allowed}." + (f" {advice}" if advice else ""))
+
+
+def unknown(name: str, value: object, known: Iterable[str], advice: str = "") -> ValueError:
+    """Return the refusal of a word that is not one of the `known` ones; it names the one that was meant, if any.
+
+    >>> print(unknown("task", "digit", ["digits", "text"]))
+    task='digit' is not one of digits, text. Did you mean digits?
+    """
+    known = list(known)
+    near = closest(value, known)
+    meant = f"Did you mean {near}?" if near else ""
+    return refusal(name, value, f"one of {', '.join(known)}", " ".join(filter(None, (meant, advice))))
+
+
+def closest(word: object, known: Iterable[str], likeness: float = 0.6) -> str | None:
+    """Return the known word that `word` is a misspelling of, if there is one; capitals do not matter.
+
+    >>> closest("adm", ["sgd", "adam"]), closest("Adam", ["sgd", "adam"]), closest("x", ["sgd", "adam"])
+    ('adam', 'adam', None)
+    """
+    spelled = {one.lower(): one for one in known}
+    found = difflib.get_close_matches(str(word).lower(), list(spelled), n=1, cutoff=likeness)
+    return spelled[found[0]] if found else None
+
+
+def whole(name: str, value: Any, least: int = 0, most: int | None = None, advice: str = "") -> int:
+    """Return `value` as an int from `least` to `most`, or refuse it.
+
+    >>> whole("steps", 10, 1)
+    10
+    """
+    allowed = f"an integer ≥ {least}" if most is None else f"an integer in [{least}, {most}]"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise refusal(name, value, allowed, advice) from None
+    if isinstance(value, bool) or number < least or (most is not None and number > most):
+        raise refusal(name, value, allowed, advice)
+    return number
+
+
+def real(
+    name: str, value: Any, allowed: str, holds: Callable[[float], bool] = math.isfinite, advice: str = ""
+) -> float:
+    """Return `value` as a float for which `holds` is true, or refuse it. A word that spells a number is none.
+
+    >>> real("factor", 2, "a number > 0", lambda x: x > 0)
+    2.0
+    """
+    try:
+        number = math.nan if isinstance(value, str | bytes | bool) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if math.isnan(number) or not holds(number):
+        raise refusal(name, value, allowed, advice)
+    return number

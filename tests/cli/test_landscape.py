@@ -33,7 +33,7 @@ def test_a_story_has_its_measured_sentence(tmp_path):
     [
         ((), "Give a function or a task, or --story NAME"),
         (("beale", "--story", "saddle"), "Give a function or a task"),
-        (("hill",), "landscape='hill' is not a function"),
+        (("hill",), "landscape='hill' is not one of rosenbrock"),
         (("beale", "--optimizers", "sgd,wonder"), "entry='wonder' is not one of"),
         (("beale", "--start", "1"), "'1' is not 2 numbers"),
         (("digits", "--start", "1,2"), "are for functions of two numbers"),

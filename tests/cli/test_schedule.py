@@ -67,8 +67,18 @@ def test_html_stands_alone(schuss, tmp_path):
     assert not re.findall(r"<script[^>]+src=", page)
 
 
+def test_html_is_a_page_like_the_others(schuss, tmp_path):
+    path = tmp_path / "picture.html"
+    assert schuss("cosine 100", "step every 30 rate 0.5", "--html", str(path)).exit_code == 0
+    page = path.read_text("utf-8")
+    for mark in ("--accent:", 'id="theme"', '<section id="repeat"', "cosine 100", "Content-Security-Policy"):
+        assert mark in page
+    assert page.count("<tr>") > 5  # the table of landmarks
+
+
 def test_html_where_nothing_can_be_written(schuss, tmp_path):
-    result = schuss("cosine 100", "--html", str(tmp_path / "missing" / "picture.html"))
+    (tmp_path / "file").touch()
+    result = schuss("cosine 100", "--html", str(tmp_path / "file" / "picture.html"))
     assert result.exit_code == 1
     assert "picture.html" in result.output
 

@@ -436,7 +436,7 @@ def test_a_lost_array_is_missed_before_the_first_update_too():
     optimizer = schuss.numpy.Adam(amsgrad=True)
     with pytest.raises(KeyError, match="had 8 entries of its arrays, and has 4"):
         optimizer.load_state_dict(state)
-    with pytest.raises(ValueError, match=r"The checkpoint=.* is not a dict of arrays"):
+    with pytest.raises(TypeError, match=r"The checkpoint is of type list"):
         optimizer.load_state_dict([])
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import schuss.curvature.memory as memory
+import schuss.numpy
 from schuss.curvature import (
     Pieces,
     condition_number,
@@ -148,13 +149,13 @@ def test_gauss_newton_needs_outputs(model):
 
 
 def test_options_out_of_range(model):
-    with pytest.raises(ValueError, match="k=0 is not at least 1"):
+    with pytest.raises(ValueError, match="k=0 is not an integer ≥ 1"):
         extreme_eigenvalues(model, square, X, k=0)
     with pytest.raises(ValueError, match="matrix='fisher' is not one of"):
         extreme_eigenvalues(model, square, X, matrix="fisher")
     with pytest.raises(ValueError, match="vectors=5 is not at least 15"):
         extreme_eigenvalues(model, square, X, k=3, vectors=5)
-    with pytest.raises(ValueError, match="probes=1 is not at least 2"):
+    with pytest.raises(ValueError, match="probes=1 is not an integer ≥ 2"):
         spectrum(model, square, X, probes=1)
     with pytest.raises(ValueError, match="at least two"):
         gradient_noise_scale(model, square, [X])
@@ -201,7 +202,7 @@ def test_the_machine_says_how_much_memory_is_free():
 
 def test_range_tests_that_make_no_sense(model):
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    with pytest.raises(ValueError, match="0 < lowest < highest"):
+    with pytest.raises(ValueError, match=r"highest=0.1 is not a finite number > lowest=1"):
         range_test(model, square, [X], optimizer, lowest=1.0, highest=0.1)
     with pytest.raises(ValueError, match="at least one batch"):
         range_test(model, square, [], optimizer)
@@ -223,3 +224,45 @@ def test_optimizers_without_a_limit(model):
         stability_limit(torch.optim.Adam(weights)).sharpness(model, square, X)
     with pytest.raises(ValueError, match="holds none of the model's weights"):
         stability_limit(torch.optim.SGD(weights, lr=0.1)).sharpness(nn.Linear(3, 2), square, X)
+
+
+def sgd(m):
+    return torch.optim.SGD(m.parameters(), lr=1)
+
+
+ARGUMENTS = {
+    "k": (lambda m: extreme_eigenvalues(m, square, X, "x"), "k='x' is not an integer ≥ 1"),
+    "k in halves": (lambda m: extreme_eigenvalues(m, square, X, 1.5), "k=1.5 is not an integer"),
+    "tolerance": (
+        lambda m: extreme_eigenvalues(m, square, X, tolerance="x"),
+        "tolerance='x' is not a finite",
+    ),
+    "negative": (lambda m: extreme_eigenvalues(m, square, X, tolerance=-1), "tolerance=-1 is not a finite"),
+    "products": (lambda m: extreme_eigenvalues(m, square, X, products=0), "products=0 is not an integer ≥ 1"),
+    "probes": (lambda m: spectrum(m, square, X, probes="x"), "probes='x' is not an integer ≥ 2"),
+    "steps": (lambda m: spectrum(m, square, X, steps=0), "steps=0 is not an integer ≥ 1"),
+    "points": (lambda m: spectrum(m, square, X, points=0), "points=0 is not an integer ≥ 2"),
+    "width": (lambda m: spectrum(m, square, X, width=0.0), "width=0.0 is not a finite number > 0"),
+    "no loss": (lambda m: hvp(m, None, X, V), "loss=None is not a function"),
+    "no batches": (lambda m: gradient_noise_scale(m, square, None), "batches=None is not an iterable"),
+    "rungs": (lambda m: range_test(m, square, [X], sgd(m), steps=10.5), "steps=10.5 is not an integer ≥ 10"),
+    "sweeps": (lambda m: range_test(m, square, [X], sgd(m), sweeps=1.5), "sweeps=1.5 is not an integer ≥ 1"),
+    "ladder of nothing": (lambda m: range_test(m, square, 3, sgd(m)), "batches=3 is not an iterable"),
+    "ladder from": (lambda m: range_test(m, square, [X], sgd(m), lowest="x"), "lowest='x' is not a finite"),
+}
+
+
+@pytest.mark.parametrize("trouble", ARGUMENTS)
+def test_arguments_of_the_wrong_kind(model, trouble):
+    measure, said = ARGUMENTS[trouble]
+    with pytest.raises(ValueError, match=said):
+        measure(model)
+
+
+@pytest.mark.parametrize("given", ["adam", None, torch.optim.SGD, schuss.numpy.Adam()])
+@pytest.mark.parametrize("measure", [stability_limit, lambda o: range_test(nn.Linear(3, 2), square, [X], o)])
+def test_what_is_no_torch_optimizer(given, measure):
+    with pytest.raises(
+        ValueError, match=r"is not a torch optimizer over the model's weights. Try schuss.torch"
+    ):
+        measure(given)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from schuss.lab.entries import find
-from schuss.lab.files import UserCode, divide
+from schuss.lab.files import UserCode
+from schuss.lab.names import divide, separate
 from schuss.lab.protocol.work import Package, Source, train_run
-from schuss.lab.tasks import separate
 from schuss.lab.tasks.own import own_task
 
 TASK = """
@@ -149,7 +149,7 @@ def test_a_place_without_a_task_is_named(folder, spec, message):
 
 def test_an_entry_without_a_name_is_asked_for_one(folder):
     with pytest.raises(
-        ValueError, match=r"entry='house/own.py' is not a name in that file. .*house/own.py:NAME"
+        ValueError, match=r"entry='house/own.py' is not file.py:name. .*house/own.py:MyOptimizer"
     ):
         find("house/own.py")
 

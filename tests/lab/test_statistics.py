@@ -737,3 +737,17 @@ class TestClaims:
         assert_allclose(first["interval"]["mean"], 0.8)
         assert first["runs"] == [f"{e}{s}report" for e in ("momentum", "sgd") for s in range(3)]
         assert "interval" in claims_of(task)[1]
+
+
+def test_what_is_left_of_rounding_is_zero():
+    """Accuracies k/360: means of equal ones, and differences that cancel, were −2e−17 and ± 1e−16."""
+    same = mean_interval([350 / 360] * 7)
+    assert (same.centre, same.low, same.high) == (350 / 360,) * 3
+    a, b = np.array([350, 351, 352, 349]) / 360, np.array([351, 350, 349, 352]) / 360
+    assert paired_interval(a, b).centre == 0
+    moved = np.nextafter(a, 1)
+    assert (moved != a).any()
+    found = paired_interval(a, moved)
+    assert (found.centre, found.low, found.high) == (0, 0, 0)
+    tiny = paired_interval([1e-20, 2e-20], [3e-20, 4e-20])  # small, and no rounding
+    assert tiny.centre == pytest.approx(2e-20)

@@ -8,6 +8,7 @@ import pytest
 import schuss.numpy
 from schuss.numpy import SGD, Adam
 from schuss.rules import TABLE
+from schuss.schedules import Warmup
 
 ROOM = np.zeros((4, 4))
 
@@ -233,3 +234,50 @@ def test_scalars_that_fail_for_a_later_batch_leave_the_earlier_ones(monkeypatch)
         clean.update(again, grads)
     for key, array in again.items():
         np.testing.assert_array_equal(params[key], array)
+
+
+@pytest.mark.parametrize("key", ["step", "zero_grad", "param_groups"])
+def test_what_torch_has_names_what_is_called_here(key):
+    with pytest.raises(AttributeError, match=rf"Adam has no '{key}'\..*optimizer\.update\(params, grads\)"):
+        getattr(Adam(), key)
+
+
+@pytest.mark.parametrize("given", [{"w": ROOM}, [ROOM], ROOM, iter([ROOM])])
+@pytest.mark.parametrize("more", [{}, {"lr": 0.1}])
+def test_arrays_given_to_the_constructor_belong_to_update(given, more):
+    with pytest.raises(TypeError, match=r"given to each step.*optimizer\.update\(params, grads\)"):
+        Adam(given, **more)
+
+
+def test_a_warmup_alone_is_no_rate():
+    with pytest.raises(ValueError, match=r"lr=Warmup\(5\) is not a schedule of values"):
+        Adam(lr=Warmup(5))
+    optimizer = Adam(lr=Warmup(5) * 0.1)
+    with pytest.raises(ValueError, match=r"lr=Warmup\(3\) is not a schedule of values"):
+        optimizer.lr = Warmup(3)
+    assert optimizer.lr == 0
+
+
+def test_no_arrays_at_all():
+    with pytest.raises(TypeError, match=r"params is None. Give a dict of arrays."):
+        Adam().update(None, None)
+
+
+@pytest.mark.parametrize("content", [b"a text of some length", b"", b"PK\x03\x04 cut short"])
+def test_a_file_of_another_kind_is_named_and_no_pickle_advised(content, tmp_path):
+    path = tmp_path / "state.npz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"state.npz is not an .npz file that save wrote") as refused:
+        Adam().load(path)
+    assert "pickle" not in str(refused.value)
+
+
+@pytest.mark.parametrize("given", [None, "state.npz", [1]])
+def test_what_is_no_checkpoint(given):
+    with pytest.raises(TypeError, match=r"The checkpoint is of type .* what state_dict"):
+        Adam().load_state_dict(given)
+
+
+def test_saving_where_there_is_no_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is not a folder. Make it before saving state.npz"):
+        Adam().save(tmp_path / "there" / "state.npz")

@@ -142,3 +142,18 @@ def test_a_real_network_trains_alike(torch_case):
         return torch.nn.utils.parameters_to_vector(model.parameters())
 
     torch.testing.assert_close(train(torch_case.ours), train(torch_case.theirs), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in TABLE if hasattr(torch.optim, name)))
+def test_a_gradient_whose_square_overflows_is_borne_as_torch_bears_it(name):
+    """g² is ∞ in float32 for g = 1e38: it stays in the denominator, where it does no harm."""
+    ends = []
+    for home in (schuss.torch, torch.optim):
+        weight = torch.ones(2, requires_grad=True)
+        optimizer = getattr(home, name)([weight], lr=0.1)
+        for _ in range(8):  # RAdam's sixth step is the first that divides
+            weight.grad = torch.tensor([1e38, 1e-3])
+            optimizer.step()
+        ends.append(weight.detach())
+    assert torch.isfinite(ends[0]).all()
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)

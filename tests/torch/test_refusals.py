@@ -3,12 +3,16 @@
 import copy
 import inspect
 import re
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 import schuss.numpy
 import schuss.torch
+from schuss.rules import Row, Rule
+from schuss.rules.rule import number, sign
+from schuss.schedules import Constant, Warmup
 
 
 def weight(*shape):
@@ -267,3 +271,142 @@ def test_a_subclass_with_a_constructor_of_its_own_shows_it():
 
     assert str(inspect.signature(Array)) == "(rate=0.1)"
     assert Array().lr == 0.1
+
+
+SILENT = {
+    "a warm-up alone": (dict(lr=Warmup(5)), "lr=Warmup.5. is not a schedule .*Warmup.5. [*] 0.001"),
+    "a hold and a warm-up": (
+        dict(lr=Constant(0.1, steps=3).then(Warmup(5)).in_epochs(2)),
+        "ends in a warm-up",
+    ),
+    "a class of schedules": (dict(lr=Warmup), "no number"),
+    "maximize": (dict(maximize="yes"), "maximize='yes' is not True or False"),
+    "capturable": (dict(capturable="no"), "capturable='no' is not True or False"),
+}
+
+
+@pytest.mark.parametrize("slip", SILENT)
+def test_what_would_silently_mean_something_else_is_refused(slip):
+    given, words = SILENT[slip]
+    with pytest.raises(ValueError, match=words):
+        schuss.torch.AdamW([weight()], **given)
+
+
+@pytest.mark.parametrize(
+    "schedule", [Warmup(5) * 0.1, Warmup(5).then(Constant(0.1)), Warmup(2).then(Warmup(3)) * 0.1]
+)
+def test_a_warmup_that_says_what_it_rises_to_is_taken(schedule):
+    assert schuss.torch.AdamW([weight()], lr=schedule).param_groups[0]["lr"] == schedule(0)
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("weigth_decay", "weight_decay"),
+        ("Lr", "lr"),
+        ("beta", "betas"),
+        ("beta1", "betas"),
+        ("state_dtyp", "state_dtype"),
+        ("weightdecay", "weight_decay"),
+    ],
+)
+def test_a_misspelled_key_of_a_group_is_named(key, meant):
+    with pytest.raises(ValueError, match=f"{key!r}, which AdamW does not take. Did you mean {meant!r}?"):
+        schuss.torch.AdamW([{"params": [weight()], key: 0}])
+
+
+@pytest.mark.parametrize("name", sorted(schuss.torch.TABLE))
+def test_keys_that_schedulers_and_frameworks_put_into_groups_are_taken(name):
+    theirs = [
+        *(
+            "lr_scale",
+            "name",
+            "group_name",
+            "initial_lr",
+            "param_names",
+            "use_fallback",
+            "layer_id",
+            "swa_lr",
+        ),
+        *("max_lr", "min_lr", "max_momentum", "base_momentum", "use_muon", "lr_mult", "wd_mult", "is_expert"),
+        *("finished_steps", "momentum_buffer", "fix_decay"),
+    ]
+    optimizer = getattr(schuss.torch, name)([{"params": [weight()], **dict.fromkeys(theirs, 1)}])
+    assert all(optimizer.param_groups[0][key] == 1 for key in theirs if key != "param_names")
+
+
+@pytest.mark.parametrize("scale", [0.0, float("nan"), -1.0])
+def test_a_loss_scale_that_cannot_be_undone_is_refused_before_anything_moves(scale):
+    one = weight()
+    one.grad = torch.ones(3)
+    optimizer = schuss.torch.SGD([one], lr=0.1)
+    optimizer.grad_scale = torch.tensor(scale)
+    with pytest.raises(ValueError, match=r"grad_scale=.* is not a finite number > 0"):
+        optimizer.step()
+    assert torch.equal(one, torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (torch.nn.Linear(2, 2), r"params is a model, a Linear. Try SGD\(model.parameters\(\)\)"),
+        (None, "params=None is not weights"),
+        ([{"params": None}], "params=None is not a list of weights"),
+    ],
+)
+def test_what_is_given_for_weights_and_is_none(given, words):
+    with pytest.raises(TypeError, match=words):
+        schuss.torch.SGD(given)
+
+
+GROUPS = {
+    "no model": (("x", 0.1), {}, "model='x' is not a torch.nn.Module"),
+    "a pattern of nothing": (
+        (None, 0.1),
+        dict(no_decay=["wieght*"]),
+        r"no_decay='wieght\*' is not a pattern that matches .*there are weight, bias. Did you mean '\*weight\*'",
+    ),
+    "no pattern": ((None, 0.1), dict(no_decay=[3]), r"no_decay=\[3\] is not a list of patterns"),
+    "no list": ((None, 0.1), dict(no_decay=3), "no_decay=3 is not a list of patterns"),
+    "negative decay": ((None, -0.1), {}, "weight_decay=-0.1 is not a finite number ≥ 0"),
+    "a word for decay": ((None, "x"), {}, "weight_decay='x' is not a finite number"),
+    "a negative rate": ((None, 0.1), dict(lr=-1), "lr=-1 is not a finite number"),
+    "a word for layers": ((None, 0.1), dict(lr=1, layer_decay="x"), r"layer_decay='x' is not in \(0, 1\]"),
+    "an unknown dtype": ((None, 0.1), dict(state_dtype="int9"), "state_dtype='int9' is not None or one of"),
+}
+
+
+@pytest.mark.parametrize("slip", GROUPS)
+def test_groups_of_what_is_none(slip):
+    (model, decay), more, words = GROUPS[slip]
+    with pytest.raises(ValueError, match=words):
+        schuss.torch.groups(model or torch.nn.Linear(2, 2), decay, **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneNumber(Rule):
+    """A rule with a single hyperparameter."""
+
+    lr: float = number(0.1, low=0)
+
+    def coefficients(self, step):
+        return dict(lr=self.lr)
+
+    @staticmethod
+    def update(w, g, lr):
+        w = w - lr * sign(g)
+        return (w,)
+
+
+def test_a_rule_with_one_hyperparameter():
+    class SignSGD(schuss.torch.Optimizer):
+        row = Row(OneNumber, "lr", {})
+
+    one = weight()
+    one.grad = torch.tensor([2.0, -3.0, 0.0])
+    optimizer = SignSGD([one], lr=0.25)
+    optimizer.step()
+    assert one.tolist() == [0.75, 1.25, 1.0]
+    optimizer.param_groups[0]["lr"] = 0.5
+    optimizer.step()
+    assert one.tolist() == [0.25, 1.75, 1.0]

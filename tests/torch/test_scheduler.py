@@ -436,3 +436,23 @@ def test_an_lr_set_by_hand_once_is_not_a_second_scheduler():
             optimizer.param_groups[0]["lr"] = 5.0
         step([optimizer, scheduler], 1)
     assert rates(optimizer) == [pytest.approx(0.4)]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda o: Scheduler(o, Warmup(5)), r"schedule=Warmup\(5\) is not a schedule of values"),
+        (
+            lambda o: Scheduler(o, 0.1),
+            r"schedule=0.1 is not a schedule or a list of them. Try Constant\(0.1\)",
+        ),
+        (lambda o: Plateau(o, factor="x"), r"factor='x' is not in \(0, 1\)"),
+        (lambda o: Plateau(o, patience=None), "patience=None is not a finite number"),
+        (lambda o: Plateau(o).step("x"), "metrics='x' is not a number"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused_in_words(make, words):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    with pytest.raises((TypeError, ValueError), match=words):
+        make(optimizer)
+    assert optimizer.param_groups[0]["lr"] == 0.1

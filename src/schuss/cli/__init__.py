@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
+from schuss.errors import closest
+
 COMMANDS = ("bench", "diagnose", "doctor", "landscape", "list", "race", "range", "schedule")
 
 
@@ -25,6 +27,18 @@ def main() -> None:
             if cmd_name not in COMMANDS:
                 return None
             return importlib.import_module(f"schuss.cli.{cmd_name}").command
+
+        def resolve_command(
+            self, ctx: click.Context, args: list[str]
+        ) -> tuple[str | None, click.Command | None, list[str]]:
+            try:
+                return super().resolve_command(ctx, args)
+            except click.UsageError as error:
+                near = closest(args[0], COMMANDS)
+                known = f"There are {', '.join(COMMANDS)}."
+                raise click.UsageError(
+                    f"{error.message} {f'Did you mean {near}?' if near else known}", ctx
+                ) from None
 
     @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
     @click.version_option(package_name="schuss")

@@ -11,6 +11,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from schuss.cli.names import check_names
+
 if TYPE_CHECKING:
     from schuss.lab.diagnose import Advice, Diagnosis, Effort
 
@@ -60,6 +62,7 @@ def command(
 ) -> None:
     """Measure curvature, stability, gradient noise and sparsity along a short run, and advise."""
     console = Console()
+    check_names(tasks=[task], entries=[optimizer], schedules=[schedule])
     from schuss.lab.diagnose import advise, measure, render
     from schuss.lab.entries import find
     from schuss.lab.landscape.target import task_of

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from schuss.cli.names import check_names
+
 EPILOG = """\b
 Examples:
   schuss landscape rosenbrock
@@ -105,6 +107,7 @@ def command(
         assert target is not None
         _model(console, target, at, start, radius, repeat, out, png)
         return
+    check_names(landscape=target or "", entries=list(map(str.strip, optimizers.split(","))))
     from schuss.lab.entries import find
     from schuss.lab.landscape import (
         STORIES,

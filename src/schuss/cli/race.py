@@ -19,6 +19,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from schuss.cli.names import check_names
+from schuss.lab.names import separate
+
 EXAMPLES = """
 \b
 Examples:
@@ -125,22 +128,24 @@ def command(
     console = Console()
     if preset and trials:
         raise click.UsageError("Give --preset or --trials, not both.")
+    named = separate(entries) if entries else None
+    given = separate(tasks)
+    check_names(tasks=given, entries=[*(named or ()), *more], schedules=schedules.split(","))
     with Interrupts() as interrupts, starting(scheduler is None and words is None), clear_errors():
         from schuss.lab.entries import DEFAULT
         from schuss.lab.protocol.crashes import without_a_finish
         from schuss.lab.protocol.executors import dask
         from schuss.lab.protocol.export import check_format, export
         from schuss.lab.protocol.race import race
-        from schuss.lab.tasks import separate
 
-        named = separate(entries) if entries else list(DEFAULT) if more else None
+        if named is None and more:
+            named = list(DEFAULT)
         racing = None if named is None else [*named, *more]
         if words is not None:
             repeat(console, tasks, racing, data, words, device)
             return
         if table is not None:
             check_format(table)
-        given = separate(tasks)
         with (
             here(workers) if scheduler is None else dask(scheduler) as hands,
             Watching(console, interrupts) as watcher,

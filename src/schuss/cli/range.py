@@ -11,6 +11,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from schuss.cli.names import check_names
+
 if TYPE_CHECKING:
     from schuss.curvature import RangeTest
 
@@ -58,6 +60,7 @@ def command(
 ) -> None:
     """Climb a ladder of learning rates, some times over, and show where the loss falls."""
     console = Console()
+    check_names(tasks=[task], entries=[optimizer])
     from schuss.lab.entries import find
     from schuss.lab.ladder import climb, render
     from schuss.lab.landscape.target import task_of
@@ -83,11 +86,12 @@ def command(
     except KeyboardInterrupt:
         console.print("Stopped: nothing was written. Fewer --steps or --sweeps take less time.")
         sys.exit(130)
-    _show(console, found, f"{entry.name} on {given.name}")
+    measured = f"schuss diagnose {shlex.quote(task)} --optimizer {shlex.quote(optimizer)}"
+    _show(console, found, f"{entry.name} on {given.name}", measured)
     console.print(f"Page: {out}", soft_wrap=True, highlight=False)
 
 
-def _show(console: Console, found: RangeTest, title: str) -> None:
+def _show(console: Console, found: RangeTest, title: str, measured: str) -> None:
     """A line of bars a sweep, the rates below them, and the words of the test."""
     width = min(max(console.width - 24, 20), len(found.rates))
     known = [x for sweep in found.losses.tolist() for x in sweep if x == x]
@@ -100,8 +104,12 @@ def _show(console: Console, found: RangeTest, title: str) -> None:
         bars = "".join(_bar(sweep[k], low, high) for k in picks)
         table.add_row(str(number), bars, "–" if stopped == float("inf") else f"{stopped:.3g}")
     console.print(table)
-    told = str(found)
-    console.print(f"{told[:1].upper()}{told[1:]}", markup=False, highlight=False)
+    told = found.words.removesuffix(".")
+    console.print(
+        f"{told[:1].upper()}{told[1:]}. This is no measurement of stability: {measured} is.",
+        markup=False,
+        highlight=False,
+    )
 
 
 def _bar(value: float, low: float, high: float) -> str:

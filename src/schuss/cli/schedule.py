@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import shlex
+import sys
 from pathlib import Path
 
 import click
@@ -74,17 +76,21 @@ def _read(line: str, peak: float, steps_per_epoch: float | None) -> Schedule:
     return schedule if steps_per_epoch is None else schedule.in_epochs(steps_per_epoch)
 
 
-def _table(entries: dict[str, Schedule], horizon: float) -> Table:
-    """The values at the corners of all schedules; the first and last few where there are too many."""
+def _landmarks(entries: dict[str, Schedule], horizon: float) -> list[float | None]:
+    """The corners of all schedules; the first and last few, and None between, where there are too many."""
     corners = sorted({0, horizon, *(n for s in entries.values() for n in s.corners(horizon))})
-    table = Table("step", header_style="bold")
-    for line, colour in zip(entries, _colours(len(entries)), strict=True):
-        table.add_column(Text(line, style=colour), justify="right")
     if 2 * len(corners) <= LANDMARKS:  # room for the middle of each piece too
         corners = sorted({*corners, *((a + b) / 2 for a, b in itertools.pairwise(corners))})
     half = LANDMARKS // 2
-    shown = corners if len(corners) <= LANDMARKS else [*corners[:half], None, *corners[-half:]]
-    for n in shown:
+    return [*corners] if len(corners) <= LANDMARKS else [*corners[:half], None, *corners[-half:]]
+
+
+def _table(entries: dict[str, Schedule], horizon: float) -> Table:
+    """The values at the landmarks of all schedules."""
+    table = Table("step", header_style="bold")
+    for line, colour in zip(entries, _colours(len(entries)), strict=True):
+        table.add_column(Text(line, style=colour), justify="right")
+    for n in _landmarks(entries, horizon):
         values = [f"{s(n):.6g}" for s in entries.values()] if n is not None else ["…"] * len(entries)
         table.add_row("…" if n is None else f"{n:,.10g}", *values)
     return table
@@ -131,19 +137,12 @@ def _colours(count: int) -> list[str]:
 
 def _picture(entries: dict[str, Schedule], horizon: float, path: Path) -> None:
     """One HTML file with everything in it, to be opened without a network."""
-    import plotly.graph_objects as go
+    from schuss.lab.curves import render
+    from schuss.lab.pages import write
 
-    figure = go.Figure()
-    for line, schedule in entries.items():
-        # A restart is seen as a jump, since the step before each corner is drawn too.
-        corners = schedule.corners(horizon)
-        steps = sorted(
-            {horizon * k / 1000 for k in range(1001)} | {n for c in corners for n in (c, c - 1e-6) if n >= 0}
-        )
-        figure.add_scatter(x=steps, y=[schedule(n) for n in steps], name=line, mode="lines")
-    figure.update_layout(xaxis_title="finished steps", yaxis_title="value", template="simple_white")
-    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.1})
+    words = [word if word.startswith("-") else shlex.quote(word) for word in sys.argv[1:]]
+    text = render(entries, horizon, _landmarks(entries, horizon), f"schuss {' '.join(words)}")
     try:
-        figure.write_html(path, include_plotlyjs=True, full_html=True)
+        write(path, text)
     except OSError as error:
-        raise click.FileError(str(path), hint=str(error.strerror)) from error
+        raise click.ClickException(str(error)) from error

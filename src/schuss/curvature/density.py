@@ -19,7 +19,7 @@ from schuss.curvature.lanczos import Array, lanczos
 from schuss.curvature.memory import SPARE, claim, default_rows
 from schuss.curvature.place import Loss, Model, Progress, visit
 from schuss.curvature.products import Curvature
-from schuss.errors import refusal
+from schuss.errors import real, whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +105,11 @@ def spectrum(
     >>> spectrum(x, bowl, None).below(4.0)[0] < 1
     True
     """
-    if probes < 2:
-        raise refusal("probes", probes, "at least 2", "One vector has no error bar.")
+    probes = whole("probes", probes, 2, advice="One vector has no error bar.")
+    steps = None if steps is None else whole("steps", steps, 1)
+    points = whole("points", points, 2)
+    if width is not None:
+        real("width", width, "a finite number > 0", lambda x: 0 < x < np.inf)
     with visit(model, loss, batch) as place:
         place.steady()
         n = place.n

@@ -6,6 +6,7 @@ Sources: lanczos.py for the method. Power iteration is not used: it returns the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from schuss.curvature.lanczos import Apply, Array, Ritz, eigh, is_symmetric, lan
 from schuss.curvature.memory import DEFAULT_VECTORS, SPARE, claim, default_rows
 from schuss.curvature.place import Loss, Model, Place, Progress, visit
 from schuss.curvature.products import Curvature
-from schuss.errors import refusal
+from schuss.errors import real, refusal, whole
 
 DENSE = 2000
 """Up to this many weights the condition number forms the whole matrix."""
@@ -115,8 +116,7 @@ def extreme_eigenvalues(
       largest  1001.6
       smallest 0.399361
     """
-    if not k >= 1:
-        raise refusal("k", k, "at least 1")
+    k = whole("k", k, 1)
     with visit(model, loss, batch) as place:
         value = place.steady()
         ritz, goal = ends(
@@ -164,6 +164,10 @@ def ends(
     progress: Progress | None = None,
 ) -> tuple[Ritz, float]:
     """The ends of an operator at a place, in memory chosen and named; also the tolerance aimed at."""
+    if tolerance is not None:
+        real("tolerance", tolerance, "a finite number ≥ 0", lambda x: 0 <= x < math.inf)
+    if budget is not None:
+        budget = whole("products", budget, 1)
     n = place.n
     low, high = min(low, n), min(high, n)
     most = max(low, high)

@@ -26,8 +26,19 @@ from torch import Tensor
 from schuss.curvature.guard import moved
 from schuss.curvature.lanczos import Array
 from schuss.curvature.memory import claim
-from schuss.curvature.place import Loss, Model, Place, Progress, checked, derivatives, tensors_in, visit
-from schuss.errors import refusal
+from schuss.curvature.place import (
+    Loss,
+    Model,
+    Place,
+    Progress,
+    check_batches,
+    check_optimizer,
+    checked,
+    derivatives,
+    tensors_in,
+    visit,
+)
+from schuss.errors import real, refusal, whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +62,13 @@ class RangeTest:
 
     def __repr__(self) -> str:
         """The interval, and what it is not."""
+        if self.interval is None:
+            return self.words
+        return f"{self.words}. This is no measurement of stability: see stability_limit."
+
+    @property
+    def words(self) -> str:
+        """The interval in words."""
         if self.interval is None or self.suggestion is None:
             return (
                 f"the loss never fell beyond its noise from lr {self.rates[0]:.3g} to {self.rates[-1]:.3g}. "
@@ -58,8 +76,7 @@ class RangeTest:
             )
         return (
             f"the loss falls from lr {self.interval[0]:.3g} to {self.interval[1]:.3g}, fastest at "
-            f"{self.suggestion:.3g} (sweeps: {', '.join(f'{s:.3g}' for s in self.suggestions)}). This is no "
-            "measurement of stability: see stability_limit."
+            f"{self.suggestion:.3g} (sweeps: {', '.join(f'{s:.3g}' for s in self.suggestions)})"
         )
 
 
@@ -97,12 +114,14 @@ def range_test(
     >>> result.interval[0] < result.suggestion < result.interval[1], x.tolist()
     (True, [2.0, -1.0])
     """
-    if not 0 < lowest < highest < math.inf:
-        raise refusal("lowest, highest", (lowest, highest), "0 < lowest < highest")
-    if steps < 10:
-        raise refusal("steps", steps, "at least 10", "A slope needs some rungs.")
-    if sweeps < 1:
-        raise refusal("sweeps", sweeps, "at least 1")
+    lowest = real("lowest", lowest, "a finite number > 0", lambda x: 0 < x < math.inf)
+    highest = real(
+        "highest", highest, f"a finite number > lowest={lowest:g}", lambda x: lowest < x < math.inf
+    )
+    steps = whole("steps", steps, 10, advice="A slope needs some rungs.")
+    sweeps = whole("sweeps", sweeps, 1)
+    check_optimizer(optimizer)
+    check_batches(batches)
     rates = np.geomspace(lowest, highest, steps)
     losses = np.full((sweeps, steps), np.nan)
     with visit(model, loss, None) as place:

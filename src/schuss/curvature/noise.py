@@ -26,9 +26,9 @@ from torch import Tensor
 
 from schuss.curvature.lanczos import Array, inner
 from schuss.curvature.memory import SPARE, claim
-from schuss.curvature.place import Loss, Model, Pieces, Progress, tensors_in, visit
+from schuss.curvature.place import Loss, Model, Pieces, Progress, check_batches, tensors_in, visit
 from schuss.curvature.products import Curvature
-from schuss.errors import refusal
+from schuss.errors import real, refusal
 
 GROUPS = 20
 """Sums of gradients that are kept for the interval: with the current gradient under 24 vectors."""
@@ -105,8 +105,8 @@ def gradient_noise_scale(
     >>> bool(scale.interval[0] < 3 < scale.interval[1])  # d + 1 for isotropic draws in d dimensions
     True
     """
-    if not 0 < level < 1:
-        raise refusal("level", level, "in (0, 1)", "0.95 is usual.")
+    level = real("level", level, "in (0, 1)", lambda x: 0 < x < 1, "0.95 is usual.")
+    check_batches(batches)
     at_most = len(batches) if hasattr(batches, "__len__") else 0  # type: ignore[arg-type]
     with visit(model, loss, None) as place:
         groups, count = None, 0

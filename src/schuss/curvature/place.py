@@ -273,6 +273,8 @@ class Place:
 @contextmanager
 def visit(model: Model, loss: Loss, batch: Any) -> Generator[Place]:
     """The `Place` of a model; on leaving, the model and all random states are bit for bit what they were."""
+    if not all(map(callable, loss if isinstance(loss, tuple) else (loss,))):
+        raise refusal("loss", loss, "a function loss(model, batch)", "It returns a scalar tensor.")
     model = unwrapped(model)
     parts = [
         part
@@ -287,6 +289,24 @@ def visit(model: Model, loss: Loss, batch: Any) -> Generator[Place]:
         if isinstance(batch, Pieces) and len(batch.batches) > 1:
             _warn_of_batch_statistics(parts)
         yield place
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Refuse what is no torch optimizer: NumPy's have no groups of weights, a name has no weights."""
+    if not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "state")):
+        given = optimizer if isinstance(optimizer, str) else type(optimizer).__name__
+        raise refusal(
+            "optimizer",
+            given,
+            "a torch optimizer over the model's weights",
+            "Try schuss.torch.AdamW(model.parameters(), lr=0.001).",
+        )
+
+
+def check_batches(batches: Any, advice: str = "Try a list or a DataLoader.") -> None:
+    """Refuse what gives no batches."""
+    if not isinstance(batches, Iterable):
+        raise refusal("batches", batches, "an iterable of batches", advice)
 
 
 def checked(loss: Any) -> Tensor:

@@ -42,7 +42,7 @@ from torch import Tensor
 import schuss.numpy
 from schuss.curvature.eigenvalues import ends
 from schuss.curvature.memory import claim
-from schuss.curvature.place import Loss, Model, Progress, visit
+from schuss.curvature.place import Loss, Model, Progress, check_optimizer, visit
 from schuss.curvature.products import Curvature
 from schuss.errors import refusal
 from schuss.numpy import kept as arrays
@@ -238,6 +238,7 @@ def stability_limit(optimizer: torch.optim.Optimizer | schuss.numpy.Optimizer) -
     >>> round(limit.limit, 9), round(limit.largest_lr(190.0), 9)
     (380.0, 0.2)
     """
+    check_optimizer(optimizer)
     name = next((kind.__name__ for kind in type(optimizer).__mro__ if kind.__name__ in METHODS), None)
     if name is None:
         given = type(optimizer).__name__

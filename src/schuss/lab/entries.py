@@ -11,17 +11,21 @@ section 5 (Lion: a learning rate 3 to 10 times smaller than AdamW's, decay as ma
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import log10
-from typing import Any, Literal, cast
+from math import isfinite, log10
+from typing import Any, Literal, cast, get_args
 
 from torch.optim import Optimizer
 
 import schuss.torch as optimizers
-from schuss.errors import refusal
-from schuss.lab.files import UserCode, divide, is_own, load_own
+from schuss.errors import real, refusal, unknown
+from schuss.lab.files import UserCode, load_own
+from schuss.lab.names import check_entry, divide, is_own
 from schuss.lab.statistics import Range
+
+Kind = Literal["gradient", "unit", "curvature"]
+_RANGE = "A range is (low, high, whether it is searched in its logarithm): {'lr': (1e-4, 1e-1, True)}."
 
 DECADES = log10(250)  # of learning rate, the same for every entry: the widest of the published ranges
 
@@ -58,23 +62,31 @@ class Entry:
     space: Mapping[str, Range]
     usual: Mapping[str, float] = field(default_factory=dict[str, float])
     fixed: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    kind: Literal["gradient", "unit", "curvature"] = "unit"
+    kind: Kind = "unit"
     source: str = ""
     code: UserCode = field(default_factory=UserCode, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Refuse a space that cannot be searched, and a name that cannot be printed."""
-        if not self.name or not self.name.isprintable():
+        """Refuse what no race could run."""
+        if not (isinstance(self.name, str) and self.name.isprintable() and self.name):  # pyright: ignore
             raise refusal("name", self.name, "a name", "It is one line of text that can be printed.")
+        if not callable(self.optimizer):  # pyright: ignore[reportUnnecessaryComparison]
+            raise refusal(
+                f"{self.name}: optimizer",
+                self.optimizer,
+                "an optimizer class, or a function that makes one from weights and lr",
+            )
+        if self.kind not in (kinds := get_args(Kind)):
+            raise unknown(f"{self.name}: kind", self.kind, kinds)
+        for what, given in (("space", self.space), ("usual", self.usual), ("fixed", self.fixed)):
+            if not isinstance(given, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise refusal(f"{self.name}: {what}", given, "a dict", _RANGE)
         if "lr" not in self.space:
             raise refusal(
                 "space", sorted(self.space), "a space with lr", f"{self.name} needs a learning rate to race."
             )
-        for name, (low, high, log) in self.space.items():
-            if not (low < high and (low > 0 or not log)):
-                raise refusal(
-                    f"{self.name}: {name}", (low, high), "low < high, and above 0 where it is logarithmic"
-                )
+        for name, bounds in self.space.items():
+            _check_range(f"{self.name}: {name}", bounds)
 
     @property
     def widens(self) -> bool:
@@ -102,6 +114,17 @@ class Entry:
     def build(self, weights: Iterable[Any], parameters: Mapping[str, float]) -> Optimizer:
         """The optimizer over these weights at a point of the search space."""
         return self.optimizer(weights, **self.arguments(parameters))
+
+
+def _check_range(name: str, bounds: Any) -> None:
+    """Refuse what is no range of numbers that can be searched."""
+    if not (isinstance(bounds, Sequence) and not isinstance(bounds, str) and len(cast(Any, bounds)) == 3):
+        raise refusal(name, bounds, "(low, high, True or False)", _RANGE)
+    low, high, log = cast("tuple[Any, Any, Any]", tuple(cast(Any, bounds)))
+    for number in (low, high):
+        real(name, number, "a finite number", isfinite)
+    if not (low < high and (low > 0 or not log)):
+        raise refusal(name, (low, high), "low < high, and above 0 where it is logarithmic")
 
 
 def even(low: float, high: float, decades: float = DECADES) -> Range:
@@ -194,13 +217,13 @@ DEFAULT = tuple(
 
 
 def find(name: str) -> Entry:
-    """The entry of that name, or of `file.py:name` or `package.module:name`."""
-    if name in ENTRIES:
-        return ENTRIES[name]
-    if is_own(name):
-        return own(*divide(name))
-    advice = "Your own: --entry file.py:name or package.module:name."
-    raise refusal("entry", name, f"one of {', '.join(ENTRIES)}", advice)
+    """The entry of that name, or of `file.py:name` or `package.module:name`: a class, a function or an `Entry`."""
+    if isinstance(name, str) and name not in ENTRIES and is_own(name):  # pyright: ignore[reportUnnecessaryIsInstance]
+        place, inside = divide(name)
+        if not inside:
+            raise refusal("entry", name, "file.py:name", f"Name the optimizer in it: {name}:MyOptimizer.")
+        return own(place, inside)
+    return ENTRIES[check_entry(name)]
 
 
 def own(file: str, name: str) -> Entry:
@@ -233,9 +256,13 @@ def wrap(name: str, make: Any) -> Entry:
             else float(default.default)
         )
         space = {"lr": even(usual, usual)}
-    ranges = {
-        key: (*map(float, bounds[:2]), bool(bounds[2]) if len(bounds) > 2 else True)
-        for key, bounds in space.items()
+    if not isinstance(space, Mapping):
+        raise refusal(f"{name}: space", space, "a dict", _RANGE)
+    ranges: dict[str, Any] = {
+        key: (*bounds, True) if isinstance(bounds, tuple | list) and len(cast(Any, bounds)) == 2 else bounds
+        for key, bounds in cast("Mapping[str, Any]", space).items()
     }
+    for key, bounds in ranges.items():
+        _check_range(f"{name}: {key}", bounds)
     usual = {"lr": (ranges["lr"][0] * ranges["lr"][1]) ** 0.5} if "lr" in ranges else {}
     return Entry(name=name, optimizer=make, space=cast("Mapping[str, Range]", ranges), usual=usual)

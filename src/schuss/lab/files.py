@@ -99,26 +99,6 @@ class Loaded:
         return getattr(self.module, name)
 
 
-def is_own(spec: str) -> bool:
-    """Whether a spec names the user's own code: `file.py`, `file.py:name`, `package.module:name`.
-
-    >>> is_own("my.py"), is_own(".pyenv/x/my.py:task"), is_own("mine.tasks:task"), is_own("quadratic:kappa=10")
-    (True, True, True, False)
-    """
-    place, name = divide(spec)
-    return place.endswith(".py") or (_dotted(place) and (name.isidentifier() or (not name and "." in place)))
-
-
-def divide(spec: str) -> tuple[str, str]:
-    """The file or module of a spec, and the name in it; "" if it has none.
-
-    >>> divide("a.py:b.py:Mine"), divide(".pyenv/x/task.py"), divide("mine.tasks:task")
-    (('a.py:b.py', 'Mine'), ('.pyenv/x/task.py', ''), ('mine.tasks', 'task'))
-    """
-    place, colon, name = spec.rpartition(":")
-    return (place, name) if colon and not spec.endswith(".py") else (spec, "")
-
-
 def load_own(place: str) -> Loaded:
     """Run the file or the module that a spec names."""
     if place.endswith(".py"):
@@ -232,10 +212,6 @@ def _name_in_package(path: Path) -> tuple[str, Path]:
         parts.insert(0, folder.name)
         folder = folder.parent
     return ".".join(parts), folder
-
-
-def _dotted(name: str) -> bool:
-    return all(part.isidentifier() for part in name.split("."))
 
 
 def _closure(

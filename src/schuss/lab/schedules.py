@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from schuss.errors import refusal
+from schuss.errors import unknown
 from schuss.schedules import (
     Constant,
     Cosine,
@@ -49,9 +49,9 @@ def names() -> list[str]:
 
 def check(name: str) -> str:
     """Return the name if there is such a schedule."""
-    if name.removeprefix("warmup+") not in MAKERS:
-        raise refusal(
-            "schedule", name, f"one of {', '.join(MAKERS)}", "Any of them also with warmup+ before it."
+    if not isinstance(name, str) or name.removeprefix("warmup+") not in MAKERS:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise unknown(
+            "schedule", str(name).removeprefix("warmup+"), MAKERS, "Any of them also with warmup+ before it."
         )
     return name
 

@@ -9,7 +9,6 @@ of `Generator.permutation`.
 
 from __future__ import annotations
 
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count, islice
@@ -18,7 +17,7 @@ from typing import Any, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from schuss.errors import refusal
+from schuss.errors import refusal, whole
 
 Array = NDArray[Any]
 Stream = Iterable[Any] | Callable[[], object]
@@ -399,18 +398,6 @@ def read_only(view: Array) -> Array:
     """Forbid writing through this view: a batch changed in place would change the data for all epochs."""
     view.flags.writeable = False
     return view
-
-
-def whole(name: str, value: Any, least: int = 0, most: int | None = None, advice: str = "") -> int:
-    """Return `value` as an int of the domain, or refuse it."""
-    allowed = f"an integer ≥ {least}" if most is None else f"an integer in [{least}, {most}]"
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise refusal(name, value, allowed, advice) from None
-    if isinstance(value, bool) or number < least or (most is not None and number > most):
-        raise refusal(name, value, allowed, advice)
-    return number
 
 
 def truth(name: str, value: Any) -> bool:

@@ -6,12 +6,13 @@ import inspect
 import math
 import os
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path as File
 from typing import Any, ClassVar, cast
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from schuss.compile.front import (
     OPTIONS,
     at,
     check_options,
+    check_schedule,
     dtype_name,
     is_schedule,
     own_signature,
@@ -39,6 +41,11 @@ from schuss.numpy.tree import KeyMismatchError, Path, flat_key, name, pair
 from schuss.rules import PAIRS, Row, Rule
 
 Array = np.ndarray[Any, Any]
+
+
+# What torch's optimizers have and these need not, and what to call in their place.
+_TORCH = ("step", "zero_grad", "param_groups", "state", "defaults", "add_param_group")
+_UPDATE = "The arrays are given to each step, with their gradients: optimizer.update(params, grads)."
 
 
 @dataclass
@@ -133,7 +140,10 @@ class Optimizer:
         try:
             bound = self._binding.bind(*args, **kwargs)
         except TypeError as problem:
-            raise TypeError(f"{type(self).__name__}: {problem}. It takes {', '.join(self._known)}.") from None
+            advice = _UPDATE if _holds_arrays(args) else f"It takes {', '.join(self._known)}."
+            raise TypeError(f"{type(self).__name__}: {problem}. {advice}") from None
+        if _holds_arrays(args):
+            raise TypeError(f"{type(self).__name__}: lr is a {type(args[0]).__name__}, not a rate. {_UPDATE}")
         bound.apply_defaults()
         self._finished, self._skipped, self._norm, self._swapped = 0, 0, None, False
         self._chosen, self._scheduled = {}, []
@@ -144,6 +154,9 @@ class Optimizer:
 
     def _choose(self, changes: dict[str, Any]) -> None:
         """Take these hyperparameters and options, all of them at first, or say which is outside its domain."""
+        for key, value in changes.items():
+            if key not in OPTIONS:
+                check_schedule(key, value)
         chosen = self._chosen | {key: _plain(key, value) for key, value in changes.items()}
         if not OPTIONS.keys().isdisjoint(changes):
             check_options(chosen)
@@ -183,7 +196,10 @@ class Optimizer:
 
     def __getattr__(self, key: str) -> Any:
         if key.startswith("_") or key not in self._known:
-            raise AttributeError(f"{type(self).__name__} has no {key!r}. It has {', '.join(self._known)}.")
+            raise AttributeError(
+                f"{type(self).__name__} has no {key!r}. "
+                + (_UPDATE if key in _TORCH else f"It has {', '.join(self._known)}.")
+            )
         return at(self._chosen[key], self._finished)
 
     def __setattr__(self, key: str, value: Any) -> None:
@@ -453,7 +469,10 @@ class Optimizer:
         an array whose state is missing, in part too, or has a NaN starts afresh, with a warning.
         """
         if not isinstance(state, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise refusal("The checkpoint", state, "a dict of arrays, as state_dict() returns it")
+            raise TypeError(
+                f"The checkpoint is of type {type(state).__name__}. Give what state_dict() or numpy.load returned, or "
+                "its file's name to load()."
+            )
         given = {key: np.asarray(state[key]) for key in state}
         theirs = str(given.pop("optimizer", "of an unknown kind"))
         if theirs != self.row.name:
@@ -516,6 +535,10 @@ class Optimizer:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a `.npz` file of exactly this name: whole, or not at all."""
         place = File(path)
+        if not place.parent.is_dir():
+            raise FileNotFoundError(
+                f"{place.parent} is not a folder. Make it before saving {place.name} in it."
+            )
         temporary = place.with_name(f"{place.name}.{uuid.uuid4().hex}.part")
         try:
             with temporary.open("xb") as file:
@@ -529,10 +552,22 @@ class Optimizer:
     def load(self, path: str | os.PathLike[str], *, strict: bool = True) -> None:
         """Go on from a file that `save` wrote; errors and `strict` as of `load_state_dict`."""
         with File(path).open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
+            try:
+                loaded = np.load(file, allow_pickle=False)
+            except (ValueError, EOFError, BadZipFile) as problem:
+                # NumPy takes whatever it does not know for a pickle.
+                raise ValueError(
+                    f"{os.fspath(path)} is not an .npz file that save wrote: it is of another kind, or damaged."
+                ) from problem
             if not isinstance(loaded, np.lib.npyio.NpzFile):
                 raise ValueError(f"{os.fspath(path)} is one array, not an .npz file that save wrote.")
             self.load_state_dict(loaded, strict=strict)
+
+
+def _holds_arrays(args: tuple[Any, ...]) -> bool:
+    """Whether the first argument is what torch's optimizers take there: the weights."""
+    first = args[0] if args else None
+    return isinstance(first, Mapping | list | Iterator) or (isinstance(first, np.ndarray) and first.size != 1)
 
 
 def _flat_keys(paths: list[Path]) -> list[str]:

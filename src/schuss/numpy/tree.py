@@ -43,6 +43,8 @@ def pair(params: Any, grads: Any) -> tuple[list[Path], list[Any], list[Any]]:
     A gradient of None, of an array or of everything below, stays None. Raises `KeyMismatchError` where the keys of
     the two differ, `TypeError` where one has an array and the other has not.
     """
+    if params is None:
+        raise TypeError("params is None. Give a dict of arrays.")
     paths: list[Path] = []
     weights: list[Any] = []
     gradients: list[Any] = []

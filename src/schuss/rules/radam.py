@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from schuss.rules.adam import left_to_average
-from schuss.rules.rule import Rule, number, option, sqrt
+from schuss.rules.rule import Rule, number, option, sqrt, where
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class RAdam(Rule):
     bounds = {"v": (0, math.inf)}
 
     def coefficients(self, step: int) -> dict[str, float]:
-        """The scalars of one step; before rectification the denominator is slope · √v + eps = 1."""
+        """The scalars of one step; before rectification the denominator is eps = 1, without √v."""
         correction1, correction2 = left_to_average(self.beta1, step), left_to_average(self.beta2, step)
         longest = 2 / (1 - self.beta2) - 1
         length = longest - 2 * step * (1 - correction2) / correction2
@@ -78,6 +78,7 @@ class RAdam(Rule):
             eps=self.eps if rectified else 1.0,
         )
 
+    # √v is chosen and not multiplied by slope: where g² has overflowed, 0 · ∞ would be no number.
     @staticmethod
     def update(w, g, m, v, l2, keep, decay1, gain1, decay2, gain2, step, slope, eps):
         """One weight, one step."""
@@ -85,5 +86,5 @@ class RAdam(Rule):
         w = keep * w
         m = decay1 * m + gain1 * g
         v = decay2 * v + gain2 * g * g
-        w = w - step * m / (slope * sqrt(v) + eps)
+        w = w - step * m / (where(slope > 0, sqrt(v), 0.0) + eps)
         return w, m, v

@@ -82,6 +82,11 @@ class Schedule(ABC):
         """Steps of warm-up at the beginning; a horizon shorter than that is a mistake."""
         return 0
 
+    @property
+    def open_ended(self) -> bool:
+        """Whether the last values are fractions of a schedule that is still to come: a warm-up's alone are."""
+        return False
+
     @abstractmethod
     def formula(self, n: Any, xp: Any) -> Any:
         """Return the value after n steps, 0 ≤ n ≤ `length`, in the words of `xp` and plain arithmetic."""
@@ -326,6 +331,11 @@ class Then(Schedule):
         """The warm-up of the first part."""
         return self.first.rise
 
+    @property
+    def open_ended(self) -> bool:
+        """As the second part."""
+        return self.second.open_ended
+
     def formula(self, n: Any, xp: Any) -> Any:
         """Return first(n) before the boundary and second(n − boundary) from it on."""
         boundary = self.first.length
@@ -367,6 +377,11 @@ class Changed(Schedule):
         """As it was."""
         return self.schedule.rise
 
+    @property
+    def open_ended(self) -> bool:
+        """As it was."""
+        return self.schedule.open_ended
+
     def leading_to(self, following: Schedule) -> Schedule:
         """Return the same change of the schedule at the height of what follows."""
         return replace(self, schedule=self.schedule.leading_to(following))
@@ -385,6 +400,11 @@ class Scaled(Changed):
     def __post_init__(self) -> None:
         """Refuse a factor that is no number."""
         object.__setattr__(self, "factor", float(_checked("factor", self.factor, _FINITE)))
+
+    @property
+    def open_ended(self) -> bool:
+        """Never: a warm-up times a constant has said its height."""
+        return False
 
     def formula(self, n: Any, xp: Any) -> Any:
         """Return factor · schedule(n)."""

@@ -44,6 +44,11 @@ class Warmup(Page):
         """All of it."""
         return self.steps
 
+    @property
+    def open_ended(self) -> bool:
+        """It is: what it leads to is not said."""
+        return True
+
     def formula(self, n: Any, xp: Any) -> Any:
         """Return the share of the following value."""
         return between(self.fraction, 1.0, n / self.steps) if self.steps else 1.0

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from math import inf
 from typing import Any
 
 import torch
 from torch import nn
 
-from schuss.errors import refusal
+from schuss.compile.front import OPTIONS, check_options
+from schuss.errors import closest, real, refusal
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,  # pyright: ignore[reportPrivateUsage]
@@ -46,10 +48,18 @@ def groups(
     >>> [(g["weight_decay"], g["param_names"]) for g in groups(model, 0.1)]
     [(0.1, ['0.weight']), (0.0, ['0.bias', '1.weight', '1.bias'])]
     """
+    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise refusal("model", model, "a torch.nn.Module", "Weights alone do not say which are biases.")
     if isinstance(no_decay, str):
         raise refusal("no_decay", no_decay, "a list of patterns", f"Try no_decay=[{no_decay!r}].")
-    if layer_decay is not None and not 0 < layer_decay <= 1:
-        raise refusal("layer_decay", layer_decay, "in (0, 1]")
+    if not (isinstance(no_decay, Iterable) and all(isinstance(pattern, str) for pattern in no_decay)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise refusal("no_decay", no_decay, "a list of patterns", "Try no_decay=['*embed*'].")
+    real("weight_decay", weight_decay, "a finite number ≥ 0", lambda x: 0 <= x < inf)
+    if lr is not None:
+        real("lr", lr, "a finite number ≥ 0", lambda x: 0 <= x < inf)
+    if layer_decay is not None:
+        real("layer_decay", layer_decay, "in (0, 1]", lambda x: 0 < x <= 1)
+    check_options({**OPTIONS, "state_dtype": state_dtype})
     if layer_decay is not None and lr is None:
         raise ValueError(f"layer_decay={layer_decay!r} scales a rate: give the top layer's, lr=..., too.")
     embedded = {
@@ -64,6 +74,17 @@ def groups(
         raise ValueError(
             "The model has no trainable weights: every requires_grad is False, or there are none."
         )
+    for pattern in no_decay:
+        if not any(fnmatchcase(name, pattern) for name, _ in named):
+            names = [name for name, _ in named]
+            some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            near = closest(pattern.strip("*"), {part for name in names for part in name.split(".")})
+            raise refusal(
+                "no_decay",
+                pattern,
+                f"a pattern that matches a trainable weight: there are {some}",
+                f"Did you mean '*{near}*'?" if near else "In a pattern * stands for any letters.",
+            )
     depths = _depths([name for name, _ in named])
     found: dict[tuple[int, bool, bool], list[tuple[str, torch.Tensor]]] = {}
     for (name, weight), depth in zip(named, depths, strict=True):

@@ -26,6 +26,7 @@ from schuss.compile.front import (
     WHOLE,
     at,
     check_options,
+    check_schedule,
     dtype_name,
     for_sparse,
     is_schedule,
@@ -37,6 +38,7 @@ from schuss.compile.front import (
 )
 from schuss.compile.launch import Terms
 from schuss.compile.storage import BLOCK
+from schuss.errors import closest, real, refusal
 from schuss.rules import PAIRS, Row, Rule
 from schuss.torch import checkpoints, kept, sharded
 from schuss.torch.norm import local_norm
@@ -46,6 +48,8 @@ from schuss.torch.state import State, changes
 Tensor = torch.Tensor
 
 _gradient = attrgetter("grad")
+# How alike a group's key and one of ours must be to be taken for a slip: `max_momentum` and `momentum` are not (0.8).
+MISSPELLED = 0.85
 
 
 def _lr(rule: Any) -> float:
@@ -132,7 +136,10 @@ class Optimizer(torch.optim.Optimizer):
         cls.step = _hooked(cls.step)
         cls._check = checkpoints.check_of(cls.row)
         cls._names = tuple((n, PAIRS.get(n, (n,))) for n in cls._parameters if n in own or n in PAIRS)
-        cls._values = staticmethod(itemgetter(*(n for n, _ in cls._names)))
+        names = [n for n, _ in cls._names]
+        # itemgetter gives the bare value of a single name, and refuses to have none.
+        values: Any = itemgetter(*names) if len(names) > 1 else lambda group: tuple(group[n] for n in names)
+        cls._values = staticmethod(values)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         try:
@@ -144,6 +151,7 @@ class Optimizer(torch.optim.Optimizer):
         defaults = dict(bound.arguments)
         defaults.pop("self")
         params = defaults.pop("params")
+        _check_given(type(self).__name__, params)
         group = defaults.pop("process_group")
         self._held = sharded.checked(sharded.of_zero() if group is None else group)
         check_options(defaults)
@@ -179,6 +187,8 @@ class Optimizer(torch.optim.Optimizer):
         if "params" not in param_group:
             raise ValueError(f"A parameter group has {', '.join(param_group) or 'nothing'} but no 'params'.")
         group: dict[str, Any] = {**self.defaults, "step": 0, "schedules": {}, **param_group}
+        if group["params"] is None:
+            raise TypeError("A parameter group's params=None is not a list of weights.")
         if isinstance(group["params"], Iterable) and not isinstance(group["params"], Tensor | set):
             group["params"] = list(cast(Iterable[Any], group["params"]))
             _check_weights(group["params"])
@@ -200,6 +210,10 @@ class Optimizer(torch.optim.Optimizer):
         """Refuse a group's options that are none of its own, or outside their domains."""
         if "process_group" in group:
             raise ValueError("process_group belongs to the whole optimizer. Give it to the constructor.")
+        self._check_spelling(group)
+        for name in ("maximize", "capturable"):
+            if not isinstance(group.get(name, False), bool):
+                raise refusal(name, group[name], "True or False")
         for name in WHOLE:
             if group[name] != self.defaults[name]:
                 raise ValueError(
@@ -209,6 +223,20 @@ class Optimizer(torch.optim.Optimizer):
         check_options(group)
         if group["state_dtype"] is not None:
             group["state_dtype"] = dtype_name(group["state_dtype"])
+
+    def _check_spelling(self, group: dict[str, Any]) -> None:
+        """Refuse a key that is nearly one of this optimizer's: it would change nothing, in silence.
+
+        Other keys may be there: schedulers and frameworks keep theirs in groups (`initial_lr`, `max_momentum`, `name`).
+        """
+        own = {part: name for name, parts in self._names for part in parts} | {n: n for n in self._parameters}
+        for key in group.keys() - self._parameters.keys() - {"params", "step", "schedules"}:
+            near = closest(key, own, MISSPELLED)
+            if near is not None:
+                raise ValueError(
+                    f"A parameter group has {key!r}, which {type(self).__name__} does not take. "
+                    f"Did you mean {own[near]!r}?"
+                )
 
     def _rule_of(self, group: dict[str, Any]) -> Rule:
         """The page with this group's hyperparameters as they stand now."""
@@ -224,6 +252,8 @@ class Optimizer(torch.optim.Optimizer):
         else:
             scheduled = {name: group[name] for name, _ in self._names if is_schedule(group[name])}
             if scheduled:
+                for name, schedule in scheduled.items():
+                    check_schedule(name, schedule)
                 group["schedules"].update(scheduled)
                 self._in_force.pop(id(group), None)
                 return self._rule_of(group)
@@ -447,7 +477,7 @@ class Optimizer(torch.optim.Optimizer):
         """What all gradients are multiplied by: the loss scale undone, and clipped. None if the step is not taken."""
         found, given = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         stop = found is not None and bool(float(found))
-        scale = 1.0 if given is None else 1.0 / float(given)
+        scale = 1.0 if given is None or stop else 1.0 / _loss_scale(given)
         if self.max_norm is None and not self.skip_nonfinite:
             return None if stop else scale
         if not self._shards_checked().several and stop:
@@ -882,6 +912,22 @@ def _two_hands(name: str, group: dict[str, Any]) -> str:
         f"one step: the schedule writes after each step. To hand {name} over, give the optimizer a number instead of a "
         "schedule; schuss.torch.Scheduler drives an lr from outside."
     )
+
+
+def _check_given(name: str, params: Any) -> None:
+    """Refuse what is often given for the weights and is none; torch refuses the rest."""
+    if isinstance(params, torch.nn.Module):
+        raise TypeError(f"params is a model, a {type(params).__name__}. Try {name}(model.parameters()).")
+    if not isinstance(params, Iterable):
+        raise TypeError(
+            f"params={params!r} is not weights or groups of them. Try {name}(model.parameters())."
+        )
+
+
+def _loss_scale(given: Any) -> float:
+    """What the loss was multiplied by, as GradScaler or the user left it."""
+    advice = "The gradients are divided by it. GradScaler sets it; None says that the loss was not scaled."
+    return real("grad_scale", given, "a finite number > 0", lambda scale: 0 < scale < math.inf, advice)
 
 
 def _check_weights(given: list[Any]) -> None:

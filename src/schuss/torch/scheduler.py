@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from schuss.errors import refusal
+from schuss.compile.front import check_schedule
+from schuss.errors import real, refusal
 from schuss.torch.checkpoints import SCHEDULE
 
 _hooks: WeakKeyDictionary[Optimizer, list[Any]] = WeakKeyDictionary()
@@ -104,11 +105,16 @@ class Scheduler(_Driver):
         super().__init__(optimizer)
         self._meddled: int | None = 0  # how often in a row someone else has written the lr; None: it is said
         self._incoming: int | None = None
+        if not callable(schedule) and not isinstance(schedule, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"schedule={schedule!r} is not a schedule or a list of them. Try Constant({schedule!r})."
+            )
         self._shared = callable(schedule)
         self.schedules: list[Callable[[int], float]] = [schedule] if callable(schedule) else list(schedule)
         for one in self.schedules:
             if not callable(one):
                 raise TypeError(f"schedule={one!r} is not callable. Try Constant({one!r}).")
+            check_schedule("schedule", one)
         marked = self._take_mark()
         self.last_epoch = (marked or 0) if last_epoch is None else last_epoch + 1
         self._lost = last_epoch is None and marked is None and scheduled
@@ -262,16 +268,14 @@ class Plateau(_Driver, ReduceLROnPlateau):
         ):
             if value not in known:
                 raise refusal(name, value, f"one of {', '.join(known)}")
-        if not 0 < factor < 1:
-            raise refusal("factor", factor, "in (0, 1)", "It multiplies the lr, for example 0.1.")
+        real("factor", factor, "in (0, 1)", lambda x: 0 < x < 1, "It multiplies the lr, for example 0.1.")
         for name, value in (
             ("patience", patience),
             ("threshold", threshold),
             ("cooldown", cooldown),
             ("min_lr", min_lr),
         ):
-            if not 0 <= value < math.inf:
-                raise refusal(name, value, "a finite number, 0 or more")
+            real(name, value, "a finite number, 0 or more", lambda x: 0 <= x < math.inf)
         super().__init__(optimizer)
         self.mode, self.threshold, self.threshold_mode = mode, threshold, threshold_mode
         self.factor, self.patience, self.cooldown, self.min_lr = factor, patience, cooldown, min_lr
@@ -288,7 +292,12 @@ class Plateau(_Driver, ReduceLROnPlateau):
 
     def step(self, metrics: SupportsFloat, epoch: int | None = None) -> None:  # type: ignore[override]
         """Take in the metric of one more step (or epoch), and reduce the lr if it is time to."""
-        value = float(metrics)
+        try:
+            value = float(metrics)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"metrics={metrics!r} is not a number. Give the metric: plateau.step(loss)."
+            ) from None
         self._take_in()
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
         self._step_count += 1

@@ -62,7 +62,7 @@ def test_too_few_products_leave_bounds_that_are_marked_and_not_called_measured(m
     assert caveat(known) == ""
     (rate,) = (each for each in advise(bounded) if each.topic == "learning rate")
     assert rate.sure == "an indication"
-    assert "bears at most" in rate.because
+    assert "stable up to at most" in rate.because
     page = render(bounded, advise(bounded), "schuss diagnose digits")
     assert "had not converged in 3 products" in page
     assert "≥ " in page

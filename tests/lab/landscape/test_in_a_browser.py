@@ -8,14 +8,16 @@ import subprocess
 
 import pytest
 
+from schuss.lab.curves import render as render_curves
 from schuss.lab.diagnose import advise, measure
 from schuss.lab.diagnose import render as render_diagnosis
-from schuss.lab.entries import find
+from schuss.lab.entries import DEFAULT, find
 from schuss.lab.ladder import climb
 from schuss.lab.ladder import render as render_range
 from schuss.lab.landscape import growth, on_surface, render, render_model, surface, taylor_model
 from schuss.lab.pages import png
 from schuss.lab.tasks import load
+from schuss.schedules.words import parse
 
 LISTEN = """<head><script>
 window.wrong = [];
@@ -31,6 +33,7 @@ const found = {};
 %s
 found.theme = document.getElementById("theme").click() ?? document.documentElement.dataset.theme;
 await wait(800);
+found.after = document.querySelectorAll(".ground .contourlayer path").length;
 found.drawn = document.querySelectorAll(".js-plotly-plot").length;
 found.figures = document.querySelectorAll(".plot").length;
 found.wrong = wrong;
@@ -42,12 +45,22 @@ document.body.append(result);
 
 SLIDE = """
 const slider = document.querySelector("[data-scene] input"), plot = document.querySelector(".ground .plot");
+const levels = () => document.querySelectorAll(".ground .contourlayer path").length;
+found.levels = [levels()];
 const lengths = () => plot.data.filter((trace) => trace.name).map((trace) => trace.x.length);
 found.whole = lengths();
 slider.value = 5;
 slider.dispatchEvent(new Event("input"));
 await wait(600);
 found.short = lengths();
+found.levels.push(levels());
+document.querySelector(".player button").click();
+await wait(300);
+found.levels.push(levels());
+document.querySelector(".player button").click();
+slider.value = 5;
+slider.dispatchEvent(new Event("input"));
+await wait(300);
 found.told = document.querySelector("[data-scene] output").textContent;
 """
 
@@ -92,6 +105,9 @@ def test_the_slider_moves_every_path(act):
     assert found["whole"] == [21, 21]
     assert found["short"] == [6, 6]
     assert found["told"] == "step 5 of 20"
+    assert found["levels"][0] > 10
+    assert found["after"] == found["levels"][0]  # drawn again in the other colours
+    assert found["levels"] == [found["levels"][0]] * 3  # neither the slider nor ▶ takes the landscape away
     assert found["theme"] == "dark"
 
 
@@ -101,7 +117,7 @@ const shown = () => plot.data.filter((trace) => trace.name && trace.visible !== 
 found.before = shown();
 press();
 await wait(400);
-found.after = shown();
+found.after_press = shown();
 press();
 await wait(400);
 found.again = shown();
@@ -116,9 +132,29 @@ def test_the_legend_hides_a_path_and_fits_a_narrow_screen(act):
     found = act(render([on_surface(surface("beale"), entries, 5, lr=0.01)], "schuss landscape"), HIDE, 520)
     assert found["wrong"] == []
     assert found["before"] == [entry.name for entry in entries] == found["again"]
-    assert found["after"] == found["before"][1:]
+    assert found["after_press"] == found["before"][1:]
     assert found["inside"]
     assert found["wide"]
+
+
+LOOKS = """
+const looks = [...Array(72).keys()].map(schuss.look);
+found.colours = new Set(looks.slice(0, 9).map((look) => look.colour)).size;
+found.pairs = new Set(looks.map((look) => look.colour + look.symbol)).size;
+"""
+
+
+def test_the_usual_entries_differ_in_colour_and_no_two_in_a_large_race_look_alike(act):
+    found = act(render([on_surface(surface("beale"), [find("sgd")], 5, lr=0.01)], "schuss landscape"), LOOKS)
+    assert found["colours"] == 9 == len(DEFAULT)
+    assert found["pairs"] == 72
+
+
+def test_schedules_are_drawn(act):
+    entries = {line: parse(line) for line in ("cosine 100", "step every 30 rate 0.5")}
+    found = act(render_curves(entries, 100, [0, 50, None, 100], "schuss schedule"), "")
+    assert found["wrong"] == []
+    assert found["drawn"] == found["figures"] == 1
 
 
 def test_a_range_test_and_a_model_are_drawn(act):

@@ -172,5 +172,5 @@ def test_names_tell_contestants_apart():
 
 @pytest.mark.parametrize("field", ["trials", "finalists", "confirm_seeds", "report_seeds"])
 def test_a_budget_of_nothing_is_refused(field):
-    with pytest.raises(ValueError, match=f"{field}=0 is not at least 1"):
+    with pytest.raises(ValueError, match=f"{field}=0 is not an integer ≥ 1"):
         Budget(**{"trials": 1} | {field: 0})

@@ -14,6 +14,10 @@ from schuss.lab.tasks import load
 counter = itertools.count()
 
 
+def frozen():
+    return torch.nn.Linear(3, 1).requires_grad_(False)
+
+
 def broken(model, batch):
     raise KeyError("labels")
 
@@ -27,7 +31,8 @@ def broken(model, batch):
         ({"metric": lambda model, batch: math.nan, "metric_name": "skill"}, "its skill on validation is nan"),
         ({"loss": lambda model, batch: model(batch[0]).sum() * math.nan}, "untrained model's loss is nan"),
         ({"loss": lambda model, batch: model(batch[0])}, "a tensor of shape .28, 1.; a scalar tensor"),
-        ({"loss": lambda model, batch: 1.0}, "is float; a scalar tensor with a graph is needed"),
+        ({"loss": lambda model, batch: 1.0}, "is float; a scalar tensor is needed"),
+        ({"model": frozen}, "does not depend on trainable weights.*Either every requires_grad"),
         ({"model": lambda: 1 / 0}, "its model or loss raised ZeroDivisionError"),
         ({"loss": lambda model, batch: torch.zeros(1, requires_grad=True).sum()}, "no weight has a gradient"),
     ],

@@ -1,5 +1,6 @@
 """The page, as text and as Chromium shows it."""
 
+import base64
 import json
 import re
 from html.parser import HTMLParser
@@ -333,6 +334,7 @@ class TestInChromium:
         assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(18, 23, 26)"
         features = [{"name": "prefers-color-scheme", "value": "dark"}]
         browser.ask("Emulation.setEmulatedMedia", media="print", features=features)
+        browser.run("dispatchEvent(new Event('beforeprint'))")
         drawn = """[...document.querySelectorAll('.plot, .panel')].filter(plot => !plot.closest('.runs'))
             .every(plot => plot.querySelector('.scatterlayer .trace'))"""
         assert browser.until(drawn)
@@ -343,6 +345,13 @@ class TestInChromium:
         tick = browser.run("getComputedStyle(document.querySelector('.xtick text')).fill")
         assert sum(map(int, re.findall(r"\d+", tick))) < 350
         assert browser.complaints() == []
+
+    def test_what_is_printed_is_whole(self, browser, file):
+        """The links of the last section lead to places in the same document, so their sheet is there."""
+        browser.open(file)
+        printed = base64.b64decode(browser.ask("Page.printToPDF", preferCSSPageSize=True)["data"])
+        for place in ("t0-settings", "t0-runs"):
+            assert f"/Dest /{place}".encode() in printed
 
     def test_two_tasks_and_their_profiles(self, browser, two_tasks, tmp_path):
         path = tmp_path / "two.html"

@@ -122,6 +122,9 @@ def test_functions_are_at_their_floor_at_their_minimum_and_flat_there(spec, mini
     [
         ("quadratic:kappa=0.5", "kappa=0.5 is not a finite number of at least 1"),
         ("quadratic:dim=0", "dim=0 is not at least 1"),
+        ("quadratic:kappa=x", "task='quadratic:kappa=x' is not understood: kappa='x'. kappa is a number"),
+        ("quadratic:dim=3.5", "dim='3.5'. dim is a whole number"),
+        ("quadratc:dim=3", "task='quadratc' is not one of .* Did you mean quadratic"),
         ("quadratic:size=3", "After quadratic: it takes kappa=, dim="),
         ("text:width=7", "width=7 is not a positive multiple of 4"),
         ("saddle:x=1", "After saddle: it takes nothing"),

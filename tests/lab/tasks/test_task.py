@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -118,9 +120,16 @@ def test_a_stream_repeats_and_leaves_the_numbers_of_training_alone():
     ("changes", "message"),
     [
         ({"name": ""}, "is not a name"),
+        ({"name": 3}, "name=3 is not a name"),
+        ({"model": torch.nn.Linear(1, 1)}, "model='Linear' is not a function that builds a model"),
+        ({"loss": 3}, "loss=3 is not a function"),
+        ({"metric": "accuracy"}, "metric='accuracy' is not a function"),
+        ({"batch_size": "64"}, "batch_size='64' is not an integer ≥ 1"),
+        ({"epochs": math.inf}, "epochs=inf is not a finite number"),
+        ({"epochs": None, "steps": 1.5}, "steps=1.5 is not an integer ≥ 1"),
         ({"best": "most"}, "best='most' is not 'max' or 'min'"),
-        ({"batch_size": 0}, "batch_size=0 is not at least 1"),
-        ({"epochs": -1}, "epochs=-1 is not greater than 0"),
+        ({"batch_size": 0}, "batch_size=0 is not an integer ≥ 1"),
+        ({"epochs": -1}, "epochs=-1 is not a finite number greater than 0"),
         ({"epochs": None}, "Give exactly one of them"),
         ({"steps": 5}, "Give exactly one of them"),
         ({"train": ()}, "is not data"),

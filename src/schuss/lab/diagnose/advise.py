@@ -9,9 +9,10 @@ scale).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isfinite
 from shlex import quote
+from statistics import median
 from typing import Literal
 
 from schuss.lab.diagnose.measure import Diagnosis, Speed
@@ -20,6 +21,7 @@ Sure = Literal["measured", "an indication", "a guess"]
 
 SPARSE = 0.5  # of a large table's rows empty in a batch: per-weight rates pay
 CLEAR = 1.5  # factor between two directions that counts as a difference
+SPAN = 10.0  # largest over smallest rate of a range below a stability limit
 MOVING = 2.0  # factor by which something must change along the run to speak of a change
 
 
@@ -47,7 +49,7 @@ class Cost:
 def advise(found: Diagnosis) -> list[Advice]:
     """Optimizer, learning rate, batch size and schedule, where the measurements allow a word on them."""
     optimizer = _optimizer(found)
-    advice = [optimizer, _rate(found), _batch(found), _schedule(found, optimizer.take)]
+    advice = [optimizer, _rate(found, optimizer.take), _batch(found), _schedule(found, optimizer.take)]
     return [each for each in advice if each is not None]
 
 
@@ -123,44 +125,84 @@ def _optimizer(found: Diagnosis) -> Advice:
     )
 
 
-def _rate(found: Diagnosis) -> Advice | None:
+def _rate(found: Diagnosis, optimizer: str) -> Advice | None:
+    """A range of rates of the optimizer that ran: where its first steps make progress, below what is stable.
+
+    The limit of a method with a preconditioner is that of the preconditioner as it is now, which moves with training:
+    it bounds no rate. None of these rates was trained to the horizon, so nothing here is called measured.
+    """
     limits = [look.largest_lr or inf for look in found.settled]
     stable = min((x for x in limits if isfinite(x)), default=None)
-    bounded = any(look.bounds[3] != "" for look in found.settled)
     ladder = None if found.ladder is None else found.ladder.interval
-    if stable is None and ladder is None:
+    if ladder is None and (stable is None or found.adaptive):
         return None
-    low, high = ladder or (0.0, inf)
     words: list[str] = []
+    low, high = ladder or (0.0, inf)
     if ladder is not None:
         words.append(f"up a ladder of rates the loss falls between {low:.2g} and {high:.2g}")
-    if stable is not None:
-        words.append(f"the sharpest place of the run bears {'at most ' * bounded}{stable:.2g}")
-        high = min(high, stable)
-    low = low if 0 < low < high / 3 else high / 10  # half a decade at least: no measurement here is finer
-    inside = "inside" if low <= found.lr <= high else "outside"
-    because = f"For {found.optimizer}: {'; '.join(words)}. The run's own rate, {found.lr:g}, lies {inside}."
-    if stable is not None and ladder is not None and stable < ladder[0]:
-        because += " The two disagree, so trust neither much: training moves to where its rate is bearable."
+    if stable is not None and found.adaptive:
+        words.append(
+            f"with its denominators as they were, {stable:.2g} was stable, but they move with the rate"
+        )
+    elif stable is not None:
+        bounded = any(look.bounds[3] != "" for look in found.settled)
+        words.append(
+            f"at the sharpest place of the run rates are stable up to {'at most ' * bounded}{stable:.2g}"
+        )
+        fraction = _signal(found)
+        if fraction < 1:
+            words[-1] += (
+                f", and with the noise of a batch of {found.batch_size} to about {fraction * stable:.2g}"
+            )
+        high = fraction * stable
+        if found.ladder is not None:
+            high = min(high, median(found.ladder.stopped_at))
+    because = f"For {found.optimizer}: {'; '.join(words)}."
+    settings = f"{_race(found)} --entries {quote(found.named or found.optimizer)}"
+    schedule = "" if found.schedule == "constant" else f" --schedules {found.schedule}"
+    command = f"{settings}{schedule} --preset quick"
+    if high <= low:
+        because += " No rate is inside both, so none is advised: the race searches them."
+        return Advice("learning rate", "no range", because, "a guess", command)
+    if stable is not None and not found.adaptive:
+        low = max(low, high / SPAN)
+    low = min(low, high / 3)  # half a decade at least: no measurement here is finer
+    low, high = (float(f"{x:.2g}") for x in (low, high))  # judged as it is printed
+    where = "below" if found.lr < low else "above" if found.lr > high else "inside"
+    because += f" The run's own rate, {found.lr:g}, lies {where}."
+    if optimizer != found.optimizer:
+        because += f" For {optimizer}, the advice above: schuss diagnose {quote(found.spec)} --optimizer {optimizer}."
     return Advice(
-        "learning rate",
-        f"{low:.1g} to {high:.2g}",
-        because,
-        "measured"
-        if stable is not None and ladder is not None and stable >= ladder[0] and not bounded
-        else "an indication",
-        f"{_race(found)} --entries {quote(found.named or found.optimizer)}"
-        f"{'' if found.schedule == 'constant' else f' --schedules {found.schedule}'} --preset quick",
+        "learning rate", f"{low:.2g} to {high:.2g} for {found.optimizer}", because, "an indication", command
     )
+
+
+def _signal(found: Diagnosis) -> float:
+    """B / (B + noise scale): by what the noise of a batch lowers a plain method's largest stable rate.
+
+    Of the scales at start and end the smaller: the noise that grows with the distance from the minimum makes steps
+    unstable, and the gradient at the start is mostly that. What is left at the minimum blurs, but is borne.
+    """
+    scales = [noise.simple for noise in found.noise if noise is not None and noise.simple > 0]
+    return found.batch_size / (found.batch_size + min(scales)) if scales else 1.0
 
 
 def _batch(found: Diagnosis) -> Advice | None:
     noise = found.noise[1] or found.noise[0]
     if noise is None or not found.speeds:
         return None
-    # The goal lies at the end, where the noise is larger: its scale decides.
+    # The goal lies at the end, where the noise is larger: its scale decides. Each round of timings has its say.
+    rounds = list(zip(*(speed.rounds or (speed.seconds,) for speed in found.speeds), strict=True))
+    timings = [
+        found.speeds,
+        *(
+            [replace(speed, seconds=x) for speed, x in zip(found.speeds, each, strict=True)]
+            for each in rounds
+        ),
+    ]
     best = [
-        min(costs(found.speeds, scale), key=lambda cost: cost.time).batch
+        min(costs(speeds, scale), key=lambda cost: cost.time).batch
+        for speeds in timings
         for scale in (noise.simple, *noise.interval)
         if isfinite(scale)
     ]
@@ -170,16 +212,20 @@ def _batch(found: Diagnosis) -> Advice | None:
     own = min(times, key=lambda batch: abs(batch - found.batch_size))
     low, high = noise.interval
     high_words = f"{high:.3g}" if isfinite(high) else "∞"
-    least = min(times.values())
-    gain = times[own] / least
+    gain = times[own] / min(times.values())
     named = ",".join(dict.fromkeys(map(str, (own, best[0])))) if best[0] != own else f"{own},{4 * own}"
+    compared = "which is in use" if best[0] == own else f"at {own} a goal takes {gain:.2g} times as long"
+    because = (
+        f"Noise and signal are equal at {noise.simple:.3g} examples ({low:.3g} to {high_words}). With the measured "
+        f"seconds a step, (1 + {noise.simple:.3g}/B) × seconds is least at {best[0]}; {compared}."
+    )
+    if len(set(best)) > 1:
+        least, most = min(best), max(best)
+        because += f" Within the errors of noise scale and timings it may lie between {least} and {most}."
     return Advice(
         "batch size",
         str(best[0]),
-        f"Noise and signal are equal at {noise.simple:.3g} examples ({low:.3g} to {high_words}). With "
-        "the measured seconds a "
-        f"step, (1 + {noise.simple:.3g}/B) × seconds is least at {best[0]}; at {own} a goal takes "
-        f"{gain:.2g} times as long.",
+        because,
         "measured" if len(set(best)) == 1 and isfinite(high) else "an indication",
         f"{_race(found)} --entries {quote(found.named or found.optimizer)} --batch-sizes {named} --rank-by seconds "
         "--preset quick",

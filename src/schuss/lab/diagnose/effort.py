@@ -18,12 +18,12 @@ from schuss.lab.tasks.data import size as size_of
 from schuss.lab.tasks.task import Task
 
 EXAMPLES = 512  # of the sample on which curvature is measured, at most
-BATCHES = 8  # of the task's own that it holds, if that is less: who takes small batches has large examples
+BATCHES = 8  # of the task's own that it holds, if that is less and a product is dear: examples may be large
 FEWEST = 64  # examples of it, where there are so many
 SECONDS = 60.0
 SOON = 0.5  # seconds of a product
 RUNGS = 60  # of the ladder of learning rates
-TIMED_BATCHES = 210  # batches' worth of examples in the timed steps and the searches along lines
+TIMED_BATCHES = 255  # batches' worth of examples in the timed steps and the searches along lines
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,13 @@ def affordable(task: Task, steps: int, budget: float, seed: int) -> Effort:
     A product and a gradient are timed for it on `FEWEST` examples, and on all where that is soon done: most of a
     small product does not grow with the examples.
     """
-    whole = sample(task, min(EXAMPLES, max(FEWEST, BATCHES * task.batch_size)))
     few = sample(task, FEWEST)
-    most, least = size_of(whole), size_of(few)
+    least = size_of(few)
     low = _seconds(task, few, seed)
-    soon = low[0] * most < SOON * least
+    # The largest eigenvalue of few examples is too large. What is soon done needs little memory too.
+    soon = low[0] * EXAMPLES < SOON * least
+    whole = sample(task, EXAMPLES if soon else min(EXAMPLES, max(FEWEST, BATCHES * task.batch_size)))
+    most = size_of(whole)
     high = _seconds(task, whole, seed) if soon and most > least else tuple(x * most / least for x in low)
 
     def seconds(which: int, examples: int) -> float:

@@ -13,10 +13,10 @@ import random
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -60,7 +60,7 @@ TOLERANCE = (
 INEXACT = "An operation in the loss has no second derivative"  # how the warning of a difference begins
 CURVED = 20  # steps of a method that steps by curvature, each as dear as many gradients
 DENSE = 600  # weights up to which κ comes from the whole matrix, and eigenvalues are exact
-TIMED = 7  # steps at each batch size, after two that are not timed
+ROUNDS, TIMED = 3, 3  # rounds through the batch sizes, steps in each; two more before the first are not timed
 LENGTHS = tuple(2.0**k for k in range(-15, 2))
 
 
@@ -118,10 +118,11 @@ class Directions:
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of one step (gradient and update) at a batch size, the median of some."""
+    """Seconds of one step (gradient and update) at a batch size: the median of some, and that of each round of them."""
 
     batch: int
     seconds: float
+    rounds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -478,20 +479,31 @@ def _speeds(
     if not isinstance(part, Rows):
         raise ValueError("batches of other sizes can only be made from data with a length")
     sizes = sorted({min(max(1, task.batch_size * 4**k // 16), len(part)) for k in range(5)})
-    found: list[Speed] = []
-    for number, size in enumerate(sizes):
-        model = next(training(task, entry, chosen, 0, seed)).model
-        optimizer = entry.build([w for w in model.parameters() if w.requires_grad], chosen)
-        times: list[float] = []
-        for batch in islice(task.stream(seed, size), TIMED + 2):
-            began = time.perf_counter()
-            optimizer.zero_grad()
-            task.loss(model, batch).backward()
-            optimizer.step()
-            times.append(time.perf_counter() - began)
-        found.append(Speed(size, statistics.median(times[2:])))
-        attempt.tick(number + 1, len(sizes))
-    return tuple(found)
+    times: dict[int, list[list[float]]] = {size: [] for size in sizes}
+    runs = {size: _timed(task, entry, chosen, seed, size) for size in sizes}
+    for size in sizes:
+        list(islice(runs[size], 2))
+    # In turn, so that what else the machine does falls on all sizes alike.
+    for number in range(ROUNDS):
+        for k, size in enumerate(sizes):
+            times[size].append(list(islice(runs[size], TIMED)))
+            attempt.tick(number * len(sizes) + k + 1, ROUNDS * len(sizes))
+    return tuple(
+        Speed(size, statistics.median(chain(*rounds)), tuple(map(statistics.median, rounds)))
+        for size, rounds in times.items()
+    )
+
+
+def _timed(task: Task, entry: Entry, chosen: dict[str, float], seed: int, size: int) -> Iterator[float]:
+    """Seconds of one step after another of a model of its own."""
+    model = next(training(task, entry, chosen, 0, seed)).model
+    optimizer = entry.build([w for w in model.parameters() if w.requires_grad], chosen)
+    for batch in task.stream(seed, size):
+        began = time.perf_counter()
+        optimizer.zero_grad()
+        task.loss(model, batch).backward()
+        optimizer.step()
+        yield time.perf_counter() - began
 
 
 @contextmanager

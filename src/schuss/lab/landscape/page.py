@@ -18,7 +18,7 @@ from schuss.lab.landscape.trails import Trail
 from schuss.lab.pages import page
 from schuss.lab.pages.frame import plain
 
-COLOURS = ("#0072b2", "#d55e00", "#00805c", "#b0528a", "#a87500", "#2f8fc4", "#4d4d4d", "#7a4fb5")
+COLOURS = ("#0072b2", "#d55e00", "#00805c", "#b0528a", "#a87500", "#2f8fc4", "#4d4d4d", "#7a4fb5", "#6b7d00")
 """The report's colours of its entries, in light."""
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down")

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from schuss.errors import refusal
+from schuss.errors import refusal, unknown
 from schuss.lab.files import load_name
 from schuss.lab.tasks.functions import two_ways_down, valley
 
@@ -201,9 +201,7 @@ def heights_on(surface: Surface, xs: Array, ys: Array) -> Array:
 def _named(spec: str) -> Surface:
     name, _, settings = spec.partition(":")
     if name not in SURFACES:
-        raise refusal(
-            "surface", spec, f"one of {', '.join(SURFACES)}", "Your own function: FILE.py:function."
-        )
+        raise unknown("surface", spec, SURFACES, "Your own function: FILE.py:function.")
     known = inspect.signature(SURFACES[name]).parameters
     options: dict[str, float] = {}
     for setting in filter(None, settings.split(",")):

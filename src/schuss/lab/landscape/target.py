@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from schuss.errors import refusal
-from schuss.lab.files import divide, is_own, load_name
-from schuss.lab.landscape.surfaces import SURFACES
-from schuss.lab.tasks import BUILT_IN, load
+from schuss.lab.files import load_name
+from schuss.lab.names import SURFACES, TASKS, check_landscape, divide, is_own
+from schuss.lab.tasks import load
 from schuss.lab.tasks.own import own_task
 from schuss.lab.tasks.task import Task
 
@@ -18,22 +17,14 @@ def is_surface(spec: str) -> bool:
     >>> is_surface("beale"), is_surface("digits")
     (True, False)
     """
-    if spec.partition(":")[0] not in (*SURFACES, *BUILT_IN) and is_own(spec):
+    if spec.partition(":")[0] not in (*SURFACES, *TASKS) and is_own(spec):
         place, name = divide(spec)
         return bool(name) and not isinstance(load_name(place, name)[0], Task)
-    name = spec.partition(":")[0]
-    if name not in SURFACES and name not in BUILT_IN:
-        raise refusal(
-            "landscape",
-            spec,
-            f"a function ({', '.join(SURFACES)}) or a task ({', '.join(BUILT_IN)})",
-            "Your own: FILE.py:function, or FILE.py with a schuss.lab.Task.",
-        )
-    return name in SURFACES
+    return check_landscape(spec) in SURFACES
 
 
 def task_of(spec: str, data: Path | None = None) -> Task:
     """The task that a spec names: a built-in one, or the one in the user's file."""
-    if spec.partition(":")[0] not in BUILT_IN and is_own(spec):
+    if spec.partition(":")[0] not in TASKS and is_own(spec):
         return own_task(spec)[0]
     return load(spec, data)

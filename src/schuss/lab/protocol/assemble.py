@@ -26,6 +26,7 @@ from schuss.lab.statistics import (
     lr_basin,
     mean_interval,
     median_interval,
+    paired_differences,
     paired_interval,
     pairwise_profiles,
     performance_profiles,
@@ -465,7 +466,7 @@ def _comparison(raced: Raced, found: Comparison) -> dict[str, Any]:
     test = None
     if metric:
         own, other = (np.array(_scores(raced, by_name[name])) for name in (found.leader, found.entry))
-        difference = _interval(list(sign * (other - own)))
+        difference = _interval(list(paired_differences(sign * own, sign * other)))
         p = _finite(paired_interval(sign * own, sign * other).p)
         tests = [np.array(_tests(raced, by_name[name])) for name in (found.leader, found.entry)]
         test = _interval(list(sign * (tests[1] - tests[0])))

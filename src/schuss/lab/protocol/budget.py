@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from schuss.errors import refusal
+from schuss.errors import unknown, whole
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,7 @@ class Budget:
     def __post_init__(self) -> None:
         """Refuse a budget that cannot be spent."""
         for name, value in vars(self).items():
-            if value < 1:
-                raise refusal(name, value, "at least 1")
+            whole(name, value, 1)
 
     @property
     def extra(self) -> int:
@@ -41,8 +40,7 @@ class Budget:
         >>> Budget(5, confirm_seeds=2, report_seeds=3).seeds(0)
         {'tune': [0], 'confirm': [1, 2], 'report': [3, 4, 5]}
         """
-        if base < 0:
-            raise refusal("seed", base, "at least 0")
+        base = whole("seed", base)
         first = base * 1000
         confirm = list(range(first + 1, first + 1 + self.confirm_seeds))
         report = list(range(confirm[-1] + 1, confirm[-1] + 1 + self.report_seeds))
@@ -58,8 +56,6 @@ def budget(given: str | int | Budget) -> tuple[str, Budget]:
         return "custom", given
     if isinstance(given, int):
         return f"{given} trials", Budget(given)
-    if given not in PRESETS:
-        raise refusal(
-            "budget", given, f"one of {', '.join(PRESETS)}", "A number of trials and a Budget will do too."
-        )
+    if not isinstance(given, str) or given not in PRESETS:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise unknown("budget", given, PRESETS, "A number of trials and a Budget will do too.")
     return given, PRESETS[given]

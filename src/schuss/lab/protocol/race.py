@@ -18,9 +18,10 @@ import numpy
 import torch
 
 import schuss
-from schuss.errors import refusal
+from schuss.errors import refusal, unknown, whole
 from schuss.lab.entries import DEFAULT, Entry, find, wrap
-from schuss.lab.files import UserCode, is_own
+from schuss.lab.files import UserCode
+from schuss.lab.names import is_own
 from schuss.lab.protocol import assemble, curvature
 from schuss.lab.protocol.budget import Budget
 from schuss.lab.protocol.budget import budget as budget_of
@@ -117,8 +118,13 @@ def race(
     """
     if rank_by not in ("metric", *assemble.AXES):
         raise refusal("rank_by", rank_by, f"one of {', '.join(('metric', *assemble.AXES))}")
-    if workers is not None and workers < 1:
-        raise refusal("workers", workers, "at least 1")
+    if workers is not None:
+        workers = whole("workers", workers, 1)
+    if device not in ("cpu", "cuda"):
+        raise unknown("device", device, ("cpu", "cuda"))
+    for name, value in (("entries", entries), ("schedules", schedules), ("batch_sizes", batch_sizes)):
+        if isinstance(value, str) or not isinstance(value, Sequence | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise refusal(name, value, "a list", f"Try {name}=[{value!r}].")
     given = [task] if isinstance(task, str | Path | Task) else list(task)
     if not given:
         raise refusal("task", given, "at least one task")
@@ -436,7 +442,11 @@ def _entries(given: Sequence[str | Entry | type] | None) -> list[Entry]:
 def _entry(given: Any) -> Entry:
     if isinstance(given, Entry):
         return given
-    return find(given) if isinstance(given, str) else wrap(getattr(given, "__name__", "own"), given)
+    if isinstance(given, str):
+        return find(given)
+    if not callable(given):
+        raise refusal("entry", given, "a name, file.py:name, an Entry or an optimizer class")
+    return wrap(getattr(given, "__name__", "own"), given)
 
 
 def _batch_sizes(task: Task, given: Sequence[int | str]) -> list[int]:
@@ -449,10 +459,14 @@ def _batch_sizes(task: Task, given: Sequence[int | str]) -> list[int]:
         )
     sizes: list[int] = []
     for size in given:
-        number = rows if size == "full" else int(size)
+        text = str(size).strip()
+        number = rows if text == "full" else int(text) if text.isdecimal() else 0
         if not 1 <= number <= rows:
             raise refusal(
-                "batch_size", size, f"in 1 .. {rows}", f"{task.name!r} has {rows} training examples."
+                "batch_size",
+                size,
+                f"a whole number in 1 .. {rows}, or 'full'",
+                f"{task.name!r} has {rows} training examples.",
             )
         sizes.append(number)
     return list(dict.fromkeys(sizes))

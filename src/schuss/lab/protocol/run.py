@@ -405,9 +405,18 @@ def _seed_everything(purpose: str, seed: int) -> None:
 
 def scalar(task: Task, loss: Any) -> Tensor:
     """A loss that can be differentiated; `TypeError` for anything else."""
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+    if isinstance(loss, Tensor) and loss.numel() == 1 and not loss.requires_grad:
+        raise TypeError(
+            f"The loss of {task.name!r} does not depend on trainable weights: it has no gradient. Either every "
+            "requires_grad of the model is False, or the loss was computed under no_grad or from .detach()ed or "
+            ".item() values."
+        )
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
         given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise TypeError(f"The loss of {task.name!r} is {given}; a scalar tensor with a graph is needed.")
+        raise TypeError(
+            f"The loss of {task.name!r} is {given}; a scalar tensor is needed. Reduce it with .mean() or .sum(), and "
+            "return it without .item()."
+        )
     return loss
 
 

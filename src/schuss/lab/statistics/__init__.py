@@ -12,6 +12,7 @@ from schuss.lab.statistics.compare import (
     compare_with_leader,
     mean_interval,
     median_interval,
+    paired_differences,
     paired_interval,
     rank,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "mean_interval",
     "median_interval",
     "numbers_of",
+    "paired_differences",
     "paired_interval",
     "pairwise_profiles",
     "performance_profiles",

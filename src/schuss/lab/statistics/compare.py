@@ -16,7 +16,7 @@ rates, coverage and power are in `docs/verdicts.md`; `benchmarks/verdicts.py` ma
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import hypot, sqrt
+from math import fsum, hypot, sqrt
 from typing import Literal
 
 import numpy as np
@@ -132,10 +132,14 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
         raise refusal("level", level, "in (0, 1)", "Use 0.95 for a 95 % interval.")
     if not np.isfinite(x).all():
         return _sign_interval(np.sort(x), level)
-    n, centre = x.size, float(x.mean())
+    # A mean or a spread of the size of rounding is none: 0, and not −2e−17.
+    n, rounding = x.size, ROUNDING * float(np.abs(x).max())
+    centre = fsum(x) / n
+    centre = centre if abs(centre) > rounding or n == 1 else 0.0
     if n == 1:
         return Interval(centre, -np.inf, np.inf, 1.0, n, np.nan, "t")
     sd = float(x.std(ddof=1))
+    sd = sd if sd > rounding else 0.0
     error = sd / sqrt(n)
     half = student_quantile(0.5 + level / 2, n - 1) * error
     p = 2 * float(stdtr(n - 1, -abs(centre) / error)) if error else float(centre == 0)
@@ -197,7 +201,11 @@ def paired_differences(a: ArrayLike, b: ArrayLike, *, ratio: bool = False) -> Fl
         raise refusal("cost", float(min(x.min(), y.min())), "≥ 0", "A ratio of costs needs costs.")
     with np.errstate(invalid="ignore", divide="ignore"):
         difference = np.log(y) - np.log(x) if ratio else y - x
-    return np.where(np.isnan(difference), 0.0, difference)
+        # Two sums of the same numbers in another order are equal.
+        rounded = (
+            (np.abs(y - x) <= ROUNDING * np.maximum(np.abs(x), np.abs(y))) & np.isfinite(x) & np.isfinite(y)
+        )
+    return np.where(np.isnan(difference) | rounded, 0.0, difference)
 
 
 def paired_interval(a: ArrayLike, b: ArrayLike, *, ratio: bool = False, level: float = 0.95) -> Interval:

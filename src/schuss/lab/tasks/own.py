@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from schuss.errors import refusal
-from schuss.lab.files import Loaded, divide, load_own
+from schuss.lab.files import Loaded, load_own
+from schuss.lab.names import divide
 from schuss.lab.tasks.task import Task
 
 

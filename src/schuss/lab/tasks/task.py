@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil
+from math import ceil, inf
 from typing import Any, Literal
 
 from torch import Tensor, arange, nn
 
-from schuss.errors import refusal
+from schuss.errors import real, refusal, whole
 from schuss.lab.tasks.data import Batch, Rows, Stream, source, split
 
 SHARES = (0.70, 0.15, 0.15)  # train, validation, test, where nothing else was given
@@ -77,21 +77,31 @@ class Task:
 
     def __post_init__(self) -> None:
         """Refuse what no race could run."""
-        if not self.name or not self.name.isprintable():
+        if not (isinstance(self.name, str) and self.name.isprintable() and self.name):  # pyright: ignore
             raise refusal("name", self.name, "a name", "It is one line of text that can be printed.")
-        if self.measured_on < 1:
-            raise refusal("measured_on", self.measured_on, "at least 1")
+        for name in ("model", "loss", "metric", "outputs"):
+            value = getattr(self, name)
+            if not (callable(value) or (value is None and name in ("metric", "outputs"))):
+                raise refusal(name, value, "a function", "See schuss.lab.Task for what it takes and returns.")
+        if isinstance(self.model, nn.Module):  # which can be called, but on data
+            raise refusal(
+                "model",
+                type(self.model).__name__,
+                "a function that builds a model",
+                "Try model=lambda: Net().",
+            )
+        whole("measured_on", self.measured_on, 1)
         if self.best not in ("max", "min"):
             raise refusal(
                 "best", self.best, "'max' or 'min'", "Say whether a larger or a smaller metric is better."
             )
-        if self.batch_size < 1:
-            raise refusal("batch_size", self.batch_size, "at least 1")
+        whole("batch_size", self.batch_size, 1)
         if self.search not in ("measured", "published"):
             raise refusal("search", self.search, "'measured' or 'published'")
-        for name, value in (("epochs", self.epochs), ("steps", self.steps)):
-            if value is not None and not value > 0:
-                raise refusal(name, value, "greater than 0")
+        if self.epochs is not None:
+            real("epochs", self.epochs, "a finite number greater than 0", lambda x: 0 < x < inf)
+        if self.steps is not None:
+            whole("steps", self.steps, 1)
         if (self.epochs is None) == (self.steps is None):
             given = f"epochs={self.epochs}, steps={self.steps}"
             raise ValueError(

@@ -1,7 +1,7 @@
 "use strict";
 for (const section of document.querySelectorAll("[data-scene]")) {
   const scene = schuss.data[Number(section.dataset.scene)], { css, look } = schuss, hidden = new Set();
-  const marked = scene.trails.map((trail, i) => ({ ...look(i), dash: i < 8 ? "solid" : look(i).dash })), seenNow = (trail) => !hidden.has(trail.name);
+  const marked = scene.trails.map((trail, i) => ({ ...look(i), dash: i < 9 ? "solid" : look(i).dash })), seenNow = (trail) => !hidden.has(trail.name);
   for (const mark of section.querySelectorAll("[data-look]")) mark.innerHTML = schuss.sample(look(Number(mark.dataset.look)));
   const least = Math.min(...scene.heights.flat().filter((z) => z !== null && z > scene.lowest).map((z) => z - scene.lowest));
   const floor = Math.max(least / 10, 1e-12);
@@ -103,7 +103,17 @@ for (const section of document.querySelectorAll("[data-scene]")) {
   const frames = async () => {
     if (ground.plot.framed) return;
     ground.plot.framed = true;
+    keep(ground.plot);
     await Plotly.addFrames(ground.plot, stops.map((k) => ({ name: String(k), data: moving(k), traces: ground.plot.moving })));
+  };
+  // An animated frame takes away the layers in which nothing moves; drawing all of them again in each frame would take ten
+  // times as long. So the landscape is put back, and before the screen has shown that it was gone.
+  let keeper = null;
+  const keep = (plot) => {
+    keeper?.disconnect();
+    const levels = plot.querySelector(".contourlayer"), layers = levels.parentNode;
+    keeper = new MutationObserver(() => { if (!layers.querySelector(".contourlayer")) layers.prepend(levels); });
+    keeper.observe(layers, { childList: true });
   };
   const go = async (at) => {
     step = stops[at];

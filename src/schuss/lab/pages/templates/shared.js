@@ -4,11 +4,12 @@ const schuss = (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const root = document.documentElement;
   const css = (name) => getComputedStyle(root).getPropertyValue(name).trim();
-  // How the i-th of many is drawn: twenty-four differ in colour, dash or marker before any two look alike.
+  // How the i-th of many is drawn: no two of the first 72 have both colour and marker alike.
   const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
   const STROKES = { solid: "", dash: "6 3", dot: "2 3", dashdot: "6 3 2 3", longdash: "9 3", longdashdot: "9 3 2 3" };
+  const COLOURS = 9; // and 8 markers: 72 pairs before one comes again
   const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down"];
-  const look = (i) => ({ colour: css(`--s${i % 8}`), css: `var(--s${i % 8})`, dash: DASHES[(i + Math.floor(i / 8)) % 6], symbol: SYMBOLS[i % 8] });
+  const look = (i) => ({ colour: css(`--s${i % COLOURS}`), css: `var(--s${i % COLOURS})`, dash: DASHES[(i + Math.floor(i / COLOURS)) % 6], symbol: SYMBOLS[i % 8] });
   const SHAPES = {
     circle: "<circle cx='14' cy='6' r='3.2'/>", square: "<rect x='11' y='3' width='6' height='6'/>",
     diamond: "<path d='M14 1.6 18.4 6 14 10.4 9.6 6z'/>", "triangle-up": "<path d='M14 2 18.2 9.4H9.8z'/>",
@@ -137,13 +138,17 @@ const schuss = (() => {
   });
   system.addEventListener("change", () => { if (!root.dataset.theme) redraw(); });
   // On paper everything is drawn, in the light colours, at the paper's width. Its width is set before the browser lays
-  // the paper out, as Plotly draws at the width it finds.
+  // the paper out, as Plotly draws at the width it finds. Not when the medium changes: by then the browser has counted
+  // the sheets, and what has moved beyond the last is never printed.
   const onPaper = (printing) => {
     root.classList.toggle("paper", printing);
     for (const known of figures) if (printing || known.drawn) known.draw();
-    for (const plot of document.querySelectorAll(".js-plotly-plot")) Plotly.Plots.resize(plot);
+    for (const plot of document.querySelectorAll(".js-plotly-plot")) {
+      plot.style.minHeight = "";
+      Plotly.Plots.resize(plot);
+      if (printing) plot.style.minHeight = `${plot.clientHeight}px`; // as drawn, whatever the paper's letters measure
+    }
   };
-  matchMedia("print").addEventListener("change", (event) => onPaper(event.matches));
   addEventListener("beforeprint", () => onPaper(true));
   addEventListener("afterprint", () => onPaper(false));
 
