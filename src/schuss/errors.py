@@ -8,3 +8,7 @@ def refusal(name: str, value: object, allowed: str, advice: str = "") -> ValueEr
     beta2=1.0 is not in [0, 1). With 1 the average would never learn.
     """
     return ValueError(f"{name}={value!r} is not {allowed}." + (f" {advice}" if advice else ""))
+
+
+class RuleError(ValueError):
+    """A rule that cannot be compiled as it is written: the message names the file, the line and the remedy."""

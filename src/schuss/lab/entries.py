@@ -11,8 +11,9 @@ section 5 (Lion: a learning rate 3 to 10 times smaller than AdamW's, decay as ma
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from math import log10
 from typing import Any, Literal, cast
 
@@ -22,6 +23,7 @@ import schuss.torch as optimizers
 from schuss.errors import refusal
 from schuss.lab.files import load_name
 from schuss.lab.statistics import Range
+from schuss.rules import Rule
 
 DECADES = log10(250)  # of learning rate, the same for every entry: the widest of the published ranges
 
@@ -87,17 +89,30 @@ class Entry:
             name.removeprefix("1 - "): 1 - x if name.startswith("1 - ") else x
             for name, x in parameters.items()
         }
-        arguments = dict(self.fixed) | {
-            name: x for name, x in plain.items() if name not in ("beta1", "beta2")
-        }
-        if "beta1" in plain or "beta2" in plain:
-            usual = arguments.get("betas", (0.9, 0.999))
-            arguments["betas"] = (plain.get("beta1", usual[0]), plain.get("beta2", usual[1]))
-        return arguments
+        arguments = dict(self.fixed)
+        for together, parts in self._tuples.items():
+            if any(part in plain for part in parts):
+                usual = arguments.get(together, _default(self.optimizer, together))
+                arguments[together] = tuple(
+                    plain.pop(part, one) for part, one in zip(parts, usual, strict=True)
+                )
+        return arguments | plain
+
+    @property
+    def _tuples(self) -> Mapping[str, tuple[str, ...]]:
+        """The hyperparameters that the class takes in one tuple; of a class that does not say, torch.optim's betas."""
+        row = getattr(self.optimizer, "row", None)
+        return {"betas": ("beta1", "beta2")} if row is None else row.rule.tuples
 
     def build(self, weights: Iterable[Any], parameters: Mapping[str, float]) -> Optimizer:
         """The optimizer over these weights at a point of the search space."""
         return self.optimizer(weights, **self.arguments(parameters))
+
+
+def _default(make: Any, name: str) -> Any:
+    """The default of an argument; what torch.optim has for betas where there is none to see."""
+    found = inspect.signature(make).parameters.get(name)
+    return (0.9, 0.999) if found is None or found.default is found.empty else found.default
 
 
 def even(low: float, high: float, decades: float = DECADES) -> Range:
@@ -190,7 +205,7 @@ DEFAULT = tuple(
 
 
 def find(name: str) -> Entry:
-    """The entry of that name, or of `file.py:name`: an optimizer class, a function or an `Entry`."""
+    """The entry of that name, or of `file.py:name`: a rule, an optimizer class, a function or an `Entry`."""
     if ".py:" in name:
         return own(*name.rsplit(":", 1))
     if name not in ENTRIES:
@@ -201,13 +216,16 @@ def find(name: str) -> Entry:
 def own(file: str, name: str) -> Entry:
     """An entry from the user's file.
 
-    What is found there may be an `Entry`, or anything that makes an optimizer from weights and `lr`; a
-    `space` attribute on it is its search space, else `lr` is searched round its own default.
+    What is found there may be an `Entry`, a rule, or anything that makes an optimizer from weights and `lr`; a
+    `space` attribute on it is its search space, else `lr` is searched round its own default, and with a rule also its
+    first beta or momentum and its weight decay.
     """
     found, source = load_name(file, name)
     label = f"{file}:{name}"
     if isinstance(found, Entry):
         return replace(found, source=source)
+    if isinstance(found, type) and issubclass(found, Rule):
+        found = optimizers.optimizer(found)
     if not callable(found):
         raise refusal("entry", label, "an optimizer class, a function that makes one, or an Entry")
     return wrap(label, found, source)
@@ -215,17 +233,8 @@ def own(file: str, name: str) -> Entry:
 
 def wrap(name: str, make: Any, source: str = "") -> Entry:
     """An entry from an optimizer class, with its own `space` or its learning rate round its default."""
-    import inspect
-
-    space = getattr(make, "space", None)
-    if space is None:
-        default = inspect.signature(make).parameters.get("lr")
-        usual = (
-            1e-3
-            if default is None or not isinstance(default.default, int | float)
-            else float(default.default)
-        )
-        space = {"lr": even(usual, usual)}
+    rule = getattr(getattr(make, "row", None), "rule", None)
+    space: Mapping[str, Any] = getattr(make if rule is None else rule, "space", None) or _round_defaults(make)
     ranges = {
         key: (*map(float, bounds[:2]), bool(bounds[2]) if len(bounds) > 2 else True)
         for key, bounds in space.items()
@@ -234,3 +243,18 @@ def wrap(name: str, make: Any, source: str = "") -> Entry:
     return Entry(
         name=name, optimizer=make, space=cast("Mapping[str, Range]", ranges), usual=usual, source=source
     )
+
+
+def _round_defaults(make: Any) -> dict[str, Range]:
+    """The learning rate round its default, and what the usual entries search beside it where there is such a thing."""
+    known = inspect.signature(make).parameters
+    lr = getattr(known.get("lr"), "default", None)
+    usual = float(lr) if isinstance(lr, int | float) and lr > 0 else 1e-3
+    space: dict[str, Range] = {"lr": even(usual, usual)}
+    rule = getattr(getattr(make, "row", None), "rule", None)
+    for f in fields(rule) if rule is not None else ():
+        if f.name in ("beta1", "momentum") and f.default > 0:
+            space[f"1 - {f.name}"] = MOMENTUM if f.name == "momentum" else (2e-2, 0.5, True)
+        elif f.name == "weight_decay":
+            space[f.name] = DECOUPLED if f.default > 0 else L2
+    return space

@@ -21,6 +21,7 @@ from schuss.newton.lbfgs import LBFGS
 from schuss.newton.newton import Newton
 from schuss.newton.newton_cg import NewtonCG
 from schuss.newton.report import StepReport
+from schuss.rules import Rule
 
 CURVED: dict[str, type[CurvatureOptimizer]] = {
     "newton": Newton,
@@ -78,7 +79,7 @@ def minimize(
     x0: Any,
     args: Any = (),
     *,
-    method: str = "lbfgs",
+    method: str | type[Rule] = "lbfgs",
     jac: Callable[..., Any] | None = None,
     tol: float = 1e-8,
     callback: Callable[..., Any] | None = None,
@@ -92,7 +93,7 @@ def minimize(
         x0: NumPy array, sequence of numbers, or tensor.
         args: Further arguments of `fun` and `jac`; one that is no tuple is taken as the only one.
         method: "newton", "newton-cg", "lbfgs", "gauss-newton", or the name of an optimizer of `schuss.torch`
-            ("adam", "sgd", ...); capitals, - and _ do not matter.
+            ("adam", "sgd", ...); capitals, - and _ do not matter. Or a rule of your own: the class.
         jac: Returns the gradient at x (with "gauss-newton" the Jacobian, residuals × x). Without it gradients
             come from autograd if `fun` computes with tensors, else from central differences; for x0 of NumPy
             `fun` is tried on a tensor, and its gradient is checked against a difference.
@@ -139,13 +140,16 @@ def minimize(
             f"options={settings} do not fit {make.__name__}: {str(error).rstrip('.')}. Allowed besides maxiter: "
             f"{', '.join(list(inspect.signature(make).parameters)[1:])}."
         ) from error
+    name = method if isinstance(method, str) else make.__name__
     if isinstance(optimizer, CurvatureOptimizer):
-        return _curved(optimizer, problem, method, maxiter, tol, callback)
-    return _plain(optimizer, problem, method, maxiter, tol, callback)
+        return _curved(optimizer, problem, name, maxiter, tol, callback)
+    return _plain(optimizer, problem, name, maxiter, tol, callback)
 
 
-def _optimizer(method: str) -> type[torch.optim.Optimizer]:
+def _optimizer(method: str | type[Rule]) -> type[torch.optim.Optimizer]:
     front = importlib.import_module("schuss.torch")
+    if isinstance(method, type):
+        return front.optimizer(method)
     named = {name.lower(): getattr(front, name) for name in front.__all__}
     found: dict[str, type[torch.optim.Optimizer]] = CURVED | {
         name: value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import os
@@ -20,13 +21,16 @@ from schuss.compile.front import (
     OPTIONS,
     at,
     check_options,
+    class_doc,
     dtype_name,
     is_schedule,
+    own_names,
     parameters,
     plain_number,
     renewed,
     weight_storage,
 )
+from schuss.compile.grammar import check
 from schuss.compile.launch import Terms
 from schuss.compile.storage import BLOCK
 from schuss.errors import refusal
@@ -34,7 +38,7 @@ from schuss.numpy import kept
 from schuss.numpy.layout import KERNEL_NAMES, has_kernel, native
 from schuss.numpy.plan import Item, Plan, Work, check_apart, check_gradient, check_weight
 from schuss.numpy.tree import KeyMismatchError, Path, flat_key, name, pair
-from schuss.rules import PAIRS, Row, Rule
+from schuss.rules import TABLE, Row, Rule, row_of
 
 Array = np.ndarray[Any, Any]
 
@@ -118,7 +122,10 @@ class Optimizer:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "row" not in cls.__dict__:
+            return
         cls._known = parameters(cls.row, {})
+        cls.__doc__ = class_doc(cls.row, cls._known, "")
         cls._lazy = tuple(cls.row.sparse.items())
         cls.__signature__ = inspect.Signature(list(cls._known.values()))  # type: ignore[attr-defined]
 
@@ -157,17 +164,8 @@ class Optimizer:
 
     def _made(self, now: dict[str, Any], chosen: Mapping[str, Any]) -> tuple[Rule, Terms]:
         """The page, and the terms of a step, with what is new or scheduled as it is `now`."""
-        parts: dict[str, Any] = {}
-        for key, value in now.items():
-            if key in OPTIONS or key == "maximize":
-                continue
-            if key not in PAIRS:
-                parts[key] = value
-            elif isinstance(value, tuple) and len(cast(tuple[Any, ...], value)) == 2:
-                parts |= zip(PAIRS[key], cast(tuple[Any, ...], value), strict=True)
-            else:
-                default = self._known[key].default
-                raise ValueError(f"{key}={value!r} is not a pair of numbers. Try {key}={default}.")
+        own = {key: value for key, value in now.items() if key not in OPTIONS and key != "maximize"}
+        parts = own_names(self.row, own)
         rule = self._rule.changed(**parts) if self._chosen else self.row.rule(**parts)
         maximize = now.get("maximize", chosen["maximize"])
         if not isinstance(maximize, bool):
@@ -621,3 +619,21 @@ def _check_same_keys(theirs: set[str], ours: set[str], what: str) -> None:
                 f"{where} has no {', '.join(map(repr, sorted(missing)))}, but {there} has. "
                 "Load a checkpoint of the same arrays."
             )
+
+
+@functools.cache
+def optimizer(rule: type[Rule]) -> type[Optimizer]:
+    """The optimizer of a rule for dicts of arrays: a class that takes the rule's fields, and every option by keyword.
+
+    Raises `schuss.errors.RuleError`, with file, line and remedy, if the rule cannot be compiled as it is written.
+
+    >>> from schuss.rules import Lion
+    >>> params = {"w": np.ones(2)}
+    >>> optimizer(Lion)(lr=0.1).update(params, {"w": np.array([1.0, -1.0])})
+    >>> params["w"]
+    array([0.9, 1.1])
+    """
+    check(rule)
+    row = row_of(rule)
+    here = "schuss.numpy" if row.name in TABLE and TABLE[row.name] is row else rule.__module__
+    return type(row.name, (Optimizer,), {"row": row, "__module__": here})

@@ -46,6 +46,7 @@ class Adamax(Rule):
     eps: float = number(1e-8, low=0)
     weight_decay: float = number(0.0, low=0)
 
+    tuples = {"betas": ("beta1", "beta2")}
     state = ("m", "u")
 
     def coefficients(self, step: int) -> dict[str, float]:

@@ -25,17 +25,20 @@ from schuss.compile.front import (
     WHOLE,
     at,
     check_options,
+    class_doc,
     dtype_name,
     for_sparse,
     is_schedule,
+    own_names,
     parameters,
     plain_number,
     renewed,
     weight_storage,
 )
+from schuss.compile.grammar import check
 from schuss.compile.launch import Terms
 from schuss.compile.storage import BLOCK
-from schuss.rules import PAIRS, Row, Rule
+from schuss.rules import TABLE, Row, Rule, row_of
 from schuss.torch import checkpoints, kept
 from schuss.torch.plan import Item, Plan
 from schuss.torch.state import State, changes
@@ -95,11 +98,20 @@ class Optimizer(torch.optim.Optimizer):
         )
         cls.__signature__ = inspect.Signature([params, *cls._parameters.values()])  # type: ignore[attr-defined]
         cls._binding = inspect.Signature([first, params, *cls._parameters.values()])
+        if "__init__" not in cls.__dict__:  # of its own, so that whoever reads signatures finds this one
+
+            def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+                Optimizer.__init__(self, *args, **kwargs)
+
+            __init__.__signature__ = cls._binding  # type: ignore[attr-defined]
+            cls.__init__ = __init__
         own = {field.name for field in fields(cls.row.rule)}
-        page = (cls.row.rule.__doc__ or "").split(">>>")[0].rstrip()  # its example is for the page itself
-        cls.__doc__ = f"{page}\n\n    {cls.__doc__}"
+        cls.__doc__ = class_doc(
+            cls.row, cls._parameters, "params: tensors, (name, tensor) pairs, or dicts of groups"
+        )
         cls.step = _hooked(cls.step)
-        cls._names = tuple((n, PAIRS.get(n, (n,))) for n in cls._parameters if n in own or n in PAIRS)
+        tuples = cls.row.rule.tuples
+        cls._names = tuple((n, tuples.get(n, (n,))) for n in cls._parameters if n in own or n in tuples)
         cls._values = staticmethod(itemgetter(*(n for n, _ in cls._names)))
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -212,16 +224,8 @@ class Optimizer(torch.optim.Optimizer):
         return last[1].changed(**numbers)
 
     def _page(self, values: tuple[Any, ...]) -> Rule:
-        chosen: dict[str, Any] = {}
-        for (name, parts), value in zip(self._names, values, strict=True):
-            if len(parts) == 1:
-                chosen[name] = value
-            elif isinstance(value, tuple) and len(cast(tuple[Any, ...], value)) == len(parts):
-                chosen |= zip(parts, cast(tuple[Any, ...], value), strict=True)
-            else:
-                default = self._parameters[name].default
-                raise ValueError(f"{name}={value!r} is not a pair of numbers. Try {name}={default}.")
-        return self.row.rule(**chosen)
+        chosen = {name: value for (name, _), value in zip(self._names, values, strict=True)}
+        return self.row.rule(**own_names(self.row, chosen))
 
     # One step
 
@@ -633,6 +637,11 @@ class Optimizer(torch.optim.Optimizer):
         """The names of what is kept of each weight, in a checkpoint."""
         return set(self.row.names.values()) - {self.row.names[scalar] for scalar in self.row.rule.scalars}
 
+    def __reduce__(self) -> Any:
+        if type(self) is optimizer(self.row.rule) and self.row.name not in TABLE:
+            return _again, (self.row.rule,), self.__getstate__()
+        return super().__reduce_ex__(2)
+
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
         return {**super().__getstate__(), "_skipped": self.skipped}
@@ -659,3 +668,26 @@ def _check_weights(given: list[Any]) -> None:
                 "Give each weight once."
             )
         seen.add(id(weight))
+
+
+@functools.cache
+def optimizer(rule: type[Rule]) -> type[Optimizer]:
+    """The PyTorch optimizer of a rule: a class that takes weights, the rule's fields, and every option by keyword.
+
+    Raises `schuss.errors.RuleError`, with file, line and remedy, if the rule cannot be compiled as it is written.
+
+    >>> from schuss.rules import Lion
+    >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
+    >>> optimizer(Lion)([weight], lr=0.1).param_groups[0]["betas"]
+    (0.9, 0.99)
+    """
+    check(rule)
+    row = row_of(rule)
+    here = "schuss.torch" if row.name in TABLE and TABLE[row.name] is row else rule.__module__
+    return type(row.name, (Optimizer,), {"row": row, "__module__": here})
+
+
+def _again(rule: type[Rule]) -> Optimizer:
+    """An optimizer that is being unpickled, of a class that stands in no module."""
+    cls = optimizer(rule)
+    return cls.__new__(cls)

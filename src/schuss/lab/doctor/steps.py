@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, replace
-from itertools import combinations
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import schuss.torch as front
+from schuss.compile.grammar import options_of_variants
 from schuss.compile.reference import Reference
 from schuss.lab.doctor.finding import Finding, judged
 from schuss.rules import TABLE, Row
@@ -24,34 +24,10 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 ALLOWED = 16  # rounding errors of the dtype, in units of the largest weight on the way
 
 
-def variants(row: Row) -> dict[str, dict[str, Any]]:
-    """The options that choose each variant of a page, found by trying them.
-
-    >>> variants(TABLE["SGD"])
-    {'': {}, 'momentum': {'momentum': 0.9}}
-    """
-    switches: list[tuple[str, Any]] = [
-        (f.name, True if f.default is False else 0.9)
-        for f in fields(row.rule)
-        if f.default is False or f.name == "momentum"
-    ]
-    found: dict[str, dict[str, Any]] = {}
-    for count in range(len(switches) + 1):
-        for chosen in combinations(switches, count):
-            try:
-                variant = row.rule(**dict(chosen)).variant
-            except ValueError:
-                continue  # options that do not go together
-            found.setdefault(variant, dict(chosen))
-        if len(found) == len(row.rule.variants):
-            break
-    return {name: found[name] for name in row.rule.variants}
-
-
 def kernels(dtypes: tuple[str, ...] = ("float32",)) -> Iterator[Finding]:
     """A few steps of each page, each variant in each dtype, against the float64 reference."""
     for row in TABLE.values():
-        worst, kinds = 0.0, variants(row)
+        worst, kinds = 0.0, options_of_variants(row.rule)
         for options in kinds.values():
             for dtype in dtypes:
                 worst = max(worst, deviation(row, options, DTYPES[dtype]))
