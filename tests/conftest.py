@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from schuss.rules import PAIRS, TABLE
+from schuss.compile.front import own_names
+from schuss.rules import TABLE
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,7 @@ class Case:
     @property
     def rule(self):
         """The page with these options."""
-        chosen = {}
-        for key, value in (self.options | self.own).items():
-            chosen |= zip(PAIRS[key], value, strict=True) if key in PAIRS else {key: value}
-        return self.row.rule(**chosen)
+        return self.row.rule(**own_names(self.row, self.options | self.own))
 
     def ours(self, params, **more):
         """The optimizer of `schuss.torch`."""

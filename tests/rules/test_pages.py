@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from schuss.compile.reference import Reference
-from schuss.rules import PAIRS, TABLE
+from schuss.rules import TABLE
 from schuss.rules.adam import left_to_average
 from schuss.rules.rule import maximum, minimum, sign, where
 
@@ -48,8 +48,9 @@ def test_a_row_knows_every_hyperparameter_and_all_state(name):
     row = TABLE[name]
     own = {f.name for f in fields(row.rule)}
     words = set(row.arguments.split()) - {"|"}
-    for word in words & PAIRS.keys():
-        assert set(PAIRS[word]) <= own
+    for together, parts in row.rule.tuples.items():
+        assert together in words
+        assert set(parts) <= own
     state = {slot for slots in row.rule.variants.values() for slot in slots} | set(row.rule.scalars)
     assert row.names.keys() == state
     assert set(row.rule().initial()) <= state

@@ -202,6 +202,17 @@ def _table_rows(rule: type[Rule]) -> dict[str, tuple[str, str]]:
     return found
 
 
+def constructor(of: Callable[..., None], known: inspect.Signature) -> Callable[..., None]:
+    """A class's own `__init__`, so that whoever reads signatures finds the one that is `known`."""
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        of(self, *args, **kwargs)
+
+    init.__name__, init.__doc__ = "__init__", of.__doc__
+    init.__signature__ = known  # type: ignore[attr-defined]
+    return init
+
+
 def class_doc(row: Row, known: Mapping[str, Parameter], first: str) -> str:
     """An optimizer's docstring: the rule's own, without its example, and the arguments of the constructor.
 

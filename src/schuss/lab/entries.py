@@ -252,9 +252,10 @@ def _round_defaults(make: Any) -> dict[str, Range]:
     usual = float(lr) if isinstance(lr, int | float) and lr > 0 else 1e-3
     space: dict[str, Range] = {"lr": even(usual, usual)}
     rule = getattr(getattr(make, "row", None), "rule", None)
-    for f in fields(rule) if rule is not None else ():
-        if f.name in ("beta1", "momentum") and f.default > 0:
-            space[f"1 - {f.name}"] = MOMENTUM if f.name == "momentum" else (2e-2, 0.5, True)
-        elif f.name == "weight_decay":
-            space[f.name] = DECOUPLED if f.default > 0 else L2
+    defaults: dict[str, Any] = {} if rule is None else {f.name: f.default for f in fields(rule)}
+    for name, averages in (("beta1", (2e-2, 0.5, True)), ("momentum", MOMENTUM)):
+        if defaults.get(name, 0) > 0:
+            space[f"1 - {name}"] = averages
+    if "weight_decay" in defaults:
+        space["weight_decay"] = DECOUPLED if defaults["weight_decay"] > 0 else L2
     return space

@@ -11,7 +11,8 @@ array([-0.1, -0.1, -0.1])
 from __future__ import annotations
 
 from schuss.numpy.minibatches import minibatches
-from schuss.numpy.optimizer import Optimizer as Optimizer, optimizer
+from schuss.numpy.optimizer import Optimizer as Optimizer
+from schuss.numpy.optimizer import optimizer
 from schuss.rules import TABLE
 
 __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]

@@ -22,6 +22,7 @@ from schuss.compile.front import (
     at,
     check_options,
     class_doc,
+    constructor,
     dtype_name,
     is_schedule,
     own_names,
@@ -128,6 +129,9 @@ class Optimizer:
         cls.__doc__ = class_doc(cls.row, cls._known, "")
         cls._lazy = tuple(cls.row.sparse.items())
         cls.__signature__ = inspect.Signature(list(cls._known.values()))  # type: ignore[attr-defined]
+        if "__init__" not in cls.__dict__:
+            first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+            cls.__init__ = constructor(Optimizer.__init__, inspect.Signature([first, *cls._known.values()]))
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take hyperparameters: numbers or schedules. `ValueError` says which is outside its domain, and why."""
@@ -140,6 +144,11 @@ class Optimizer:
         self._chosen, self._scheduled = {}, []
         self._forget()
         self._choose(dict(bound.arguments))
+
+    @classmethod
+    def arguments(cls) -> Mapping[str, inspect.Parameter]:
+        """What the constructor takes: default, kind and type of each by name."""
+        return cls._known
 
     # Hyperparameters
 
@@ -623,7 +632,7 @@ def _check_same_keys(theirs: set[str], ours: set[str], what: str) -> None:
 
 @functools.cache
 def optimizer(rule: type[Rule]) -> type[Optimizer]:
-    """The optimizer of a rule for dicts of arrays: a class that takes the rule's fields, and every option by keyword.
+    """The optimizer of a rule for dicts of arrays: a class that takes the rule's fields, and options by keyword.
 
     Raises `schuss.errors.RuleError`, with file, line and remedy, if the rule cannot be compiled as it is written.
 

@@ -37,7 +37,8 @@ from typing import Any
 from schuss.rules import TABLE
 from schuss.torch.groups import groups
 from schuss.torch.norm import global_norm
-from schuss.torch.optimizer import Optimizer as Optimizer, optimizer
+from schuss.torch.optimizer import Optimizer as Optimizer
+from schuss.torch.optimizer import optimizer
 from schuss.torch.scheduler import Plateau, Scheduler
 
 __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]

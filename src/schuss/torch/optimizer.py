@@ -6,7 +6,7 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Callable, Container, Generator, Iterable
+from collections.abc import Callable, Container, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from itertools import chain
@@ -26,6 +26,7 @@ from schuss.compile.front import (
     at,
     check_options,
     class_doc,
+    constructor,
     dtype_name,
     for_sparse,
     is_schedule,
@@ -98,13 +99,8 @@ class Optimizer(torch.optim.Optimizer):
         )
         cls.__signature__ = inspect.Signature([params, *cls._parameters.values()])  # type: ignore[attr-defined]
         cls._binding = inspect.Signature([first, params, *cls._parameters.values()])
-        if "__init__" not in cls.__dict__:  # of its own, so that whoever reads signatures finds this one
-
-            def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-                Optimizer.__init__(self, *args, **kwargs)
-
-            __init__.__signature__ = cls._binding  # type: ignore[attr-defined]
-            cls.__init__ = __init__
+        if "__init__" not in cls.__dict__:
+            cls.__init__ = constructor(Optimizer.__init__, cls._binding)
         own = {field.name for field in fields(cls.row.rule)}
         cls.__doc__ = class_doc(
             cls.row, cls._parameters, "params: tensors, (name, tensor) pairs, or dicts of groups"
@@ -130,6 +126,11 @@ class Optimizer(torch.optim.Optimizer):
         if self.row.state_at_construction:
             weights = list(chain.from_iterable(group["params"] for group in self.param_groups))
             self._adopt(weights, range(len(weights)), range(len(weights)))
+
+    @classmethod
+    def arguments(cls) -> Mapping[str, inspect.Parameter]:
+        """What the constructor takes after `params`: default, kind and type of each by name."""
+        return cls._parameters
 
     def _forget(self) -> None:
         """Hold nothing that was derived from groups and state: the next step finds it anew."""
@@ -672,7 +673,7 @@ def _check_weights(given: list[Any]) -> None:
 
 @functools.cache
 def optimizer(rule: type[Rule]) -> type[Optimizer]:
-    """The PyTorch optimizer of a rule: a class that takes weights, the rule's fields, and every option by keyword.
+    """The PyTorch optimizer of a rule: a class that takes weights, the rule's fields, and options by keyword.
 
     Raises `schuss.errors.RuleError`, with file, line and remedy, if the rule cannot be compiled as it is written.
 
