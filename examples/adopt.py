@@ -1,10 +1,8 @@
-"""ADOPT, an optimizer of one's own in one file: Adam that divides by the squares of earlier gradients alone.
-
-Taniguchi et al. 2024, algorithm 1. Race it:  schuss race digits --entries adam --entry examples/adopt.py:ADOPT
-"""
+"""ADOPT (Taniguchi et al. 2024, algorithm 1). Race it: schuss race digits --entry examples/adopt.py:ADOPT"""
 
 from dataclasses import dataclass
 
+import schuss
 from schuss.rules import Rule, maximum, minimum, number, sqrt, where
 
 
@@ -27,13 +25,16 @@ class ADOPT(Rule):
     tuples = {"betas": ("beta1", "beta2")}
 
     def coefficients(self, step):
-        later, b2 = step > 1, self.beta2 if step > 1 else 0.0
-        b1, lr = (self.beta1, self.lr) if later else (1.0, 0.0)
+        lr, b1, b2 = (self.lr, self.beta1, self.beta2) if step > 1 else (0.0, 1.0, 0.0)
         return dict(most=(step - 1) ** 0.25, lr=lr, eps=self.eps, b1=b1, gain1=1 - b1, b2=b2, gain2=1 - b2)
 
     @staticmethod
     def update(w, g, m, v, most, lr, eps, b1, gain1, b2, gain2):
         size = maximum(sqrt(v), eps)
         m = b1 * m + gain1 * maximum(-most, minimum(most, g / where(size > 0, size, 1)))
-        v = b2 * v + gain2 * g * g
-        return w - lr * m, m, v
+        return w - lr * m, m, b2 * v + gain2 * g * g
+
+
+if __name__ == "__main__":
+    bowl, options = lambda x: (x[0] - 1) ** 2 + 9 * x[1] ** 2, {"lr": 0.05}
+    print(schuss.minimize(bowl, [0.0, 2.0], method=ADOPT, options=options).message)

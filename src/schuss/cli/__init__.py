@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-COMMANDS = ("bench", "diagnose", "doctor", "landscape", "list", "race", "range", "schedule")
+COMMANDS = ("bench", "check", "diagnose", "doctor", "landscape", "list", "race", "range", "schedule")
 
 
 def main() -> None:

@@ -320,6 +320,11 @@ def kernel(formula: Formula, kept: tuple[str, ...]) -> Kernel:
     return found
 
 
+def count() -> int:
+    """How many kernels this process has loaded."""
+    return len(_loaded)
+
+
 def load(title: str, text: str) -> Kernel:
     """The compiled `launch` of a source text, and the files in the cache folder that start with the title."""
     with _compiling:

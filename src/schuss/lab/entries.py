@@ -23,7 +23,7 @@ import schuss.torch as optimizers
 from schuss.errors import refusal
 from schuss.lab.files import load_name
 from schuss.lab.statistics import Range
-from schuss.rules import Rule
+from schuss.rules import TABLE, Rule
 
 DECADES = log10(250)  # of learning rate, the same for every entry: the widest of the published ranges
 
@@ -197,6 +197,7 @@ _CURVED = tuple(
 )
 
 ENTRIES = {entry.name: entry for entry in (*_OFFERED, *_CURVED) if entry is not None}
+_RACED = {entry.optimizer for entry in ENTRIES.values()}
 DEFAULT = tuple(
     name
     for name in ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "nadamw", "lion")
@@ -259,3 +260,9 @@ def _round_defaults(make: Any) -> dict[str, Range]:
     if "weight_decay" in defaults:
         space["weight_decay"] = DECOUPLED if defaults["weight_decay"] > 0 else L2
     return space
+
+
+# A rule of the table that has no entry above is raced as anybody's own rule is.
+for _row in TABLE.values():
+    if optimizers.optimizer(_row.rule) not in _RACED:
+        ENTRIES[_row.name.lower()] = wrap(_row.name.lower(), optimizers.optimizer(_row.rule))

@@ -195,6 +195,11 @@ class Optimizer:
         else:
             raise AttributeError(f"{type(self).__name__} has no {key!r}. It has {', '.join(self._known)}.")
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if type(self) is optimizer(self.row.rule) and self.row.name not in TABLE:
+            return _again, (self.row.rule,), self.__dict__
+        return super().__reduce_ex__(protocol)
+
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self._known})
 
@@ -646,3 +651,9 @@ def optimizer(rule: type[Rule]) -> type[Optimizer]:
     row = row_of(rule)
     here = "schuss.numpy" if row.name in TABLE and TABLE[row.name] is row else rule.__module__
     return type(row.name, (Optimizer,), {"row": row, "__module__": here})
+
+
+def _again(rule: type[Rule]) -> Optimizer:
+    """An optimizer that is being unpickled, of a class that stands in no module."""
+    cls = optimizer(rule)
+    return cls.__new__(cls)

@@ -638,10 +638,10 @@ class Optimizer(torch.optim.Optimizer):
         """The names of what is kept of each weight, in a checkpoint."""
         return set(self.row.names.values()) - {self.row.names[scalar] for scalar in self.row.rule.scalars}
 
-    def __reduce__(self) -> Any:
+    def __reduce_ex__(self, protocol: Any) -> Any:
         if type(self) is optimizer(self.row.rule) and self.row.name not in TABLE:
             return _again, (self.row.rule,), self.__getstate__()
-        return super().__reduce_ex__(2)
+        return super().__reduce_ex__(protocol)
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
