@@ -197,7 +197,7 @@ class Optimizer:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if type(self) is optimizer(self.row.rule) and self.row.name not in TABLE:
-            return _again, (self.row.rule,), self.__dict__
+            return _again, (self.row.rule,), self.__getstate__()
         return super().__reduce_ex__(protocol)
 
     def __dir__(self) -> list[str]:
