@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import schuss.torch
-from schuss.lab.bench import check
+from schuss.bench import check
 from schuss.rules import TABLE, Rule
 
 OURS = "schuss"
