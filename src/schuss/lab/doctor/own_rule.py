@@ -27,8 +27,12 @@ from schuss.lab.doctor.steps import ALLOWED, SIZES, STEPS, deviation, gradient, 
 from schuss.lab.files import load_name
 from schuss.rules import TABLE, Row, Rule, row_of
 
-HALVES = {"float64": torch.float64, "float32": torch.float32}
-HALVES |= {"bfloat16": torch.bfloat16, "float16": torch.float16}
+HELD_TO = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 def find_rule(name: str) -> type[Rule]:
@@ -76,7 +80,7 @@ def _careful(about: str, examine: Callable[[], Finding]) -> Iterator[Finding]:
 
 def _off(dtype: str) -> Callable[[Row, dict[str, Any]], Finding]:
     def kernel(row: Row, options: dict[str, Any]) -> Finding:
-        found = deviation(row, options, HALVES[dtype])
+        found = deviation(row, options, HELD_TO[dtype])
         return judged("", f"≤ {ALLOWED} roundings", f"{found:.3g} off", found <= ALLOWED)
 
     return kernel
@@ -301,7 +305,7 @@ def _gpu(row: Row) -> Finding:
 
 
 _OF_VARIANTS: dict[str, Callable[[Row, dict[str, Any]], Finding]] = {
-    **{f"CPU kernel, {dtype}": _off(dtype) for dtype in HALVES},
+    **{f"CPU kernel, {dtype}": _off(dtype) for dtype in HELD_TO},
     "eager path, float64": _eager,
     "NumPy API, float64": _numpy,
     "strides": _strides,
