@@ -2,13 +2,16 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: race test lint bench clean
+.PHONY: race test stubs lint bench clean
 
 race: .venv/ready
 	$(PY) -m schuss race digits --preset quick
 
 test: .venv/ready lint
 	$(PY) -m pytest -n auto
+
+stubs: .venv/ready
+	$(PY) tools/stubs.py
 
 lint: .venv/ready
 	$(PY) -m ruff format --check .

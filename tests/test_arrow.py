@@ -20,7 +20,8 @@ ABOVE = {
 }
 ABOVE["curvature"] = ABOVE["newton"] = {*ABOVE["torch"], "torch", "numpy", "curvature", "newton"}
 ABOVE["lab"] = ABOVE["newton"] | {"lab"}
-ABOVE["cli"] = ABOVE["lab"] | {"cli"}
+ABOVE["bench"] = {*ABOVE["torch"], "torch", "numpy"}
+ABOVE["cli"] = ABOVE["lab"] | {"bench", "cli"}
 ABOVE["__main__"] = {"cli"}
 PURE = {"__future__", "collections.abc", "dataclasses", "functools", "math", "typing"}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_ROOMS = ("compile", "curvature", "lab", "newton", "numpy", "rules", "schedules", "torch")
+_ROOMS = ("bench", "compile", "curvature", "lab", "newton", "numpy", "rules", "schedules", "torch")
 
 
 def __getattr__(name: str) -> Any:

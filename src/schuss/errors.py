@@ -16,6 +16,10 @@ def refusal(name: str, value: object, allowed: str, advice: str = "") -> ValueEr
     return ValueError(f"{name}={value!r} is not {allowed}." + (f" {advice}" if advice else ""))
 
 
+class RuleError(ValueError):
+    """A rule that cannot be compiled as it is written: the message names the file, the line and the remedy."""
+
+
 def unknown(name: str, value: object, known: Iterable[str], advice: str = "") -> ValueError:
     """Return the refusal of a word that is not one of the `known` ones; it names the one that was meant, if any.
 

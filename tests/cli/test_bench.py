@@ -5,11 +5,11 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from schuss.bench import jobs, sizes
+from schuss.bench.report import Timing, load
+from schuss.bench.shapes import gpt2, mlp
+from schuss.bench.sizes import Sizes
 from schuss.cli import bench
-from schuss.lab.bench import jobs, sizes
-from schuss.lab.bench.report import Timing, load
-from schuss.lab.bench.shapes import gpt2, mlp
-from schuss.lab.bench.sizes import Sizes
 
 TINY = Sizes(
     rounds=2,

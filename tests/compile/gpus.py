@@ -11,35 +11,13 @@ import triton
 from schuss.compile import cpu, device, gpu
 from schuss.compile.formula import formula
 from schuss.compile.launch import Launch, Terms, WholeTensors
-from schuss.compile.storage import columns, compute_dtype
+from schuss.compile.storage import columns
 
 INSTRUCTION = re.compile(r"^\s+(?:@!?%\w+ )?([a-z][\w.:]+)", re.MULTILINE)
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
-def compiled(function, signature, capability=90):
-    """Machine code for a GPU of this capability, or of this name if it is AMD's; pointers start at 16 bytes."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    amd = isinstance(capability, str)
-    target = GPUTarget("hip", capability, 64) if amd else GPUTarget("cuda", capability, 32)
-    aligned = {
-        (k,): [["tt.divisibility", 16]] for k, kind in enumerate(signature.values()) if kind.startswith("*")
-    }
-    asked = ASTSource(function, signature, attrs=aligned)
-    return triton.compile(asked, target=target, options=gpu.OPTIONS)
-
-
-def page_kernel(one, kept, capability=90, entry="launch"):
-    """A page's compiled kernel."""
-    signature = {
-        "rows": "*i64",
-        "tensors": "*i64",
-        "coefficients": "*fp64" if compute_dtype(kept) == "float64" else "*fp32",
-        **({"cohorts": "i32", "gate": "*fp64"} if entry == "launch_gated" else {}),
-    }
-    return compiled(gpu.kernels(one, kept)[entry], signature, capability)
+compiled, page_kernel = gpu.compiled, gpu.machine_code
 
 
 def nothing_is_spilled(made, tmp_path):

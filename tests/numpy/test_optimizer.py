@@ -14,7 +14,7 @@ import schuss.numpy
 from schuss.compile import cpu, front
 from schuss.compile.reference import Reference
 from schuss.numpy import SGD, Adagrad, Adam, AdamW, Lion, NAdam
-from schuss.rules import PAIRS, TABLE
+from schuss.rules import TABLE
 
 # One at a time beside the defaults: what changes a formula, a state or a convention.
 OPTIONS = [
@@ -41,7 +41,7 @@ def cases():
         for option, value in OPTIONS:
             domain = own.get(option)
             if option in ("etas", "betas"):
-                known = PAIRS[option][0] in own
+                known = option in row.rule.tuples
             else:
                 known = option in own and (
                     option != "eps_position" or value in getattr(domain, "choices", ())
@@ -63,11 +63,9 @@ def reference(optimizer, weights):
     chosen = {}
     for name in inspect.signature(type(optimizer)).parameters:
         value = getattr(optimizer, name)
-        if name in PAIRS:
-            chosen |= zip(PAIRS[name], value, strict=True)
-        elif name not in ("maximize", *front.OPTIONS):
+        if name not in ("maximize", *front.OPTIONS):
             chosen[name] = value
-    return Reference(optimizer.row.rule(**chosen), weights)
+    return Reference(optimizer.row.rule(**front.own_names(optimizer.row, chosen)), weights)
 
 
 def gradients(rng, shape, steps=6):
@@ -98,9 +96,9 @@ def test_the_constructor_takes_the_arguments_of_torch_by_name_and_the_pages_own(
     optimizer_class = getattr(schuss.numpy, name)
     known = inspect.signature(optimizer_class).parameters
     own = {f.name for f in fields(TABLE[name].rule)}
-    in_pairs = {part for pair in PAIRS if pair in known for part in PAIRS[pair]}
-    assert set(known) - set(PAIRS) == (own - in_pairs) | {"maximize", *front.OPTIONS}
-    assert in_pairs <= own
+    tuples = TABLE[name].rule.tuples
+    together = {part for parts in tuples.values() for part in parts}
+    assert set(known) - set(tuples) == (own - together) | {"maximize", *front.OPTIONS}
     defaults = optimizer_class()
     for argument, parameter in known.items():
         assert getattr(defaults, argument) == parameter.default

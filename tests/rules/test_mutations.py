@@ -35,7 +35,7 @@ MUTATIONS = [
     ("Adam", "v = decay2 * v + gain2 * g * g\n        w", "v = decay2 * v + gain2 * g\n        w"),
     ("Adam", "v = decay2 * v + gain2 * g * g\n        w", "v = decay2 * v + gain2 * m * m\n        w"),
     ("Adam", "p = maximum(p, v)", "p = v"),
-    ("Adam", "p = maximum(p, v)", "v = p = maximum(p, v)"),
+    ("Adam", "p = maximum(p, v)", "p = maximum(p, v)\n        v = p"),
     ("Adam", "p = maximum(p, v)", "p = maximum(p, v * root * root) / (root * root)"),
     ("Adam", "w = w - step * m", "w = w - step * g"),
     ("Adam", "return -math.expm1(step * math.log(beta)) if beta > 0", "return 1 - beta**1 if beta > 0"),

@@ -7,8 +7,9 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from schuss.compile.reference import Reference
-from schuss.rules import PAIRS, TABLE
+from schuss.compile.formula import formula
+from schuss.compile.reference import WORDS, Reference
+from schuss.rules import TABLE
 from schuss.rules.adam import left_to_average
 from schuss.rules.rule import maximum, minimum, sign, where
 
@@ -48,8 +49,9 @@ def test_a_row_knows_every_hyperparameter_and_all_state(name):
     row = TABLE[name]
     own = {f.name for f in fields(row.rule)}
     words = set(row.arguments.split()) - {"|"}
-    for word in words & PAIRS.keys():
-        assert set(PAIRS[word]) <= own
+    for together, parts in row.rule.tuples.items():
+        assert together in words
+        assert set(parts) <= own
     state = {slot for slots in row.rule.variants.values() for slot in slots} | set(row.rule.scalars)
     assert row.names.keys() == state
     assert set(row.rule().initial()) <= state
@@ -172,6 +174,37 @@ def test_coefficients_stay_finite_for_ever(case):
     for step in (1, 2, 7, 1000, 2**24 + 1, 2**40):
         values = case.rule.coefficients(step, **scalars_of(case.rule))
         assert all(math.isfinite(value) for value in values.values()), (step, values)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_coefficient_moves_something(name, cases_of, start, decades):
+    """None is computed for nothing: in one of the cases, another value of it is another path."""
+    gradients = decades(STEPS, SIZE, 5, -2, 2)
+
+    def walk(rule, changed=None):
+        one, state = formula(rule), [np.full(SIZE, rule.initial().get(slot, 0.0)) for slot in rule.slots]
+        w, scalars, found = start, scalars_of(rule), []
+        for step, g in enumerate(gradients, 1):
+            values = rule.coefficients(step, **scalars)
+            scalars = {scalar: values[scalar] for scalar in rule.scalars}
+            numbers = [values[c] * 1.01 + 1e-3 if c == changed else values[c] for c in one.coefficients]
+            w, *state = one.bind(WORDS)(w, g, *state, *numbers)
+            found.append(np.array([w, *state]))
+        return np.array(found)
+
+    taken = {c: case.rule for case in cases_of(name) for c in formula(case.rule).coefficients}
+    assert taken
+    with np.errstate(all="ignore"):
+        still = [c for c in taken if all(_same(walk(r), walk(r, c)) for r in _rules(name, cases_of, c))]
+    assert not still
+
+
+def _rules(name, cases_of, coefficient):
+    return [case.rule for case in cases_of(name) if coefficient in formula(case.rule).coefficients]
+
+
+def _same(one, other):
+    return np.array_equal(one, other, equal_nan=True)
 
 
 # The vocabulary

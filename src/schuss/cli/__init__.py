@@ -7,7 +7,7 @@ import sys
 
 from schuss.errors import closest
 
-COMMANDS = ("bench", "diagnose", "doctor", "landscape", "list", "race", "range", "schedule")
+COMMANDS = ("bench", "check", "diagnose", "doctor", "landscape", "list", "race", "range", "schedule")
 
 
 def main() -> None:

@@ -12,10 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from schuss.lab.bench.report import Report
-    from schuss.lab.bench.sizes import Sizes
+    from schuss.bench.report import Report
+    from schuss.bench.sizes import Sizes
 
-# As in schuss.lab.bench.jobs, which is not imported for --help.
+# As in schuss.bench.jobs, which is not imported for --help.
 SECTIONS = ("gpt2", "pages", "small", "mlp", "first-step", "sparse", "precision", "numpy", "memory", "gpu")
 
 EXAMPLES = """
@@ -70,8 +70,8 @@ def command(
     Contenders take turns in one process. Each is checked against the float64 reference first, and not timed if it is
     wrong. Ctrl-C prints what is done.
     """
-    from schuss.lab.bench.report import load
-    from schuss.lab.bench.sizes import FULL, QUICK
+    from schuss.bench.report import load
+    from schuss.bench.sizes import FULL, QUICK
 
     if kept is not None and not kept.absolute().parent.is_dir():
         raise click.BadParameter(f"there is no folder {kept.absolute().parent}.", param_hint="--json")
@@ -92,9 +92,9 @@ def command(
 def _measure(sizes: Sizes, only: tuple[str, ...], threads: int | None, settings: dict[str, object]) -> Report:
     import torch
 
-    from schuss.lab.bench.jobs import jobs
-    from schuss.lab.bench.machine import machine
-    from schuss.lab.bench.report import Report
+    from schuss.bench.jobs import jobs
+    from schuss.bench.machine import machine
+    from schuss.bench.report import Report
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
@@ -119,7 +119,7 @@ def _measure(sizes: Sizes, only: tuple[str, ...], threads: int | None, settings:
 
 
 def _show(report: Report, as_markdown: bool) -> None:
-    from schuss.lab.bench.grids import READING, grids, headline, markdown, remarks
+    from schuss.bench.grids import READING, grids, headline, markdown, remarks
 
     if as_markdown:
         click.echo(markdown(report), nl=False)

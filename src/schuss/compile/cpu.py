@@ -15,7 +15,7 @@ import linecache
 import os
 import platform
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -162,58 +162,97 @@ def _indented(lines: Iterable[str], by: int) -> list[str]:
     return [" " * by + line for line in lines]
 
 
-def source(formula: Formula, kept: tuple[str, ...]) -> str:
-    """The kernel's source: for weights, gradients and each slot `kept` so (names as in `storage`)."""
-    names = ("w", "g", *formula.slots)
-    real = compute_dtype(kept)
-    memory = columns(names, kept)
+def _arrays(names: Sequence[str], memory: Sequence[Column]) -> list[_Array]:
+    """The named arrays of a kernel's columns. Those in blocks have a place for a block's numbers after all columns."""
     place_of = {column.name: k for k, column in enumerate(memory)}
-    blocks = [column for column in memory[: len(names)] if column.storage.name == "int8"]
-    arrays = {
-        column.name: _Array(
+    own = memory[: len(names)]
+    blocks = [column.name for column in own if column.storage.name == "int8"]
+    return [
+        _Array(
             k,
             column,
             place_of[f"{column.name}_{column.storage.beside.name}"] if column.storage.beside else -1,
-            len(memory) + (blocks.index(column) if column in blocks else 0),
+            len(memory) + (blocks.index(column.name) if column.name in blocks else 0),
         )
-        for k, column in enumerate(memory[: len(names)])
-    }
-    written = [arrays[name] for name in ("w", *formula.slots)]
-    stride = len(memory) + 3
-    numbers = scalars(formula, kept)
-    words = [
-        *(_WORDS[word] for word in formula.words() if word not in ("abs", "where")),
-        *([_WORDS["where"]] if "where" in formula.words() else []),
+        for k, column in enumerate(own)
     ]
-    keys = {"key1", "key2"}
+
+
+def _words(formula: Formula) -> list[str]:
+    """What the formula's words mean in a kernel; Python's own abs needs no line."""
+    words = [word for word in formula.words() if word not in ("abs", "where")]
+    return [_WORDS[word] for word in (*words, *(["where"] if "where" in formula.words() else []))]
+
+
+def _loop(formula: Formula, arrays: Sequence[_Array]) -> list[str]:
+    """The lines that move a row's weights, one by one or block by block."""
+    weight, gradient, *slots = arrays
+    written = [weight, *slots]
+    blocks = any(array.blocks for array in arrays)
     loop = [
         "for i in range(first, last):" if blocks else "for i in range(length):",
         f"    new = {'moved' if formula.averaged else 'update'}(",
-        f"        {arrays['w'].read()},",
-        f"        scale_ * {arrays['g'].read()},",
-        *(f"        {arrays[name].read()}," for name in formula.slots),
+        f"        {weight.read()},",
+        f"        scale_ * {gradient.read()},",
+        *(f"        {slot.read()}," for slot in slots),
         *(f"        {name}_," for name in formula.coefficients),
         "    )",
         *(f"    {line}" for k, array in enumerate(written) for line in array.write(f"new[{k}]")),
     ]
-    if blocks:
-        loop = [
-            f"for first in range(0, length, {BLOCK}):",
-            f"    last = min(first + {BLOCK}, length)",
-            *_indented([line for array in written for line in array.before_block()], 4),
-            *_indented(loop, 4),
-            *_indented([line for array in written for line in array.after_block()], 4),
-        ]
+    if not blocks:
+        return loop
+    return [
+        f"for first in range(0, length, {BLOCK}):",
+        f"    last = min(first + {BLOCK}, length)",
+        *_indented([line for array in written for line in array.before_block()], 4),
+        *_indented(loop, 4),
+        *_indented([line for array in written for line in array.after_block()], 4),
+    ]
+
+
+def _row(memory: Sequence[Column], numbers: Sequence[str]) -> list[str]:
+    """The lines that read a row of the table and its coefficients."""
+    stride, keys = len(memory) + 3, ("key1", "key2")
+    return [
+        *(f"at_{column.name} = read_int64(table, {stride} * row + {k})" for k, column in enumerate(memory)),
+        f"place = read_int64(table, {stride} * row + {stride - 3})",
+        f"length = read_int64(table, {stride} * row + {stride - 2})",
+        f"if length <= {SHORT}:  # far apart in memory: ask for rows to come while this one is worked on",
+        f"    ahead = {stride} * min(row + {AHEAD}, last_row - 1)",
+        *(
+            line
+            for k, column in enumerate(memory)
+            if column.per == 1
+            for line in (
+                f"    for line in range(0, length * {column.itemsize}, 64):",
+                f"        prefetch(read_int64(table, ahead + {k}) + line)",
+            )
+        ),
+        f"these = {len(numbers)} * read_int64(table, {stride} * row + {stride - 1})",
+        *(
+            f"{name}_ = {'float64' if name in keys else 'real'}(read_float64(coefficients, these + {k}))"
+            for k, name in enumerate(numbers)
+        ),
+    ]
+
+
+def source(formula: Formula, kept: tuple[str, ...]) -> str:
+    """The kernel's source: for weights, gradients and each slot `kept` so (names as in `storage`)."""
+    names, real = ("w", "g", *formula.slots), compute_dtype(kept)
+    memory = columns(names, kept)
+    arrays = _arrays(names, memory)
+    weight, _, *slots = arrays
+    blocks = sum(array.blocks for array in arrays)
     lines = [
         *head(formula, kept, "on the CPU"),
         "from numba import cfunc, float64, int32, njit",
         f"from numba import {real} as real",
         "from schuss.compile.memory import Slots, draw, inverse_of, larger, prefetch, read_float64, read_int64",
         "from schuss.compile.memory import scale_of, spare, stream",
-        *words,
+        *_words(formula),
         "",
-        f'slots = Slots({len(memory) + len(blocks)}, "{real}")',
-        *(array.made() for array in arrays.values()),
+        f'slots = Slots({len(memory) + blocks}, "{real}")',
+        *(array.made() for array in arrays),
         "",
         "",
         f"@njit({_FLAGS})",
@@ -224,27 +263,9 @@ def source(formula: Formula, kept: tuple[str, ...]) -> str:
         f'@cfunc("void(int64, int64, int64, int64)", {_FLAGS})',
         "def launch(table, coefficients, first_row, last_row):",
         "    for row in range(first_row, last_row):",
-        *(
-            f"        at_{column.name} = read_int64(table, {stride} * row + {k})"
-            for k, column in enumerate(memory)
-        ),
-        f"        place = read_int64(table, {stride} * row + {stride - 3})",
-        f"        length = read_int64(table, {stride} * row + {stride - 2})",
-        f"        if length <= {SHORT}:  # far apart in memory: ask for rows to come while this one is worked on",
-        f"            ahead = {stride} * min(row + {AHEAD}, last_row - 1)",
-        *(
-            f"            for line in range(0, length * {column.itemsize}, 64):\n"
-            f"                prefetch(read_int64(table, ahead + {k}) + line)"
-            for k, column in enumerate(memory)
-            if column.per == 1
-        ),
-        f"        these = {len(numbers)} * read_int64(table, {stride} * row + {stride - 1})",
-        *(
-            f"        {name}_ = {'float64' if name in keys else 'real'}(read_float64(coefficients, these + {k}))"
-            for k, name in enumerate(numbers)
-        ),
-        *_indented([line for array in written for line in array.before_row()], 8),
-        *_indented(loop, 8),
+        *_indented(_row(memory, scalars(formula, kept)), 8),
+        *_indented([line for array in (weight, *slots) for line in array.before_row()], 8),
+        *_indented(_loop(formula, arrays), 8),
         "",
     ]
     return "\n".join(lines)
@@ -325,6 +346,11 @@ def kernel(formula: Formula, kept: tuple[str, ...]) -> Kernel:
     if found is None:
         found = _kernels[formula, kept] = load(formula.name, source(formula, kept))
     return found
+
+
+def count() -> int:
+    """How many kernels this process has loaded."""
+    return len(_loaded)
 
 
 def load(title: str, text: str, prototype: Any = ctypes.CFUNCTYPE) -> Kernel:

@@ -6,16 +6,15 @@ import ast
 import functools
 import inspect
 import operator
-import textwrap
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from schuss.compile.grammar import AVERAGE, RENEWED, check, text_of
 from schuss.rules.rule import VOCABULARY, Rule
 
-# The names of the running average of the weights, and of the part of it that each step renews.
-AVERAGE, RENEWED = "average", "renewed"
+__all__ = ["AVERAGE", "RENEWED", "Formula", "formula"]
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,7 @@ class Formula:
 
     def source(self) -> str:
         """The text of `update`, as it stands on the page."""
-        lines = textwrap.dedent(inspect.getsource(self.function)).splitlines()
-        return "\n".join(line for line in lines if not line.startswith("@"))
+        return "\n".join(line for line in text_of(self.function).splitlines() if not line.startswith("@"))
 
     def words(self) -> tuple[str, ...]:
         """The words of the vocabulary that the formula uses."""
@@ -97,16 +95,11 @@ class Formula:
 
 @functools.cache
 def _formula(rule: type[Rule], variant: str, averaged: bool) -> Formula:
+    check(rule)
     function = getattr(rule, f"update_{variant}" if variant else "update")
-    names = tuple(inspect.signature(function).parameters)
     slots = rule.variants[variant]
-    expected = ("w", "g", *slots)
-    if names[: len(expected)] != expected:
-        raise TypeError(
-            f"{function.__qualname__} takes {', '.join(names)}; a page's update takes "
-            f"{', '.join(expected)}, then its coefficients by name."
-        )
-    return Formula(rule, variant, function, slots, names[len(expected) :], averaged)
+    names = tuple(inspect.signature(function).parameters)
+    return Formula(rule, variant, function, slots, names[2 + len(slots) :], averaged)
 
 
 def formula(rule: Rule | type[Rule], averaged: bool = False) -> Formula:
@@ -115,5 +108,6 @@ def formula(rule: Rule | type[Rule], averaged: bool = False) -> Formula:
     If `averaged`, with the running average of the weights: `average ← average + renewed · (w − average)`.
     """
     if isinstance(rule, type):
+        check(rule)
         rule = rule()
     return _formula(type(rule), rule.variant, averaged)

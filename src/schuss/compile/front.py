@@ -5,15 +5,16 @@ and state are kept, and what a rule means for gradients of some rows only.
 from __future__ import annotations
 
 import functools
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from inspect import Parameter, Signature, signature
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from schuss.compile.formula import formula
 from schuss.errors import refusal
-from schuss.rules import PAIRS, Row, Rule
+from schuss.rules import Row, Rule
 
 # How torch.optim chooses an implementation. There is one here, so these change nothing.
 SWITCHES: Mapping[str, Any] = {"foreach": None, "fused": None, "capturable": False, "differentiable": False}
@@ -126,16 +127,140 @@ def parameters(row: Row, switches: Mapping[str, Any]) -> dict[str, Parameter]:
             if name in switches:
                 found[name] = Parameter(name, kind, default=switches[name])
         else:
-            parts = PAIRS.get(name)
+            parts = row.rule.tuples.get(name)
             default = tuple(defaults.pop(one) for one in parts) if parts else defaults.pop(name)
             found[name] = Parameter(name, kind, default=default)
     if "capturable" in switches:  # which is more than a switch here: any step can be captured in a CUDA graph
         defaults.setdefault("capturable", switches["capturable"])
-    return found | {
+    found |= {
         n: Parameter(n, Parameter.KEYWORD_ONLY, default=value)
         for n, value in defaults.items()
         if n not in found
     }
+    return {name: one.replace(annotation=_kind(row, name)) for name, one in found.items()}
+
+
+Schedule = Callable[[int], float]
+Number = float | Schedule
+_KINDS: dict[str, Any] = {
+    "rounding": Literal["nearest", "stochastic"],
+    "compensated": bool,
+    "state_dtype": Any,
+    "ema_decay": Number | None,
+    "max_norm": float | None,
+    "skip_nonfinite": bool,
+    "seed": int,
+    "maximize": bool,
+    "foreach": bool | None,
+    "fused": bool | None,
+    "capturable": bool,
+    "differentiable": bool,
+}
+
+
+def _kind(row: Row, name: str) -> Any:
+    """The type of a constructor's argument."""
+    if name in _KINDS:
+        return _KINDS[name]
+    if name in row.rule.tuples:
+        return tuple[(Number,) * len(row.rule.tuples[name])]  # type: ignore[misc]  # made as the program runs
+    return _domain_kind(next(f.metadata["domain"] for f in fields(row.rule) if f.name == name))
+
+
+def _domain_kind(domain: Any) -> Any:
+    if domain.kind is bool:
+        return bool
+    return Literal[domain.choices] if domain.choices else Number
+
+
+_OPTION_HELP = {
+    "maximize": "climb instead of descend",
+    "rounding": "of 16-bit weights: 'nearest' or 'stochastic' (unbiased)",
+    "compensated": "keep what rounding takes from 16-bit weights, in 16 bits more per weight",
+    "state_dtype": "of new state: None (float32 for 16-bit weights, else the weight's own), 'float64', 'float32', "
+    "'bfloat16' or 'int8' (block-wise quantized)",
+    "ema_decay": "None, or in [0, 1]: keep a running average of the weights; see averaged",
+    "max_norm": "None, or > 0: scale all gradients down to this norm together",
+    "skip_nonfinite": "leave out a step whose gradients are not all finite, and count it in skipped",
+    "seed": "from which the random bits of stochastic rounding follow",
+    "capturable": "let a step on a GPU be captured in a CUDA graph",
+    "foreach": "taken as torch.optim takes it; changes nothing: there is one implementation",
+    "fused": "the same; True leaves GradScaler's scale to the step, as torch's fused optimizers do",
+    "process_group": "the ranks between which plain weights are divided: max_norm and skip_nonfinite count them all",
+    "differentiable": "only False: autograd cannot see through a compiled step",
+}
+
+
+def _table_rows(rule: type[Rule]) -> dict[str, tuple[str, str]]:
+    """The units and the meaning of each hyperparameter, from the table in the rule's docstring."""
+    found: dict[str, tuple[str, str]] = {}
+    for cls in reversed(rule.__mro__):
+        for line in (cls.__dict__.get("__doc__") or "").splitlines():
+            cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+            if len(cells) >= 5 and cells[0].startswith("`"):
+                found[cells[0].strip("`")] = cells[2], cells[-1]
+    return found
+
+
+def constructor(of: Callable[..., None], known: inspect.Signature) -> Callable[..., None]:
+    """A class's own `__init__`, so that whoever reads signatures finds the one that is `known`."""
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        of(self, *args, **kwargs)
+
+    init.__name__, init.__doc__ = "__init__", of.__doc__
+    init.__signature__ = known  # type: ignore[attr-defined]
+    return init
+
+
+def class_doc(row: Row, known: Mapping[str, Parameter], first: str) -> str:
+    """An optimizer's docstring: the rule's own, without its example, and the arguments of the constructor.
+
+    `first` says what its first argument is, if it takes one before the hyperparameters.
+    """
+    rule = inspect.cleandoc((row.rule.__doc__ or "").split(">>>")[0])
+    lines = [f"    {first}"] if first else []
+    return "\n".join([rule, "", "Arguments:", *lines, documented(row, known)])
+
+
+def documented(row: Row, known: Mapping[str, Parameter]) -> str:
+    """The arguments of a constructor for its docstring: default, domain, units and meaning of each."""
+    domains, told = {f.name: f.metadata["domain"] for f in fields(row.rule)}, _table_rows(row.rule)
+
+    def one(name: str) -> str:
+        units, meaning = told.get(name, ("", ""))
+        units = "" if units in ("", "none") else f", {units}"
+        return f"{domains[name]}{units}{': ' if meaning else ''}{meaning}"
+
+    lines: list[str] = []
+    for name, parameter in known.items():
+        if name in row.rule.tuples:
+            lines.append(f"    {name} = {parameter.default!r}")
+            lines += [f"        {part}: {one(part)}" for part in row.rule.tuples[name]]
+        else:
+            lines.append(f"    {name} = {parameter.default!r}")
+            lines.append(f"        {one(name) if name in domains else _OPTION_HELP.get(name, '')}")
+    return "\n".join(lines)
+
+
+_COUNTED = {2: "a pair", 3: "a triple", 4: "a quadruple"}
+
+
+def own_names(row: Row, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyperparameters by the rule's own names, from a constructor's, in which some stand together in a tuple."""
+    found: dict[str, Any] = {}
+    for name, value in chosen.items():
+        parts = row.rule.tuples.get(name)
+        if parts is None:
+            found[name] = value
+        elif isinstance(value, Sequence) and len(cast(Sequence[Any], value)) == len(parts):
+            found |= zip(parts, cast(Sequence[Any], value), strict=True)
+        else:
+            defaults = {f.name: f.default for f in fields(row.rule)}
+            usual = tuple(defaults[part] for part in parts)
+            kind = _COUNTED.get(len(parts), f"a tuple of {len(parts)}")
+            raise ValueError(f"{name}={value!r} is not {kind} of numbers. Try {name}={usual}.")
+    return found
 
 
 def own_signature(cls: type) -> Signature | None:

@@ -271,3 +271,33 @@ def kernels(formula: Formula, kept: tuple[str, ...]) -> dict[str, Any]:
     scope: dict[str, Any] = {"__name__": Path(filename).stem}
     exec(compile(text, filename, "exec"), scope)
     return {entry: scope[entry] for entry in ("launch", "launch_gated")}
+
+
+def compiled(function: Any, signature: dict[str, str], target: int | str = 90) -> Any:
+    """A Triton function's machine code for a GPU that need not be here; pointers start at 16 bytes.
+
+    `target` is NVIDIA's compute capability, as 90, or AMD's name of an architecture, as "gfx942". The result's `asm`
+    holds "ptx" or "amdgcn".
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    place = GPUTarget("hip", target, 64) if isinstance(target, str) else GPUTarget("cuda", target, 32)
+    aligned = {
+        (k,): [["tt.divisibility", 16]] for k, kind in enumerate(signature.values()) if kind.startswith("*")
+    }
+    return triton.compile(ASTSource(function, signature, attrs=aligned), target=place, options=OPTIONS)
+
+
+def machine_code(
+    formula: Formula, kept: tuple[str, ...], target: int | str = 90, entry: str = "launch"
+) -> Any:
+    """A rule's kernel, compiled for a GPU that need not be here."""
+    signature = {
+        "rows": "*i64",
+        "tensors": "*i64",
+        "coefficients": "*fp64" if compute_dtype(kept) == "float64" else "*fp32",
+        **({"cohorts": "i32", "gate": "*fp64"} if entry == "launch_gated" else {}),
+    }
+    return compiled(kernels(formula, kept)[entry], signature, target)

@@ -11,8 +11,9 @@ section 5 (Lion: a learning rate 3 to 10 times smaller than AdamW's, decay as ma
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from math import isfinite, log10
 from typing import Any, Literal, cast, get_args
 
@@ -23,6 +24,7 @@ from schuss.errors import real, refusal, unknown
 from schuss.lab.files import UserCode, load_own
 from schuss.lab.names import check_entry, divide, is_own
 from schuss.lab.statistics import Range
+from schuss.rules import TABLE, Rule
 
 Kind = Literal["gradient", "unit", "curvature"]
 _RANGE = "A range is (low, high, whether it is searched in its logarithm): {'lr': (1e-4, 1e-1, True)}."
@@ -103,13 +105,20 @@ class Entry:
             name.removeprefix("1 - "): 1 - x if name.startswith("1 - ") else x
             for name, x in parameters.items()
         }
-        arguments = dict(self.fixed) | {
-            name: x for name, x in plain.items() if name not in ("beta1", "beta2")
-        }
-        if "beta1" in plain or "beta2" in plain:
-            usual = arguments.get("betas", (0.9, 0.999))
-            arguments["betas"] = (plain.get("beta1", usual[0]), plain.get("beta2", usual[1]))
-        return arguments
+        arguments = dict(self.fixed)
+        for together, parts in self._tuples.items():
+            if any(part in plain for part in parts):
+                usual = arguments.get(together, _default(self.optimizer, together))
+                arguments[together] = tuple(
+                    plain.pop(part, one) for part, one in zip(parts, usual, strict=True)
+                )
+        return arguments | plain
+
+    @property
+    def _tuples(self) -> Mapping[str, tuple[str, ...]]:
+        """The hyperparameters that the class takes in one tuple; of a class that does not say, torch.optim's betas."""
+        row = getattr(self.optimizer, "row", None)
+        return {"betas": ("beta1", "beta2")} if row is None else row.rule.tuples
 
     def build(self, weights: Iterable[Any], parameters: Mapping[str, float]) -> Optimizer:
         """The optimizer over these weights at a point of the search space."""
@@ -125,6 +134,12 @@ def _check_range(name: str, bounds: Any) -> None:
         real(name, number, "a finite number", isfinite)
     if not (low < high and (low > 0 or not log)):
         raise refusal(name, (low, high), "low < high, and above 0 where it is logarithmic")
+
+
+def _default(make: Any, name: str) -> Any:
+    """The default of an argument; what torch.optim has for betas where there is none to see."""
+    found = inspect.signature(make).parameters.get(name)
+    return (0.9, 0.999) if found is None or found.default is found.empty else found.default
 
 
 def even(low: float, high: float, decades: float = DECADES) -> Range:
@@ -209,6 +224,7 @@ _CURVED = tuple(
 )
 
 ENTRIES = {entry.name: entry for entry in (*_OFFERED, *_CURVED) if entry is not None}
+_RACED = {entry.optimizer for entry in ENTRIES.values()}
 DEFAULT = tuple(
     name
     for name in ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "nadamw", "lion")
@@ -217,7 +233,7 @@ DEFAULT = tuple(
 
 
 def find(name: str) -> Entry:
-    """The entry of that name, or of `file.py:name` or `package.module:name`: a class, a function or an `Entry`."""
+    """The entry of that name, or of `file.py:name` or `package.module:name`: a rule, class, function or `Entry`."""
     if isinstance(name, str) and name not in ENTRIES and is_own(name):  # pyright: ignore[reportUnnecessaryIsInstance]
         place, inside = divide(name)
         if not inside:
@@ -229,14 +245,17 @@ def find(name: str) -> Entry:
 def own(file: str, name: str) -> Entry:
     """An entry from the user's file or module: an optimizer class, a function that makes one, or an `Entry`.
 
-    What is found there may be an `Entry`, or anything that makes an optimizer from weights and `lr`; a
-    `space` attribute on it is its search space, else `lr` is searched round its own default.
+    What is found there may be an `Entry`, a rule, or anything that makes an optimizer from weights and `lr`; a
+    `space` attribute on it is its search space, else `lr` is searched round its own default, and with a rule also its
+    first beta or momentum and its weight decay.
     """
     if not name:
         raise refusal("entry", file, "a name in that file", f"Name the optimizer in it: {file}:NAME.")
     loaded = load_own(file)
     found, label = loaded.get(name), f"{file}:{name}"
     if not isinstance(found, Entry):
+        if isinstance(found, type) and issubclass(found, Rule):
+            found = optimizers.optimizer(found)
         if not callable(found):
             raise refusal("entry", label, "an optimizer class, a function that makes one, or an Entry")
         found = wrap(label, found)
@@ -245,17 +264,8 @@ def own(file: str, name: str) -> Entry:
 
 def wrap(name: str, make: Any) -> Entry:
     """An entry from an optimizer class, with its own `space` or its learning rate round its default."""
-    import inspect
-
-    space = getattr(make, "space", None)
-    if space is None:
-        default = inspect.signature(make).parameters.get("lr")
-        usual = (
-            1e-3
-            if default is None or not isinstance(default.default, int | float)
-            else float(default.default)
-        )
-        space = {"lr": even(usual, usual)}
+    rule = getattr(getattr(make, "row", None), "rule", None)
+    space = getattr(make if rule is None else rule, "space", None) or _round_defaults(make)
     if not isinstance(space, Mapping):
         raise refusal(f"{name}: space", space, "a dict", _RANGE)
     ranges: dict[str, Any] = {
@@ -266,3 +276,25 @@ def wrap(name: str, make: Any) -> Entry:
         _check_range(f"{name}: {key}", bounds)
     usual = {"lr": (ranges["lr"][0] * ranges["lr"][1]) ** 0.5} if "lr" in ranges else {}
     return Entry(name=name, optimizer=make, space=cast("Mapping[str, Range]", ranges), usual=usual)
+
+
+def _round_defaults(make: Any) -> dict[str, Range]:
+    """The learning rate round its default, and what the usual entries search beside it where there is such a thing."""
+    known = inspect.signature(make).parameters
+    lr = getattr(known.get("lr"), "default", None)
+    usual = float(lr) if isinstance(lr, int | float) and lr > 0 else 1e-3
+    space: dict[str, Range] = {"lr": even(usual, usual)}
+    rule = getattr(getattr(make, "row", None), "rule", None)
+    defaults: dict[str, Any] = {} if rule is None else {f.name: f.default for f in fields(rule)}
+    for name, averages in (("beta1", (2e-2, 0.5, True)), ("momentum", MOMENTUM)):
+        if defaults.get(name, 0) > 0:
+            space[f"1 - {name}"] = averages
+    if "weight_decay" in defaults:
+        space["weight_decay"] = DECOUPLED if defaults["weight_decay"] > 0 else L2
+    return space
+
+
+# A rule of the table that has no entry above is raced as anybody's own rule is.
+for _row in TABLE.values():
+    if optimizers.optimizer(_row.rule) not in _RACED:
+        ENTRIES[_row.name.lower()] = wrap(_row.name.lower(), optimizers.optimizer(_row.rule))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from schuss.errors import unknown
 from schuss.lab.schedules import check as check_schedule
+from schuss.rules import TABLE
 
 # name -> module and function that builds it; a module is imported when its task is asked for.
 TASKS = {
@@ -21,7 +22,7 @@ TASKS = {
     "saddle": "functions:saddle",
 }
 SURFACES = ("rosenbrock", "himmelblau", "saddle", "beale", "quadratic")
-ENTRIES = (
+_ENTRIES = (
     "sgd",
     "momentum",
     "nesterov",
@@ -40,6 +41,8 @@ ENTRIES = (
     "lbfgs",
     "gauss-newton",
 )
+# And every rule of the table that has none of these names.
+ENTRIES = (*_ENTRIES, *(name.lower() for name in TABLE if name.lower() not in _ENTRIES))
 
 
 def is_own(spec: str) -> bool:

@@ -22,6 +22,7 @@ from schuss.newton.lbfgs import LBFGS
 from schuss.newton.newton import Newton
 from schuss.newton.newton_cg import NewtonCG, lowest_curvature
 from schuss.newton.report import StepReport
+from schuss.rules import Rule
 
 CURVED: dict[str, type[CurvatureOptimizer]] = {
     "newton": Newton,
@@ -87,7 +88,7 @@ def minimize(
     x0: Any,
     args: Any = (),
     *,
-    method: str = "lbfgs",
+    method: str | type[Rule] = "lbfgs",
     jac: Callable[..., Any] | None = None,
     tol: float = 1e-8,
     callback: Callable[..., Any] | None = None,
@@ -101,7 +102,7 @@ def minimize(
         x0: NumPy array, sequence of numbers, or tensor.
         args: Further arguments of `fun` and `jac`; one that is no tuple is taken as the only one.
         method: "newton", "newton-cg", "lbfgs", "gauss-newton", or the name of an optimizer of `schuss.torch`
-            ("adam", "sgd", ...); capitals, - and _ do not matter.
+            ("adam", "sgd", ...); capitals, - and _ do not matter. Or a rule of your own: the class.
         jac: Returns the gradient at x (with "gauss-newton" the Jacobian, residuals × x). Without it gradients
             come from autograd if `fun` computes with tensors, else from central differences; for x0 of NumPy
             `fun` is tried on a tensor, and its gradient is checked against a difference. Differences take 2 n
@@ -150,12 +151,13 @@ def minimize(
             f"{', '.join(list(inspect.signature(make).parameters)[1:])}."
         ) from error
     _say_price(problem, optimizer)
+    name = method if isinstance(method, str) else make.__name__
     if isinstance(optimizer, CurvatureOptimizer):
         optimizer.checks_symmetry = (
             problem.source == "autograd"
         )  # differences have their own error, and own words
-        return _curved(optimizer, problem, method, maxiter, tol, callback)
-    return _plain(optimizer, problem, method, maxiter, tol, callback)
+        return _curved(optimizer, problem, name, maxiter, tol, callback)
+    return _plain(optimizer, problem, name, maxiter, tol, callback)
 
 
 def _say_price(problem: Differentiable, optimizer: torch.optim.Optimizer) -> None:
@@ -181,8 +183,10 @@ def _say_price(problem: Differentiable, optimizer: torch.optim.Optimizer) -> Non
         )
 
 
-def _optimizer(method: str) -> type[torch.optim.Optimizer]:
+def _optimizer(method: str | type[Rule]) -> type[torch.optim.Optimizer]:
     front = importlib.import_module("schuss.torch")
+    if isinstance(method, type):
+        return front.optimizer(method)
     named = {name.lower(): getattr(front, name) for name in front.__all__}
     found: dict[str, type[torch.optim.Optimizer]] = CURVED | {
         name: value

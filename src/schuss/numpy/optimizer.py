@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import os
@@ -23,14 +24,18 @@ from schuss.compile.front import (
     at,
     check_options,
     check_schedule,
+    class_doc,
+    constructor,
     dtype_name,
     is_schedule,
+    own_names,
     own_signature,
     parameters,
     plain_number,
     renewed,
     weight_storage,
 )
+from schuss.compile.grammar import check
 from schuss.compile.launch import Terms
 from schuss.compile.storage import BLOCK
 from schuss.errors import refusal
@@ -38,7 +43,7 @@ from schuss.numpy import checkpoints, kept
 from schuss.numpy.layout import KERNEL_NAMES
 from schuss.numpy.plan import Item, Plan, Work, check_apart, check_gradient, check_weight
 from schuss.numpy.tree import KeyMismatchError, Path, flat_key, name, pair
-from schuss.rules import PAIRS, Row, Rule
+from schuss.rules import TABLE, Row, Rule, row_of
 
 Array = np.ndarray[Any, Any]
 
@@ -129,11 +134,17 @@ class Optimizer:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "row" not in cls.__dict__:
+            return
         cls._known = parameters(cls.row, {})
+        cls.__doc__ = class_doc(cls.row, cls._known, "")
         cls._lazy = tuple(cls.row.sparse.items())
         cls._check = checkpoints.check_of(cls.row)
         cls._binding = inspect.Signature(list(cls._known.values()))
         cls.__signature__ = own_signature(cls) or cls._binding  # type: ignore[attr-defined]
+        if "__init__" not in cls.__dict__:
+            first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+            cls.__init__ = constructor(Optimizer.__init__, inspect.Signature([first, *cls._known.values()]))
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take hyperparameters: numbers or schedules. `ValueError` says which is outside its domain, and why."""
@@ -149,6 +160,11 @@ class Optimizer:
         self._chosen, self._scheduled = {}, []
         self._forget()
         self._choose(dict(bound.arguments))
+
+    @classmethod
+    def arguments(cls) -> Mapping[str, inspect.Parameter]:
+        """What the constructor takes: default, kind and type of each by name."""
+        return cls._known
 
     # Hyperparameters
 
@@ -176,17 +192,8 @@ class Optimizer:
 
     def _made(self, now: dict[str, Any], chosen: Mapping[str, Any]) -> tuple[Rule, Terms]:
         """The page, and the terms of a step, with what is new or scheduled as it is `now`."""
-        parts: dict[str, Any] = {}
-        for key, value in now.items():
-            if key in OPTIONS or key == "maximize":
-                continue
-            if key not in PAIRS:
-                parts[key] = value
-            elif isinstance(value, tuple) and len(cast(tuple[Any, ...], value)) == 2:
-                parts |= zip(PAIRS[key], cast(tuple[Any, ...], value), strict=True)
-            else:
-                default = self._known[key].default
-                raise ValueError(f"{key}={value!r} is not a pair of numbers. Try {key}={default}.")
+        own = {key: value for key, value in now.items() if key not in OPTIONS and key != "maximize"}
+        parts = own_names(self.row, own)
         rule = self._rule.changed(**parts) if self._chosen else self.row.rule(**parts)
         maximize = now.get("maximize", chosen["maximize"])
         if not isinstance(maximize, bool):
@@ -209,6 +216,11 @@ class Optimizer:
             super().__setattr__(key, value)
         else:
             raise AttributeError(f"{type(self).__name__} has no {key!r}. It has {', '.join(self._known)}.")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if type(self) is optimizer(self.row.rule) and self.row.name not in TABLE:
+            return _again, (self.row.rule,), self.__getstate__()
+        return super().__reduce_ex__(protocol)
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self._known})
@@ -613,3 +625,27 @@ def _plain(key: str, value: Any) -> Any:
 def _first_value(value: float, dtype: str) -> complex:
     """Both parts of a complex number start alike: each is a number of its own to the rules."""
     return complex(value, value) if dtype.startswith("complex") else value
+
+
+@functools.cache
+def optimizer(rule: type[Rule]) -> type[Optimizer]:
+    """The optimizer of a rule for dicts of arrays: a class that takes the rule's fields, and options by keyword.
+
+    Raises `schuss.errors.RuleError`, with file, line and remedy, if the rule cannot be compiled as it is written.
+
+    >>> from schuss.rules import Lion
+    >>> params = {"w": np.ones(2)}
+    >>> optimizer(Lion)(lr=0.1).update(params, {"w": np.array([1.0, -1.0])})
+    >>> params["w"]
+    array([0.9, 1.1])
+    """
+    check(rule)
+    row = row_of(rule)
+    here = "schuss.numpy" if row.name in TABLE and TABLE[row.name] is row else rule.__module__
+    return type(row.name, (Optimizer,), {"row": row, "__module__": here})
+
+
+def _again(rule: type[Rule]) -> Optimizer:
+    """An optimizer that is being unpickled, of a class that stands in no module."""
+    cls = optimizer(rule)
+    return cls.__new__(cls)

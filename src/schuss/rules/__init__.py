@@ -6,7 +6,7 @@ the state. Everything else about an optimizer stands on its page. A new page is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from schuss.rules.adadelta import Adadelta
 from schuss.rules.adagrad import Adagrad
@@ -19,12 +19,23 @@ from schuss.rules.nadam import NAdam
 from schuss.rules.radam import RAdam
 from schuss.rules.rmsprop import RMSprop
 from schuss.rules.rprop import Rprop
-from schuss.rules.rule import Rule
+from schuss.rules.rule import (
+    Rule,
+    choice,
+    exp,
+    log,
+    maximum,
+    minimum,
+    number,
+    option,
+    sign,
+    sqrt,
+    where,
+)
 from schuss.rules.sgd import SGD
 
 __all__ = [
     "ASGD",
-    "PAIRS",
     "SGD",
     "TABLE",
     "Adadelta",
@@ -39,14 +50,21 @@ __all__ = [
     "Row",
     "Rprop",
     "Rule",
+    "choice",
+    "exp",
+    "log",
+    "maximum",
+    "minimum",
+    "number",
+    "option",
+    "row_of",
+    "sign",
+    "sqrt",
+    "where",
 ]
 
-# Two hyperparameters that PyTorch passes as one tuple.
-PAIRS = {
-    "betas": ("beta1", "beta2"),
-    "etas": ("eta_minus", "eta_plus"),
-    "step_sizes": ("step_size_min", "step_size_max"),
-}
+# How torch.optim chooses an implementation.
+_SWITCHES = "foreach capturable differentiable fused"
 
 
 @dataclass(frozen=True)
@@ -144,3 +162,21 @@ TABLE: dict[str, Row] = {
         ),
     )
 }
+
+
+def row_of(rule: type[Rule]) -> Row:
+    """The table's row of a rule; of a rule that is not in the table, the row that follows from the rule itself.
+
+    Arguments then stand in the order of its fields, and its state goes by the rule's own letters or `state_names`.
+
+    >>> row_of(AdamW) is TABLE["AdamW"]
+    True
+    """
+    known = TABLE.get(rule.__name__)
+    if known is not None and known.rule is rule:
+        return known
+    tuple_of = {part: name for name, parts in rule.tuples.items() for part in parts}
+    arguments = dict.fromkeys(tuple_of.get(f.name, f.name) for f in fields(rule))
+    remembered = dict.fromkeys([*(slot for slots in rule.variants.values() for slot in slots), *rule.scalars])
+    names = {name: rule.state_names.get(name, name) for name in remembered}
+    return Row(rule, f"{' '.join(arguments)} | maximize {_SWITCHES}", names)

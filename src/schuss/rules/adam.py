@@ -62,6 +62,7 @@ class Adam(Rule):
     eps_position: str = choice("outside", "inside", "uncorrected")
     decoupled_weight_decay: bool = option(False)
 
+    tuples = {"betas": ("beta1", "beta2")}
     variants = {"": ("m", "v"), "amsgrad": ("m", "v", "p")}
     bounds = {"v": (0, math.inf), "p": (0, math.inf)}
 

@@ -47,6 +47,7 @@ class Adamax(Rule):
     eps: float = number(1e-8, low=0)
     weight_decay: float = number(0.0, low=0)
 
+    tuples = {"betas": ("beta1", "beta2")}
     state = ("m", "u")
     bounds = {"u": (0, math.inf)}
 

@@ -41,6 +41,7 @@ class Lion(Rule):
     beta2: float = number(0.99, low=0, below=1, advice="With 1 the average would never learn.")
     weight_decay: float = number(0.0, low=0)
 
+    tuples = {"betas": ("beta1", "beta2")}
     state = ("m",)
 
     def coefficients(self, step: int) -> dict[str, float]:

@@ -56,6 +56,7 @@ class NAdam(Rule):
     momentum_decay: float = number(4e-3, low=0)
     decoupled_weight_decay: bool = option(False)
 
+    tuples = {"betas": ("beta1", "beta2")}
     state = ("m", "v")
     scalars = ("product",)
     bounds = {"v": (0, math.inf), "product": (0, 1)}

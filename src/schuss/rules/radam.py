@@ -52,6 +52,7 @@ class RAdam(Rule):
     weight_decay: float = number(0.0, low=0)
     decoupled_weight_decay: bool = option(False)
 
+    tuples = {"betas": ("beta1", "beta2")}
     state = ("m", "v")
     bounds = {"v": (0, math.inf)}
 

@@ -44,6 +44,7 @@ class Rprop(Rule):
     step_size_min: float = number(1e-6, low=0)
     step_size_max: float = number(50.0, low=0)
 
+    tuples = {"etas": ("eta_minus", "eta_plus"), "step_sizes": ("step_size_min", "step_size_max")}
     state = ("h", "d")
     bounds = {"d": (0, math.inf)}
 

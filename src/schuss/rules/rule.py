@@ -130,12 +130,20 @@ class Rule:
     `state` names what is remembered of each weight, in the order in which `update` takes and returns it;
     `variants` does so where an option changes it. `scalars` names what is remembered of a whole tensor. `bounds` says
     between which two numbers each of these stays: a checkpoint with others is damaged.
+
+    What else a rule may say: `tuples`, the hyperparameters that a constructor takes together, as
+    `{"betas": ("beta1", "beta2")}`; `state_names`, what a checkpoint calls its state, where not by the rule's letters;
+    `space`, what a race searches, as `{"lr": (1e-4, 1e-1)}` (low, high, and False where not log-uniform; `1 - beta1`
+    searches what is left of one).
     """
 
     state: ClassVar[tuple[str, ...]] = ()
     variants: ClassVar[dict[str, tuple[str, ...]]] = {"": ()}
     scalars: ClassVar[tuple[str, ...]] = ()
     bounds: ClassVar[dict[str, tuple[float, float]]] = {}
+    tuples: ClassVar[dict[str, tuple[str, ...]]] = {}
+    state_names: ClassVar[dict[str, str]] = {}
+    space: ClassVar[dict[str, tuple[float, float] | tuple[float, float, bool]]] = {}
 
     def __init_subclass__(cls) -> None:
         if "variants" not in cls.__dict__ and "state" in cls.__dict__:

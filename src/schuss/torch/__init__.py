@@ -46,99 +46,22 @@ from typing import Any
 from schuss.rules import TABLE
 from schuss.torch.groups import groups
 from schuss.torch.norm import global_norm
-from schuss.torch.optimizer import Optimizer
+from schuss.torch.optimizer import Optimizer as Optimizer
+from schuss.torch.optimizer import optimizer
 from schuss.torch.scheduler import Plateau, Scheduler
 
-__all__ = [
-    "ASGD",
-    "SGD",
-    "Adadelta",
-    "Adagrad",
-    "Adam",
-    "AdamW",
-    "Adamax",
-    "Lion",
-    "NAdam",
+__all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
+    *TABLE,
     "Plateau",
-    "RAdam",
-    "RMSprop",
-    "Rprop",
     "Scheduler",
     "global_norm",
     "groups",
+    "optimizer",
 ]
 
 
-class SGD(Optimizer):
-    """The page `schuss.rules.SGD` under PyTorch."""
-
-    row = TABLE["SGD"]
-
-
-class Adagrad(Optimizer):
-    """The page `schuss.rules.Adagrad` under PyTorch."""
-
-    row = TABLE["Adagrad"]
-
-
-class Adadelta(Optimizer):
-    """The page `schuss.rules.Adadelta` under PyTorch."""
-
-    row = TABLE["Adadelta"]
-
-
-class RMSprop(Optimizer):
-    """The page `schuss.rules.RMSprop` under PyTorch."""
-
-    row = TABLE["RMSprop"]
-
-
-class Adam(Optimizer):
-    """The page `schuss.rules.Adam` under PyTorch."""
-
-    row = TABLE["Adam"]
-
-
-class AdamW(Optimizer):
-    """The page `schuss.rules.AdamW` under PyTorch."""
-
-    row = TABLE["AdamW"]
-
-
-class NAdam(Optimizer):
-    """The page `schuss.rules.NAdam` under PyTorch."""
-
-    row = TABLE["NAdam"]
-
-
-class RAdam(Optimizer):
-    """The page `schuss.rules.RAdam` under PyTorch."""
-
-    row = TABLE["RAdam"]
-
-
-class Adamax(Optimizer):
-    """The page `schuss.rules.Adamax` under PyTorch."""
-
-    row = TABLE["Adamax"]
-
-
-class Rprop(Optimizer):
-    """The page `schuss.rules.Rprop` under PyTorch."""
-
-    row = TABLE["Rprop"]
-
-
-class ASGD(Optimizer):
-    """The page `schuss.rules.ASGD` under PyTorch."""
-
-    row = TABLE["ASGD"]
-
-
-class Lion(Optimizer):
-    """The page `schuss.rules.Lion` under PyTorch."""
-
-    row = TABLE["Lion"]
+# A class for each row of the table; `__init__.pyi`, which is generated, says what each takes.
+globals().update({row.name: optimizer(row.rule) for row in TABLE.values()})
 
 
 # Methods that step by curvature have a room of their own, further down the road; they are found here too.

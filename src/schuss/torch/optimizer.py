@@ -6,7 +6,7 @@ import functools
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Container, Generator, Iterable
+from collections.abc import Callable, Container, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import partial
@@ -27,19 +27,23 @@ from schuss.compile.front import (
     at,
     check_options,
     check_schedule,
+    class_doc,
+    constructor,
     dtype_name,
     for_sparse,
     is_schedule,
+    own_names,
     own_signature,
     parameters,
     plain_number,
     renewed,
     weight_storage,
 )
+from schuss.compile.grammar import check
 from schuss.compile.launch import Terms
 from schuss.compile.storage import BLOCK
 from schuss.errors import closest, real, refusal
-from schuss.rules import PAIRS, Row, Rule
+from schuss.rules import TABLE, Row, Rule, row_of
 from schuss.torch import checkpoints, kept, sharded
 from schuss.torch.norm import local_norm
 from schuss.torch.plan import Item, Plan
@@ -117,25 +121,31 @@ class Optimizer(torch.optim.Optimizer):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        constructor = own_signature(cls)
-        if constructor is not None:
-            cls.__signature__ = constructor  # type: ignore[attr-defined]
+        shown = own_signature(cls)
+        if shown is not None:
+            cls.__signature__ = shown  # type: ignore[attr-defined]
         if "row" not in cls.__dict__:
             return
-        group = inspect.Parameter("process_group", inspect.Parameter.KEYWORD_ONLY, default=None)
+        group = inspect.Parameter(
+            "process_group", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Any
+        )
         cls._parameters = parameters(cls.row, SWITCHES) | {group.name: group}
         first, params = (
             inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in ("self", "params")
         )
         takes = inspect.Signature([params, *cls._parameters.values()])
-        cls.__signature__ = constructor or takes  # type: ignore[attr-defined]
+        cls.__signature__ = shown or takes  # type: ignore[attr-defined]
         cls._binding = inspect.Signature([first, params, *cls._parameters.values()])
+        if "__init__" not in cls.__dict__:
+            cls.__init__ = constructor(Optimizer.__init__, cls._binding)
         own = {field.name for field in fields(cls.row.rule)}
-        page = (cls.row.rule.__doc__ or "").split(">>>")[0].rstrip()  # its example is for the page itself
-        cls.__doc__ = f"{page}\n\n    {cls.__doc__}"
+        cls.__doc__ = class_doc(
+            cls.row, cls._parameters, "params: tensors, (name, tensor) pairs, or dicts of groups"
+        )
         cls.step = _hooked(cls.step)
         cls._check = checkpoints.check_of(cls.row)
-        cls._names = tuple((n, PAIRS.get(n, (n,))) for n in cls._parameters if n in own or n in PAIRS)
+        tuples = cls.row.rule.tuples
+        cls._names = tuple((n, tuples.get(n, (n,))) for n in cls._parameters if n in own or n in tuples)
         names = [n for n, _ in cls._names]
         # itemgetter gives the bare value of a single name, and refuses to have none.
         values: Any = itemgetter(*names) if len(names) > 1 else lambda group: tuple(group[n] for n in names)
@@ -161,6 +171,11 @@ class Optimizer(torch.optim.Optimizer):
         if self.row.state_at_construction:
             weights = list(chain.from_iterable(group["params"] for group in self.param_groups))
             self._adopt(weights, range(len(weights)), range(len(weights)))
+
+    @classmethod
+    def arguments(cls) -> Mapping[str, inspect.Parameter]:
+        """What the constructor takes after `params`: default, kind and type of each by name."""
+        return cls._parameters
 
     def _forget(self) -> None:
         """Hold nothing that was derived from groups and state: the next step finds it anew."""
@@ -292,16 +307,8 @@ class Optimizer(torch.optim.Optimizer):
         return last[1].changed(**numbers)
 
     def _page(self, values: tuple[Any, ...]) -> Rule:
-        chosen: dict[str, Any] = {}
-        for (name, parts), value in zip(self._names, values, strict=True):
-            if len(parts) == 1:
-                chosen[name] = value
-            elif isinstance(value, tuple) and len(cast(tuple[Any, ...], value)) == len(parts):
-                chosen |= zip(parts, cast(tuple[Any, ...], value), strict=True)
-            else:
-                default = self._parameters[name].default
-                raise ValueError(f"{name}={value!r} is not a pair of numbers. Try {name}={default}.")
-        return self.row.rule(**chosen)
+        chosen = {name: value for (name, _), value in zip(self._names, values, strict=True)}
+        return self.row.rule(**own_names(self.row, chosen))
 
     # One step
 
@@ -873,6 +880,11 @@ class Optimizer(torch.optim.Optimizer):
         """The names of what is kept of each weight, in a checkpoint."""
         return set(self.row.names.values()) - {self.row.names[scalar] for scalar in self.row.rule.scalars}
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if type(self) is optimizer(self.row.rule) and self.row.name not in TABLE:
+            return _again, (self.row.rule,), self.__getstate__()
+        return super().__reduce_ex__(protocol)
+
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
         # What is sent to another process is moved to shared memory, where views of the ledger would lose it.
@@ -947,3 +959,26 @@ def _check_weights(given: list[Any]) -> None:
                 "Give each weight once."
             )
         seen.add(id(weight))
+
+
+@functools.cache
+def optimizer(rule: type[Rule]) -> type[Optimizer]:
+    """The PyTorch optimizer of a rule: a class that takes weights, the rule's fields, and options by keyword.
+
+    Raises `schuss.errors.RuleError`, with file, line and remedy, if the rule cannot be compiled as it is written.
+
+    >>> from schuss.rules import Lion
+    >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
+    >>> optimizer(Lion)([weight], lr=0.1).param_groups[0]["betas"]
+    (0.9, 0.99)
+    """
+    check(rule)
+    row = row_of(rule)
+    here = "schuss.torch" if row.name in TABLE and TABLE[row.name] is row else rule.__module__
+    return type(row.name, (Optimizer,), {"row": row, "__module__": here})
+
+
+def _again(rule: type[Rule]) -> Optimizer:
+    """An optimizer that is being unpickled, of a class that stands in no module."""
+    cls = optimizer(rule)
+    return cls.__new__(cls)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, replace
-from itertools import combinations
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import schuss.torch as front
+from schuss.compile.grammar import options_of_variants
 from schuss.compile.reference import Reference
 from schuss.lab.doctor.finding import Finding, judged
 from schuss.rules import TABLE, Row
@@ -24,34 +24,10 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 ALLOWED = 16  # rounding errors of the dtype, in units of the largest weight on the way
 
 
-def variants(row: Row) -> dict[str, dict[str, Any]]:
-    """The options that choose each variant of a page, found by trying them.
-
-    >>> variants(TABLE["SGD"])
-    {'': {}, 'momentum': {'momentum': 0.9}}
-    """
-    switches: list[tuple[str, Any]] = [
-        (f.name, True if f.default is False else 0.9)
-        for f in fields(row.rule)
-        if f.default is False or f.name == "momentum"
-    ]
-    found: dict[str, dict[str, Any]] = {}
-    for count in range(len(switches) + 1):
-        for chosen in combinations(switches, count):
-            try:
-                variant = row.rule(**dict(chosen)).variant
-            except ValueError:
-                continue  # options that do not go together
-            found.setdefault(variant, dict(chosen))
-        if len(found) == len(row.rule.variants):
-            break
-    return {name: found[name] for name in row.rule.variants}
-
-
 def kernels(dtypes: tuple[str, ...] = ("float32",)) -> Iterator[Finding]:
     """A few steps of each page, each variant in each dtype, against the float64 reference."""
     for row in TABLE.values():
-        worst, kinds = 0.0, variants(row)
+        worst, kinds = 0.0, options_of_variants(row.rule)
         for options in kinds.values():
             for dtype in dtypes:
                 worst = max(worst, deviation(row, options, DTYPES[dtype]))
@@ -62,46 +38,51 @@ def kernels(dtypes: tuple[str, ...] = ("float32",)) -> Iterator[Finding]:
 def deviation(row: Row, options: dict[str, Any], dtype: torch.dtype) -> float:
     """The largest distance from the reference in units of the dtype's rounding; infinite where NaN."""
     weights = [torch.linspace(-1, 1, size).to(dtype).requires_grad_() for size in SIZES]
-    gradients = [[_gradient(size, step).to(dtype) for size in SIZES] for step in range(STEPS)]
-    references = [Reference(row.rule(**options), _wide(w)) for w in weights]
-    scales = [np.abs(_wide(w)).max(initial=1e-3) for w in weights]
-    optimizer = getattr(front, row.name)(weights, **options)
+    gradients = [[gradient(size, step).to(dtype) for size in SIZES] for step in range(STEPS)]
+    references = [Reference(row.rule(**options), wide(w)) for w in weights]
+    scales = [np.abs(wide(w)).max(initial=1e-3) for w in weights]
+    optimizer = front.optimizer(row.rule)(weights, **options)
     for step in gradients:
         for w, g in zip(weights, step, strict=True):
             w.grad = g
         optimizer.step()
         for i, (reference, g) in enumerate(zip(references, step, strict=True)):
-            scales[i] = max(scales[i], np.abs(reference.step(_wide(g))).max(initial=0.0))
+            scales[i] = max(scales[i], np.abs(reference.step(wide(g))).max(initial=0.0))
     off = 0.0
     for w, reference, scale in zip(weights, references, scales, strict=True):
-        error = np.abs(_wide(w) - reference.w).max(initial=0.0) / (torch.finfo(dtype).eps * scale)
+        error = np.abs(wide(w) - reference.w).max(initial=0.0) / (torch.finfo(dtype).eps * scale)
         off = max(off, float("inf") if np.isnan(error) else float(error))
     return off
 
 
 def sparse_rows() -> Iterator[Finding]:
-    """A gradient of some rows, some named twice: those rows move as the page says, the others not at all."""
+    """A gradient of some rows, some named twice: those rows move as the rule says, the others not at all."""
+    for row in TABLE.values():
+        yield sparse(row)
+
+
+def sparse(row: Row, about: str = "") -> Finding:
+    """The same of one rule."""
     rows, touched = torch.tensor([[7, 2, 7, 40]]), torch.tensor([2, 7, 40])
     others = torch.ones(60, dtype=torch.bool)
     others[touched] = False
-    for row in TABLE.values():
-        weight = torch.linspace(-1, 1, 60 * 4).reshape(60, 4).requires_grad_()
-        start = weight.detach().clone()
-        optimizer = getattr(front, row.name)([weight])
-        reference = Reference(replace(row.rule(), **row.sparse), _wide(start[touched]))
-        scale = 1.0
-        for step in range(STEPS):
-            # Multiples of 1/8, so that adding up the row that is named twice rounds nothing.
-            values = (_gradient(16, step).reshape(4, 4) * 8).round() / 8
-            weight.grad = torch.sparse_coo_tensor(rows, values.float(), (60, 4), check_invariants=True)
-            optimizer.step()
-            moved = reference.step(_wide(torch.stack([values[1], values[0] + values[2], values[3]])))
-            scale = max(scale, float(np.abs(moved).max()))
-        found = weight.detach()
-        error = np.abs(_wide(found[touched]) - reference.w).max() / (torch.finfo(found.dtype).eps * scale)
-        still = torch.equal(start[others], found[others])
-        measured = f"{error:.3g} off, others {'still' if still else 'MOVED'}"
-        yield judged(row.name, f"≤ {ALLOWED} roundings", measured, bool(error <= ALLOWED) and still)
+    weight = torch.linspace(-1, 1, 60 * 4).reshape(60, 4).requires_grad_()
+    start = weight.detach().clone()
+    optimizer = front.optimizer(row.rule)([weight])
+    reference = Reference(replace(row.rule(), **row.sparse), wide(start[touched]))
+    scale = 1.0
+    for step in range(STEPS):
+        # Multiples of 1/8, so that adding up the row that is named twice rounds nothing.
+        values = (gradient(16, step).reshape(4, 4) * 8).round() / 8
+        weight.grad = torch.sparse_coo_tensor(rows, values.float(), (60, 4), check_invariants=True)
+        optimizer.step()
+        moved = reference.step(wide(torch.stack([values[1], values[0] + values[2], values[3]])))
+        scale = max(scale, float(np.abs(moved).max()))
+    found = weight.detach()
+    error = np.abs(wide(found[touched]) - reference.w).max() / (torch.finfo(found.dtype).eps * scale)
+    still = torch.equal(start[others], found[others])
+    measured = f"{error:.3g} off, others {'still' if still else 'MOVED'}"
+    return judged(about or row.name, f"≤ {ALLOWED} roundings", measured, bool(error <= ALLOWED) and still)
 
 
 def threads() -> Iterator[Finding]:
@@ -115,7 +96,7 @@ def threads() -> Iterator[Finding]:
                 w = torch.linspace(-1, 1, LARGE).requires_grad_()
                 optimizer = getattr(front, name)([w])
                 for step in range(2):
-                    w.grad = _gradient(LARGE, step).float()
+                    w.grad = gradient(LARGE, step).float()
                     optimizer.step()
                 ends.append(w.detach())
         finally:
@@ -124,11 +105,12 @@ def threads() -> Iterator[Finding]:
         yield judged(name, "equal bits", "equal" if same else "different", same)
 
 
-def _gradient(size: int, step: int) -> Tensor:
+def gradient(size: int, step: int) -> Tensor:
     """Gradients whose size and sign change from weight to weight, and once from step to step."""
     i = torch.arange(size, dtype=torch.float64)
     return (1.5 + torch.sin(1.7 * i + step)) * torch.where(i % 3 == 0, -1.0, 1.0) * (-3 if step == 3 else 1)
 
 
-def _wide(tensor: Tensor) -> NDArray[np.float64]:
+def wide(tensor: Tensor) -> NDArray[np.float64]:
+    """A tensor's numbers in float64."""
     return tensor.detach().double().numpy()

@@ -115,83 +115,27 @@ def taylor_model(surface: Surface, at: Pair | None = None, radius: float | None 
     >>> [round(float(x), 4) for x in model.steps[1].end]
     [-1.1753, 1.3807]
     """
-    place = at or surface.start
     if radius is not None and not 0 < radius < float("inf"):
         raise refusal("radius", radius, "a finite number greater than 0")
-    value = value_at(surface, place)
-    w = torch.tensor(place, dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(surface.value(w), w)
-    g = slope.detach()
-    hessian = torch.autograd.functional.hessian(surface.value, w.detach())
-    assert isinstance(hessian, Tensor)
-    H = 0.5 * (hessian + hessian.T)
-    if not bool(torch.isfinite(g).all() and torch.isfinite(H).all()):
-        raise refusal(
-            f"the derivatives of {surface.name} at {place}", g.tolist(), "finite", "Try another --at."
-        )
-    size = float(g.norm())
-    if size == 0.0:
-        raise refusal(
-            f"the slope of {surface.name} at {place}",
-            0.0,
-            "different from 0",
-            "The gradient step and Newton's have no length there: try another --at.",
-        )
-    values, basis = torch.linalg.eigh(H)
-    model = SpectralModel(values, basis, torch.ones(2, dtype=torch.float64), basis.T @ g)
-
-    def fall(s: Tensor) -> float:
-        with torch.no_grad():
-            return value - float(surface.value(w + s))
-
-    def promise(s: Tensor) -> float:
-        return -float(g @ s) - 0.5 * float(s @ H @ s)
-
-    how = f"given as {radius:g}" if radius is not None else ""
-    if radius is None:
-        radius, tried = model.natural(), 0
-        while tried < HALVINGS and not fall(trial := model.within(radius).step) >= BELIEVED * promise(trial):
-            radius, tried = radius / 2, tried + 1
-        how = (
-            "the whole Newton length, where the surface falls by at least a quarter of what the model promises"
-            if tried == 0
-            else f"the Newton length halved {tried} times, until the surface fell by a quarter of the promise"
-        )
-    bend = float(g @ H @ g) / size**2
-    along = min(size / bend, radius) if bend > 0 else radius
-    proposed = [("gradient", "−α g, α the best for the model inside the region", -along / size * g)]
-    if bool((values.abs() > model.noise).all()):
-        proposed.append(("Newton", "−H⁻¹ g", -(basis @ ((basis.T @ g) / values))))
-    proposed.append(
-        ("trust region", "lowest point of the model inside the region", model.within(radius).step)
-    )
-    steps = tuple(
-        Step(
-            *(name, formula),
-            (place[0] + float(s[0]), place[1] + float(s[1])),
-            *(float(s.norm()), promise(s), fall(s)),
-            float(s.norm()) <= radius * (1 + 1e-9),
-        )
-        for name, formula, s in proposed
-    )
-    xs, ys = _window(place, radius, steps)
-    X, Y = np.meshgrid(xs - place[0], ys - place[1])
-    (a, b), ((p, q), (_, r)) = g.tolist(), H.tolist()
-    with np.errstate(over="ignore", invalid="ignore"):
-        modelled = value + a * X + b * Y + 0.5 * (p * X * X + 2 * q * X * Y + r * Y * Y)
+    point = _Point(surface, at or surface.start)
+    radius, how = point.trusted() if radius is None else (radius, f"given as {radius:g}")
+    proposed = point.proposed(radius)
+    steps = tuple(point.judged(name, formula, s, radius) for name, formula, s in proposed)
+    xs, ys = _window(point.place, radius, steps)
+    modelled = point.on(xs, ys)
     if not np.isfinite(modelled).all():
         raise refusal("radius", radius, "small enough to draw", "The model is not finite at its edge.")
     heights = heights_on(surface, xs, ys)
-    lowest = float(heights[np.isfinite(heights)].min()) if surface.lowest is None else surface.lowest
     shares = np.linspace(0.0, 1.25, 76)
-    moves = [s for _, _, s in proposed]
+    moves = [[t * s for t in shares.tolist()] for _, _, s in proposed]
+    (a, b), ((p, q), (_, r)) = point.g.tolist(), point.H.tolist()
     return TaylorModel(
         surface=surface,
-        at=place,
-        value=value,
+        at=point.place,
+        value=point.value,
         gradient=(a, b),
         hessian=((p, q), (q, r)),
-        eigenvalues=(float(values[0]), float(values[1])),
+        eigenvalues=(float(point.values[0]), float(point.values[1])),
         radius=radius,
         how=how,
         steps=steps,
@@ -199,13 +143,93 @@ def taylor_model(surface: Surface, at: Pair | None = None, radius: float | None 
         ys=ys,
         heights=heights,
         modelled=modelled,
-        lowest=lowest,
+        lowest=float(heights[np.isfinite(heights)].min()) if surface.lowest is None else surface.lowest,
         cut=(
             shares,
-            np.array([[value - fall(t * s) for t in shares.tolist()] for s in moves]),
-            np.array([[value - promise(t * s) for t in shares.tolist()] for s in moves]),
+            np.array([[point.value - point.fall(s) for s in along] for along in moves]),
+            np.array([[point.value - point.promise(s) for s in along] for along in moves]),
         ),
     )
+
+
+class _Point:
+    """A point of a surface with its value, gradient g and Hessian H, and what the model there says of a step."""
+
+    def __init__(self, surface: Surface, place: Pair) -> None:
+        self.surface, self.place, self.value = surface, place, value_at(surface, place)
+        w = torch.tensor(place, dtype=torch.float64, requires_grad=True)
+        (slope,) = torch.autograd.grad(surface.value(w), w)
+        self.w, self.g = w.detach(), slope.detach()
+        hessian = torch.autograd.functional.hessian(surface.value, self.w)
+        assert isinstance(hessian, Tensor)
+        self.H = 0.5 * (hessian + hessian.T)
+        if not bool(torch.isfinite(self.g).all() and torch.isfinite(self.H).all()):
+            what = f"the derivatives of {surface.name} at {place}"
+            raise refusal(what, self.g.tolist(), "finite", "Try another --at.")
+        self.size = float(self.g.norm())
+        if self.size == 0.0:
+            raise refusal(
+                f"the slope of {surface.name} at {place}",
+                0.0,
+                "different from 0",
+                "The gradient step and Newton's have no length there: try another --at.",
+            )
+        self.values, self.basis = torch.linalg.eigh(self.H)
+        self.model = SpectralModel(
+            self.values, self.basis, torch.ones(2, dtype=torch.float64), self.basis.T @ self.g
+        )
+
+    def fall(self, s: Tensor) -> float:
+        """By how much the surface falls along a step."""
+        with torch.no_grad():
+            return self.value - float(self.surface.value(self.w + s))
+
+    def promise(self, s: Tensor) -> float:
+        """By how much the model says that it falls."""
+        return -float(self.g @ s) - 0.5 * float(s @ self.H @ s)
+
+    def trusted(self) -> tuple[float, str]:
+        """The radius in which the model is believed, and how it was found."""
+        radius, tried = self.model.natural(), 0
+        while tried < HALVINGS:
+            trial = self.model.within(radius).step
+            if self.fall(trial) >= BELIEVED * self.promise(trial):
+                break
+            radius, tried = radius / 2, tried + 1
+        if tried:
+            return (
+                radius,
+                f"the Newton length halved {tried} times, until the surface fell by a quarter of the promise",
+            )
+        return (
+            radius,
+            "the whole Newton length, where the surface falls by at least a quarter of what the model promises",
+        )
+
+    def proposed(self, radius: float) -> list[tuple[str, str, Tensor]]:
+        """The steps that the model proposes: name, formula, change."""
+        bend = float(self.g @ self.H @ self.g) / self.size**2
+        along = min(self.size / bend, radius) if bend > 0 else radius
+        found = [
+            ("gradient", "−α g, α the best for the model inside the region", -along / self.size * self.g)
+        ]
+        if bool((self.values.abs() > self.model.noise).all()):
+            found.append(("Newton", "−H⁻¹ g", -(self.basis @ ((self.basis.T @ self.g) / self.values))))
+        lowest = self.model.within(radius).step
+        return [*found, ("trust region", "lowest point of the model inside the region", lowest)]
+
+    def judged(self, name: str, formula: str, s: Tensor, radius: float) -> Step:
+        """A proposed step beside what comes of it."""
+        end, length = (self.place[0] + float(s[0]), self.place[1] + float(s[1])), float(s.norm())
+        fits = length <= radius * (1 + 1e-9)
+        return Step(name, formula, end, length, self.promise(s), self.fall(s), fits)
+
+    def on(self, xs: Array, ys: Array) -> Array:
+        """The model's heights on a grid."""
+        X, Y = np.meshgrid(xs - self.place[0], ys - self.place[1])
+        (a, b), ((p, q), (_, r)) = self.g.tolist(), self.H.tolist()
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self.value + a * X + b * Y + 0.5 * (p * X * X + 2 * q * X * Y + r * Y * Y)
 
 
 def _window(place: Pair, radius: float, steps: Sequence[Step]) -> tuple[Array, Array]:

@@ -6,11 +6,11 @@ import json
 
 import torch
 
-from schuss.lab.bench.contenders import IMPLEMENTATIONS, OURS
-from schuss.lab.bench.processes import answer
-from schuss.lab.bench.processes.peak_memory import RESET
-from schuss.lab.bench.report import Peak, Skipped
-from schuss.lab.bench.sizes import Sizes
+from schuss.bench.contenders import IMPLEMENTATIONS, OURS
+from schuss.bench.processes import answer
+from schuss.bench.processes.peak_memory import RESET
+from schuss.bench.report import Peak, Skipped
+from schuss.bench.sizes import Sizes
 
 
 def measure(section: str, sizes: Sizes) -> list[Peak | Skipped]:

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 import schuss.torch
+from schuss.bench.report import Timing
+from schuss.bench.shapes import count
+from schuss.bench.sizes import Sizes
+from schuss.bench.timing import in_turn
 from schuss.compile.reference import Reference
-from schuss.lab.bench.report import Timing
-from schuss.lab.bench.shapes import count
-from schuss.lab.bench.sizes import Sizes
-from schuss.lab.bench.timing import in_turn
 from schuss.rules import TABLE, Adam
 
 DENSE, OURS, THEIRS = "schuss dense", "schuss sparse", "torch SparseAdam"

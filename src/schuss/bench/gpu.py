@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from schuss.bench import check
+from schuss.bench.contenders import OURS, PAGES, Make, Page, contenders
+from schuss.bench.report import Driver, Skipped, Timing
+from schuss.bench.shapes import Workload, count
+from schuss.bench.sizes import Sizes
 from schuss.compile import device
 from schuss.compile.front import slot_dtype, slot_storage, weight_storage
 from schuss.compile.storage import columns
-from schuss.lab.bench import check
-from schuss.lab.bench.contenders import OURS, PAGES, Make, Page, contenders
-from schuss.lab.bench.report import Driver, Skipped, Timing
-from schuss.lab.bench.shapes import Workload, count
-from schuss.lab.bench.sizes import Sizes
 
 HEADLINE = Page("AdamW")
 COPY, FUSED, CLIPPED, TORCH_CLIPPED = "copy", "torch fused", "schuss, clipped", "torch, clipped"

@@ -6,10 +6,10 @@ import functools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from schuss.lab.bench import arrays, first_step, gpu, memory, precision, sparse, steps
-from schuss.lab.bench.contenders import PAGES, Page
-from schuss.lab.bench.report import Record
-from schuss.lab.bench.sizes import Sizes
+from schuss.bench import arrays, first_step, gpu, memory, precision, sparse, steps
+from schuss.bench.contenders import PAGES, Page
+from schuss.bench.report import Record
+from schuss.bench.sizes import Sizes
 
 SECTIONS = (
     "bandwidth",

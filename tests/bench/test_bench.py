@@ -8,15 +8,15 @@ import pytest
 import torch
 
 import schuss.torch
-from schuss.lab.bench import arrays, check, contenders, first_step, memory, precision, sparse, steps
-from schuss.lab.bench.contenders import PAGES, Page
-from schuss.lab.bench.grids import duration, grids, headline, markdown, remarks
-from schuss.lab.bench.jobs import SECTIONS, jobs
-from schuss.lab.bench.processes import answer
-from schuss.lab.bench.report import Peak, Report, Skipped, Timing, load
-from schuss.lab.bench.shapes import gpt2, mlp, small
-from schuss.lab.bench.sizes import Sizes
-from schuss.lab.bench.timing import in_turn
+from schuss.bench import arrays, check, contenders, first_step, memory, precision, sparse, steps
+from schuss.bench.contenders import PAGES, Page
+from schuss.bench.grids import duration, grids, headline, markdown, remarks
+from schuss.bench.jobs import SECTIONS, jobs
+from schuss.bench.processes import answer
+from schuss.bench.report import Peak, Report, Skipped, Timing, load
+from schuss.bench.shapes import gpt2, mlp, small
+from schuss.bench.sizes import Sizes
+from schuss.bench.timing import in_turn
 from schuss.rules import TABLE, Adam
 
 TINY = Sizes(
@@ -164,7 +164,7 @@ def test_sparse_contenders(monkeypatch):
 
 
 @pytest.mark.parametrize("pair", arrays.PAIRS, ids=lambda pair: pair.name)
-def test_the_notes_code_is_what_the_pages_are_compared_with(pair):
+def test_the_textbook_is_what_the_pages_are_compared_with(pair):
     assert arrays._disagreement(pair, pair.notes) == ""
 
 
@@ -184,7 +184,7 @@ def test_the_numpy_front_or_words_why_not(monkeypatch):
     records = arrays.measure("numpy", TINY)
     assert len(records) == 2 * 2 * len(arrays.PAIRS)
     assert all(r.rounds and not r.problem for r in records)
-    monkeypatch.setattr(schuss.numpy, "Adam", lambda **options: arrays.notes_code.SGD(), raising=False)
+    monkeypatch.setattr(schuss.numpy, "Adam", lambda **options: arrays.textbook.SGD(), raising=False)
     wrong = [r for r in arrays.measure("numpy", TINY) if r.problem]
     assert {(r.page, r.contender) for r in wrong} == {("Adam", arrays.OURS)}
     monkeypatch.delattr(schuss.numpy, "Adam")

@@ -7,10 +7,10 @@ import tempfile
 
 import torch
 
-from schuss.lab.bench.processes import answer
-from schuss.lab.bench.report import Skipped, Timing
-from schuss.lab.bench.shapes import Shape, Workload, count
-from schuss.lab.bench.sizes import Sizes
+from schuss.bench.processes import answer
+from schuss.bench.report import Skipped, Timing
+from schuss.bench.shapes import Shape, Workload, count
+from schuss.bench.sizes import Sizes
 
 COLD, WARM, THEIRS, IMPORT = (
     "schuss, empty cache",

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 
 import torch
 
-from schuss.lab.bench.contenders import Make, Page, contenders, disagreement
-from schuss.lab.bench.machine import adder, free_memory
-from schuss.lab.bench.report import Skipped, Timing
-from schuss.lab.bench.shapes import Workload
-from schuss.lab.bench.sizes import Sizes
-from schuss.lab.bench.timing import in_turn
+from schuss.bench.contenders import Make, Page, contenders, disagreement
+from schuss.bench.machine import adder, free_memory
+from schuss.bench.report import Skipped, Timing
+from schuss.bench.shapes import Workload
+from schuss.bench.sizes import Sizes
+from schuss.bench.timing import in_turn
 
 ADD = "torch.add"
 

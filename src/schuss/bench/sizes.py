@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from schuss.lab.bench.shapes import Workload, gpt2, mlp, small
+from schuss.bench.shapes import Workload, gpt2, mlp, small
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from schuss.lab.bench import check, notes_code
-from schuss.lab.bench.report import Skipped, Timing
-from schuss.lab.bench.shapes import count
-from schuss.lab.bench.sizes import Sizes
-from schuss.lab.bench.timing import in_turn
+from schuss.bench import check, textbook
+from schuss.bench.report import Skipped, Timing
+from schuss.bench.shapes import count
+from schuss.bench.sizes import Sizes
+from schuss.bench.timing import in_turn
 from schuss.rules import TABLE
 
 OURS, THEIRS = "schuss.numpy", "plain NumPy"
@@ -33,11 +33,11 @@ class Pair:
 
 # The notes' conventions: the learning rate inside the velocity, ε inside the root of AdaGrad and RMSProp.
 PAIRS = (
-    Pair("SGD", notes_code.SGD, "SGD", dict(lr=1e-3)),
-    Pair("momentum", notes_code.Momentum, "SGD", dict(lr=1e-3, momentum=0.9, lr_inside_velocity=True)),
-    Pair("AdaGrad", notes_code.AdaGrad, "Adagrad", dict(lr=1e-2, eps=1e-8, eps_position="inside")),
-    Pair("RMSProp", notes_code.RMSProp, "RMSprop", dict(lr=1e-3, alpha=0.9, eps=1e-8, eps_position="inside")),
-    Pair("Adam", notes_code.Adam, "Adam", dict(lr=1e-3)),
+    Pair("SGD", textbook.SGD, "SGD", dict(lr=1e-3)),
+    Pair("momentum", textbook.Momentum, "SGD", dict(lr=1e-3, momentum=0.9, lr_inside_velocity=True)),
+    Pair("AdaGrad", textbook.AdaGrad, "Adagrad", dict(lr=1e-2, eps=1e-8, eps_position="inside")),
+    Pair("RMSProp", textbook.RMSProp, "RMSprop", dict(lr=1e-3, alpha=0.9, eps=1e-8, eps_position="inside")),
+    Pair("Adam", textbook.Adam, "Adam", dict(lr=1e-3)),
 )
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 import schuss.torch
-from schuss.lab.bench import check
-from schuss.rules import PAIRS, TABLE, Rule
+from schuss.bench import check
+from schuss.rules import TABLE, Rule
 
 OURS = "schuss"
 # torch.optim's implementations, and the arguments that choose them. Its default on the CPU is a loop over the tensors.
@@ -64,7 +64,7 @@ def _peer(package: str) -> ModuleType | None:
 def _arguments(page: Page, accepted: Sequence[str]) -> dict[str, Any]:
     """The page's hyperparameters under the names that torch.optim and its peers share, as far as they are accepted."""
     values = dataclasses.asdict(page.rule)
-    values |= {pair: tuple(values[one] for one in ones) for pair, ones in PAIRS.items() if ones[0] in values}
+    values |= {name: tuple(values[one] for one in parts) for name, parts in page.rule.tuples.items()}
     return {name: values[name] for name in accepted if name in values and not isinstance(values[name], bool)}
 
 

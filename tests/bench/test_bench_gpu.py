@@ -6,11 +6,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from schuss.bench import gpu, grids, jobs
+from schuss.bench.report import Driver, Report, Skipped, Timing, load
+from schuss.bench.shapes import gpt2, small
+from schuss.bench.sizes import FULL, Sizes
 from schuss.cli import bench
-from schuss.lab.bench import gpu, grids, jobs
-from schuss.lab.bench.report import Driver, Report, Skipped, Timing, load
-from schuss.lab.bench.shapes import gpt2, small
-from schuss.lab.bench.sizes import FULL, Sizes
 
 TINY = Sizes(
     rounds=2,
@@ -31,7 +31,7 @@ def test_a_gigabyte_of_weights_is_measured():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so(monkeypatch):
-    monkeypatch.setattr("schuss.lab.bench.sizes.QUICK", TINY)
+    monkeypatch.setattr("schuss.bench.sizes.QUICK", TINY)
     ended = CliRunner().invoke(bench.command, ["--quick", "--only", "gpu"])
     assert ended.exit_code == 0
     assert "gpu: skipped, there is no CUDA or ROCm device here." in ended.output

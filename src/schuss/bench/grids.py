@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from schuss.lab.bench import arrays, contenders, first_step, gpu, sparse
-from schuss.lab.bench.report import Report, Timing
+from schuss.bench import arrays, contenders, first_step, gpu, sparse
+from schuss.bench.report import Report, Timing
 
 
 @dataclass(frozen=True)
