@@ -259,9 +259,22 @@ def test_arguments_of_the_wrong_kind(model, trouble):
         measure(model)
 
 
-@pytest.mark.parametrize("given", ["adam", None, torch.optim.SGD, schuss.numpy.Adam()])
-@pytest.mark.parametrize("measure", [stability_limit, lambda o: range_test(nn.Linear(3, 2), square, [X], o)])
-def test_what_is_no_torch_optimizer(given, measure):
+def _range_test(optimizer):
+    return range_test(nn.Linear(3, 2), square, [X], optimizer)
+
+
+@pytest.mark.parametrize(
+    ("measure", "given"),
+    [
+        *(
+            (measure, given)
+            for measure in (stability_limit, _range_test)
+            for given in ("adam", None, torch.optim.SGD)
+        ),
+        (_range_test, schuss.numpy.Adam()),
+    ],
+)
+def test_what_is_no_torch_optimizer(measure, given):
     with pytest.raises(
         ValueError, match=r"is not a torch optimizer over the model's weights. Try schuss.torch"
     ):

@@ -36,7 +36,9 @@ Tensor = torch.Tensor
 def _words(wide: torch.dtype) -> dict[str, Any]:
     """The vocabulary over tensors that compute in `wide`."""
 
-    def where(condition: Tensor, yes: Any, no: Any) -> Tensor:
+    def where(condition: Tensor | bool, yes: Any, no: Any) -> Any:
+        if not isinstance(condition, Tensor):  # of coefficients alone
+            return yes if condition else no
         # Of two plain numbers torch.where makes a tensor of the default dtype, which may be too narrow for them.
         yes, no = (torch.as_tensor(x, dtype=wide, device=condition.device) for x in (yes, no))
         return torch.where(condition, yes, no)

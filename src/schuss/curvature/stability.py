@@ -238,7 +238,8 @@ def stability_limit(optimizer: torch.optim.Optimizer | schuss.numpy.Optimizer) -
     >>> round(limit.limit, 9), round(limit.largest_lr(190.0), 9)
     (380.0, 0.2)
     """
-    check_optimizer(optimizer)
+    if not _is_numpy(optimizer):
+        check_optimizer(optimizer)
     name = next((kind.__name__ for kind in type(optimizer).__mro__ if kind.__name__ in METHODS), None)
     if name is None:
         given = type(optimizer).__name__
