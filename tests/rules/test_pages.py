@@ -187,7 +187,7 @@ def test_every_coefficient_moves_something(name, cases_of, start, decades):
         for step, g in enumerate(gradients, 1):
             values = rule.coefficients(step, **scalars)
             scalars = {scalar: values[scalar] for scalar in rule.scalars}
-            numbers = [0.3 * values[c] + 0.6 if c == changed else values[c] for c in one.coefficients]
+            numbers = [1e-3 - values[c] if c == changed else values[c] for c in one.coefficients]
             w, *state = one.bind(WORDS)(w, g, *state, *numbers)
             found.append(np.array([w, *state]))
         return np.array(found)
