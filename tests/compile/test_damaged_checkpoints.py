@@ -99,7 +99,7 @@ class Torch:
             {k: v for k, v in group.items() if k != "params"} | {"ids": list(map(id, group["params"]))}
             for group in optimizer.param_groups
         ]
-        kept = (optimizer._ledger.tobytes(), optimizer.skipped, dict(optimizer._in_force))
+        kept = (optimizer._counts.table.tobytes(), optimizer.skipped, dict(optimizer._hyperparameters.shown))
         return numbers, repr(groups), repr(kept), repr(optimizer.defaults)
 
 
@@ -217,7 +217,7 @@ def table():
     for api in (Torch, NumPy):
         for subject in SUBJECTS:
             row, codes = TABLE[subject.rule], subject.name == "int8"
-            parts = getattr(api.module, subject.rule)._check.parts
+            parts = getattr(api.module, subject.rule).kind.check.parts
             own = {name: option for name, option in subject.options.items() if name not in OPTIONS}
             slots = [row.names[n] if api is Torch else n for n in row.rule(**own).slots]
             scalars = [row.names[n] if api is Torch else n for n in row.rule.scalars]
@@ -511,7 +511,7 @@ class Bounded(Rule):
 
 @pytest.mark.parametrize("module", [schuss.torch, schuss.numpy], ids=["torch", "numpy"])
 def test_a_rule_of_ones_own_says_between_which_numbers_its_state_stays(module):
-    read = module.SGD._check._read
+    read = module.SGD.kind.check._read
     check = checkpoint_checks.Check(Bounded, {}, True, read, lambda key, part: f"{key}/{part}", ("float16",))
 
     def wrong(x, y):

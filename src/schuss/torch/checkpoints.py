@@ -136,8 +136,8 @@ def check_form(loaded: Any) -> None:
         )
 
 
-def parsed(loaded: Any, ours: Sequence[int], row: Row, check: Check) -> Saved:
-    """The parts of a checkpoint for groups of `ours` weights; or words on why it is none."""
+def parsed(loaded: Any, ours: Sequence[int], checks: Sequence[Check]) -> Saved:
+    """The parts of a checkpoint for groups of `ours` weights, each with its `checks`; or words on why it is none."""
     check_form(loaded)
     groups, state = loaded["param_groups"], loaded["state"]
     if not isinstance(state, Mapping):
@@ -150,10 +150,11 @@ def parsed(loaded: Any, ours: Sequence[int], row: Row, check: Check) -> Saved:
             "Build the optimizer with the same groups as the one that was saved."
         )
     keys = [key for group in groups for key in group["params"]]
+    check_of_key = {key: one for group, one in zip(groups, checks, strict=True) for key in group["params"]}
     recorded = loaded.get(RECORD)
     problems = [] if recorded is None else list(lost_entries(RECORD, recorded, _names(state, keys)))
-    found = {key: _entry(state[key], key, check) for key in keys if key in state}
-    others, homeless = _others(state, set(keys), check)
+    found = {key: _entry(state[key], key, check_of_key[key]) for key in keys if key in state}
+    others, homeless = _others(state, set(keys), {part for one in checks for part in one.parts})
     block, in_blocks = _block(groups)
     return Saved(
         groups=groups,
@@ -220,7 +221,9 @@ def _entry(entry: Any, key: Any, check: Check) -> Entry:
     return found
 
 
-def _others(state: Mapping[Any, Any], keys: set[Any], check: Check) -> tuple[dict[Any, Any], list[Problem]]:
+def _others(
+    state: Mapping[Any, Any], keys: set[Any], parts: set[str]
+) -> tuple[dict[Any, Any], list[Problem]]:
     """What stands under keys of no weight: a user's own, which is kept; or state whose weight is not to be found."""
     own: dict[Any, Any] = {}
     homeless: list[Problem] = []
@@ -232,7 +235,7 @@ def _others(state: Mapping[Any, Any], keys: set[Any], check: Check) -> tuple[dic
             if isinstance(value, Mapping)
             else set()
         )
-        if names & check.parts.keys() or isinstance(key, int | Tensor):
+        if names & parts or isinstance(key, int | Tensor):
             shown = f"a tensor of shape {tuple(key.shape)}" if isinstance(key, Tensor) else repr(key)
             homeless.append(
                 Problem(
@@ -282,11 +285,25 @@ def fitted_group(
                 "a number",
                 "A schedule is given to the constructor.",
             )
+    if theirs.get("rule") != mine.get("rule"):
+        rule, other = mine.get("rule", row.name), theirs.get("rule", "the optimizer's own rule")
+        raise ValueError(
+            f"The checkpoint's parameter group is moved by {other}, this optimizer's by {rule}. Build the optimizer "
+            "with the same groups as the one that was saved."
+        )
     if not isinstance(theirs.get("maximize", False), bool):
         raise refusal("The checkpoint's 'maximize'", theirs["maximize"], "True or False")
     number = _Tensors().number(theirs.get("step", 0))
     counted_steps = check_count("The checkpoint's 'step' of a parameter group", number, theirs.get("step"))
-    constructors = {"params", "schedules", "block_size", SCHEDULE, *OPTIONS, *(SWITCHES.keys() & mine.keys())}
+    constructors = {
+        "params",
+        "schedules",
+        "rule",
+        "block_size",
+        SCHEDULE,
+        *OPTIONS,
+        *(SWITCHES.keys() & mine.keys()),
+    }
     taken = {name: value for name, value in theirs.items() if name not in constructors}
     # Steps that another optimizer took with this checkpoint stand in the weights' counts alone.
     return {**mine, **copy.deepcopy(taken), "step": max(counted_steps, steps)}

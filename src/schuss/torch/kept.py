@@ -16,6 +16,7 @@ import torch
 
 from schuss.compile import eager
 from schuss.compile.checkpoint import REST, scale_of
+from schuss.compile.formula import AVERAGE
 from schuss.compile.front import dtype_name, slot_dtype, slot_storage
 from schuss.compile.storage import BLOCK, PLAIN, STORAGES
 from schuss.torch.layout import held, in_memory
@@ -53,7 +54,7 @@ def slot_dtype_of(weight: Tensor, state_dtype: Any, whole: bool = True) -> str:
     return "float32" if chosen == "int8" and not whole else chosen
 
 
-def new(name: str, weight: Tensor, dtype: str, value: float) -> dict[str, Tensor]:
+def create(name: str, weight: Tensor, dtype: str, value: float) -> dict[str, Tensor]:
     """A slot before the first step, every number of it `value`, laid out as its weight (blocks: row by row)."""
     if dtype == "int8":
         codes, scales = eager.to_levels(
@@ -98,6 +99,34 @@ def arrays(
         entry[scale_of(name)] for name, slot in zip(names, slots, strict=True) if slot.dtype == torch.int8
     ]
     return (stored, *(slot_storage(name_of(slot)) for slot in slots)), [*slots, *besides]
+
+
+def begin(
+    entry: MutableMapping[str, Any],
+    weight: Tensor,
+    slots: Mapping[str, float],
+    averaged: bool,
+    state_dtype: Any,
+    whole: bool,
+) -> bool:
+    """Give a weight the state that it has not; return whether it had none.
+
+    `slots` are the names of its state with their first values. State in blocks needs the `whole` of a gradient: where
+    rows come alone, it is kept in float32.
+    """
+    remembered = [*slots, *([AVERAGE] if averaged else [])]
+    new = bool(remembered) and all(entry.get(name) is None for name in remembered)
+    for name, first in slots.items():
+        if entry.get(name) is None:
+            entry.update(create(name, weight, slot_dtype_of(weight, state_dtype, whole), first))
+        elif entry[name].dtype == torch.int8 and not whole:
+            convert(entry, name, "float32")
+    if not averaged:  # of no meaning once the weight has moved without it
+        entry.pop(AVERAGE, None)
+    elif entry.get(AVERAGE) is None:
+        entry.update(create(AVERAGE, weight, slot_dtype_of(weight, None), 0.0))
+        entry[AVERAGE].copy_(weight.detach())
+    return new
 
 
 def _beside_dtype(stored: str) -> str:
