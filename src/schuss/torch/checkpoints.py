@@ -136,19 +136,27 @@ def check_form(loaded: Any) -> None:
         )
 
 
-def parsed(loaded: Any, ours: Sequence[int], checks: Sequence[Check]) -> Saved:
-    """The parts of a checkpoint for groups of `ours` weights, each with its `checks`; or words on why it is none."""
+def parsed(loaded: Any, ours: Sequence[Mapping[str, Any]], checks: Sequence[Check]) -> Saved:
+    """The parts of a checkpoint for groups like `ours`, each with its `checks`; or words on why it is none."""
     check_form(loaded)
     groups, state = loaded["param_groups"], loaded["state"]
+    sizes = [len(group["params"]) for group in ours]
     if not isinstance(state, Mapping):
         raise refusal("The checkpoint's 'state'", type(state).__name__, "a dict of each weight's state")
     _check_groups(groups)
     theirs = [len(group["params"]) for group in groups]
-    if theirs != list(ours):
+    if theirs != sizes:
         raise ValueError(
-            f"The checkpoint has parameter groups of {theirs} weights, this optimizer of {list(ours)}. "
+            f"The checkpoint has parameter groups of {theirs} weights, this optimizer of {sizes}. "
             "Build the optimizer with the same groups as the one that was saved."
         )
+    for k, (mine, other) in enumerate(zip(ours, groups, strict=True)):
+        if mine.get("rule") != other.get("rule"):
+            own = "the optimizer's own rule"
+            raise ValueError(
+                f"The checkpoint's param_groups[{k}] is moved by {other.get('rule', own)}, this optimizer's by "
+                f"{mine.get('rule', own)}. Build the optimizer with the same groups as the one that was saved."
+            )
     keys = [key for group in groups for key in group["params"]]
     check_of_key = {key: one for group, one in zip(groups, checks, strict=True) for key in group["params"]}
     recorded = loaded.get(RECORD)
@@ -285,12 +293,6 @@ def fitted_group(
                 "a number",
                 "A schedule is given to the constructor.",
             )
-    if theirs.get("rule") != mine.get("rule"):
-        rule, other = mine.get("rule", row.name), theirs.get("rule", "the optimizer's own rule")
-        raise ValueError(
-            f"The checkpoint's parameter group is moved by {other}, this optimizer's by {rule}. Build the optimizer "
-            "with the same groups as the one that was saved."
-        )
     if not isinstance(theirs.get("maximize", False), bool):
         raise refusal("The checkpoint's 'maximize'", theirs["maximize"], "True or False")
     number = _Tensors().number(theirs.get("step", 0))

@@ -49,7 +49,7 @@ class Loaded:
     ) -> None:
         self.hyperparameters, self.kinds = hyperparameters, hyperparameters.kinds
         checks = [self.kinds.of(group).check for group in groups]
-        self.saved = checkpoints.parsed(given, [len(group["params"]) for group in groups], checks)
+        self.saved = checkpoints.parsed(given, groups, checks)
         self.groups: list[Group] = []
         try:
             rules = list(self._fit(groups))
