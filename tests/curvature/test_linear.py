@@ -218,7 +218,9 @@ def test_own_rules_have_the_limits_of_theory():
     assert of(Sized).preconditioner is None
     assert float(of(ADOPT, lr=0.1)) == pytest.approx(380, rel=1e-12)
     # With momentum_decay 0 NAdam's momentum stays at half of beta1.
-    half = stability_limit(torch.optim.NAdam([torch.zeros(1, requires_grad=True)], lr=0.1, momentum_decay=0.0))
+    half = stability_limit(
+        torch.optim.NAdam([torch.zeros(1, requires_grad=True)], lr=0.1, momentum_decay=0.0)
+    )
     assert float(half) == pytest.approx(2 * 1.9 / (0.1 * (0.45 * 0.1 + 0.55 * 1.9)), rel=1e-12)
     # Without a field of the name lr there is no learning rate to speak of.
     assert math.isnan(of(TwoPoints).largest_lr(3.0))
