@@ -109,6 +109,21 @@ class Sized(Rule):
         return w - lr * slope / sqrt(new), new
 
 
+@dataclass(frozen=True, kw_only=True)
+class LateSized(Rule):
+    """A gradient, in units of its size, moves the weight one step later."""
+
+    lr: float = number(0.1, low=0)
+    state = ("last", "v")
+
+    def coefficients(self, step):
+        return dict(lr=self.lr)
+
+    @staticmethod
+    def update(w, g, last, v, lr):
+        return w - lr * last / sqrt(v), g, v + g * g
+
+
 # Rule, the step whose coefficients count, and the state there: sizes, and what else is not linear in the gradient.
 CASES = {
     "SGD": (SGD(lr=0.1, weight_decay=0.3), 5, {}),
@@ -136,6 +151,7 @@ CASES = {
     "Averaged": (Averaged(lr=0.1, pull=0.5), 3, {}),
     "Late": (Late(), 3, {}),
     "TwoPoints": (TwoPoints(momentum=0.6), 3, {}),
+    "LateSized": (LateSized(), 3, {"v": 0.3}),
     "Sized": (Sized(share=1.0, pull=0.3), 3, {"q": 0.3}),
     "ADOPT": (ADOPT(lr=0.1, beta2=STILL), 4, {"v": 0.3}),
 }
@@ -222,6 +238,14 @@ def test_own_rules_have_the_limits_of_theory():
         torch.optim.NAdam([torch.zeros(1, requires_grad=True)], lr=0.1, momentum_decay=0.0)
     )
     assert float(half) == pytest.approx(2 * 1.9 / (0.1 * (0.45 * 0.1 + 0.55 * 1.9)), rel=1e-12)
+    assert float(of(RMSprop, lr=0.1, centered=True)) == pytest.approx(20, rel=1e-12)
+    # ASGD's rate is state that starts from lr.
+    w = torch.ones(1, requires_grad=True)
+    optimizer = schuss.torch.ASGD([w], lr=0.1, lambd=0.5)
+    w.grad = torch.zeros(1)
+    optimizer.step()
+    limit, eta = stability_limit(optimizer), float(optimizer.state[w]["eta"])
+    assert limit.largest_lr(7.0) == pytest.approx(2 / (7 + 0.5) * 0.1 / eta, rel=1e-9)
     # Without a field of the name lr there is no learning rate to speak of.
     assert math.isnan(of(TwoPoints).largest_lr(3.0))
 

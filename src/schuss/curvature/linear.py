@@ -404,9 +404,8 @@ def present(rule: Rule, step: int, scalars: tuple[tuple[str, float], ...]) -> It
     Before the first step, that with which it will be taken.
     """
     given = dict(scalars)
-    if (
-        scalars and step
-    ):  # The step began with other scalars, from which these follow where they depend on them.
+    if given and step:
+        # The step began with other scalars, from which these follow where they depend on them.
         low, high = (rule.coefficients(step, **dict.fromkeys(given, x)) for x in (0.0, 1.0))
         span = {name: high[name] - low[name] for name in given}
         given |= {name: (given[name] - low[name]) / width for name, width in span.items() if width}

@@ -352,7 +352,7 @@ def _linear(row: Row, group: Group, state: State) -> Linear:
     p: Tensor | float | None = None
     if scale is not None and not now.adaptive:
         p = scale
-    elif scale is not None and (steps or not row.counts_steps):
+    elif scale is not None:
         p = _preconditioner(now, scale, {name: row.names[name] for name in now.frozen}, state)
     return Linear(rule, limit, now.l2, 1 - now.keep, p, steps, scalars)
 
