@@ -91,12 +91,6 @@ def on_network(
     heights = np.array(
         [[through.loss(task, torch.tensor((x, y), dtype=torch.float64), batch) for x in xs] for y in ys]
     )
-    facts = (
-        ("movement that the two directions hold", f"{through.held[0]:.0%} + {through.held[1]:.0%}"),
-        ("of pure random walks they would hold", f"{through.null[0]:.0%} + {through.null[1]:.0%}"),
-        ("largest loss gap between weights and plane", f"{max(float(np.abs(g).max()) for g in gaps):.3g}"),
-        ("weights", f"{n:,}".replace(",", "\u202f")),
-    )
     units = "weights' own units" if plane == "pca" else "filter lengths"
     return Scene(
         id="walk",
@@ -112,7 +106,7 @@ def on_network(
         trails=tuple(trails),
         axes=(f"first direction, {units}", f"second direction, {units}"),
         unit="loss",
-        facts=facts,
+        facts=_facts(gaps, through, n),
     )
 
 
@@ -151,6 +145,15 @@ def _plane_through(runs: list[_Run], plane: str, seed: int) -> _Plane:
         null = (1 / every.shape[1], 1 / every.shape[1])
         words = f"two random filter-normalised directions round the end of {runs[0].trail.name}"
     return _Plane(model, centre, axes, _held(every, axes), null, words)
+
+
+def _facts(gaps: list[Array], through: _Plane, weights: int) -> tuple[tuple[str, str], ...]:
+    return (
+        ("movement that the two directions hold", f"{through.held[0]:.0%} + {through.held[1]:.0%}"),
+        ("of pure random walks they would hold", f"{through.null[0]:.0%} + {through.null[1]:.0%}"),
+        ("largest loss gap between weights and plane", f"{max(float(np.abs(g).max()) for g in gaps):.3g}"),
+        ("weights", f"{weights:,}".replace(",", "\u202f")),
+    )
 
 
 def _found(trails: list[Trail], gaps: list[Array], through: _Plane) -> str:

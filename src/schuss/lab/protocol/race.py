@@ -10,6 +10,7 @@ import shlex
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -141,10 +142,7 @@ def race(
     words += _own_words(out, run_minutes, run_memory)
     began = time.perf_counter()
     with Store(folder) as store:
-        if retry_crashed:
-            store.forget_crashed()
-        for lane in lanes:
-            store.guard(lane.task.name, lane.facts.fingerprint, code_version(), lane.facts.parts)
+        _open(store, lanes, retry_crashed)
         watched = watcher or _Nobody()
         watched.began(folder)
         before = store.seconds()
@@ -170,12 +168,10 @@ def race(
                 hands.shutdown() if complete else hands.kill()
             seconds = before + time.perf_counter() - began
             found = report(seconds, diagnose)
-            try:
+            # Where something has stopped the race, that is what is to be said.
+            with nullcontext() if complete else suppress(StoreError):
                 store.write_note("seconds", repr(seconds))
                 found.save(folder)
-            except StoreError:
-                if complete:
-                    raise  # otherwise what stopped the race is what is to be said
     return found
 
 
@@ -209,6 +205,14 @@ def _hands(executor: Executor | None, workers: int | None, device: str) -> tuple
     if isinstance(hands, LocalProcesses):
         return hands, hands.workers
     return hands, workers or usable_cores()
+
+
+def _open(store: Store, lanes: Sequence[_Lane], retry_crashed: bool) -> None:
+    """Make sure that what the store holds is of these tasks and this code."""
+    if retry_crashed:
+        store.forget_crashed()
+    for lane in lanes:
+        store.guard(lane.task.name, lane.facts.fingerprint, code_version(), lane.facts.parts)
 
 
 def _limit(lanes: Sequence[_Lane], hands: Executor, limits: Limits) -> None:
