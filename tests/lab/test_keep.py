@@ -108,16 +108,6 @@ def test_an_interrupt_is_a_short_word_and_130(name, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupt_while_the_picture_is_made_keeps_the_page(tmp_path, monkeypatch):
-    monkeypatch.setattr("schuss.lab.pages.picture", interrupt)
-    out = tmp_path / "page.html"
-    arguments = [*COMMANDS["landscape"], "--out", str(out), "--png", str(tmp_path / "page.png")]
-    found = CliRunner().invoke(command("landscape"), arguments)
-    assert found.exit_code == 130
-    assert "page.html is whole, the picture is missing" in found.output.replace("\n", "")
-    assert "The landscape of beale" in out.read_text(encoding="utf-8")
-
-
 def test_an_interrupted_examination_shows_what_it_found(monkeypatch):
     from schuss.lab.doctor import PARTS
 

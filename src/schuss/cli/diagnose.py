@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from schuss.cli.ending import clear_end, this_command
 from schuss.cli.names import check_names
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def command(
     from schuss.lab.landscape.target import task_of
     from schuss.lab.pages import check_writable, write
 
-    try:
+    with clear_end(console, "A smaller --budget or fewer --steps take less time."):
         check_writable(out)
         with console.status("Measuring") as status:
 
@@ -92,13 +91,7 @@ def command(
                 ),
             )
         advice = advise(found)
-        words = [word if word.startswith("-") else shlex.quote(word) for word in sys.argv[1:]]
-        write(out, render(found, advice, f"schuss {' '.join(words)}"))
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
-        raise click.ClickException(str(error)) from error
-    except KeyboardInterrupt:
-        console.print("Stopped: nothing was written. A smaller --budget or fewer --steps take less time.")
-        sys.exit(130)
+        write(out, render(found, advice, this_command()))
     _show(console, found, advice)
     console.print(f"\nPage: {out}", soft_wrap=True, highlight=False)
 

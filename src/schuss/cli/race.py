@@ -147,10 +147,9 @@ def command(
         if table is not None:
             check_format(table)
         with (
-            here(workers) if scheduler is None else dask(scheduler) as hands,
+            here(workers) if scheduler is None else dask(scheduler) as (executor, capacity),
             Watching(console, interrupts) as watcher,
         ):
-            executor, capacity = hands
             try:
                 report = race(
                     given,
@@ -175,18 +174,23 @@ def command(
                 watcher.stop()
                 interrupted(console, watcher.folder)
                 sys.exit(130)
-        for task in report["tasks"]:
-            show(console, task)
-            if "curvature" in task:
-                say(console, f"Curvature: {task['curvature']['text']}")
         assert watcher.folder is not None
-        say(console, f"Report: {watcher.folder / 'report.html'}", soft_wrap=True)
+        conclude(console, report, watcher.folder)
         if table is not None:
             export(report, table)
             say(console, f"Runs: {table}", soft_wrap=True)
         if failures := list(filter(None, map(without_a_finish, report["tasks"]))):
             advice = "Mend it and give the same command with --retry-crashed."
             raise click.ClickException(printable("\n".join([*failures, advice])))
+
+
+def conclude(console: Console, report: Mapping[str, Any], folder: Path) -> None:
+    """What came of each task, and where the report is."""
+    for task in report["tasks"]:
+        show(console, task)
+        if "curvature" in task:
+            say(console, f"Curvature: {task['curvature']['text']}")
+    say(console, f"Report: {folder / 'report.html'}", soft_wrap=True)
 
 
 def printable(text: str) -> str:
@@ -336,12 +340,30 @@ class Watching:
 
 def show(console: Console, task: Mapping[str, Any]) -> None:
     """The final table and the verdict of one task."""
-    metric, seeds = task["metric"]["name"], max((row["metric"]["n"] for row in task["ranking"]), default=0)
+    if task["ranking"]:
+        console.print(ranking(task))
+        for row in task["ranking"]:
+            say(console, f"  {row['entry']}: {settings(row['parameters'])}")
+        console.print()
+    for text in (f"{task['verdict']['headline']}. {task['verdict']['text']}", *task["verdict"]["notes"]):
+        say(console, text)
+    if task["diverged"]:
+        console.print(f"{counted(task['diverged'])} diverged.")
+    show_crashed(console, task)
+    limited = [entry["name"] for entry in task["entries"] if "lr" in entry["space_limited"]]
+    if limited:
+        names = ", ".join(limited)
+        say(console, f"Limited by the space: the best learning rate lies at the edge for {names}.")
+
+
+def ranking(task: Mapping[str, Any]) -> Table:
+    """The final table of one task, the best entry first."""
+    metric, seeds = task["metric"]["name"], max(row["metric"]["n"] for row in task["ranking"])
     title = (
         f"{task['name']}: {metric} on validation, mean and 95 % interval of the median, {seeds} fresh seeds"
     )
     table = Table(title=cell(title), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    widest = max((len(x) for row in task["ranking"] for x in spread(row["metric"]).split("\n")), default=None)
+    widest = max(len(x) for row in task["ranking"] for x in spread(row["metric"]).split("\n"))
     for heading in ("", "entry"):
         table.add_column(heading, no_wrap=not heading, overflow="fold")
     metric = cell(metric)
@@ -360,20 +382,7 @@ def show(console: Console, task: Mapping[str, Any]) -> None:
             number(row["bytes_per_weight"]),
             number(None if row["step"]["seconds"] is None else 1e6 * row["step"]["seconds"], 3),
         )
-    if task["ranking"]:
-        console.print(table)
-        for row in task["ranking"]:
-            say(console, f"  {row['entry']}: {settings(row['parameters'])}")
-        console.print()
-    for text in (f"{task['verdict']['headline']}. {task['verdict']['text']}", *task["verdict"]["notes"]):
-        say(console, text)
-    if task["diverged"]:
-        console.print(f"{counted(task['diverged'])} diverged.")
-    show_crashed(console, task)
-    limited = [entry["name"] for entry in task["entries"] if "lr" in entry["space_limited"]]
-    if limited:
-        names = ", ".join(limited)
-        say(console, f"Limited by the space: the best learning rate lies at the edge for {names}.")
+    return table
 
 
 def show_crashed(console: Console, task: Mapping[str, Any]) -> None:

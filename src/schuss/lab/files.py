@@ -110,12 +110,6 @@ def load_own(place: str) -> Loaded:
     return _installed(place)
 
 
-def load_file(file: str | Path) -> tuple[ModuleType, str]:
-    """Run a Python file as a module of its own; return it with its text."""
-    loaded = load(file)
-    return loaded.module, loaded.source
-
-
 def load_name(place: str | Path, name: str) -> tuple[Any, str]:
     """One thing from a file, with the file's text."""
     loaded = load_own(str(place))

@@ -178,10 +178,6 @@ class Newton(CurvatureOptimizer):
             start,
             end,
             predicted=predicted,
-            promised=predicted,
-            possible=predicted,
-            trials=1,
-            radius=math.inf,
             negative_curvature=bend < 0,
             stopped=stopped,
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -154,69 +154,72 @@ def check(key: int, weight: Tensor, gradient: Tensor, entry: Mapping[str, Any], 
     refused has changed nothing.
     """
     where = f"weight {key}, of shape {tuple(weight.shape)}"
-
-    def refuse(what: str, has: str, needs: str, advice: str) -> ValueError:
-        return ValueError(f"{what}{where}, {has}; it needs {needs}. {advice}")
-
-    own = "The "
-    if weight.layout != torch.strided or not _has_numbers(weight):
-        raise refuse(
-            own,
-            f"is {dtype_name(weight.dtype)}, {weight.layout}",
-            _numbers_of("real"),
-            "Cast it, or freeze it.",
-        )
-    _check_held(weight, partial(refuse, own, *_FREED))
-    if weight.numel() and any(
-        size > 1 and not stride for size, stride in zip(weight.shape, weight.stride(), strict=True)
-    ):
-        raise refuse(
-            own, "has numbers that share memory", "memory of its own for each", "Try `.data = .data.clone()`."
-        )
-    field = "complex" if weight.is_complex() else "real"
-
-    def like_weight(tensor: Tensor, what: str, advice: str, integers: bool = False) -> None:
-        fits = (tensor.shape, tensor.device) == (weight.shape, weight.device)
-        kind = _has_numbers(tensor) or (integers and tensor.dtype == torch.int8)
-        if not fits or not kind or tensor.is_complex() != weight.is_complex():
-            needs = f"shape {tuple(weight.shape)} on {weight.device} and {_numbers_of(field)}"
-            raise refuse(what, _short(tensor), needs, advice)
-        _check_held(tensor, partial(refuse, what, *_FREED))
-
-    gone = "Was it replaced, or the weight's `.data`? `optimizer.state.clear()` starts the state anew."
+    _check_weight(weight, partial(_refuse, f"The {where}"))
+    refuse = partial(_refuse, f"The gradient of {where}")
     if gradient.layout not in (torch.strided, torch.sparse_coo):
-        raise refuse(
-            "The gradient of ", f"is {gradient.layout}", "a dense or a COO tensor", "Try `.to_dense()`."
-        )
-    like_weight(gradient, "The gradient of ", "Was it replaced or cast through `.data`?")
+        raise refuse(f"is {gradient.layout}", "a dense or a COO tensor", "Try `.to_dense()`.")
+    _check_like(weight, gradient, refuse, "Was it replaced or cast through `.data`?")
     if gradient.layout == torch.sparse_coo:
         check_rows(key, weight, gradient)
     for name in names:
-        slot, scales = entry.get(name), entry.get(scale_of(name))
-        of = f"The state {name!r} of "
-        if slot is None:
-            continue
-        if not isinstance(slot, Tensor) or slot.layout != torch.strided:
-            has = f"is {slot.layout}" if isinstance(slot, Tensor) else f"is of type {type(slot).__name__}"
-            raise refuse(of, has, "a dense tensor", gone)
-        like_weight(slot, of, gone, integers=True)
-        if slot.dtype == torch.int8:
-            beside = f"The state {scale_of(name)!r} of "
-            _check_scales(slot, scales, partial(refuse, beside, advice=gone))
-            _check_held(cast(Tensor, scales), partial(refuse, beside, *_FREED))
-        elif scales is not None:
-            raise refuse(
-                of, f"is {dtype_name(slot.dtype)} with scales", "int8 codes beside scales", "Were they cast?"
+        if (slot := entry.get(name)) is not None:
+            scales = entry.get(scale_of(name))
+            refuse, refuse_scales = (
+                partial(_refuse, f"The state {one!r} of {where}") for one in (name, scale_of(name))
             )
+            _check_slot(weight, slot, scales, refuse, refuse_scales)
     rest = entry.get(REST)
+    refuse = partial(_refuse, f"The state {REST!r} of {where}")
     if isinstance(rest, Tensor) and rest.shape == weight.shape and rest.layout == torch.strided:
-        _check_held(rest, partial(refuse, f"The state {REST!r} of ", *_FREED))
+        _check_held(rest, refuse)
     elif rest is not None:
         has = _short(rest) if isinstance(rest, Tensor) else f"is of type {type(rest).__name__}"
-        raise refuse(f"The state {REST!r} of ", has, f"a dense tensor of shape {tuple(weight.shape)}", gone)
+        raise refuse(has, f"a dense tensor of shape {tuple(weight.shape)}", _GONE)
 
 
-_FREED = "has memory for fewer numbers than its shape", "room for all", "Was its storage freed or resized?"
+Refuse = Callable[[str, str, str], ValueError]
+"""What a tensor has, what it needs, what to try."""
+
+
+def _refuse(what: str, has: str, needs: str, advice: str) -> ValueError:
+    return ValueError(f"{what}, {has}; it needs {needs}. {advice}")
+
+
+def _check_weight(weight: Tensor, refuse: Refuse) -> None:
+    if weight.layout != torch.strided or not _has_numbers(weight):
+        kind = f"is {dtype_name(weight.dtype)}, {weight.layout}"
+        raise refuse(kind, _numbers_of("real"), "Cast it, or freeze it.")
+    _check_held(weight, refuse)
+    if weight.numel() and any(
+        size > 1 and not stride for size, stride in zip(weight.shape, weight.stride(), strict=True)
+    ):
+        shared = "has numbers that share memory"
+        raise refuse(shared, "memory of its own for each", "Try `.data = .data.clone()`.")
+
+
+def _check_like(weight: Tensor, tensor: Tensor, refuse: Refuse, advice: str, integers: bool = False) -> None:
+    """Refuse a tensor that does not lie beside the weight, number by number."""
+    fits = (tensor.shape, tensor.device) == (weight.shape, weight.device)
+    kind = _has_numbers(tensor) or (integers and tensor.dtype == torch.int8)
+    if not fits or not kind or tensor.is_complex() != weight.is_complex():
+        numbers = _numbers_of("complex" if weight.is_complex() else "real")
+        raise refuse(_short(tensor), f"shape {tuple(weight.shape)} on {weight.device} and {numbers}", advice)
+    _check_held(tensor, refuse)
+
+
+def _check_slot(weight: Tensor, slot: Any, scales: Any, refuse: Refuse, refuse_scales: Refuse) -> None:
+    if not isinstance(slot, Tensor) or slot.layout != torch.strided:
+        has = f"is {slot.layout}" if isinstance(slot, Tensor) else f"is of type {type(slot).__name__}"
+        raise refuse(has, "a dense tensor", _GONE)
+    _check_like(weight, slot, refuse, _GONE, integers=True)
+    if slot.dtype == torch.int8:
+        _check_scales(slot, scales, refuse_scales)
+    elif scales is not None:
+        has = f"is {dtype_name(slot.dtype)} with scales"
+        raise refuse(has, "int8 codes beside scales", "Were they cast?")
+
+
+_GONE = "Was it replaced, or the weight's `.data`? `optimizer.state.clear()` starts the state anew."
 
 
 def _numbers_of(field: str) -> str:
@@ -224,19 +227,22 @@ def _numbers_of(field: str) -> str:
     return f"{field} numbers, one of {names}"
 
 
-def _check_held(tensor: Tensor, refusal: Callable[[], ValueError]) -> None:
+def _check_held(tensor: Tensor, refuse: Refuse) -> None:
     if in_memory(tensor) and not held(tensor):
-        raise refusal()
+        has = "has memory for fewer numbers than its shape"
+        raise refuse(has, "room for all", "Was its storage freed or resized?")
 
 
-def _check_scales(codes: Tensor, scales: Any, refuse: Callable[[str, str], ValueError]) -> None:
+def _check_scales(codes: Tensor, scales: Any, refuse: Refuse) -> None:
     blocks = -(-codes.numel() // BLOCK)
     needs = f"{blocks} scales, contiguous float32 on {codes.device}"
     if not isinstance(scales, Tensor):
-        raise refuse("is missing" if scales is None else f"is of type {type(scales).__name__}", needs)
+        has = "is missing" if scales is None else f"is of type {type(scales).__name__}"
+        raise refuse(has, needs, _GONE)
     fits = (scales.layout, scales.dtype, scales.device) == (torch.strided, torch.float32, codes.device)
     if not fits or scales.numel() != blocks or not scales.is_contiguous():
-        raise refuse(_short(scales), needs)
+        raise refuse(_short(scales), needs, _GONE)
+    _check_held(scales, refuse)
 
 
 def check_rows(key: int, weight: Tensor, gradient: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from schuss.lab.entries import find
-from schuss.lab.landscape import STORIES, SURFACES, figure, on_network, on_surface, render, story, surface
+from schuss.lab.landscape import STORIES, SURFACES, on_network, on_surface, render, story, surface
 from schuss.lab.landscape.networks import random_walk_shares
 from schuss.lab.landscape.surfaces import heights_on, value_at
 from schuss.lab.landscape.target import is_surface, task_of
@@ -149,24 +149,10 @@ def test_the_page_needs_nothing_else(digits):
     assert 'http-equiv="Content-Security-Policy" content="default-src \'none\'' in page
 
 
-def test_the_figure_is_plain_data():
-    found = figure(on_surface(surface("rosenbrock"), [find("sgd")], 20, lr=1e-3))
-    assert [trace["type"] for trace in found["data"]] == ["contour"] + 4 * ["scatter"]
-    path, start, head, minimum = found["data"][1:]
-    assert len(path["x"]) == 21
-    assert (start["x"], start["y"]) == ([-1.2], [1.0])
-    assert (head["x"][0], head["y"][0]) == (path["x"][-1], path["y"][-1])
-    assert (minimum["x"], minimum["y"]) == ([1.0], [1.0])
-    assert (
-        "(1 − x)² + 100 (y − x²)², from (−1.2, 1), 20 steps" in found["layout"]["title"]["subtitle"]["text"]
-    )
-
-
 def test_x_and_y_have_one_scale_where_the_window_allows():
     for spec, same in (("quadratic:kappa=50", True), ("quadratic:kappa=10000", False)):
         scene = on_surface(surface(spec), [find("sgd")], 2, lr=1e-5)
         assert scene.to_scale is same
-        assert ("scaleanchor" in figure(scene)["layout"]["yaxis"]) is same
         assert ("different scales" in render([scene], "schuss landscape")) is not same
 
 

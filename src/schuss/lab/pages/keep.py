@@ -1,4 +1,4 @@
-"""A page or a picture on the disk: whole or not at all."""
+"""A file on the disk: whole or not at all."""
 
 from __future__ import annotations
 

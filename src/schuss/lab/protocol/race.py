@@ -10,7 +10,9 @@ import shlex
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -116,19 +118,13 @@ def race(
     Raises `ValueError` for what cannot be raced, `TypeError` for what cannot be sent to a worker, `StoreError` for a
     folder that cannot be used, `ExecutorError` for workers that do not work.
     """
-    if rank_by not in ("metric", *assemble.AXES):
-        raise refusal("rank_by", rank_by, f"one of {', '.join(('metric', *assemble.AXES))}")
+    _check(rank_by, device, entries, schedules, batch_sizes)
     if workers is not None:
         workers = whole("workers", workers, 1)
-    if device not in ("cpu", "cuda"):
-        raise unknown("device", device, ("cpu", "cuda"))
-    for name, value in (("entries", entries), ("schedules", schedules), ("batch_sizes", batch_sizes)):
-        if isinstance(value, str) or not isinstance(value, Sequence | None):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise refusal(name, value, "a list", f"Try {name}=[{value!r}].")
+    Limits.of(run_minutes, run_memory, 0.0, 1)
     given = [task] if isinstance(task, str | Path | Task) else list(task)
     if not given:
         raise refusal("task", given, "at least one task")
-    Limits.of(run_minutes, run_memory, 0.0, 1)
     if executor is None:
         start_server()
     preset, spending = budget_of(budget)
@@ -143,56 +139,87 @@ def race(
         raise refusal("task", [lane.task.name for lane in lanes], "a list of different tasks")
     UserCode.merged([lane.package.code for lane in lanes])
     folder = Path(out) if out is not None else Path("runs") / folder_name(lane.task.name for lane in lanes)
+    words += _own_words(out, run_minutes, run_memory)
     began = time.perf_counter()
     with Store(folder) as store:
-        if retry_crashed:
-            store.forget_crashed()
-        for lane in lanes:
-            store.guard(lane.task.name, lane.facts.fingerprint, code_version(), lane.facts.parts)
+        _open(store, lanes, retry_crashed)
         watched = watcher or _Nobody()
         watched.began(folder)
         before = store.seconds()
-        own = executor is None
-        hands = (
-            LocalProcesses(_workers(workers, device), gpus=device == "cuda")
-            if executor is None
-            else adopt(executor)
+        hands, capacity = _hands(executor, workers, device)
+        _limit(
+            lanes,
+            hands,
+            Limits.of(run_minutes, run_memory, max(lane.facts.seconds for lane in lanes), capacity),
         )
-        capacity = hands.workers if isinstance(hands, LocalProcesses) else workers or usable_cores()
-        if isinstance(hands, Cluster):
-            hands.verify(code_version())
-        limits = Limits.of(run_minutes, run_memory, max(lane.facts.seconds for lane in lanes), capacity)
-        for lane in lanes:
-            lane.limits = limits
         told: Any = getattr(watched, "planned", None)
-        if isinstance(hands, LocalProcesses):
-            hands.limits = limits
         if told is not None:
-            told(_limits_in_words(limits, hands))
-        if out is not None:
-            words += f" --out {shlex.quote(str(out))}"
-        for name, value in (("run-minutes", run_minutes), ("run-memory", run_memory)):
-            words += "" if value is None else f" --{name} {value:g}"
+            told(_limits_in_words(lanes[0].limits, hands))
+        report = partial(_report, lanes, store, preset, spending, seed, words)
         complete = False
         try:
             _drive(lanes, store, hands, capacity, watched)
             complete = True
             if diagnose:
                 watched.stage("diagnose", len(lanes), 0)
-                known = _report(lanes, store, preset, spending, seed, words, 0.0, False)
-                curvature.look_into(lanes, known.data["tasks"], store)
+                curvature.look_into(lanes, report(0.0, False).data["tasks"], store)
         finally:
-            if own and isinstance(hands, LocalProcesses):
+            if executor is None and isinstance(hands, LocalProcesses):
                 hands.shutdown() if complete else hands.kill()
             seconds = before + time.perf_counter() - began
-            report = _report(lanes, store, preset, spending, seed, words, seconds, diagnose)
-            try:
+            found = report(seconds, diagnose)
+            # Where something has stopped the race, that is what is to be said.
+            with nullcontext() if complete else suppress(StoreError):
                 store.write_note("seconds", repr(seconds))
-                report.save(folder)
-            except StoreError:
-                if complete:
-                    raise  # otherwise what stopped the race is what is to be said
-    return report
+                found.save(folder)
+    return found
+
+
+def _check(rank_by: str, device: str, entries: object, schedules: object, batch_sizes: object) -> None:
+    """Refuse what no task has to be looked at for."""
+    if rank_by not in ("metric", *assemble.AXES):
+        raise refusal("rank_by", rank_by, f"one of {', '.join(('metric', *assemble.AXES))}")
+    if device not in ("cpu", "cuda"):
+        raise unknown("device", device, ("cpu", "cuda"))
+    for name, value in (("entries", entries), ("schedules", schedules), ("batch_sizes", batch_sizes)):
+        if isinstance(value, str) or not isinstance(value, Sequence | None):
+            raise refusal(name, value, "a list", f"Try {name}=[{value!r}].")
+
+
+def _own_words(out: str | Path | None, run_minutes: float | None, run_memory: float | None) -> str:
+    """What of the command says where and within which limits, and nothing of the result."""
+    words = "" if out is None else f" --out {shlex.quote(str(out))}"
+    for name, value in (("run-minutes", run_minutes), ("run-memory", run_memory)):
+        words += "" if value is None else f" --{name} {value:g}"
+    return words
+
+
+def _hands(executor: Executor | None, workers: int | None, device: str) -> tuple[Executor, int]:
+    """What does the work, and how many runs at a time."""
+    if executor is None:
+        own = LocalProcesses(_workers(workers, device), gpus=device == "cuda")
+        return own, own.workers
+    hands = adopt(executor)
+    if isinstance(hands, Cluster):
+        hands.verify(code_version())
+    if isinstance(hands, LocalProcesses):
+        return hands, hands.workers
+    return hands, workers or usable_cores()
+
+
+def _open(store: Store, lanes: Sequence[_Lane], retry_crashed: bool) -> None:
+    """Make sure that what the store holds is of these tasks and this code."""
+    if retry_crashed:
+        store.forget_crashed()
+    for lane in lanes:
+        store.guard(lane.task.name, lane.facts.fingerprint, code_version(), lane.facts.parts)
+
+
+def _limit(lanes: Sequence[_Lane], hands: Executor, limits: Limits) -> None:
+    for lane in lanes:
+        lane.limits = limits
+    if isinstance(hands, LocalProcesses):
+        hands.limits = limits
 
 
 def _limits_in_words(limits: Limits, executor: Executor) -> str:
