@@ -37,7 +37,7 @@ class Torch(Api):
 
     def __init__(self, name, starts, **options):
         super().__init__(name, starts, **options)
-        self.params = [torch.nn.Parameter(torch.from_numpy(start.copy())) for start in self.starts]
+        self.params = [torch.nn.Parameter(torch.from_numpy(start.copy(order="K"))) for start in self.starts]
         self.optimizer = getattr(schuss.torch, name)(self.params, **options)
 
     def step(self, *gradients):
@@ -107,7 +107,7 @@ class NumPy(Api):
 
     def __init__(self, name, starts, **options):
         super().__init__(name, starts, **options)
-        self.params = {str(k): start.copy() for k, start in enumerate(self.starts)}
+        self.params = {str(k): start.copy(order="K") for k, start in enumerate(self.starts)}
         self.optimizer = getattr(schuss.numpy, name)(**options)
 
     def step(self, *gradients):

@@ -305,7 +305,7 @@ def test_clipping_equals_that_by_hand(api, plain, maximize):
         maximize = False  # torch.optim's own climbs another way
     starts = [
         noise(5, 2, dtype=np.float64),
-        noise(60, 50, dtype=np.float64),
+        np.asfortranarray(noise(60, 50, dtype=np.float64)),
         noise(4, dtype=np.float64) + 1j,
         noise(9, 3, dtype=np.float64),
         noise(2, dtype=np.float64),

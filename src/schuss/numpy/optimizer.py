@@ -134,6 +134,9 @@ class Optimizer:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        shown = own_signature(cls)
+        if shown is not None:
+            cls.__signature__ = shown  # type: ignore[attr-defined]
         if "row" not in cls.__dict__:
             return
         cls._known = parameters(cls.row, {})
@@ -141,7 +144,7 @@ class Optimizer:
         cls._lazy = tuple(cls.row.sparse.items())
         cls._check = checkpoints.check_of(cls.row)
         cls._binding = inspect.Signature(list(cls._known.values()))
-        cls.__signature__ = own_signature(cls) or cls._binding  # type: ignore[attr-defined]
+        cls.__signature__ = shown or cls._binding  # type: ignore[attr-defined]
         if "__init__" not in cls.__dict__:
             first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
             cls.__init__ = constructor(Optimizer.__init__, inspect.Signature([first, *cls._known.values()]))
