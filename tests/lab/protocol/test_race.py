@@ -182,7 +182,7 @@ def test_a_killed_race_goes_on_and_ends_the_same(whole, line, tmp_path):
             str(rng.randint(2, 8)),
         ]
         ended = subprocess.run(
-            arguments, capture_output=True, timeout=120, env=os.environ | {"PYTHONPATH": "src"}
+            arguments, capture_output=True, timeout=600, env=os.environ | {"PYTHONPATH": "src"}
         )
         assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
     with Store(tmp_path / "torn") as store:
