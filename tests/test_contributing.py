@@ -76,4 +76,3 @@ def test_both_apis_stubs_and_the_race_have_it(copy):
         assert "class Signum(Optimizer):" in (copy / "src/schuss" / api / "__init__.pyi").read_text(
             encoding="utf-8"
         )
-    run(copy, "tools/stubs.py", "--check")
