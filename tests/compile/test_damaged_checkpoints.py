@@ -252,7 +252,9 @@ def test_a_damaged_entry_is_refused_by_name_and_changes_nothing(api, subject, pa
     one, state = api(subject, seed=1, steps=1), damaged(api, subject, key, part, change)
     caught = assert_refused(one, state, re.escape(api.place(key, part)))
     if name in ("missing", "NaN") and not (part == "step" and name == "NaN"):
-        assert "strict=False" in str(caught.value) or part == "average"
+        # NumPy's average alone may be without its weight: then the count of entries tells that it is gone.
+        counted = api is NumPy and (part, name) == ("average", "missing")
+        assert ("strict=False" in str(caught.value)) == (not counted)
     else:
         assert_refused(one, state, re.escape(api.place(key, part)), strict=False)
 
@@ -538,7 +540,9 @@ def test_what_diverged_can_be_loaded():
     for api in (Torch, NumPy):
         for part in ("exp_avg", "exp_avg_sq") if api is Torch else ("m", "v"):
             state = damaged(api, SUBJECTS[0], api.key, part, filled(np.inf))
-            api(SUBJECTS[0], seed=1).optimizer.load_state_dict(state)
+            one = api(SUBJECTS[0], seed=1)
+            one.optimizer.load_state_dict(state)
+            assert np.isinf(api.array(api.entries(one.state())[api.key, part])).any()
 
 
 def test_options_in_a_checkpoint_do_not_override_the_constructors():

@@ -5,11 +5,11 @@ from math import nan
 import numpy as np
 import pytest
 import torch
+from tests.lab.made_up import Contestant
+from tests.lab.made_up import raced as made_up_race
 
 from schuss.lab import Budget, Entry
-from schuss.lab.protocol.assemble import Raced, metric_bounds, task_report
-from schuss.lab.protocol.plan import Contestant, Plan
-from schuss.lab.protocol.preflight import Facts
+from schuss.lab.protocol.assemble import metric_bounds, task_report
 
 NOISE = np.array([-1.0, 1.0, -0.5, 0.5, 0.2, -0.2, 0.8, -0.8, 0.1, -0.1])
 
@@ -42,22 +42,16 @@ def raced(make_task, validation, test=None, *, trials=5, **changes):
         for name in validation
     ]
     task = make_task(**{"metric_name": "accuracy", "best": "max"} | changes)
-    plan = Plan("fingerprint", task.best, contestants, budget, budget.seeds(0))
-    results, talk = {}, plan.stages()
-    stage = next(talk)
-    while True:
-        for run in stage.runs:
-            name, at = run.contestant.name, run.seed - plan.seeds["report"][0]
-            if run.stage == "report":
-                results[run.id] = result(validation[name][at], (test or validation)[name][at])
-            else:  # the middle of the range is the best learning rate, so that nothing is widened
-                results[run.id] = result(0.9 - 0.01 * abs(np.log10(run.configuration.parameters["lr"]) + 2))
-        try:
-            stage = talk.send(results)
-        except StopIteration:
-            break
-    facts = Facts("fingerprint", 4, dict.fromkeys(("train", "validation", "test"), 84))
-    return Raced(task, "line", facts, plan, results, {}, "metric", "schuss race line")
+    first = budget.seeds(0)["report"][0]
+
+    def made_up(run):
+        if run.stage == "report":
+            name, at = run.contestant.name, run.seed - first
+            return result(validation[name][at], (test or validation)[name][at])
+        # the middle of the range is the best learning rate, so that nothing is widened
+        return result(0.9 - 0.01 * abs(np.log10(run.configuration.parameters["lr"]) + 2))
+
+    return made_up_race(task, contestants, budget, made_up)
 
 
 def verdict(line, *given, **changes):

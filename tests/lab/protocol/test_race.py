@@ -79,7 +79,7 @@ def test_the_report_builds_the_winner(whole):
     assert isinstance(optimizer, cls)
     assert optimizer.param_groups[0]["lr"] == arguments["lr"] == row["parameters"]["lr"]
     assert [line["entry"] for line in whole.table()] == [line["entry"] for line in whole.task()["ranking"]]
-    assert "sgd" in repr(whole) or "adam" in repr(whole)
+    assert row["entry"] in repr(whole)
 
 
 def test_pasted_settings_build_the_same_optimizer(whole):
@@ -182,7 +182,7 @@ def test_a_killed_race_goes_on_and_ends_the_same(whole, line, tmp_path):
             str(rng.randint(2, 8)),
         ]
         ended = subprocess.run(
-            arguments, capture_output=True, timeout=120, env=os.environ | {"PYTHONPATH": "src"}
+            arguments, capture_output=True, timeout=600, env=os.environ | {"PYTHONPATH": "src"}
         )
         assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
     with Store(tmp_path / "torn") as store:
