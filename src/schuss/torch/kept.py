@@ -8,6 +8,7 @@ In a checkpoint, codes stand under `exp_avg_codes`: torch.optim would take them 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any, cast
@@ -15,10 +16,10 @@ from typing import Any, cast
 import torch
 
 from schuss.compile import eager
-from schuss.compile.checkpoint import REST, scale_of
+from schuss.compile.checkpoint import REST, Part, is_count, scale_of
 from schuss.compile.front import dtype_name, slot_dtype, slot_storage
 from schuss.compile.storage import BLOCK, PLAIN, STORAGES
-from schuss.torch.layout import held, in_memory
+from schuss.torch.layout import apart, held, in_memory
 
 Tensor = torch.Tensor
 
@@ -118,11 +119,20 @@ def _short(tensor: Tensor) -> str:
     return f"is {dtype_name(tensor.dtype)} of shape {tuple(tensor.shape)} on {tensor.device}"
 
 
-def check(key: int, weight: Tensor, gradient: Tensor, entry: Mapping[str, Any], names: Sequence[str]) -> None:
+def check(
+    key: int,
+    weight: Tensor,
+    gradient: Tensor,
+    entry: Mapping[str, Any],
+    names: Sequence[str],
+    parts: Mapping[str, Part],
+    together: Sequence[str],
+) -> None:
     """Refuse a weight, a gradient or state that a step could not walk over, whoever has made it so.
 
-    `key` is the weight's place among all, `names` are those of its slots. Nothing is changed here, so a step that is
-    refused has changed nothing.
+    `key` is the weight's place among all, `names` are those of its slots, `parts` says what each entry is, and
+    `together` names those that are there all or not at all. Nothing is changed here, so a step that is refused has
+    changed nothing.
     """
     where = f"weight {key}, of shape {tuple(weight.shape)}"
 
@@ -138,12 +148,8 @@ def check(key: int, weight: Tensor, gradient: Tensor, entry: Mapping[str, Any], 
             "Cast it, or freeze it.",
         )
     _check_held(weight, partial(refuse, own, *_FREED))
-    if weight.numel() and any(
-        size > 1 and not stride for size, stride in zip(weight.shape, weight.stride(), strict=True)
-    ):
-        raise refuse(
-            own, "has numbers that share memory", "memory of its own for each", "Try `.data = .data.clone()`."
-        )
+    if not apart(weight):
+        raise refuse(own, *_SHARED)
     field = "complex" if weight.is_complex() else "real"
 
     def like_weight(tensor: Tensor, what: str, advice: str, integers: bool = False) -> None:
@@ -154,6 +160,10 @@ def check(key: int, weight: Tensor, gradient: Tensor, entry: Mapping[str, Any], 
             raise refuse(what, _short(tensor), needs, advice)
         _check_held(tensor, partial(refuse, what, *_FREED))
 
+    def to_write(tensor: Tensor, what: str) -> None:
+        if not apart(tensor):
+            raise refuse(what, *_SHARED)
+
     gone = "Was it replaced, or the weight's `.data`? `optimizer.state.clear()` starts the state anew."
     if gradient.layout not in (torch.strided, torch.sparse_coo):
         raise refuse(
@@ -162,6 +172,7 @@ def check(key: int, weight: Tensor, gradient: Tensor, entry: Mapping[str, Any], 
     like_weight(gradient, "The gradient of ", "Was it replaced or cast through `.data`?")
     if gradient.layout == torch.sparse_coo:
         check_rows(key, weight, gradient)
+    _check_together(entry, parts, together, partial(refuse, advice=gone))
     for name in names:
         slot, scales = entry.get(name), entry.get(scale_of(name))
         of = f"The state {name!r} of "
@@ -171,6 +182,7 @@ def check(key: int, weight: Tensor, gradient: Tensor, entry: Mapping[str, Any], 
             has = f"is {slot.layout}" if isinstance(slot, Tensor) else f"is of type {type(slot).__name__}"
             raise refuse(of, has, "a dense tensor", gone)
         like_weight(slot, of, gone, integers=True)
+        to_write(slot, of)
         if slot.dtype == torch.int8:
             beside = f"The state {scale_of(name)!r} of "
             _check_scales(slot, scales, partial(refuse, beside, advice=gone))
@@ -182,12 +194,48 @@ def check(key: int, weight: Tensor, gradient: Tensor, entry: Mapping[str, Any], 
     rest = entry.get(REST)
     if isinstance(rest, Tensor) and rest.shape == weight.shape and rest.layout == torch.strided:
         _check_held(rest, partial(refuse, f"The state {REST!r} of ", *_FREED))
+        to_write(rest, f"The state {REST!r} of ")
     elif rest is not None:
         has = _short(rest) if isinstance(rest, Tensor) else f"is of type {type(rest).__name__}"
         raise refuse(f"The state {REST!r} of ", has, f"a dense tensor of shape {tuple(weight.shape)}", gone)
 
 
 _FREED = "has memory for fewer numbers than its shape", "room for all", "Was its storage freed or resized?"
+
+
+_SHARED = "has numbers that share memory", "memory of its own for each", "Try `.data = .data.clone()`."
+
+
+def _check_together(
+    entry: Mapping[str, Any],
+    parts: Mapping[str, Part],
+    together: Sequence[str],
+    refuse: Callable[[str, str, str], ValueError],
+) -> None:
+    """Refuse a count or scalar that is none, and state that is there in part: the rest would start at another step."""
+    for name in together:
+        one, value = parts[name], entry.get(name)
+        if value is None or one.kind not in ("count", "number"):
+            continue
+        number = _number(value)
+        fits = is_count(number) if one.kind == "count" else one.low <= number <= one.high
+        if not (fits and math.isfinite(number)):
+            needs = "a whole number ≥ 0" if one.kind == "count" else one.domain
+            raise refuse(f"The state {name!r} of ", f"is {value!r}", needs)
+    there = [name for name in together if entry.get(name) is not None]
+    if there == ["step"] and not _number(entry["step"]):
+        return  # a count that waits for the first step
+    for name in together if there else ():
+        if name not in there:
+            beside = ", ".join(map(repr, there))
+            raise refuse(f"The state {name!r} of ", "is missing", f"its own numbers beside {beside}")
+
+
+def _number(value: Any) -> float:
+    try:
+        return math.nan if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan
 
 
 def _numbers_of(field: str) -> str:

@@ -639,7 +639,10 @@ class Optimizer(torch.optim.Optimizer):
         whole = {k for k in present if gradients[k].layout != torch.sparse_coo}
         for k in present:
             slots = [self.row.names[slot] for slot in rules[group_of[k]].slots]
-            kept.check(k, weights[k], gradients[k], self.state.get(weights[k], {}), [*slots, AVERAGE])
+            entry = self.state.get(weights[k], {})
+            kept.check(
+                k, weights[k], gradients[k], entry, [*slots, AVERAGE], self._check.parts, self._together
+            )
         found = self._adopt(weights, present, whole)
         items = [
             Item(
@@ -874,6 +877,14 @@ class Optimizer(torch.optim.Optimizer):
         return [
             name for name, _ in self._names if name in theirs and self._parameters[name].default is not False
         ]
+
+    @functools.cached_property
+    def _together(self) -> list[str]:
+        """What of a weight's state is there all or not at all: its count, scalars, and the slots of every variant."""
+        variants = list(self.row.rule.variants.values())
+        slots = [slot for slot in variants[0] if all(slot in variant for variant in variants)]
+        step = ["step"] if self.row.counts_steps else []
+        return [*(self.row.names[name] for name in (*slots, *self.row.rule.scalars)), *step]
 
     @functools.cached_property
     def _slot_names(self) -> set[str]:
