@@ -125,6 +125,12 @@ def race(
     for name, value in (("entries", entries), ("schedules", schedules), ("batch_sizes", batch_sizes)):
         if isinstance(value, str) or not isinstance(value, Sequence | None):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise refusal(name, value, "a list", f"Try {name}=[{value!r}].")
+    if executor is not None and not callable(getattr(executor, "submit", None)):
+        advice = "None races in local processes."
+        raise refusal("executor", executor, "a concurrent.futures.Executor or None", advice)
+    if not isinstance(task, str | Path | Task | Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        advice = "Give a name, a file, a schuss.lab.Task, or a list of them."
+        raise refusal("task", task, "a task", advice)
     given = [task] if isinstance(task, str | Path | Task) else list(task)
     if not given:
         raise refusal("task", given, "at least one task")
