@@ -375,9 +375,19 @@ def test_too_many_weights_are_refused_with_the_cost_and_the_alternatives():
         (Newton, {"lr": 2.0}, r"lr=2\.0 is not in \[0, 1\]"),
         (Newton, {"damping": "lm"}, "damping='lm' is not \"region\" or None"),
         (Newton, {"radius": 0.0}, r"radius=0\.0 is not > 0"),
-        (NewtonCG, {"max_products": 0}, "max_products=0 is not ≥ 1"),
-        (NewtonCG, {"probes": -1}, "probes=-1 is not ≥ 0"),
-        (LBFGS, {"history_size": 0}, "history_size=0 is not ≥ 1"),
+        (Newton, {"radius": "x"}, "radius='x' is not > 0"),
+        (Newton, {"lr": "x"}, r"lr='x' is not in \[0, 1\]"),
+        (Newton, {"weight_decay": None}, "weight_decay=None is not a finite number ≥ 0"),
+        (Newton, {"memory_limit": "x"}, "memory_limit='x' is not a number of bytes"),
+        (Newton, {"full_batch": "x"}, "full_batch='x' is not True or False"),
+        (NewtonCG, {"max_products": 0}, "max_products=0 is not an integer ≥ 1"),
+        (NewtonCG, {"max_products": float("nan")}, "max_products=nan is not an integer ≥ 1"),
+        (NewtonCG, {"probes": -1}, "probes=-1 is not an integer ≥ 0"),
+        (NewtonCG, {"probes": None}, "probes=None is not an integer ≥ 0"),
+        (LBFGS, {"history_size": 0}, "history_size=0 is not an integer ≥ 1"),
+        (LBFGS, {"max_evaluations": "x"}, "max_evaluations='x' is not an integer ≥ 1"),
+        (LBFGS, {"c1": "x"}, r"c1='x' is not in \(0, 1\)"),
+        (GaussNewton, {"radius": [1]}, r"radius=\[1\] is not > 0"),
         (LBFGS, {"c2": 1e-5}, "0 < c1 < c2 < 1"),
         (LBFGS, {"weight_decay": -1.0}, r"weight_decay=-1\.0 is not a finite number ≥ 0"),
         (GaussNewton, {"loss": "hinge"}, "loss='hinge' is not one of 'squares', 'softmax'"),
@@ -387,6 +397,12 @@ def test_too_many_weights_are_refused_with_the_cost_and_the_alternatives():
 def test_settings_out_of_their_domain(method, options, words):
     with pytest.raises(ValueError, match=words):
         method([torch.zeros(2, requires_grad=True)], **options)
+
+
+@pytest.mark.parametrize("d", ["x", -1, 1.5])
+def test_no_number_of_weights(d):
+    with pytest.raises(ValueError, match=f"d={d!r} is not an integer ≥ 0"):
+        dense_cost(d)
 
 
 def test_complex_weights_and_missing_closures_are_refused():

@@ -163,6 +163,18 @@ def test_an_array_that_becomes_read_only_is_noticed():
         optimizer.update(params, {"w": np.ones(2)})
 
 
+def test_memory_that_a_kernel_is_pointed_at_cannot_be_resized_away():
+    """Resized there and back, an array has all that it had, but for the address: a step would write to freed memory."""
+    params, grads = {"w": np.ones((64, 64))}, {"w": np.ones((64, 64))}
+    optimizer = Adam(lr=0.1)
+    optimizer.update(params, grads)
+    with pytest.raises(ValueError, match="cannot resize an array that references or is referenced"):
+        params["w"].resize((4096, 64), refcheck=False)
+    before = params["w"].copy()
+    optimizer.update(params, grads)
+    assert (params["w"] < before).all()
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_an_unknown_option_lists_the_known(name):
     make = getattr(schuss.numpy, name)

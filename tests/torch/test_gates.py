@@ -102,6 +102,12 @@ def test_no_gradients_have_norm_zero():
     assert global_norm([]).item() == 0
 
 
+@pytest.mark.parametrize("params", [None, "x", [1], torch.nn.Linear(2, 1)], ids=str)
+def test_what_has_no_gradients_has_no_norm(params):
+    with pytest.raises(ValueError, match=r"is not weights: tensors. Try global_norm\(model.parameters\(\)\)"):
+        global_norm(params)
+
+
 def test_threads_do_not_change_the_norm():
     weight = torch.nn.Parameter(torch.zeros(1_500_000))
     give([weight], 3)

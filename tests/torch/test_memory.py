@@ -6,6 +6,7 @@ of a buffer whose margins are looked at afterwards.
 
 import copy
 import ctypes
+import math
 import re
 import signal
 from functools import partial
@@ -157,6 +158,34 @@ def all_elsewhere(weight, optimizer, carve):
         value.data = carve(value.clone() + 3.0 * (name == "step"))
 
 
+def without(name):
+    def attack(weight, optimizer, carve):
+        del optimizer.state[weight][name]
+
+    return attack
+
+
+def shared(change):
+    """Numbers of a slot that share memory, which no copy may undo."""
+
+    def attack(weight, optimizer, carve):
+        optimizer.state[weight]["exp_avg"] = change(optimizer.state[weight]["exp_avg"].detach().clone())
+
+    return attack
+
+
+def counted(value):
+    def attack(weight, optimizer, carve):
+        optimizer.state[weight]["step"] = value
+
+    return attack
+
+
+def overlapping(x):
+    """As many numbers as before, of which neighbours in both axes are the same."""
+    return x.reshape(-1).as_strided(x.shape, (1, 1))
+
+
 def scales(change):
     def attack(weight, optimizer, carve):
         entry = optimizer.state[weight]
@@ -225,10 +254,36 @@ ATTACKS = {
         ADAM,
         "has numbers that share memory; it needs memory of its own",
     ),
+    "weight overlapping": (
+        moved_to(overlapping),
+        ADAM,
+        "has numbers that share memory; it needs memory of its own",
+    ),
     "weight elsewhere": (moved_to(torch.clone), ADAM, None),
     "weight strided": (moved_to(lambda x: torch.cat([x, x], 1)[:, ::2]), ADAM, None),
     "slot shorter": (slot("exp_avg", shorter), ADAM, "The state 'exp_avg' of weight 1"),
     "slot of another shape": (slot("exp_avg_sq", torch.t), ADAM, "The state 'exp_avg_sq' of weight 1"),
+    "slot expanded": (
+        shared(lambda x: x[:1].expand(6, 5)),
+        ADAM,
+        "The state 'exp_avg' of weight 1, of shape (6, 5), has numbers that share memory",
+    ),
+    "slot overlapping": (shared(overlapping), ADAM, "has numbers that share memory"),
+    "slot missing": (
+        without("exp_avg_sq"),
+        ADAM,
+        "The state 'exp_avg_sq' of weight 1, of shape (6, 5), is missing; it needs its own numbers beside 'exp_avg', "
+        "'step'",
+    ),
+    "step missing": (without("step"), ADAM, "The state 'step' of weight 1, of shape (6, 5), is missing"),
+    "step text": (
+        counted("x"),
+        ADAM,
+        "The state 'step' of weight 1, of shape (6, 5), is 'x'; it needs a whole",
+    ),
+    "step of three": (counted(torch.zeros(3)), ADAM, "is tensor([0., 0., 0.]); it needs a whole number ≥ 0"),
+    "step NaN": (counted(torch.tensor(math.nan)), ADAM, "is tensor(nan); it needs a whole number ≥ 0"),
+    "step negative": (counted(torch.tensor(-3.0)), ADAM, "is tensor(-3.); it needs a whole number ≥ 0"),
     "slot elsewhere": (slot("exp_avg", torch.clone), ADAM, None),
     "slot strided": (slot("exp_avg", lambda x: longer(x)[::2]), ADAM, None),
     "slot float32": (slot("exp_avg", torch.Tensor.float), ADAM, None),

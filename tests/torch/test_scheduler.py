@@ -3,6 +3,7 @@
 import copy
 import gc
 import io
+import math
 import warnings
 import weakref
 
@@ -438,6 +439,15 @@ def test_an_lr_set_by_hand_once_is_not_a_second_scheduler():
     assert rates(optimizer) == [pytest.approx(0.4)]
 
 
+def resumed(optimizer, state):
+    Scheduler(optimizer, Constant(0.1, steps=9)).load_state_dict(state)
+
+
+def plateau(optimizer, **changes):
+    one = Plateau(optimizer)
+    one.load_state_dict(one.state_dict() | changes)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -449,6 +459,15 @@ def test_an_lr_set_by_hand_once_is_not_a_second_scheduler():
         (lambda o: Plateau(o, factor="x"), r"factor='x' is not in \(0, 1\)"),
         (lambda o: Plateau(o, patience=None), "patience=None is not a finite number"),
         (lambda o: Plateau(o).step("x"), "metrics='x' is not a number"),
+        (lambda o: resumed(o, {}), r"no 'last_epoch'. Was it made by Scheduler.state_dict\(\)\?"),
+        (lambda o: resumed(o, None), "The checkpoint is of type NoneType, not a dict"),
+        (lambda o: resumed(o, {"last_epoch": "x"}), "The checkpoint's 'last_epoch'='x' is not a count"),
+        (lambda o: resumed(o, {"last_epoch": math.nan}), "The checkpoint's 'last_epoch'=nan is not a count"),
+        (lambda o: resumed(o, {"last_epoch": -5}), "The checkpoint's 'last_epoch'=-5 is not a count"),
+        (lambda o: plateau(o, bad_steps=-1), "The checkpoint's 'bad_steps'=-1 is not a count"),
+        (lambda o: plateau(o, best="x"), "The checkpoint's 'best'='x' is not a finite number or None"),
+        (lambda o: plateau(o, base_lrs=[1, 2]), r"'base_lrs'=\[1, 2\] is not a list of 1 rates, one a group"),
+        (lambda o: plateau(o, base_lrs=["x"]), "The checkpoint's 'base_lrs'='x' is not finite numbers"),
     ],
 )
 def test_what_cannot_be_followed_is_refused_in_words(make, words):

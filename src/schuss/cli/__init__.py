@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import Any
 
 from schuss.errors import closest
 
@@ -11,7 +12,15 @@ COMMANDS = ("bench", "check", "diagnose", "doctor", "landscape", "list", "race",
 
 
 def main() -> None:
-    """Run the `schuss` command."""
+    """Run the `schuss` command. An interrupt that no command answers, as while it is imported, ends in a line too."""
+    try:
+        _run()
+    except KeyboardInterrupt:
+        print("Stopped.")
+        sys.exit(130)
+
+
+def _run() -> None:
     try:
         import click
     except ImportError:
@@ -27,6 +36,13 @@ def main() -> None:
             if cmd_name not in COMMANDS:
                 return None
             return importlib.import_module(f"schuss.cli.{cmd_name}").command
+
+        def invoke(self, ctx: click.Context) -> Any:
+            try:
+                return super().invoke(ctx)
+            except KeyboardInterrupt:  # of which click would say "Aborted!", and exit as after an error
+                click.echo("Stopped.")
+                ctx.exit(130)
 
         def resolve_command(
             self, ctx: click.Context, args: list[str]

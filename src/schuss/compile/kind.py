@@ -27,6 +27,11 @@ class Kind:
         self.sparse = tuple(row.sparse.items())
         scalars = {row.names[scalar] for scalar in row.rule.scalars}
         self.slot_names = set(row.names.values()) - scalars
+        # What of a weight's state is there all or not at all: its count, scalars, and the slots of every variant.
+        variants = list(row.rule.variants.values())
+        always = [slot for slot in variants[0] if all(slot in variant for variant in variants)]
+        self.together = [row.names[name] for name in (*always, *row.rule.scalars)]
+        self.together += ["step"] if row.counts_steps else []
         # The hyperparameters that every checkpoint has: torch's numbers, not its switches.
         theirs, parameters = set(row.arguments.split()), self.arguments.parameters
         own = [name for name, _ in self.arguments.names if name in theirs]

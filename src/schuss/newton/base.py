@@ -10,7 +10,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from schuss.errors import refusal
+from schuss.errors import real, refusal, whole
 from schuss.newton.landscape import Closure, Landscape, NotFinite, Point, Weights, as_loss
 from schuss.newton.report import StepReport
 
@@ -40,6 +40,8 @@ class CurvatureOptimizer(torch.optim.Optimizer):
 
     def __init__(self, params: Params, lr: float, weight_decay: float, full_batch: bool) -> None:
         _check(lr, weight_decay)
+        if not isinstance(full_batch, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise refusal("full_batch", full_batch, "True or False")
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         self.full_batch = full_batch
         self.report = None
@@ -245,9 +247,18 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 
 def _check(lr: Any, weight_decay: Any) -> None:
-    if not 0 <= lr <= 1:
-        raise refusal(
-            "lr", lr, "in [0, 1]", "It is the fraction of the model's step to take; 1 is Newton's own."
-        )
-    if not (weight_decay >= 0 and math.isfinite(weight_decay)):
-        raise refusal("weight_decay", weight_decay, "a finite number ≥ 0")
+    advice = "It is the fraction of the model's step to take; 1 is Newton's own."
+    real("lr", lr, "in [0, 1]", lambda x: 0 <= x <= 1, advice)
+    real("weight_decay", weight_decay, "a finite number ≥ 0", lambda x: 0 <= x < math.inf)
+
+
+def check_radius(radius: Any, advice: str) -> None:
+    """Refuse what is no first trust region; None, of which `advice` says what it means, and infinity are some."""
+    if radius is not None:
+        real("radius", radius, "> 0", lambda x: x > 0, advice)
+
+
+def check_products(most: Any) -> None:
+    """Refuse what is no limit of products; None is none."""
+    if most is not None:
+        whole("max_products", most, 1)

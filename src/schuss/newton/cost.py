@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from schuss.errors import whole
+
 FLOPS_PER_CUBE = 9.0
 """Floating-point operations of a symmetric eigendecomposition with vectors, per d³ (Golub & Van Loan, §8.3)."""
 
@@ -38,6 +40,7 @@ def dense_cost(d: int, device: torch.device | str = "cpu", *, probe: int = 512) 
     >>> dense_cost(1000).bytes
     24000000
     """
+    d, probe = whole("d", d, 0), whole("probe", probe, 1)
     i = torch.arange(1.0, probe + 1, dtype=torch.float64, device=device)
     matrix = torch.cos(torch.outer(i, i))  # a spectrum without multiples, which would be found faster
     torch.linalg.eigh(matrix[:16, :16])

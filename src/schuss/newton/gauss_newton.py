@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from schuss.errors import refusal
-from schuss.newton.base import CurvatureOptimizer, Params
+from schuss.newton.base import CurvatureOptimizer, Params, check_products, check_radius
 from schuss.newton.cost import free_bytes
 from schuss.newton.landscape import Landscape, NotFinite, Point, Weights
 from schuss.newton.products import FlatJacobian, rows
@@ -83,10 +83,8 @@ class GaussNewton(CurvatureOptimizer):
         ):
             if value not in allowed:
                 raise refusal(name, value, "one of " + ", ".join(map(repr, allowed)))
-        if radius is not None and not radius > 0:
-            raise refusal("radius", radius, "> 0", "None begins far out.")
-        if max_products is not None and max_products < 1:
-            raise refusal("max_products", max_products, "≥ 1")
+        check_radius(radius, "None begins far out.")
+        check_products(max_products)
         super().__init__(params, lr, weight_decay, full_batch)
         self.loss, self.solver, self.max_products = loss, solver, max_products
         self.reduction = reduction or ("sum" if loss == "squares" else "mean")

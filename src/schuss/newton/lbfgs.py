@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from schuss.errors import refusal
+from schuss.errors import real, refusal, whole
 from schuss.newton.base import CurvatureOptimizer, Params
 from schuss.newton.landscape import Closure, Landscape, NotFinite, Point
 from schuss.newton.linesearch import Probe, strong_wolfe
@@ -77,12 +77,12 @@ class LBFGS(CurvatureOptimizer):
         weight_decay: float = 0.0,
         full_batch: bool = False,
     ) -> None:
-        if history_size < 1:
-            raise refusal("history_size", history_size, "≥ 1", "Each pair costs two vectors of d float64.")
-        if not 0 < c1 < c2 < 1:
+        whole("history_size", history_size, 1, advice="Each pair costs two vectors of d float64.")
+        for name, value in (("c1", c1), ("c2", c2)):
+            real(name, value, "in (0, 1)", lambda x: 0 < x < 1, "1e-4 and 0.9 are usual.")
+        if not c1 < c2:
             raise refusal("(c1, c2)", (c1, c2), "such that 0 < c1 < c2 < 1", "1e-4 and 0.9 are usual.")
-        if max_evaluations < 1:
-            raise refusal("max_evaluations", max_evaluations, "≥ 1")
+        whole("max_evaluations", max_evaluations, 1)
         super().__init__(params, lr, weight_decay, full_batch)
         self.history_size, self.c1, self.c2, self.max_evaluations = history_size, c1, c2, max_evaluations
         self._forget()

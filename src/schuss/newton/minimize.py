@@ -122,6 +122,12 @@ def minimize(
     >>> minimize(lambda x: (x[0] - 1) ** 2 + 10 * (x[1] + 2) ** 2, [0.0, 0.0], method="newton").x.round(6)
     array([ 1., -2.])
     """
+    if not callable(fun):
+        raise refusal("fun", fun, "a function of x that returns the loss")
+    if not (callback is None or callable(callback)):
+        raise refusal("callback", callback, "a function or None", "It is called after every step.")
+    if not (options is None or isinstance(options, Mapping)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise refusal("options", options, "a dict or None", "Try options=dict(maxiter=100).")
     make = _optimizer(method)
     settings = dict(options or {})
     curved = issubclass(make, CurvatureOptimizer)

@@ -13,9 +13,9 @@ import warnings
 import torch
 from torch import Tensor
 
-from schuss.errors import refusal
+from schuss.errors import real, refusal
 from schuss.newton.accurate import residual
-from schuss.newton.base import CurvatureOptimizer, Params
+from schuss.newton.base import CurvatureOptimizer, Params, check_radius
 from schuss.newton.cost import dense_cost, free_bytes, human_bytes
 from schuss.newton.landscape import Closure, Landscape, NotFinite, Point, Weights
 from schuss.newton.region import REFINEMENTS, SpectralModel, descend
@@ -74,8 +74,9 @@ class Newton(CurvatureOptimizer):
     ) -> None:
         if damping not in ("region", None):
             raise refusal("damping", damping, '"region" or None')
-        if radius is not None and not radius > 0:
-            raise refusal("radius", radius, "> 0", "None begins with the whole Newton step.")
+        check_radius(radius, "None begins with the whole Newton step.")
+        if memory_limit is not None:
+            real("memory_limit", memory_limit, "a number of bytes ≥ 0, or None", lambda x: x >= 0)
         super().__init__(params, lr, weight_decay, full_batch)
         self.damping = damping
         self.memory_limit = memory_limit

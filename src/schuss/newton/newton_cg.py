@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from schuss.errors import refusal
-from schuss.newton.base import CurvatureOptimizer, Params
+from schuss.errors import whole
+from schuss.newton.base import CurvatureOptimizer, Params, check_products, check_radius
 from schuss.newton.landscape import Closure, Landscape, NotFinite, Point
 from schuss.newton.region import EPS, KrylovModel, descend, forcing
 from schuss.newton.report import StepReport
@@ -59,12 +59,9 @@ class NewtonCG(CurvatureOptimizer):
         weight_decay: float = 0.0,
         full_batch: bool = False,
     ) -> None:
-        if radius is not None and not radius > 0:
-            raise refusal("radius", radius, "> 0", "None lets conjugate gradients go as far as they do.")
-        if max_products is not None and max_products < 1:
-            raise refusal("max_products", max_products, "≥ 1")
-        if probes < 0:
-            raise refusal("probes", probes, "≥ 0", "0 accepts any point where the gradient vanishes.")
+        check_radius(radius, "None lets conjugate gradients go as far as they do.")
+        check_products(max_products)
+        whole("probes", probes, 0, advice="0 accepts any point where the gradient vanishes.")
         super().__init__(params, lr, weight_decay, full_batch)
         self.max_products, self.probes = max_products, probes
         self.memory = {

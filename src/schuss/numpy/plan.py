@@ -7,6 +7,7 @@ contiguous copy, in and out. So do small gradients: to copy one is quicker than 
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -305,6 +306,9 @@ class Plan:
         """Compile or find the kernels, and write down where everything is."""
         self.formula, self.paths, self.weights = formula, paths, weights
         self.moved = [weights[item.place] for item in items]
+        # `ndarray.resize` moves no array that is weakly referenced, whatever its `refcheck` says: what
+        # was resized there and back would look as it did, and lie elsewhere.
+        self.still = list(map(weakref.ref, self.moved))
         self.layouts = list(map(_layout, self.moved))
         self.types = list(map(type, gradients))
         self.arrays = [k for k, gradient in enumerate(gradients) if isinstance(gradient, np.ndarray)]

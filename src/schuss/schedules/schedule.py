@@ -214,9 +214,10 @@ class Page(Schedule):
         if epochs is not None:
             self._set("steps", epochs)
         unit = 1 if steps_per_epoch is None else _checked("steps_per_epoch", steps_per_epoch, _ABOVE_0)
+        unsaid = {field.name for field in fields(self) if field.default is UNSAID}
         for name, domain in _domains(type(self)).items():
             value = getattr(self, name)
-            if value is not UNSAID:
+            if value is not UNSAID or name not in unsaid:
                 value = _checked(name, value, domain)
                 self._set(name, _whole(value * unit) if domain.is_length else float(value))
         if self.steps is UNSAID:
@@ -269,6 +270,8 @@ def _whole(steps: float) -> float:
 
 def whole_steps(name: str, values: Iterable[float], steps_per_epoch: float | None) -> tuple[float, ...]:
     """Return several lengths in steps, each checked."""
+    if isinstance(values, str) or not isinstance(values, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise refusal(name, values, "several steps", f"Try {name}=(30, 80).")
     return tuple(_whole(_checked(name, value, _FINITE) * (steps_per_epoch or 1)) for value in values)
 
 

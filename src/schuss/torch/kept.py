@@ -8,6 +8,7 @@ In a checkpoint, codes stand under `exp_avg_codes`: torch.optim would take them 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,11 +16,11 @@ from typing import Any
 import torch
 
 from schuss.compile import eager
-from schuss.compile.checkpoint import REST, scale_of
+from schuss.compile.checkpoint import REST, Part, is_count, scale_of
 from schuss.compile.formula import AVERAGE
 from schuss.compile.front import dtype_name, slot_dtype, slot_storage
 from schuss.compile.storage import BLOCK, PLAIN, STORAGES
-from schuss.torch.layout import held, in_memory
+from schuss.torch.layout import apart, held, in_memory
 
 Tensor = torch.Tensor
 
@@ -147,11 +148,20 @@ def _short(tensor: Tensor) -> str:
     return f"is {dtype_name(tensor.dtype)} of shape {tuple(tensor.shape)} on {tensor.device}"
 
 
-def check(key: int, weight: Tensor, gradient: Tensor, entry: Mapping[str, Any], names: Sequence[str]) -> None:
+def check(
+    key: int,
+    weight: Tensor,
+    gradient: Tensor,
+    entry: Mapping[str, Any],
+    names: Sequence[str],
+    parts: Mapping[str, Part],
+    together: Sequence[str],
+) -> None:
     """Refuse a weight, a gradient or state that a step could not walk over, whoever has made it so.
 
-    `key` is the weight's place among all, `names` are those of its slots. Nothing is changed here, so a step that is
-    refused has changed nothing.
+    `key` is the weight's place among all, `names` are those of its slots, `parts` says what each entry is, and
+    `together` names those that are there all or not at all. Nothing is changed here, so a step that is refused has
+    changed nothing.
     """
     where = f"weight {key}, of shape {tuple(weight.shape)}"
     _check_weight(weight, partial(_refuse, f"The {where}"))
@@ -161,6 +171,7 @@ def check(key: int, weight: Tensor, gradient: Tensor, entry: Mapping[str, Any], 
     _check_like(weight, gradient, refuse, "Was it replaced or cast through `.data`?")
     if gradient.layout == torch.sparse_coo:
         check_rows(key, weight, gradient)
+    _check_together(entry, parts, together, lambda name: partial(_refuse, f"The state {name!r} of {where}"))
     for name in names:
         if (slot := entry.get(name)) is not None:
             scales = entry.get(scale_of(name))
@@ -172,6 +183,7 @@ def check(key: int, weight: Tensor, gradient: Tensor, entry: Mapping[str, Any], 
     refuse = partial(_refuse, f"The state {REST!r} of {where}")
     if isinstance(rest, Tensor) and rest.shape == weight.shape and rest.layout == torch.strided:
         _check_held(rest, refuse)
+        _check_apart(rest, refuse)
     elif rest is not None:
         has = _short(rest) if isinstance(rest, Tensor) else f"is of type {type(rest).__name__}"
         raise refuse(has, f"a dense tensor of shape {tuple(weight.shape)}", _GONE)
@@ -190,9 +202,12 @@ def _check_weight(weight: Tensor, refuse: Refuse) -> None:
         kind = f"is {dtype_name(weight.dtype)}, {weight.layout}"
         raise refuse(kind, _numbers_of("real"), "Cast it, or freeze it.")
     _check_held(weight, refuse)
-    if weight.numel() and any(
-        size > 1 and not stride for size, stride in zip(weight.shape, weight.stride(), strict=True)
-    ):
+    _check_apart(weight, refuse)
+
+
+def _check_apart(tensor: Tensor, refuse: Refuse) -> None:
+    """Refuse to write to numbers that share memory."""
+    if not apart(tensor):
         shared = "has numbers that share memory"
         raise refuse(shared, "memory of its own for each", "Try `.data = .data.clone()`.")
 
@@ -212,6 +227,7 @@ def _check_slot(weight: Tensor, slot: Any, scales: Any, refuse: Refuse, refuse_s
         has = f"is {slot.layout}" if isinstance(slot, Tensor) else f"is of type {type(slot).__name__}"
         raise refuse(has, "a dense tensor", _GONE)
     _check_like(weight, slot, refuse, _GONE, integers=True)
+    _check_apart(slot, refuse)
     if slot.dtype == torch.int8:
         _check_scales(slot, scales, refuse_scales)
     elif scales is not None:
@@ -220,6 +236,38 @@ def _check_slot(weight: Tensor, slot: Any, scales: Any, refuse: Refuse, refuse_s
 
 
 _GONE = "Was it replaced, or the weight's `.data`? `optimizer.state.clear()` starts the state anew."
+
+
+def _check_together(
+    entry: Mapping[str, Any],
+    parts: Mapping[str, Part],
+    together: Sequence[str],
+    refuse: Callable[[str], Refuse],
+) -> None:
+    """Refuse a count or scalar that is none, and state that is there in part: the rest would start at another step."""
+    for name in together:
+        one, value = parts[name], entry.get(name)
+        if value is None or one.kind not in ("count", "number"):
+            continue
+        number = _number(value)
+        fits = is_count(number) if one.kind == "count" else one.low <= number <= one.high
+        if not (fits and math.isfinite(number)):
+            needs = "a whole number ≥ 0" if one.kind == "count" else one.domain
+            raise refuse(name)(f"is {value!r}", needs, _GONE)
+    there = [name for name in together if entry.get(name) is not None]
+    if there == ["step"] and not _number(entry["step"]):
+        return  # a count that waits for the first step
+    for name in together if there else ():
+        if name not in there:
+            beside = ", ".join(map(repr, there))
+            raise refuse(name)("is missing", f"its own numbers beside {beside}", _GONE)
+
+
+def _number(value: Any) -> float:
+    try:
+        return math.nan if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan
 
 
 def _numbers_of(field: str) -> str:

@@ -8,8 +8,8 @@ PyTorch describes a tensor to other libraries in one call of C, DLPack's exchang
 loop makes that call for each tensor and compares what it says; a thousand tensors take it some 50 µs. Where the API is
 missing, the same is asked tensor by tensor.
 
-What is not in it: that a storage was freed and then made anew, smaller, at the same address. And whether a number is
-noted as conjugate or negative (`lazy`).
+What is not in it: that the storage of a gradient was cut short, of a standing tensor that it was freed and then made
+anew, smaller, at the same address. And whether a number is noted as conjugate or negative (`lazy`).
 """
 
 from __future__ import annotations
@@ -51,6 +51,17 @@ def held(tensor: Tensor) -> bool:
     storage = tensor.untyped_storage()
     needed = (tensor.storage_offset() + 1 + ahead) * tensor.element_size()
     return storage.data_ptr() != 0 and storage.nbytes() >= needed
+
+
+def apart(tensor: Tensor) -> bool:
+    """Whether each number has memory of its own: every axis strides over all that the smaller ones span."""
+    span = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)) if tensor.numel() else ():
+        if size > 1:
+            if stride < span:
+                return False
+            span += stride * (size - 1)
+    return True
 
 
 def facts(tensor: Tensor | None) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ import torch
 from schuss.compile import norm
 from schuss.compile.launch import Table, WholeTensors
 from schuss.compile.storage import PLAIN, columns
+from schuss.errors import refusal
 from schuss.torch.sharded import Shards, checked
 
 Tensor = torch.Tensor
@@ -34,7 +35,11 @@ def global_norm(params: Tensor | Iterable[Tensor], *, process_group: Any = None)
     >>> global_norm([weight]).item()
     5.0
     """
-    weights = [params] if isinstance(params, Tensor) else list(params)
+    if isinstance(params, Tensor):
+        params = [params]
+    weights = list(params) if isinstance(params, Iterable) else []  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(params, Iterable) or not all(isinstance(weight, Tensor) for weight in weights):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise refusal("params", params, "weights: tensors", "Try global_norm(model.parameters()).")
     gradients = [weight.grad for weight in weights]
     shards = Shards(weights, checked(process_group))
     shards.check()

@@ -361,9 +361,10 @@ class Optimizer(torch.optim.Optimizer):
         present = [k for k, gradient in enumerate(gradients) if gradient is not None]
         whole = {k for k in present if gradients[k].layout != torch.sparse_coo}
         for k in present:
-            names = self._kinds.of(self.param_groups[group_of[k]]).row.names
-            slots = [names[slot] for slot in rules[group_of[k]].slots]
-            kept.check(k, weights[k], gradients[k], self.state.get(weights[k], {}), [*slots, AVERAGE])
+            kind = self._kinds.of(self.param_groups[group_of[k]])
+            names = [*(kind.row.names[slot] for slot in rules[group_of[k]].slots), AVERAGE]
+            entry = self.state.get(weights[k], {})
+            kept.check(k, weights[k], gradients[k], entry, names, kind.check.parts, kind.together)
         found = self._adopt(weights, present, whole)
         averaged = [group["ema_decay"] is not None for group in self.param_groups]
         items = [

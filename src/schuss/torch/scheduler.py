@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, SupportsFloat
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, SupportsFloat, cast
 from weakref import WeakKeyDictionary, WeakMethod
 
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from schuss.compile.checkpoint import is_count
 from schuss.compile.front import check_schedule
 from schuss.errors import real, refusal
 from schuss.torch.checkpoints import SCHEDULE
@@ -171,7 +172,7 @@ class Scheduler(_Driver):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go to the saved step; the schedule stays the one that this scheduler was built with."""
-        self.last_epoch, self._lost = int(state_dict["last_epoch"]), False
+        self.last_epoch, self._lost = _saved(self, state_dict, "last_epoch", is_count), False
         self._step_count = self.last_epoch + 1
         self._apply(self.get_lr())
 
@@ -350,11 +351,40 @@ class Plateau(_Driver, ReduceLROnPlateau):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what was seen, and put the lr in force that follows under the present settings."""
-        for name in self._STATE:
-            setattr(self, name, state_dict[name])
-        self.base_lrs = list(self.base_lrs)
+        seen: dict[str, Any] = {
+            name: _saved(self, state_dict, name, is_count)
+            for name in self._STATE
+            if name not in ("best", "base_lrs")
+        }
+        rates = _saved(self, state_dict, "base_lrs")
+        if not isinstance(rates, Sequence) or len(rates) != len(self.base_lrs):
+            raise refusal(
+                "The checkpoint's 'base_lrs'", rates, f"a list of {len(self.base_lrs)} rates, one a group"
+            )
+        seen["base_lrs"] = [
+            real("The checkpoint's 'base_lrs'", rate, "finite numbers ≥ 0", lambda x: 0 <= x < math.inf)
+            for rate in rates
+        ]
+        best = _saved(self, state_dict, "best")
+        seen["best"] = (
+            None if best is None else real("The checkpoint's 'best'", best, "a finite number or None")
+        )
+        vars(self).update(seen)
         self._step_count = self.last_epoch + 1
         self._apply(self.get_lr())
+
+
+def _saved(scheduler: _Driver, state: Any, name: str, holds: Callable[[float], bool] | None = None) -> Any:
+    """An entry of a scheduler's checkpoint; a count where `holds` says so."""
+    made = f"Was it made by {type(scheduler).__name__}.state_dict()?"
+    if not isinstance(state, Mapping):
+        raise TypeError(f"The checkpoint is of type {type(state).__name__}, not a dict. {made}")
+    if name not in state:
+        raise ValueError(f"The checkpoint has no {name!r}. {made}")
+    value: Any = cast(Mapping[str, Any], state)[name]
+    if holds is None:
+        return value
+    return int(real(f"The checkpoint's {name!r}", value, "a count: a whole number ≥ 0", holds))
 
 
 def _call(method: WeakMethod[Any], *args: Any) -> None:

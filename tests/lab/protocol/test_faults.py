@@ -1,5 +1,6 @@
 """What goes wrong in the code that is raced, and in the processes that run it."""
 
+import _thread
 import json
 import operator
 import os
@@ -295,6 +296,33 @@ def test_a_run_over_its_limit_is_a_result_and_its_children_end_with_it(tmp_path)
     assert seen["hanging"]["error"] == "Stopped: over 0.5 s (--run-minutes)"
     assert seen["large"]["error"].startswith("Stopped: over 0.45 GiB, at 0.")
     assert not any(alive(int(file.read_text())) for file in told)
+
+
+def test_an_interrupt_tears_no_process_out_of_its_start(monkeypatch):
+    ended, interrupted = [], threading.Event()
+    monkeypatch.setattr(executors, "end", ended.append)
+
+    class Slow:
+        """A pool whose process is known only after the interrupt that came while it was starting."""
+
+        _processes = None
+
+        def submit(self, *_):
+            _thread.interrupt_main()
+            assert interrupted.wait(60)
+            self._processes = {12345: None}
+            return Future()
+
+        def shutdown(self, **_):
+            pass
+
+    executor = LocalProcesses(1)
+    executor._workers[0].pool = Slow()
+    with pytest.raises(KeyboardInterrupt):
+        executor.submit(abs, -1)
+    interrupted.set()
+    executor.kill()
+    assert ended == [12345]
 
 
 def test_a_run_that_still_steps_ends_itself_at_its_limit(line):

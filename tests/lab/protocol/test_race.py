@@ -371,11 +371,16 @@ def test_every_run_can_be_exported(whole, tmp_path):
         ({"workers": 0}, "workers=0 is not an integer ≥ 1"),
         ({"seed": -1}, "seed=-1 is not an integer ≥ 0"),
         ({"rank_by": "luck"}, "rank_by='luck' is not one of metric"),
+        ({"task": None}, r"task=None is not a task. Give a name, a file, a schuss.lab.Task, or a list"),
+        ({"task": 3}, "task=3 is not a task"),
+        ({"executor": 3}, "executor=3 is not a concurrent.futures.Executor or None"),
+        ({"run_minutes": "x"}, "run_minutes='x' is not greater than 0"),
     ],
 )
 def test_what_cannot_be_raced_is_refused(line, tmp_path, changes, message):
+    given = {"task": line(), "entries": ["sgd"], "budget": SMALL, "out": tmp_path}
     with pytest.raises(ValueError, match=message), ThreadPoolExecutor(1) as thread:
-        race(line(), **{"entries": ["sgd"], "budget": SMALL, "out": tmp_path, "executor": thread} | changes)
+        race(**given | {"executor": thread} | changes)
 
 
 @pytest.mark.parametrize("name", ["diabetes", "breast_cancer"])

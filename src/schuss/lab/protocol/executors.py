@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,6 +70,10 @@ class LocalProcesses(Executor):
         self._gpus, self._watched = gpus, 0.0
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._workers = [_Worker(self._pool(lane)) for lane in range(workers)]
+        # Processes are started by another thread than the one that an interrupt reaches: what it tore out of a start
+        # would leave a process that nobody knows, to fail over what is gone by then.
+        self._starter = ThreadPoolExecutor(1)
+        self._starter.submit(int).result()  # its thread runs before there is anything to tear
         for lane in range(workers):
             self._free.put(lane)
 
@@ -80,12 +84,7 @@ class LocalProcesses(Executor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Give work to a free process; waits until there is one."""
         lane = self._free.get()
-        with _without_main():
-            try:
-                future = self._workers[lane].pool.submit(_tidily, fn, args, kwargs)
-            except BrokenProcessPool:  # it died idle
-                self._workers[lane] = _Worker(self._pool(lane))
-                future = self._workers[lane].pool.submit(_tidily, fn, args, kwargs)
+        future = self._starter.submit(self._start, lane, fn, args, kwargs).result()
         worker, given = self._workers[lane], Future[Any]()
         given.set_running_or_notify_cancel()
         worker.work, worker.began = future, time.monotonic()
@@ -105,6 +104,16 @@ class LocalProcesses(Executor):
 
         future.add_done_callback(give_back)
         return given
+
+    def _start(
+        self, lane: int, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Future[Any]:
+        with _without_main():
+            try:
+                return self._workers[lane].pool.submit(_tidily, fn, args, kwargs)
+            except BrokenProcessPool:  # it died idle
+                self._workers[lane] = _Worker(self._pool(lane))
+                return self._workers[lane].pool.submit(_tidily, fn, args, kwargs)
 
     def watch(self) -> None:
         """Kill the workers whose run uses more than it may."""
@@ -132,11 +141,13 @@ class LocalProcesses(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Let the processes end."""
+        self._starter.shutdown(wait=wait, cancel_futures=cancel_futures)
         for worker in self._workers:
             worker.pool.shutdown(wait=wait, cancel_futures=cancel_futures)
 
     def kill(self) -> None:
-        """End the processes now, with their children, whatever they are doing."""
+        """End the processes now, with their children, whatever they are doing; first, what is being started starts."""
+        self._starter.shutdown(wait=True, cancel_futures=True)
         for worker in self._workers:
             for pid in worker.pids:
                 end(pid)
@@ -170,7 +181,13 @@ def start_server() -> Any:
     context.set_forkserver_preload(["schuss.lab.protocol.ready"])
     # It imports for seconds, and Ctrl-C reaches the whole group: it must not be torn out of that. The tracker comes
     # first because its own start ends with SIGINT let through.
-    resource_tracker.ensure_running()
+    sys.warnoptions.append(
+        "ignore:resource_tracker"
+    )  # its own: what a killed race leaves it clears up in silence
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.pop()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from schuss.errors import refusal
+from schuss.errors import real
 
 GIB = 2**30
 TIMES = 30  # as long as a run is expected to take: other optimizers cost more, and the machine is shared
@@ -26,8 +26,8 @@ class Limits:
     def of(cls, minutes: float | None, gibibytes: float | None, expected: float, workers: int) -> Limits:
         """As given; else a multiple of the expected seconds, and a worker's part of the machine's memory."""
         for name, value in (("run_minutes", minutes), ("run_memory", gibibytes)):
-            if value is not None and not value > 0:
-                raise refusal(name, value, "greater than 0")
+            if value is not None:
+                real(name, value, "greater than 0", lambda x: x > 0)
         seconds = max(FLOOR, TIMES * expected) if minutes is None else 60 * minutes
         if gibibytes is not None:
             return cls(seconds, gibibytes * GIB)

@@ -118,7 +118,7 @@ def race(
     Raises `ValueError` for what cannot be raced, `TypeError` for what cannot be sent to a worker, `StoreError` for a
     folder that cannot be used, `ExecutorError` for workers that do not work.
     """
-    _check(rank_by, device, entries, schedules, batch_sizes)
+    _check(task, rank_by, device, entries, schedules, batch_sizes, executor)
     if workers is not None:
         workers = whole("workers", workers, 1)
     Limits.of(run_minutes, run_memory, 0.0, 1)
@@ -175,8 +175,22 @@ def race(
     return found
 
 
-def _check(rank_by: str, device: str, entries: object, schedules: object, batch_sizes: object) -> None:
-    """Refuse what no task has to be looked at for."""
+def _check(
+    task: object,
+    rank_by: str,
+    device: str,
+    entries: object,
+    schedules: object,
+    batch_sizes: object,
+    executor: object,
+) -> None:
+    """Refuse what no task has to be built for."""
+    if executor is not None and not callable(getattr(executor, "submit", None)):
+        advice = "None races in local processes."
+        raise refusal("executor", executor, "a concurrent.futures.Executor or None", advice)
+    if not isinstance(task, str | Path | Task | Iterable):
+        advice = "Give a name, a file, a schuss.lab.Task, or a list of them."
+        raise refusal("task", task, "a task", advice)
     if rank_by not in ("metric", *assemble.AXES):
         raise refusal("rank_by", rank_by, f"one of {', '.join(('metric', *assemble.AXES))}")
     if device not in ("cpu", "cuda"):
