@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from schuss.errors import refusal
-from schuss.newton.accurate import residual
 from schuss.newton.base import CurvatureOptimizer, Params
 from schuss.newton.cost import dense_cost, free_bytes, human_bytes
 from schuss.newton.landscape import Closure, Landscape, NotFinite, Point, Weights
+from schuss.newton.refinement import residual
 from schuss.newton.region import REFINEMENTS, SpectralModel, descend
 from schuss.newton.report import StepReport
 

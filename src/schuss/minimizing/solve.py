@@ -13,9 +13,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from schuss import torch as api
 from schuss.errors import refusal
+from schuss.minimizing.derivatives import Differentiable
 from schuss.newton.base import CurvatureOptimizer
-from schuss.newton.derivatives import Differentiable
 from schuss.newton.gauss_newton import GaussNewton
 from schuss.newton.landscape import Landscape, NotFinite, Weights, as_loss
 from schuss.newton.lbfgs import LBFGS
@@ -30,7 +31,7 @@ CURVED: dict[str, type[CurvatureOptimizer]] = {
     "lbfgs": LBFGS,
     "gauss-newton": GaussNewton,
 }
-"""The methods of this room; every other name is looked up among the optimizers of `schuss.torch`."""
+"""Methods that step by curvature; every other name is looked up among the optimizers of `schuss.torch`."""
 
 DEAR = 100  # losses for a gradient by differences, or
 DEAR_STEP = 1000  # losses for a step, from which on their price is said before it is paid
@@ -184,10 +185,9 @@ def _say_price(problem: Differentiable, optimizer: torch.optim.Optimizer) -> Non
 
 
 def _optimizer(method: str | type[Rule]) -> type[torch.optim.Optimizer]:
-    front = importlib.import_module("schuss.torch")
     if isinstance(method, type):
-        return front.optimizer(method)
-    named = {name.lower(): getattr(front, name) for name in front.__all__}
+        return api.optimizer(method)
+    named = {name.lower(): getattr(api, name) for name in api.__all__}
     found: dict[str, type[torch.optim.Optimizer]] = CURVED | {
         name: value
         for name, value in named.items()

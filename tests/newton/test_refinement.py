@@ -5,13 +5,13 @@ from fractions import Fraction
 import pytest
 import torch
 
-from schuss.newton import accurate
+from schuss.newton import refinement
 
 
 @pytest.mark.parametrize("d", [1, 2, 7, 40])
 @pytest.mark.parametrize("block", [1, 2**18])
 def test_the_residual_is_as_good_as_twice_the_digits(d, block, monkeypatch):
-    monkeypatch.setattr(accurate, "BLOCK", block)
+    monkeypatch.setattr(refinement, "BLOCK", block)
     random = torch.Generator().manual_seed(d)
     scales = torch.logspace(-8, 8, d, dtype=torch.float64)
     matrix = torch.randn(d, d, dtype=torch.float64, generator=random) * scales
@@ -21,7 +21,7 @@ def test_the_residual_is_as_good_as_twice_the_digits(d, block, monkeypatch):
         Fraction(b) - sum(Fraction(m) * Fraction(v) for m, v in zip(row, x.tolist(), strict=True))
         for row, b in zip(matrix.tolist(), right.tolist(), strict=True)
     ]
-    found = accurate.residual(matrix, x, right)
+    found = refinement.residual(matrix, x, right)
     size = float((matrix.abs() @ x.abs()).max())
     for mine, true in zip(found.tolist(), exact, strict=True):
         assert abs(mine - float(true)) <= 1e-15 * abs(float(true)) + d * 1e-31 * size

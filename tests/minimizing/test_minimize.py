@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import schuss.torch
-from schuss.newton import minimize
-from schuss.newton.minimize import Result
+from schuss import minimize
+from schuss.minimizing import Result
 
 scipy_optimize = pytest.importorskip("scipy.optimize")
 rosen, rosen_der = scipy_optimize.rosen, scipy_optimize.rosen_der
