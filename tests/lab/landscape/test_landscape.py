@@ -253,7 +253,7 @@ def test_a_plane_says_its_memory_and_refuses_what_is_not_there(monkeypatch):
 
 def test_a_filter_direction_has_the_length_of_each_row():
     from schuss.lab.landscape import networks
-    from schuss.lab.landscape.training import flat
+    from schuss.lab.training.moments import flat
 
     torch.manual_seed(0)
     model = torch.nn.Linear(5, 3).double()

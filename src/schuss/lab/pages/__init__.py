@@ -6,8 +6,8 @@ write(path, ...)      a file, whole or not at all
 check_writable(...)   whether it could be, before long work
 """
 
+from schuss.lab.pages.atomic_write import check_writable, write
 from schuss.lab.pages.frame import page
-from schuss.lab.pages.keep import check_writable, write
 from schuss.lab.pages.png import picture
 
 __all__ = ["check_writable", "page", "picture", "write"]

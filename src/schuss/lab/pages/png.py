@@ -11,7 +11,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from schuss.lab.pages.keep import write
+from schuss.lab.pages.atomic_write import write
 from schuss.lab.pages.words import inline_json
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")

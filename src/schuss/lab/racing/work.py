@@ -10,31 +10,27 @@ import hashlib
 import os
 import platform
 import statistics
-import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
 import cloudpickle
-import torch
 
 from schuss.lab.entries import Entry
-from schuss.lab.files import UserCode, generators, install, put_back
-from schuss.lab.protocol.executors import over_time
-from schuss.lab.protocol.packing import pack
-from schuss.lab.protocol.run import Calibration, Outcome, calibrate, plain, train
-from schuss.lab.protocol.version import code_version
+from schuss.lab.files import UserCode, install
+from schuss.lab.racing.executors import over_time
+from schuss.lab.racing.packing import pack
+from schuss.lab.racing.version import code_version
 from schuss.lab.schedules import schedule
 from schuss.lab.tasks import load
 from schuss.lab.tasks.task import Task
-
-# torch's generator and its number of threads belong to the process: two runs in one process would share them.
-_one_at_a_time = threading.Lock()
+from schuss.lab.training.quiet import quiet_process
+from schuss.lab.training.run import Outcome, plain
+from schuss.lab.training.train import Calibration, calibrate, train
 
 
 @dataclass(frozen=True)
@@ -164,16 +160,3 @@ def calibrate_entry(package: Package, work: Mapping[str, Any]) -> dict[str, Any]
             found = Calibration([], None)
     median = statistics.median(found.seconds) if found.seconds else None
     return {"step": {"seconds": median}, "bytes_per_weight": found.bytes_per_weight}
-
-
-@contextmanager
-def quiet_process() -> Generator[None]:
-    """One thread, one run at a time; the process's generators and thread count are put back."""
-    with _one_at_a_time:
-        threads, states = torch.get_num_threads(), generators()
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
-            put_back(states)

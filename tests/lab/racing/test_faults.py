@@ -15,16 +15,16 @@ import torch
 
 from schuss.lab import Budget, Entry, race
 from schuss.lab.entries import find
-from schuss.lab.protocol import executors
-from schuss.lab.protocol.crashes import without_a_finish
-from schuss.lab.protocol.engine import DEATHS, ExecutorError, Job, execute
-from schuss.lab.protocol.executors import Cluster, LocalProcesses
-from schuss.lab.protocol.limits import GIB, Limits
-from schuss.lab.protocol.run import calibrate, train
-from schuss.lab.protocol.store import Store, StoreError
-from schuss.lab.protocol.version import code_version
-from schuss.lab.protocol.work import Package, Source, calibrate_entry, train_run
+from schuss.lab.racing import executors
+from schuss.lab.racing.crashes import without_a_finish
+from schuss.lab.racing.engine import DEATHS, ExecutorError, Job, execute
+from schuss.lab.racing.executors import Cluster, LocalProcesses
+from schuss.lab.racing.limits import GIB, Limits
+from schuss.lab.racing.store import Store, StoreError
+from schuss.lab.racing.version import code_version
+from schuss.lab.racing.work import Package, Source, calibrate_entry, train_run
 from schuss.lab.reason import reason
+from schuss.lab.training.train import calibrate, train
 
 TINY = Budget(1, finalists=1, confirm_seeds=1, report_seeds=2)
 WORK = {"schedule": "constant", "batch_size": 28, "parameters": {"lr": 0.1}, "seed": 0, "open_test": False}
@@ -123,7 +123,7 @@ task = Task(name="mine", model=model, loss=loss, train=(x, 3 * x), batch_size=16
 
 def test_a_task_file_that_only_crashed_can_be_mended_and_one_that_ran_cannot_be_mixed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("schuss.lab.protocol.preflight._expected", lambda *_: 1.0)
+    monkeypatch.setattr("schuss.lab.racing.preflight._expected", lambda *_: 1.0)
     Path("task.py").write_text(TASK.format(fault="raise RuntimeError('no')"))
     assert statuses(raced("task.py", "out")) == {"crashed"}
     Path("task.py").write_text(Path("task.py").read_text().replace("raise RuntimeError('no')", "pass"))
@@ -306,7 +306,7 @@ def test_a_run_that_still_steps_ends_itself_at_its_limit(line):
 
 
 def test_limits_follow_from_what_is_expected_and_from_the_machine(monkeypatch):
-    monkeypatch.setattr("schuss.lab.protocol.limits.machine_memory", lambda: 64 * GIB)
+    monkeypatch.setattr("schuss.lab.racing.limits.machine_memory", lambda: 64 * GIB)
     assert Limits.of(None, None, 1.0, 4) == Limits(600.0, pytest.approx(0.8 * 16 * GIB))
     assert Limits.of(None, None, 100.0, 64) == Limits(3000.0, 2 * GIB)
     assert str(Limits.of(90, 1.5, 1.0, 4)) == "1.5 h and 1.5 GiB"
@@ -451,7 +451,7 @@ def test_the_command_is_quoted_and_whole(line, tmp_path):
 def test_no_cell_of_a_table_is_a_formula(line, tmp_path):
     import csv
 
-    from schuss.lab.protocol.export import export
+    from schuss.lab.racing.export import export
 
     entries = [replace(find("sgd"), name=name) for name in ("=1+1", "@sum", "-sgd")]
     with ThreadPoolExecutor(1) as thread:
@@ -465,7 +465,7 @@ def test_no_cell_of_a_table_is_a_formula(line, tmp_path):
 
 
 def test_looking_for_children_ends_at_this_process():
-    from schuss.lab.protocol.processes import descendants, memory
+    from schuss.lab.racing.processes import descendants, memory
 
     assert os.getpid() not in descendants(os.getpid())
     assert memory(os.getpid(), 1e15) == 0.0

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from schuss.lab.entries import Entry
-from schuss.lab.protocol.budget import Budget
+from schuss.lab.racing.budget import Budget
 from schuss.lab.statistics import Range, edges, sample
 
 StageName = Literal["tune", "confirm", "report"]

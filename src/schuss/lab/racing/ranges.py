@@ -12,10 +12,10 @@ from collections.abc import Mapping
 import torch
 
 from schuss.lab.entries import Entry
-from schuss.lab.protocol.run import first_step
-from schuss.lab.protocol.work import quiet_process
 from schuss.lab.statistics import Range
 from schuss.lab.tasks.task import Task
+from schuss.lab.training.quiet import quiet_process
+from schuss.lab.training.run import first_step
 
 DECADES = 3.0
 ITERATIONS = 30  # of the power method: the largest curvature to a few per cent

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from schuss.lab import Budget, Entry
-from schuss.lab.protocol.plan import Contestant, Plan, cross, renamed
+from schuss.lab.racing.plan import Contestant, Plan, cross, renamed
 
 BUDGET = Budget(8, finalists=2, confirm_seeds=2, report_seeds=3)
 

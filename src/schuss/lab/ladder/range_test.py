@@ -8,8 +8,8 @@ from itertools import islice
 from schuss.curvature import RangeTest, range_test
 from schuss.errors import refusal
 from schuss.lab.entries import Entry
-from schuss.lab.protocol.run import first_step
 from schuss.lab.tasks.task import Task
+from schuss.lab.training.run import first_step
 
 BEYOND = 10.0  # how far the ladder reaches below and above the entry's usual range
 

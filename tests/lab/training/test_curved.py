@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from schuss.lab.entries import DEFAULT, ENTRIES, find
-from schuss.lab.protocol.budget import Budget
-from schuss.lab.protocol.curved import CurvedRun, check_applies
-from schuss.lab.protocol.race import race
-from schuss.lab.protocol.run import cadence, train
+from schuss.lab.racing.budget import Budget
+from schuss.lab.racing.race import race
 from schuss.lab.tasks import load
 from schuss.lab.tasks.task import Task
+from schuss.lab.training.curved import CurvedRun, check_applies
+from schuss.lab.training.run import cadence
+from schuss.lab.training.train import train
 
 CURVED = [name for name, entry in ENTRIES.items() if entry.kind == "curvature"]
 

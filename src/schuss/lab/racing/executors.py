@@ -20,8 +20,8 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from schuss.errors import refusal
-from schuss.lab.protocol.limits import GIB, Limits, duration
-from schuss.lab.protocol.processes import Children, end, end_children, lead, memory, table
+from schuss.lab.racing.limits import GIB, Limits, duration
+from schuss.lab.racing.processes import Children, end, end_children, lead, memory, table
 
 PATIENCE = 10.0  # seconds, with a scheduler that may be busy
 TICK = 0.25  # seconds between two looks at what the workers use
@@ -167,7 +167,7 @@ def start_server() -> Any:
     from multiprocessing import forkserver, resource_tracker
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["schuss.lab.protocol.ready"])
+    context.set_forkserver_preload(["schuss.lab.racing.preload"])
     # It imports for seconds, and Ctrl-C reaches the whole group: it must not be torn out of that. The tracker comes
     # first because its own start ends with SIGINT let through.
     resource_tracker.ensure_running()
@@ -286,7 +286,7 @@ class Cluster(Executor):
 def _which_code() -> str:
     """Runs on a worker that may not have schuss at all, so it names nothing of this module."""
     try:
-        from schuss.lab.protocol.version import code_version
+        from schuss.lab.racing.version import code_version
 
         return code_version()
     except BaseException as error:

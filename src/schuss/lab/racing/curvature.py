@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from schuss.lab.protocol.plan import Plan, digest
-from schuss.lab.protocol.store import Store
+from schuss.lab.racing.plan import Plan, digest
+from schuss.lab.racing.store import Store
 from schuss.lab.tasks.task import Task
 
 

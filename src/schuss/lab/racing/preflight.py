@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from schuss.lab.protocol.run import EVALUATIONS, FirstStep, first_step, weights
-from schuss.lab.protocol.version import code_version
-from schuss.lab.protocol.work import quiet_process
+from schuss.lab.racing.version import code_version
 from schuss.lab.reason import reason
 from schuss.lab.tasks.data import Batch, Rows, leaves
 from schuss.lab.tasks.task import Task
+from schuss.lab.training.quiet import quiet_process
+from schuss.lab.training.run import EVALUATIONS, FirstStep, first_step, weights
 
 LOOK = 2048  # rows of a split that its fingerprint reads
 

@@ -3,7 +3,7 @@ import sqlite3
 
 import pytest
 
-from schuss.lab.protocol.store import Store, StoreError
+from schuss.lab.racing.store import Store, StoreError
 
 RESULT = {"status": "finished", "curve": {"metric": [1.0, 0.1 + 0.2]}, "seconds": 0.1}
 

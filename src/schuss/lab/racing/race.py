@@ -22,24 +22,24 @@ from schuss.errors import refusal, unknown, whole
 from schuss.lab.entries import DEFAULT, Entry, find, wrap
 from schuss.lab.files import UserCode
 from schuss.lab.names import is_own
-from schuss.lab.protocol import assemble, curvature
-from schuss.lab.protocol.budget import Budget
-from schuss.lab.protocol.budget import budget as budget_of
-from schuss.lab.protocol.curved import check_applies
-from schuss.lab.protocol.engine import Job, execute
-from schuss.lab.protocol.executors import Cluster, LocalProcesses, adopt, start_server, usable_cores
-from schuss.lab.protocol.limits import Limits
-from schuss.lab.protocol.plan import Contestant, Plan, Run, Stage, cross, renamed
-from schuss.lab.protocol.preflight import Facts, code_version, look_over
-from schuss.lab.protocol.processes import WATCHES_MEMORY
-from schuss.lab.protocol.ranges import search_spaces
-from schuss.lab.protocol.report import Report
-from schuss.lab.protocol.store import Store, StoreError
-from schuss.lab.protocol.work import Package, Source, calibrate_entry, train_run
+from schuss.lab.racing import assemble, curvature
+from schuss.lab.racing.budget import Budget
+from schuss.lab.racing.budget import budget as budget_of
+from schuss.lab.racing.engine import Job, execute
+from schuss.lab.racing.executors import Cluster, LocalProcesses, adopt, start_server, usable_cores
+from schuss.lab.racing.limits import Limits
+from schuss.lab.racing.plan import Contestant, Plan, Run, Stage, cross, renamed
+from schuss.lab.racing.preflight import Facts, code_version, look_over
+from schuss.lab.racing.processes import WATCHES_MEMORY
+from schuss.lab.racing.ranges import search_spaces
+from schuss.lab.racing.report import Report
+from schuss.lab.racing.store import Store, StoreError
+from schuss.lab.racing.work import Package, Source, calibrate_entry, train_run
 from schuss.lab.schedules import check
 from schuss.lab.tasks import BUILT_IN, load
 from schuss.lab.tasks.own import own_task
 from schuss.lab.tasks.task import Task
+from schuss.lab.training.curved import check_applies
 
 
 class Watcher(Protocol):

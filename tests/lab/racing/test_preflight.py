@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from schuss.lab.entries import find
-from schuss.lab.protocol.preflight import look_over
-from schuss.lab.protocol.ranges import largest_curvature, limits, search_spaces
+from schuss.lab.racing.preflight import look_over
+from schuss.lab.racing.ranges import largest_curvature, limits, search_spaces
 from schuss.lab.tasks import load
 
 counter = itertools.count()

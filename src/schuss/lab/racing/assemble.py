@@ -13,9 +13,9 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from schuss.lab.protocol.paste import code
-from schuss.lab.protocol.plan import Configuration, Contestant, Plan, Result, Run, digest, score
-from schuss.lab.protocol.preflight import Facts
+from schuss.lab.racing.codegen import code
+from schuss.lab.racing.plan import Configuration, Contestant, Plan, Result, Run, digest, score
+from schuss.lab.racing.preflight import Facts
 from schuss.lab.report import schema
 from schuss.lab.statistics import (
     Comparison,

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from schuss.lab.protocol.plan import Contestant
-from schuss.lab.protocol.store import KEPT, StoreError
+from schuss.lab.racing.plan import Contestant
+from schuss.lab.racing.store import KEPT, StoreError
 
 
 class Report:

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from schuss.lab import Budget, Entry
-from schuss.lab.protocol.assemble import Raced, metric_bounds, task_report
-from schuss.lab.protocol.plan import Contestant, Plan
-from schuss.lab.protocol.preflight import Facts
+from schuss.lab.racing.assemble import Raced, metric_bounds, task_report
+from schuss.lab.racing.plan import Contestant, Plan
+from schuss.lab.racing.preflight import Facts
 
 NOISE = np.array([-1.0, 1.0, -0.5, 0.5, 0.2, -0.2, 0.8, -0.8, 0.1, -0.1])
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from schuss.lab.entries import Entry
-from schuss.lab.protocol.curved import Function, check_applies
-from schuss.lab.protocol.run import first_step
 from schuss.lab.tasks.data import Batch, Rows
 from schuss.lab.tasks.task import Task
+from schuss.lab.training.curved import Function, check_applies
+from schuss.lab.training.run import first_step
 from schuss.newton.base import CurvatureOptimizer
 
 

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from schuss.lab import Budget, race
-from schuss.lab.protocol.executors import ExecutorError, dask
-from schuss.lab.protocol.version import code_version
+from schuss.lab.racing.executors import ExecutorError, dask
+from schuss.lab.racing.version import code_version
 
 distributed = pytest.importorskip("distributed", reason="the dask extra is not installed")
 pytestmark = pytest.mark.filterwarnings("default")  # Dask's own warnings are Dask's
@@ -63,7 +63,7 @@ def test_a_cluster_gives_the_same_report_though_a_worker_is_killed(line, cluster
 
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
-    monkeypatch.setattr("schuss.lab.protocol.executors.PATIENCE", 0.2)
+    monkeypatch.setattr("schuss.lab.racing.executors.PATIENCE", 0.2)
     message = r"scheduler='tcp://127.0.0.1:9' is not a Dask scheduler that answers"
     with pytest.raises(ValueError, match=message), dask("tcp://127.0.0.1:9"):
         pass
@@ -89,7 +89,7 @@ class CloseAll:
 
 
 def test_a_race_does_not_wait_for_a_scheduler_that_is_gone(line, tmp_path, monkeypatch):
-    monkeypatch.setattr("schuss.lab.protocol.executors.PATIENCE", 1.0)
+    monkeypatch.setattr("schuss.lab.racing.executors.PATIENCE", 1.0)
     options = {
         "n_workers": 1,
         "threads_per_worker": 1,

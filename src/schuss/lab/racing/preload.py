@@ -9,9 +9,9 @@ import importlib
 import torch
 
 from schuss.lab.entries import find
-from schuss.lab.protocol.version import code_version
+from schuss.lab.racing.version import code_version
 
-for module in ("sklearn.datasets", "schuss.lab.protocol.work", "schuss.lab.tasks.digits"):
+for module in ("sklearn.datasets", "schuss.lab.racing.work", "schuss.lab.tasks.digits"):
     importlib.import_module(module)
 
 torch.set_num_threads(1)

@@ -19,9 +19,10 @@ from torch.nn.functional import cross_entropy
 
 from schuss.errors import refusal
 from schuss.lab.entries import Entry
-from schuss.lab.protocol.run import Outcome, Point, Running, cadence, scalar
-from schuss.lab.tasks.data import Rows, stable_seed, to_device
+from schuss.lab.seeds import stable_seed
+from schuss.lab.tasks.data import Rows, to_device
 from schuss.lab.tasks.task import Task
+from schuss.lab.training.run import Outcome, Point, Running, cadence, scalar
 from schuss.newton import GaussNewton
 from schuss.newton.base import CurvatureOptimizer
 from schuss.newton.landscape import NotFinite

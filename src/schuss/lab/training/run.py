@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import inspect
 import math
-import random
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from schuss.errors import refusal
-from schuss.lab.tasks.data import Batch, size, stable_seed, to_device
+from schuss.lab.seeds import seed_everything, stable_seed
+from schuss.lab.tasks.data import Batch, size, to_device
 from schuss.lab.tasks.task import Task
-from schuss.newton.base import CurvatureOptimizer
 
 EVALUATIONS = 30  # rows of a curve after the first
-UNTIMED, TIMED, PATIENCE = 20, 200, 3.0  # steps, steps, seconds: of a calibration
+UNTIMED = 20  # steps before those that a calibration times
 LOST = 0.20  # share of the horizon that the loss may stay above its start before the run is stopped
 
 Build = Callable[[Iterable[Any]], Optimizer]
@@ -61,32 +58,6 @@ class Outcome:
     def last(self) -> Point:
         """The evaluation at the end."""
         return self.curve[-1]
-
-
-def train(
-    task: Task,
-    build: Build,
-    seed: int,
-    *,
-    schedule: Callable[[int], float] | None = None,
-    batch_size: int | None = None,
-    open_test: bool = False,
-    device: str = "cpu",
-) -> Outcome:
-    """Train the task's model with the optimizer that `build` makes, and return its curve.
-
-    `schedule(n)` is the learning rate after n finished gradients; without one the optimizer keeps its own.
-    The test split is touched only if `open_test`. A run whose loss stops being finite, or stays above its
-    start for a fifth of the horizon, ends there as diverged: that is a result, not an error.
-    """
-    began = time.perf_counter()
-    run, outcome = _from_the_start(
-        lambda run: run.through(), task, build, seed, schedule, batch_size, torch.device(device)
-    )
-    if open_test and outcome.status == "finished":
-        outcome.test = run.measure("test", whole=True)
-    outcome.seconds = time.perf_counter() - began
-    return outcome
 
 
 @dataclass(frozen=True)
@@ -132,46 +103,15 @@ def _empty(task: Task, split: str) -> ValueError:
 
 def first_step(task: Task, seed: int) -> FirstStep:
     """Make the model and take the gradient of its first batch, without changing a weight."""
-    _seed_everything("weights", seed)
+    seed_everything(stable_seed("weights", seed))
     model = task.model()
     batch = next(task.stream(seed))
-    _seed_everything("training", seed)
+    seed_everything(stable_seed("training", seed))
     loss = scalar(task, task.loss(model, batch))
     loss.backward()
     reached = any(w.grad is not None for w in model.parameters())
     model.zero_grad()
     return FirstStep(task, model, batch, loss.item(), reached)
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How long single steps took, alone, and how much state the optimizer keeps."""
-
-    seconds: list[float]
-    bytes_per_weight: float | None
-
-
-def calibrate(
-    task: Task, build: Build, seed: int, batch_size: int | None = None, device: str = "cpu"
-) -> Calibration:
-    """Time `TIMED` steps after `UNTIMED` ones, without evaluations; fewer if they outlast `PATIENCE`."""
-
-    def time_steps(run: Running) -> list[float]:
-        times: list[float] = []
-        began = time.perf_counter()
-        for count in range(run.untimed + TIMED):
-            start = time.perf_counter()
-            run.step(watch=False)
-            if device != "cpu":
-                torch.cuda.synchronize()
-            if count >= run.untimed:
-                times.append(time.perf_counter() - start)
-            if times and (run.at_rest or time.perf_counter() - began > PATIENCE):
-                break
-        return times
-
-    run, times = _from_the_start(time_steps, task, build, seed, None, batch_size, torch.device(device))
-    return Calibration(times, run.state_bytes() / max(1, weights(run.model)))
 
 
 def plain(outcome: Outcome) -> dict[str, Any]:
@@ -191,38 +131,7 @@ def plain(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def begin(
-    task: Task,
-    build: Build,
-    seed: int,
-    schedule: Callable[[int], float] | None,
-    batch_size: int | None,
-    device: torch.device,
-) -> Running:
-    """A run at its start; methods that step by curvature get a run of their own kind."""
-    run = Running(task, build, seed, schedule, batch_size, device)
-    if isinstance(run.optimizer, CurvatureOptimizer):
-        from schuss.lab.protocol.curved import CurvedRun
-
-        return CurvedRun(task, build, seed, schedule, batch_size, device)
-    return run
-
-
-T = TypeVar("T")
-
-
-def _from_the_start(do: Callable[[Running], T], *given: Any) -> tuple[Running, T]:
-    """Do this with a fresh run; again from its start where the first step shows that it must be run otherwise."""
-    run = begin(*given)
-    try:
-        return run, do(run)
-    except _ClosureIgnoredError:
-        run = begin(*given)
-        run.calls_closure = False
-        return run, do(run)
-
-
-class _ClosureIgnoredError(Exception):
+class ClosureIgnoredError(Exception):
     """The optimizer's first step took a closure and never called it."""
 
 
@@ -242,13 +151,13 @@ class Running:
         device: torch.device,
     ) -> None:
         self.task, self.schedule, self.device = task, schedule, device
-        _seed_everything("weights", seed)
+        seed_everything(stable_seed("weights", seed))
         self.model = task.model().to(device)
         self.optimizer = build(self.model.parameters())
         self.batches: Iterator[Batch] = task.stream(seed, batch_size)
         self.total = task.total_steps(batch_size)
         # Training draws (dropout, noise) begin at the same number whatever building the model consumed.
-        _seed_everything("training", seed)
+        seed_everything(stable_seed("training", seed))
         self.steps = self.examples = self.gradients = 0
         self.finite = True
         # torch's convention leaves it to the optimizer whether `step` calls a closure or finds the gradients there.
@@ -328,7 +237,7 @@ class Running:
     def ignored(self) -> None:
         """A step called no closure: begin again without one; or raise, where earlier steps did call it."""
         if self.steps == 0:
-            raise _ClosureIgnoredError
+            raise ClosureIgnoredError
         raise RuntimeError(
             f"{type(self.optimizer).__name__}.step(closure) did not call its closure in step {self.steps + 1}, though "
             "it did before. A race counts a run by its gradients: call the closure in every step, or in none."
@@ -394,13 +303,6 @@ def _takes_closure(optimizer: Optimizer) -> bool:
     except (TypeError, ValueError):
         return True
     return any(p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in parameters)
-
-
-def _seed_everything(purpose: str, seed: int) -> None:
-    number = stable_seed(purpose, seed)
-    torch.manual_seed(number)
-    np.random.seed(number % 2**32)  # noqa: NPY002 (a user's model may draw from it)
-    random.seed(number)
 
 
 def scalar(task: Task, loss: Any) -> Tensor:

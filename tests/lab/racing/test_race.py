@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from schuss.lab import Budget, Entry, race
-from schuss.lab.protocol import race as module
-from schuss.lab.protocol.engine import DEATHS, ExecutorError, Job, execute
-from schuss.lab.protocol.executors import LocalProcesses
-from schuss.lab.protocol.export import export
-from schuss.lab.protocol.store import Store, StoreError
-from schuss.lab.protocol.work import Package, Source, train_run
+from schuss.lab.racing import race as module
+from schuss.lab.racing.engine import DEATHS, ExecutorError, Job, execute
+from schuss.lab.racing.executors import LocalProcesses
+from schuss.lab.racing.export import export
+from schuss.lab.racing.store import Store, StoreError
+from schuss.lab.racing.work import Package, Source, train_run
 
 SMALL = Budget(4, finalists=2, confirm_seeds=2, report_seeds=3)
 ENTRIES = ["sgd", "adam"]
@@ -171,7 +171,7 @@ SCRIPT = textwrap.dedent("""
 def test_a_killed_race_goes_on_and_ends_the_same(whole, line, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    conftest = Path(__file__).with_name("conftest.py")
+    conftest = Path(__file__).parents[1] / "conftest.py"
     rng = random.Random(2)
     for _ in range(2):
         arguments = [

@@ -12,10 +12,10 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, 
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from schuss.lab.protocol.executors import KEPT, TICK, ExecutorError, OverLimitError
-from schuss.lab.protocol.run import Outcome, plain
-from schuss.lab.protocol.version import code_version
-from schuss.lab.protocol.work import Package, stopped
+from schuss.lab.racing.executors import KEPT, TICK, ExecutorError, OverLimitError
+from schuss.lab.racing.version import code_version
+from schuss.lab.racing.work import Package, stopped
+from schuss.lab.training.run import Outcome, plain
 
 __all__ = ["DEATHS", "TRIES", "ExecutorError", "Job", "execute"]
 
