@@ -110,7 +110,7 @@ def plan(effort: Effort) -> str:
     >>> plan(Effort(128, products=40, seconds=42.0))
     'Measuring on 128 training examples, 5 looks of at most 2 × 40 products: about 42 s.'
     """
-    from schuss.newton.cost import human_seconds
+    from schuss.units import human_seconds
 
     about = "a second or so" if effort.seconds < 2 else human_seconds(effort.seconds)
     return (

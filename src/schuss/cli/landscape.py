@@ -122,7 +122,7 @@ def command(
     )
     from schuss.lab.landscape.target import is_surface, task_of
     from schuss.lab.pages import check_writable, picture, write
-    from schuss.newton.cost import human_bytes, human_seconds
+    from schuss.units import human_bytes, human_seconds
 
     began = time.time()
     try:
@@ -204,7 +204,7 @@ def _model(
     from schuss.lab.landscape import growth, model_figure, render_model, surface, taylor_model
     from schuss.lab.landscape.target import is_surface
     from schuss.lab.pages import check_writable, picture, write
-    from schuss.newton.cost import human_bytes, human_seconds
+    from schuss.units import human_bytes, human_seconds
 
     place = _numbers("at", at, 2) or _numbers("start", start, 2)
     began = time.time()

@@ -306,10 +306,10 @@ def test_a_run_that_still_steps_ends_itself_at_its_limit(line):
 
 
 def test_limits_follow_from_what_is_expected_and_from_the_machine(monkeypatch):
-    monkeypatch.setattr("schuss.lab.racing.limits.machine_memory", lambda: 64 * GIB)
+    monkeypatch.setattr("schuss.lab.racing.limits.total_memory", lambda: 64 * GIB)
     assert Limits.of(None, None, 1.0, 4) == Limits(600.0, pytest.approx(0.8 * 16 * GIB))
     assert Limits.of(None, None, 100.0, 64) == Limits(3000.0, 2 * GIB)
-    assert str(Limits.of(90, 1.5, 1.0, 4)) == "1.5 h and 1.5 GiB"
+    assert str(Limits.of(90, 1.5, 1.0, 4)) == "1.5 hours and 1.5 GiB"
     with pytest.raises(ValueError, match="run_minutes=0 is not greater than 0"):
         race("digits", ["sgd"], run_minutes=0)
 

@@ -20,8 +20,9 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from schuss.errors import refusal
-from schuss.lab.racing.limits import GIB, Limits, duration
+from schuss.lab.racing.limits import GIB, Limits
 from schuss.lab.racing.processes import Children, end, end_children, lead, memory, table
+from schuss.units import human_seconds
 
 PATIENCE = 10.0  # seconds, with a scheduler that may be busy
 TICK = 0.25  # seconds between two looks at what the workers use
@@ -145,7 +146,7 @@ class LocalProcesses(Executor):
 
 def over_time(seconds: float) -> str:
     """Why a run was stopped."""
-    return f"over {duration(seconds)} (--run-minutes)"
+    return f"over {human_seconds(seconds)} (--run-minutes)"
 
 
 def _tidily(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -328,8 +329,3 @@ def dask(address: str) -> Generator[tuple[Executor, int]]:
         yield Cluster(client), workers
     finally:
         client.close()
-
-
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -26,7 +26,7 @@ from schuss.lab.racing import assemble, curvature
 from schuss.lab.racing.budget import Budget
 from schuss.lab.racing.budget import budget as budget_of
 from schuss.lab.racing.engine import Job, execute
-from schuss.lab.racing.executors import Cluster, LocalProcesses, adopt, start_server, usable_cores
+from schuss.lab.racing.executors import Cluster, LocalProcesses, adopt, start_server
 from schuss.lab.racing.limits import Limits
 from schuss.lab.racing.plan import Contestant, Plan, Run, Stage, cross, renamed
 from schuss.lab.racing.preflight import Facts, code_version, look_over
@@ -40,6 +40,7 @@ from schuss.lab.tasks import BUILT_IN, load
 from schuss.lab.tasks.own import own_task
 from schuss.lab.tasks.task import Task
 from schuss.lab.training.curved import check_applies
+from schuss.machine import cores, processor
 
 
 class Watcher(Protocol):
@@ -158,7 +159,7 @@ def race(
             if executor is None
             else adopt(executor)
         )
-        capacity = hands.workers if isinstance(hands, LocalProcesses) else workers or usable_cores()
+        capacity = hands.workers if isinstance(hands, LocalProcesses) else workers or cores()
         if isinstance(hands, Cluster):
             hands.verify(code_version())
         limits = Limits.of(run_minutes, run_memory, max(lane.facts.seconds for lane in lanes), capacity)
@@ -399,23 +400,12 @@ def machine() -> dict[str, Any]:
     """Where this is."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count() or 1,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
-        platform.processor(),
-    )
 
 
 def _task(
@@ -478,7 +468,7 @@ def _workers(given: int | None, device: str) -> int:
         if there == 0:
             raise refusal("device", device, "usable here", "torch sees no GPU.")
         return min(given or there, there)
-    return given or usable_cores()
+    return given or cores()
 
 
 def _words(
