@@ -65,8 +65,8 @@ def command(
     check_names(tasks=[task], entries=[optimizer], schedules=[schedule])
     from schuss.lab.diagnose import advise, measure, render
     from schuss.lab.entries import find
-    from schuss.lab.landscape.target import task_of
     from schuss.lab.pages import check_writable, write
+    from schuss.lab.tasks import load
 
     try:
         check_writable(out)
@@ -78,7 +78,7 @@ def command(
                     console.print(f"  {what}", markup=False, highlight=False)
 
             found = measure(
-                *(task_of(task, data), find(optimizer), task),
+                *(load(task, data), find(optimizer), task),
                 lr=lr,
                 steps=steps,
                 schedule=schedule,

@@ -120,8 +120,9 @@ def command(
         story,
         surface,
     )
-    from schuss.lab.landscape.target import is_surface, task_of
+    from schuss.lab.landscape.target import is_surface
     from schuss.lab.pages import check_writable, picture, write
+    from schuss.lab.tasks import load
     from schuss.units import human_bytes, human_seconds
 
     began = time.time()
@@ -146,7 +147,7 @@ def command(
                 else:
                     if start or window:
                         raise click.UsageError("--start and --window are for functions of two numbers.")
-                    task, length = task_of(target, data), steps or ON_NETWORKS
+                    task, length = load(target, data), steps or ON_NETWORKS
                     cost = network_cost(task, entries, length, lr)
                     if cost.seconds > 10:
                         console.print(

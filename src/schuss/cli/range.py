@@ -63,13 +63,13 @@ def command(
     check_names(tasks=[task], entries=[optimizer])
     from schuss.lab.entries import find
     from schuss.lab.ladder import climb, render
-    from schuss.lab.landscape.target import task_of
     from schuss.lab.pages import check_writable, write
+    from schuss.lab.tasks import load
 
     words = [word if word.startswith("-") else shlex.quote(word) for word in sys.argv[1:]]
     try:
         check_writable(out)
-        given, entry = task_of(task, data), find(optimizer)
+        given, entry = load(task, data), find(optimizer)
         with console.status("Climbing") as status:
             found = climb(
                 *(given, entry),

@@ -21,7 +21,6 @@ import schuss
 from schuss.errors import refusal, unknown, whole
 from schuss.lab.entries import DEFAULT, Entry, find, wrap
 from schuss.lab.files import UserCode
-from schuss.lab.names import is_own
 from schuss.lab.racing import assemble, curvature
 from schuss.lab.racing.budget import Budget
 from schuss.lab.racing.budget import budget as budget_of
@@ -36,8 +35,8 @@ from schuss.lab.racing.report import Report
 from schuss.lab.racing.store import Store, StoreError
 from schuss.lab.racing.work import Package, Source, calibrate_entry, train_run
 from schuss.lab.schedules import check
-from schuss.lab.tasks import BUILT_IN, load
-from schuss.lab.tasks.own import own_task
+from schuss.lab.tasks import Found
+from schuss.lab.tasks import find as find_task
 from schuss.lab.tasks.task import Task
 from schuss.lab.training.curved import check_applies
 from schuss.machine import cores, processor
@@ -234,8 +233,8 @@ def repeat_run(
     known = {entry.name for entry in racing}
     if work["entry"] not in known:
         racing = [*racing, find(work["entry"])]
-    _, source, _, code = _task(spec, data)
-    package = Package.of(source, racing, code)
+    found = find_task(spec, data)
+    package = Package.of(_source(found, data), racing, found.code)
     seeds = work["seed"] if isinstance(work["seed"], list) else [work["seed"]]
     for seed in cast("list[int]", seeds):
         yield seed, train_run(package, {**work, "seed": seed, "device": work.get("device", device)})
@@ -271,15 +270,15 @@ class _Lane:
         data: str | Path | None,
         words: str,
     ) -> _Lane:
-        task, source, files, code = _task(given, data)
-        package = Package.of(source, entries, code)
-        facts = look_over(task, files)
+        found = find_task(given, data)
+        task, package = found.task, Package.of(_source(found, data), entries, found.code)
+        facts = look_over(task, found.files)
         check_applies(task, entries)
         sizes = _batch_sizes(task, batch_sizes)
         contestants = cross(entries, schedules, sizes, search_spaces(task, entries, sizes))
         plan = Plan(facts.fingerprint, task.best, contestants, spending, spending.seeds(seed))
-        command = f"schuss race {shlex.quote(source.spec)}{words}"
-        return cls(task, source.spec, facts, plan, plan.stages(), package, rank_by, device, command)
+        command = f"schuss race {shlex.quote(found.spec)}{words}"
+        return cls(task, found.spec, facts, plan, plan.stages(), package, rank_by, device, command)
 
     def advance(self, results: Mapping[str, Any] | None) -> bool:
         """Go on to the next stage; False after the last."""
@@ -408,18 +407,11 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _task(
-    given: str | Path | Task, data: str | Path | None
-) -> tuple[Task, Source, Mapping[str, str], UserCode]:
-    """The task, where its workers get it from, the texts of its files, and the modules that have to travel."""
-    if isinstance(given, Task):
-        return given, Source(given.name, task=given), {}, UserCode()
-    spec = str(given)
-    if spec.partition(":")[0] not in BUILT_IN and is_own(spec):
-        task, loaded = own_task(spec)
-        return task, Source(spec, task=task), loaded.files, loaded.code
-    place = None if data is None else Path(data)
-    return load(spec, place), Source(spec, None if place is None else str(place.resolve())), {}, UserCode()
+def _source(found: Found, data: str | Path | None) -> Source:
+    """Where workers get a task from."""
+    if not found.built_in:
+        return Source(found.spec, task=found.task)
+    return Source(found.spec, None if data is None else str(Path(data).resolve()))
 
 
 def _entries(given: Sequence[str | Entry | type] | None) -> list[Entry]:
