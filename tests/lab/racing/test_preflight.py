@@ -129,3 +129,15 @@ def test_published_ranges_are_left_as_they_are_and_equally_wide():
     assert spaces["momentum", 64] == dict(find("momentum").space)
     widths = {round(math.log10(high / low), 9) for low, high, _ in (space["lr"] for space in spaces.values())}
     assert len(widths) == 1
+
+
+def test_the_largest_curvature_is_found_where_two_eigenvalues_of_either_sign_are_equal(line):
+    """A power method would turn between them for ever."""
+    signs = torch.tensor([2.0, -2.0, 0.5])
+    task = line(loss=lambda model, batch: (signs * model.weight.square()).sum() / 2 + model.bias.sum() * 0)
+    assert largest_curvature(task) == pytest.approx(2, rel=1e-3)
+
+
+@pytest.mark.parametrize("slope", [lambda w: w.sum(), lambda w: w.abs().sum()])
+def test_a_loss_without_curvature_has_none(line, slope):
+    assert largest_curvature(line(loss=lambda model, batch: slope(model.weight) + slope(model.bias))) == 0

@@ -7,10 +7,13 @@ learning rate has gone too far where one step changes the weights by a tenth of 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from math import isfinite
 
 import torch
 
+from schuss.curvature import extreme_eigenvalues
 from schuss.lab.entries import Entry
 from schuss.lab.statistics import Range
 from schuss.lab.tasks.task import Task
@@ -18,7 +21,7 @@ from schuss.lab.training.quiet import quiet_process
 from schuss.lab.training.run import first_step
 
 DECADES = 3.0
-ITERATIONS = 30  # of the power method: the largest curvature to a few per cent
+PRODUCTS = 30  # Hessian-vector products: the largest curvature to a few per cent
 TENTH = 0.1
 
 
@@ -54,39 +57,20 @@ def limits(task: Task) -> Mapping[str, float]:
 
 
 def largest_curvature(task: Task, seed: int = 0) -> float:
-    """The largest |eigenvalue| of the Hessian on the first batch, by the power method; 0 if it has none."""
+    """The largest |eigenvalue| of the Hessian on the first batch; 0 if it has none."""
     step = first_step(task, seed)
-    trained = [w for w in step.model.parameters() if w.requires_grad]
     try:
-        slopes = torch.autograd.grad(
-            step.again(), trained, create_graph=True, allow_unused=True, materialize_grads=True
-        )
-        pairs = [(w, g) for w, g in zip(trained, slopes, strict=True) if g.requires_grad]
-        if not pairs:
-            return 0.0
-        weights, gradients = zip(*pairs, strict=True)
-        draw = torch.Generator().manual_seed(0)
-        direction = [torch.randn(w.shape, generator=draw, dtype=torch.float64).to(w) for w in weights]
-        length = 0.0
-        for _ in range(ITERATIONS):
-            norm = _norm(direction)
-            direction = [d / norm for d in direction]
-            products = torch.autograd.grad(
-                gradients, weights, direction, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-            direction, length = list(products), _norm(products)
-            if length == 0 or length != length:
-                return 0.0
+        with warnings.catch_warnings():  # differences of gradients, where it must be, are good for two digits
+            warnings.simplefilter("ignore")
+            found = extreme_eigenvalues(step.model, task.loss, step.batch, k=1, products=PRODUCTS)
     except (
+        ValueError,
         RuntimeError,
-        NotImplementedError,
-    ):  # sparse gradients, or an operation without a second derivative
+        MemoryError,
+    ):  # no weight to move, sparse gradients, a loss that is not steady
         return 0.0
-    return length
-
-
-def _norm(vectors: list[torch.Tensor] | tuple[torch.Tensor, ...]) -> float:
-    return sum(v.double().square().sum().item() for v in vectors) ** 0.5
+    largest = float(max(abs(found.largest[0]), abs(found.smallest[0])))
+    return largest if isfinite(largest) else 0.0
 
 
 def _factor(entry: Entry) -> float:

@@ -240,10 +240,10 @@ def claims(
         versus(
             "restarts-help",
             "Cyclic restarts help.",
-            lambda run: run.schedule in ("cyclic", "restarts"),
+            lambda run: run.schedule == "restarts",
             lambda run: run.schedule == single,
             _optimizer,
-            "one entry with the schedules cyclic and cosine",
+            "one entry with the schedules restarts and cosine",
             score,
         ),
         _noisier_batches(runs),
