@@ -32,5 +32,5 @@ def test_every_time_has_a_unit_that_leaves_at_least_one(longest):
         count, unit = in_unit(2.0 * 10.0**power, longest)
         assert count >= 1
         assert unit == "s" or power < 0 or longest > 1
-    assert in_unit(0.0) == (0.0, "ns")
+    assert in_unit(0.0) == (0.0, "s")
     assert human_seconds(5400) == "1.5 hours"

@@ -17,6 +17,8 @@ def in_unit(seconds: float, longest: float = math.inf) -> tuple[float, str]:
     >>> in_unit(0.25), in_unit(7200.0), in_unit(7200.0, longest=1)
     ((250.0, 'ms'), (2.0, 'hours'), (7200.0, 's'))
     """
+    if not seconds:
+        return 0.0, "s"
     size, unit = next((pair for pair in _SECONDS if pair[0] <= longest and seconds >= pair[0]), _SECONDS[-1])
     return seconds / size, unit
 

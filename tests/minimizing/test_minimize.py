@@ -261,7 +261,7 @@ def test_a_run_that_explodes_returns_its_best_point():
         (lambda: minimize(rosenbrock, X0, tol=-1.0), "tol=-1.0 is not a number ≥ 0"),
         (
             lambda: minimize(rosenbrock, X0, options={"maxiter": 2.5}),
-            r"maxiter=2\.5 is not a whole number ≥ 0",
+            r"maxiter=2\.5 is not an integer ≥ 0",
         ),
         (lambda: minimize(rosenbrock, X0, jac=True), "jac=True is not a function or None"),
         (lambda: minimize(lambda x: x * 2, X0), "is not .*one number"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-import numbers
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from schuss import torch as api
-from schuss.errors import refusal
+from schuss.errors import real, refusal, whole
 from schuss.minimizing.derivatives import Differentiable
 from schuss.newton.base import CurvatureOptimizer
 from schuss.newton.gauss_newton import GaussNewton
@@ -127,11 +126,9 @@ def minimize(
     settings = dict(options or {})
     curved = issubclass(make, CurvatureOptimizer)
     maxiter = settings.pop("maxiter", 1000 if curved else 10_000)
-    if not (isinstance(maxiter, numbers.Integral) and int(maxiter) >= 0):
-        raise refusal("maxiter", maxiter, "a whole number ≥ 0")
-    maxiter = int(maxiter)
-    if not (isinstance(tol, numbers.Real) and tol >= 0):
-        raise refusal("tol", tol, "a number ≥ 0", "0 goes on until rounding or maxiter stops it.")
+    maxiter = whole("maxiter", maxiter)
+    advice = "0 goes on until rounding or maxiter stops it."
+    tol = real("tol", tol, "a number ≥ 0", lambda x: x >= 0, advice)
     if not (jac is None or callable(jac)):
         raise refusal("jac", jac, "a function or None", "None asks autograd, then finite differences.")
     args = args if isinstance(args, tuple) else (args,)

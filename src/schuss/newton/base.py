@@ -10,7 +10,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from schuss.errors import refusal
+from schuss.errors import real, refusal
 from schuss.newton.landscape import Closure, Landscape, NotFinite, Point, Weights, as_loss
 from schuss.newton.report import StepReport
 
@@ -243,9 +243,6 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 
 def _check(lr: Any, weight_decay: Any) -> None:
-    if not 0 <= lr <= 1:
-        raise refusal(
-            "lr", lr, "in [0, 1]", "It is the fraction of the model's step to take; 1 is Newton's own."
-        )
-    if not (weight_decay >= 0 and math.isfinite(weight_decay)):
-        raise refusal("weight_decay", weight_decay, "a finite number ≥ 0")
+    advice = "It is the fraction of the model's step to take; 1 is Newton's own."
+    real("lr", lr, "in [0, 1]", lambda x: 0 <= x <= 1, advice)
+    real("weight_decay", weight_decay, "a finite number ≥ 0", lambda x: 0 <= x < math.inf)

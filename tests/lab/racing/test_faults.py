@@ -292,7 +292,7 @@ def test_a_run_over_its_limit_is_a_result_and_its_children_end_with_it(tmp_path)
             execute([job, fine], executor, 1, lambda job, result: seen.update({job.id: result}))
     assert seen["fine"] == {"status": "finished"}
     assert seen["hanging"]["status"] == seen["large"]["status"] == "crashed"
-    assert seen["hanging"]["error"] == "Stopped: over 0.5 s (--run-minutes)"
+    assert seen["hanging"]["error"] == "Stopped: over 500 ms (--run-minutes)"
     assert seen["large"]["error"].startswith("Stopped: over 0.45 GiB, at 0.")
     assert not any(alive(int(file.read_text())) for file in told)
 
@@ -301,7 +301,7 @@ def test_a_run_that_still_steps_ends_itself_at_its_limit(line):
     package = Package.of(Source("line", task=line()), [find("sgd")])
     work = WORK | {"entry": "sgd", "device": "cpu"}
     result = train_run(package, work | {"seconds": 0.0})
-    assert (result["status"], result["error"]) == ("crashed", "Stopped: over 0 s (--run-minutes)")
+    assert (result["status"], result["error"]) == ("crashed", "Stopped: over 0.0 s (--run-minutes)")
     assert train_run(package, work | {"seconds": 3600.0})["status"] == "finished"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from schuss.errors import refusal
+from schuss.errors import real
 from schuss.machine import total_memory
 from schuss.units import human_seconds
 
@@ -26,8 +26,8 @@ class Limits:
     def of(cls, minutes: float | None, gibibytes: float | None, expected: float, workers: int) -> Limits:
         """As given; else a multiple of the expected seconds, and a worker's part of the machine's memory."""
         for name, value in (("run_minutes", minutes), ("run_memory", gibibytes)):
-            if value is not None and not value > 0:
-                raise refusal(name, value, "greater than 0")
+            if value is not None:
+                real(name, value, "greater than 0", lambda x: x > 0)
         seconds = max(FLOOR, TIMES * expected) if minutes is None else 60 * minutes
         if gibibytes is not None:
             return cls(seconds, gibibytes * GIB)
