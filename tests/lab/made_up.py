@@ -1,8 +1,8 @@
 """Races whose results are made up, so that what is true of them is known; the plan and the report are the real ones."""
 
-from schuss.lab.protocol.assemble import Raced
-from schuss.lab.protocol.plan import Contestant, Plan
-from schuss.lab.protocol.preflight import Facts
+from schuss.lab.racing.assemble import Raced
+from schuss.lab.racing.plan import Contestant, Plan
+from schuss.lab.racing.preflight import Facts
 
 __all__ = ["Contestant", "raced"]
 

@@ -64,8 +64,8 @@ def command(
     check_names(tasks=[task], entries=[optimizer], schedules=[schedule])
     from schuss.lab.diagnose import advise, measure, render
     from schuss.lab.entries import find
-    from schuss.lab.landscape.target import task_of
     from schuss.lab.pages import check_writable, write
+    from schuss.lab.tasks import load
 
     with clear_end(console, "A smaller --budget or fewer --steps take less time."):
         check_writable(out)
@@ -77,7 +77,7 @@ def command(
                     console.print(f"  {what}", markup=False, highlight=False)
 
             found = measure(
-                *(task_of(task, data), find(optimizer), task),
+                *(load(task, data), find(optimizer), task),
                 lr=lr,
                 steps=steps,
                 schedule=schedule,
@@ -103,7 +103,7 @@ def plan(effort: Effort) -> str:
     >>> plan(Effort(128, products=40, seconds=42.0))
     'Measuring on 128 training examples, 5 looks of at most 2 × 40 products: about 42 s.'
     """
-    from schuss.newton.cost import human_seconds
+    from schuss.units import human_seconds
 
     about = "a second or so" if effort.seconds < 2 else human_seconds(effort.seconds)
     return (

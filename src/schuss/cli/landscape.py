@@ -180,11 +180,11 @@ def _on_network(
 ) -> Scene:
     """The runs of a network on a plane through its weights; says what it takes where that is long."""
     from schuss.lab.landscape import network_cost, on_network
-    from schuss.lab.landscape.target import task_of
-    from schuss.newton.cost import human_bytes, human_seconds
+    from schuss.lab.tasks import load
+    from schuss.units import human_bytes, human_seconds
 
     with console.status("Walking") as status:
-        task = task_of(target, data)
+        task = load(target, data)
         cost = network_cost(task, entries, steps, lr)
         if cost.seconds > 10:
             console.print(

@@ -133,10 +133,10 @@ def command(
     check_names(tasks=given, entries=[*(named or ()), *more], schedules=schedules.split(","))
     with Interrupts() as interrupts, starting(scheduler is None and words is None), clear_errors():
         from schuss.lab.entries import DEFAULT
-        from schuss.lab.protocol.crashes import without_a_finish
-        from schuss.lab.protocol.executors import dask
-        from schuss.lab.protocol.export import check_format, export
-        from schuss.lab.protocol.race import race
+        from schuss.lab.racing.crashes import without_a_finish
+        from schuss.lab.racing.executors import dask
+        from schuss.lab.racing.export import check_format, export
+        from schuss.lab.racing.race import race
 
         if named is None and more:
             named = list(DEFAULT)
@@ -254,7 +254,7 @@ def leave(words: str) -> None:
 def starting(here: bool) -> Generator[None]:
     """Let the workers' server import torch on another core while this process does."""
     if here:
-        from schuss.lab.protocol.executors import start_server
+        from schuss.lab.racing.executors import start_server
 
         start_server()
     yield
@@ -263,8 +263,8 @@ def starting(here: bool) -> Generator[None]:
 @contextmanager
 def clear_errors() -> Generator[None]:
     """What the user can put right is said in a line, without a traceback."""
-    from schuss.lab.protocol.engine import ExecutorError
-    from schuss.lab.protocol.store import StoreError
+    from schuss.lab.racing.engine import ExecutorError
+    from schuss.lab.racing.store import StoreError
 
     try:
         yield
@@ -387,7 +387,7 @@ def ranking(task: Mapping[str, Any]) -> Table:
 
 def show_crashed(console: Console, task: Mapping[str, Any]) -> None:
     """Every entry of which runs crashed, with the last reason: it may be missing in the table for that alone."""
-    from schuss.lab.protocol.crashes import crashed_entries
+    from schuss.lab.racing.crashes import crashed_entries
     from schuss.lab.reason import reason
 
     for name, crashed, total in crashed_entries(task):
@@ -427,7 +427,7 @@ def interrupted(console: Console, folder: Path | None) -> None:
 
 def kept_runs(folder: Path) -> int:
     """How many runs the store in a folder holds."""
-    from schuss.lab.protocol.store import Store, StoreError
+    from schuss.lab.racing.store import Store, StoreError
 
     try:
         with Store(folder) as store:
@@ -440,7 +440,7 @@ def repeat(
     console: Console, spec: str, entries: list[str] | None, data: Path | None, words: str, device: str
 ) -> None:
     """Run again what a line of the report names, in this process."""
-    from schuss.lab.protocol.race import repeat_run
+    from schuss.lab.racing.race import repeat_run
 
     try:
         work = json.loads(words)

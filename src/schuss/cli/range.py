@@ -63,12 +63,12 @@ def command(
     check_names(tasks=[task], entries=[optimizer])
     from schuss.lab.entries import find
     from schuss.lab.ladder import climb, render
-    from schuss.lab.landscape.target import task_of
     from schuss.lab.pages import check_writable, write
+    from schuss.lab.tasks import load
 
     with clear_end(console, "Fewer --steps or --sweeps take less time."):
         check_writable(out)
-        given, entry = task_of(task, data), find(optimizer)
+        given, entry = load(task, data), find(optimizer)
         with console.status("Climbing") as status:
             found = climb(
                 *(given, entry),

@@ -17,7 +17,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from schuss.compile import checkpoint, norm, threads
+from schuss.compile import checkpoint, norm
 from schuss.compile.formula import AVERAGE, Formula, formula
 from schuss.compile.front import (
     OPTIONS,
@@ -36,6 +36,7 @@ from schuss.compile.kind import Kind, bound, show_arguments
 from schuss.compile.launch import Terms
 from schuss.compile.storage import BLOCK
 from schuss.errors import refusal
+from schuss.machine import cores
 from schuss.numpy import checkpoints, kept
 from schuss.numpy.layout import KERNEL_NAMES
 from schuss.numpy.plan import Item, Plan, Work, check_apart, check_gradient, check_weight
@@ -260,7 +261,7 @@ class Optimizer:
             )
         if self._scheduled:
             self._ask_schedules()
-        rule, workers = self._rule, threads.available()
+        rule, workers = self._rule, cores()
         paths, weights, gradients = pair(params, grads)
         plan, page = self._plan, formula(rule, self._averages)
         entries, ledger = self._entries, self._ledger

@@ -18,7 +18,7 @@ from tests.lab.made_up import Contestant, raced
 
 from schuss.lab import Budget, Task
 from schuss.lab.entries import find
-from schuss.lab.protocol.assemble import profiles, task_report
+from schuss.lab.racing.assemble import profiles, task_report
 
 EVALUATIONS, BATCH = 30, 64
 # optimizer: (best lr, how low the loss gets, how fast, how steep the basin)

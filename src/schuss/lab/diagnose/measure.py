@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import copy
 import math
-import random
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -41,14 +39,15 @@ from schuss.curvature import (
 from schuss.errors import refusal
 from schuss.lab.diagnose.effort import RUNGS, SECONDS, Effort, affordable
 from schuss.lab.entries import Entry
-from schuss.lab.ladder.climb import climb
+from schuss.lab.ladder.range_test import climb
 from schuss.lab.landscape.trails import said
-from schuss.lab.landscape.training import Moment, sample, training
 from schuss.lab.schedules import schedule as planned
 from schuss.lab.tasks.data import Batch, Rows
 from schuss.lab.tasks.data import size as size_of
 from schuss.lab.tasks.task import Task
+from schuss.lab.training.moments import Moment, sample, training
 from schuss.newton.base import CurvatureOptimizer
+from schuss.randomness import preserved
 
 Array = NDArray[np.float64]
 Found = TypeVar("Found")
@@ -242,7 +241,7 @@ def measure(
     steps = min(horizon, CURVED if curved else horizon, steps or min(300, max(50, horizon // 10)))
     rate = None if schedule == "constant" else planned(schedule, chosen["lr"], horizon)
     attempt = _Attempts(progress)
-    with _generators_put_back():
+    with preserved():
         effort = affordable(task, steps, budget, seed)
         if begun is not None:
             begun(effort)
@@ -514,15 +513,3 @@ def _timed(task: Task, entry: Entry, chosen: dict[str, float], seed: int, size: 
         task.loss(model, batch).backward()
         optimizer.step()
         yield time.perf_counter() - began
-
-
-@contextmanager
-def _generators_put_back() -> Generator[None]:
-    states: tuple[Any, Any] = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002 (a task may draw from it)
-    plain = random.getstate()
-    try:
-        yield
-    finally:
-        random.setstate(plain)
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002

@@ -30,10 +30,10 @@ from schuss.errors import refusal
 from schuss.lab.entries import Entry
 from schuss.lab.landscape.scene import Scene
 from schuss.lab.landscape.trails import Trail, said
-from schuss.lab.landscape.training import flat, put, sample, training
-from schuss.lab.protocol.run import first_step
 from schuss.lab.tasks.data import Batch, size
 from schuss.lab.tasks.task import Task
+from schuss.lab.training.moments import flat, put, sample, training
+from schuss.lab.training.run import first_step
 
 Array = NDArray[np.float64]
 

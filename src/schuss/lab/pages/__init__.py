@@ -5,7 +5,7 @@ write(path, ...)      a file, whole or not at all
 check_writable(...)   whether it could be, before long work
 """
 
+from schuss.lab.pages.atomic_write import check_writable, write
 from schuss.lab.pages.frame import page
-from schuss.lab.pages.keep import check_writable, write
 
 __all__ = ["check_writable", "page", "write"]

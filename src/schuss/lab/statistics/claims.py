@@ -263,9 +263,9 @@ def _between_schedules(runs: Sequence[RunNumbers]) -> list[_Comparison]:
         _Comparison(
             "restarts-help",
             "Cyclic restarts help.",
-            lambda run: run.schedule in ("cyclic", "restarts"),
+            lambda run: run.schedule == "restarts",
             lambda run: run.schedule == single,
-            "one entry with the schedules cyclic and cosine",
+            "one entry with the schedules restarts and cosine",
             _optimizer,
         ),
     ]
