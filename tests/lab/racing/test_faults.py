@@ -1,9 +1,9 @@
 """What goes wrong in the code that is raced, and in the processes that run it."""
 
-import _thread
 import json
 import operator
 import os
+import signal
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -299,7 +299,7 @@ def test_a_run_over_its_limit_is_a_result_and_its_children_end_with_it(tmp_path)
 
 
 def test_an_interrupt_tears_no_process_out_of_its_start(monkeypatch):
-    ended, interrupted = [], threading.Event()
+    ended, interrupted, main = [], threading.Event(), threading.main_thread().ident
     monkeypatch.setattr(executors, "end", ended.append)
 
     class Slow:
@@ -308,7 +308,7 @@ def test_an_interrupt_tears_no_process_out_of_its_start(monkeypatch):
         _processes = None
 
         def submit(self, *_):
-            _thread.interrupt_main()
+            signal.pthread_kill(main, signal.SIGINT)
             assert interrupted.wait(60)
             self._processes = {12345: None}
             return Future()
