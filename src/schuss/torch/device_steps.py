@@ -41,11 +41,12 @@ class DeviceSteps:
 
         `alone`: whether nobody else has a say, no other rank and no hand that has written over a schedule.
         """
-        capturable = any(group.get("capturable") for group in groups)
-        asked = capturable or self.gate.measures or (found, given) != (None, None)
+        capturable = any([group.get("capturable") for group in groups])  # noqa: C419 (a step has few groups)
+        asked = capturable or found is not None or given is not None or self.gate.measures
         launches = plan.on_one_device() if asked and alone else None
         if launches is None:
-            self._leave()
+            if self.control is not None:
+                self._leave()
             return False
         self.groups = groups
         if self.control is None or self.control.capturable != capturable:

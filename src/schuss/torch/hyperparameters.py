@@ -59,7 +59,7 @@ class Hyperparameters:
         """The rule with this group's hyperparameters as they stand now."""
         if group["schedules"]:
             self.ask(group)
-        arguments = self.kinds.of(group).arguments
+        arguments = (self.kinds.of(group) if "rule" in group else self.kinds.own).arguments
         values = arguments.values(group)
         last = self.rules.get(id(group))
         if last is not None and last[0] == values:
@@ -132,9 +132,10 @@ class Hyperparameters:
 
     def may_be_dry(self, groups: Sequence[Group], rules: Sequence[Rule]) -> bool:
         """Whether every lr is 0 and was written from outside: then a step without gradients is none."""
-        return not any(map(rate, rules)) and not any(
-            group.get("lr") is self.shown.get(id(group), (0, group))[1].get("lr") for group in groups
-        )
+        if any(map(rate, rules)):
+            return False
+        shown = [self.shown.get(id(group), (0, group))[1].get("lr") for group in groups]
+        return not any(group.get("lr") is one for group, one in zip(groups, shown, strict=True))
 
 
 def _two_hands(name: str, group: Group) -> str:

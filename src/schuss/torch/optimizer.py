@@ -47,6 +47,7 @@ from schuss.torch.state import State, changes
 Tensor = torch.Tensor
 
 _gradient = attrgetter("grad")
+_terms = functools.lru_cache(maxsize=8)(Terms)  # the same for step after step, unless gradients are clipped
 _FIRST = {"params": "tensors, (name, tensor) pairs, or dicts of groups"}
 
 
@@ -261,7 +262,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _terms(self, group: Group, finished: int, scale: float) -> Terms:
         share = renewed(group["ema_decay"], finished)
-        return Terms(-scale if group["maximize"] else scale, share, self.defaults["seed"])
+        return _terms(-scale if group["maximize"] else scale, share, self.defaults["seed"])
 
     @property
     def max_norm(self) -> float | None:
