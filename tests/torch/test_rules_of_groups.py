@@ -226,3 +226,24 @@ def test_two_rules_of_one_name_are_refused():
     optimizer.add_param_group({"params": weights(1), "rule": "AdamW"})
     with pytest.raises(ValueError, match="Two different rules of this optimizer are called 'AdamW'"):
         optimizer.add_param_group({"params": weights(1), "rule": AdamW})
+
+
+def test_groups_gives_weights_by_name_a_rule_of_their_own():
+    model = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+    rules = {"0.*": {"rule": "Adagrad", "lr": 0.2, "weight_decay": 0.0}, "2.*": {"rule": "AdamW"}}
+    made = schuss.torch.groups(model, 0.1, rules=rules)
+    shown = {name: (g.get("rule"), g.get("lr"), g["weight_decay"]) for g in made for name in g["param_names"]}
+    assert shown == {
+        "0.weight": ("Adagrad", 0.2, 0.0),
+        "1.weight": (None, None, 0.1),
+        "1.bias": (None, None, 0.0),
+        "2.weight": ("AdamW", None, 0.1),
+        "2.bias": ("AdamW", None, 0.0),
+    }
+    optimizer = schuss.torch.SGD(made, lr=0.5, momentum=0.9)
+    model(torch.tensor([1, 3])).square().sum().backward()
+    optimizer.step()
+    with pytest.raises(ValueError, match=r"rules='emb\*' is not a pattern that matches a trainable weight"):
+        schuss.torch.groups(model, 0.1, rules={"emb*": {"rule": "AdamW"}})
+    with pytest.raises(ValueError, match="is not a dict of settings by pattern"):
+        schuss.torch.groups(model, 0.1, rules={"0.*": "AdamW"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from math import inf
 from typing import Any, cast
@@ -31,6 +31,7 @@ def groups(
     lr: float | None = None,
     layer_decay: float | None = None,
     state_dtype: Any = None,
+    rules: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """Split a model's trainable weights into groups for any optimizer: with decay, and without.
 
@@ -44,21 +45,27 @@ def groups(
     With `state_dtype` (see `schuss.torch`) the groups ask for it, but for those of embeddings, whose state stays in
     float32: rows that are seldom seen would share a block's scale with common ones.
 
+    With `rules` weights whose names match a pattern, the first that does, get these settings, a `rule` of their own
+    among them: `{"*embed*": {"rule": "AdamW", "lr": 3e-4}}`.
+
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
     >>> [(g["weight_decay"], g["param_names"]) for g in groups(model, 0.1)]
     [(0.1, ['0.weight']), (0.0, ['0.bias', '1.weight', '1.bias'])]
     """
-    _check(model, weight_decay, no_decay, lr, layer_decay, state_dtype)
+    rules = rules or {}
+    _check(model, weight_decay, no_decay, lr, layer_decay, state_dtype, rules)
     named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     if not named:
         raise ValueError(
             "The model has no trainable weights: every requires_grad is False, or there are none."
         )
-    _check_patterns(no_decay, [name for name, _ in named])
+    names = [name for name, _ in named]
+    _check_patterns("no_decay", no_decay, names)
+    _check_patterns("rules", list(rules), names)
     embedded = _weights_of(model, (nn.Embedding, nn.EmbeddingBag)) if state_dtype is not None else set()
     normed = _weights_of(model, _NORMS)
-    depths = _depths([name for name, _ in named])
-    found: dict[tuple[int, bool, bool], list[tuple[str, torch.Tensor]]] = {}
+    depths = _depths(names)
+    found: dict[tuple[str, int, bool, bool], list[tuple[str, torch.Tensor]]] = {}
     for (name, weight), depth in zip(named, depths, strict=True):
         plain = (
             weight.ndim < 2
@@ -66,10 +73,11 @@ def groups(
             or name.rpartition(".")[2] == "bias"
             or any(fnmatchcase(name, pattern) for pattern in no_decay)
         )
-        key = (depth if layer_decay is not None else 0, plain, id(weight) in embedded)
+        own = next((pattern for pattern in rules if fnmatchcase(name, pattern)), "")
+        key = (own, depth if layer_decay is not None else 0, plain, id(weight) in embedded)
         found.setdefault(key, []).append((name, weight))
     made: list[dict[str, Any]] = []
-    for (depth, plain, wide), pairs in found.items():
+    for (own, depth, plain, wide), pairs in found.items():
         group: dict[str, Any] = {
             "params": [weight for _, weight in pairs],
             "param_names": [name for name, _ in pairs],
@@ -79,11 +87,16 @@ def groups(
             group["state_dtype"] = "float32" if wide else state_dtype
         if lr is not None:
             group["lr"] = lr * (layer_decay or 1.0) ** (max(depths) - depth)
-        made.append(group)
+        made.append(group | dict(rules.get(own, {})))
     return made
 
 
-def _check(model: Any, weight_decay: Any, no_decay: Any, lr: Any, layer_decay: Any, state_dtype: Any) -> None:
+def _check(
+    model: Any, weight_decay: Any, no_decay: Any, lr: Any, layer_decay: Any, state_dtype: Any, rules: Any
+) -> None:
+    if not (isinstance(rules, Mapping) and all(isinstance(one, Mapping) for one in rules.values())):
+        advice = "Try rules={'*embed*': {'rule': 'AdamW', 'lr': 3e-4}}."
+        raise refusal("rules", rules, "a dict of settings by pattern", advice)
     if not isinstance(model, nn.Module):
         raise refusal("model", model, "a torch.nn.Module", "Weights alone do not say which are biases.")
     if isinstance(no_decay, str):
@@ -103,7 +116,7 @@ def _check(model: Any, weight_decay: Any, no_decay: Any, lr: Any, layer_decay: A
         raise ValueError(f"layer_decay={layer_decay!r} scales a rate: give the top layer's, lr=..., too.")
 
 
-def _check_patterns(patterns: Sequence[str], names: list[str]) -> None:
+def _check_patterns(argument: str, patterns: Sequence[str], names: list[str]) -> None:
     """Refuse a pattern that matches nothing, with what was probably meant."""
     for pattern in patterns:
         if any(fnmatchcase(name, pattern) for name in names):
@@ -111,7 +124,7 @@ def _check_patterns(patterns: Sequence[str], names: list[str]) -> None:
         some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         near = closest(pattern.strip("*"), {part for name in names for part in name.split(".")})
         raise refusal(
-            "no_decay",
+            argument,
             pattern,
             f"a pattern that matches a trainable weight: there are {some}",
             f"Did you mean '*{near}*'?" if near else "In a pattern * stands for any letters.",
