@@ -28,7 +28,9 @@ def copy(tmp_path_factory):
     """A copy of the project that has Signum: its file, its row, and the stubs made anew."""
     place = tmp_path_factory.mktemp("copy")
     for folder in ("src", "tests", "tools"):
-        shutil.copytree(ROOT / folder, place / folder)  # compiled modules too: they need not be compiled again
+        shutil.copytree(
+            ROOT / folder, place / folder
+        )  # compiled modules too: they need not be compiled again
     shutil.copy(ROOT / "pyproject.toml", place)
     inside = RULE.replace("from schuss.rules import", "from schuss.rules.rule import")
     (place / "src/schuss/rules/signum.py").write_text(inside, encoding="utf-8")
