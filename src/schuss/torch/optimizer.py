@@ -857,6 +857,7 @@ class Optimizer(torch.optim.Optimizer):
         for key, entry, (weight, group, rule) in zip(saved.keys, saved.entries, belonging, strict=True):
             if not entry:
                 continue
+            checkpoints.check_real(key, entry, weight)
             about = checkpoints.weight_of(key, weight)
             missing = checkpoint.settle(self._check.problems(about, entry, rule, saved.block), strict)
             lost += missing
