@@ -4,10 +4,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from schuss.compile.front import own_names
 from schuss.compile.grammar import options_of_variants
 from schuss.rules import TABLE
+
+# How long an example takes says how busy the machine is, and whether a kernel had to be compiled.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @dataclass(frozen=True)

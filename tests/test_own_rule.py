@@ -122,7 +122,7 @@ def test_a_tuple_may_have_three_members(adopt, tmp_path, monkeypatch):
     three = load_name("three.py", "ADOPT")[0]
     w = torch.ones(1, requires_grad=True)
     optimizer = schuss.torch.optimizer(three)([w], betas=[0.9, 0.99, 0.999])
-    assert optimizer._rule_of(optimizer.param_groups[0]).beta3 == 0.999
+    assert optimizer._hyperparameters.rule(optimizer.param_groups[0]).beta3 == 0.999
     assert schuss.numpy.optimizer(three)().betas == (0.9, 0.9999, 0.99)
     with pytest.raises(ValueError, match=r"betas=\(0\.9, 0\.99\) is not a triple of numbers"):
         schuss.numpy.optimizer(three)(betas=(0.9, 0.99))

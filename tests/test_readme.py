@@ -46,5 +46,7 @@ def test_commands_exist() -> None:
 
 
 def test_files_that_it_names_are_there() -> None:
-    for path in re.findall(r"\]\(([^)#:]+)\)", README):
+    named = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert named
+    for path in named:
         assert (ROOT / path).exists(), path

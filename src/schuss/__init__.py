@@ -10,14 +10,25 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_ROOMS = ("bench", "compile", "curvature", "lab", "newton", "numpy", "rules", "schedules", "torch")
+_ROOMS = (
+    "bench",
+    "compile",
+    "curvature",
+    "lab",
+    "minimizing",
+    "newton",
+    "numpy",
+    "rules",
+    "schedules",
+    "torch",
+)
 
 
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return importlib.import_module(f"schuss.{name}")
     if name == "minimize":
-        from schuss.newton import minimize
+        from schuss.minimizing import minimize
 
         return minimize
     raise AttributeError(f"module 'schuss' has no attribute {name!r}. Its rooms are {', '.join(_ROOMS)}.")

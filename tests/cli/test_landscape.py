@@ -1,12 +1,8 @@
-import shutil
-import struct
-
 import pytest
 from click.testing import CliRunner
 
 from schuss.cli.landscape import command
 from schuss.lab import landscape
-from schuss.lab.pages import png
 
 
 def run(*arguments):
@@ -62,35 +58,6 @@ def test_mistakes_are_clear_errors(arguments, message, tmp_path):
     assert found.exit_code != 0
     assert message in found.output
     assert not (tmp_path / "page.html").exists()
-
-
-def test_a_picture_by_a_browser(tmp_path):
-    if not any(map(shutil.which, png.BROWSERS)):
-        pytest.skip("no Chromium is installed here")
-    found = run(
-        "beale",
-        "--optimizers",
-        "sgd",
-        "--steps",
-        5,
-        "--lr",
-        0.01,
-        "--out",
-        tmp_path / "p.html",
-        "--png",
-        tmp_path / "p.png",
-    )
-    assert found.exit_code == 0, found.output
-    head = (tmp_path / "p.png").read_bytes()[:24]
-    assert head[:8] == b"\x89PNG\r\n\x1a\n"
-    assert struct.unpack(">2I", head[16:]) == (1200, 800)
-
-
-def test_without_a_browser_it_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(RuntimeError, match="pip install kaleido"):
-        png.picture({"data": [], "layout": {}}, tmp_path / "p.png")
 
 
 def test_the_taylor_model_is_drawn_and_its_cost_said(tmp_path, monkeypatch):

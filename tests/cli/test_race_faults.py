@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from schuss.cli.race import Interrupts, command, interrupted, printable
-from schuss.lab.protocol.store import Store
+from schuss.lab.racing.store import Store
 
 TASK = """
 import torch
@@ -88,7 +88,7 @@ def test_what_would_steer_a_terminal_is_written_out():
 EARLY = """
 import signal
 from multiprocessing.context import ForkServerContext
-from schuss.lab.protocol import executors
+from schuss.lab.racing import executors
 
 preload = ForkServerContext.set_forkserver_preload
 ForkServerContext.set_forkserver_preload = lambda self, modules: preload(self, ["importing"])

@@ -99,7 +99,7 @@ class Torch:
             {k: v for k, v in group.items() if k != "params"} | {"ids": list(map(id, group["params"]))}
             for group in optimizer.param_groups
         ]
-        kept = (optimizer._ledger.tobytes(), optimizer.skipped, dict(optimizer._in_force))
+        kept = (optimizer._counts.table.tobytes(), optimizer.skipped, dict(optimizer._hyperparameters.shown))
         return numbers, repr(groups), repr(kept), repr(optimizer.defaults)
 
 
@@ -217,7 +217,7 @@ def table():
     for api in (Torch, NumPy):
         for subject in SUBJECTS:
             row, codes = TABLE[subject.rule], subject.name == "int8"
-            parts = getattr(api.module, subject.rule)._check.parts
+            parts = getattr(api.module, subject.rule).kind.check.parts
             own = {name: option for name, option in subject.options.items() if name not in OPTIONS}
             slots = [row.names[n] if api is Torch else n for n in row.rule(**own).slots]
             scalars = [row.names[n] if api is Torch else n for n in row.rule.scalars]
@@ -252,7 +252,9 @@ def test_a_damaged_entry_is_refused_by_name_and_changes_nothing(api, subject, pa
     one, state = api(subject, seed=1, steps=1), damaged(api, subject, key, part, change)
     caught = assert_refused(one, state, re.escape(api.place(key, part)))
     if name in ("missing", "NaN") and not (part == "step" and name == "NaN"):
-        assert "strict=False" in str(caught.value) or part == "average"
+        # NumPy's average alone may be without its weight: then the count of entries tells that it is gone.
+        counted = api is NumPy and (part, name) == ("average", "missing")
+        assert ("strict=False" in str(caught.value)) == (not counted)
     else:
         assert_refused(one, state, re.escape(api.place(key, part)), strict=False)
 
@@ -511,7 +513,7 @@ class Bounded(Rule):
 
 @pytest.mark.parametrize("module", [schuss.torch, schuss.numpy], ids=["torch", "numpy"])
 def test_a_rule_of_ones_own_says_between_which_numbers_its_state_stays(module):
-    read = module.SGD._check._read
+    read = module.SGD.kind.check._read
     check = checkpoint_checks.Check(Bounded, {}, True, read, lambda key, part: f"{key}/{part}", ("float16",))
 
     def wrong(x, y):
@@ -538,7 +540,9 @@ def test_what_diverged_can_be_loaded():
     for api in (Torch, NumPy):
         for part in ("exp_avg", "exp_avg_sq") if api is Torch else ("m", "v"):
             state = damaged(api, SUBJECTS[0], api.key, part, filled(np.inf))
-            api(SUBJECTS[0], seed=1).optimizer.load_state_dict(state)
+            one = api(SUBJECTS[0], seed=1)
+            one.optimizer.load_state_dict(state)
+            assert np.isinf(api.array(api.entries(one.state())[api.key, part])).any()
 
 
 def test_options_in_a_checkpoint_do_not_override_the_constructors():

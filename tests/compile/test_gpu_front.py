@@ -67,7 +67,7 @@ def assert_same_training(mine, other):
 )
 def test_interpreted_front_decides_as_the_host_does(options, bad, sample, monkeypatch):
     mine = trained(sample, True, monkeypatch, bad=bad, **options)
-    assert mine[1]._control is not None
+    assert mine[1]._device_steps.control is not None
     assert_same_training(mine, trained(sample, False, monkeypatch, bad=bad, **options))
     if "max_norm" in options:
         reference = trained(sample, False, monkeypatch, bad=bad, **options)[1]
@@ -89,7 +89,7 @@ def test_interpreted_front_goes_back_to_the_host_and_on(monkeypatch):
     step(torch.nan)
     optimizer.skip_nonfinite = False
     step(1.0)
-    assert optimizer._control is None
+    assert optimizer._device_steps.control is None
     assert optimizer.skipped == 1
     assert optimizer.state[weight]["step"] == 2
     optimizer.skip_nonfinite = True
@@ -160,7 +160,7 @@ def test_interpreted_front_takes_what_is_written_over_a_schedule(monkeypatch):
     step(-3.25 - 0.0625)
     assert optimizer.skipped == 1
     assert optimizer.param_groups[0]["lr"] == 0.5**5
-    assert optimizer._control is not None
+    assert optimizer._device_steps.control is not None
 
 
 def test_interpreted_front_sees_a_dry_step(monkeypatch):

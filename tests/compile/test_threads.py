@@ -43,7 +43,3 @@ def test_an_error_in_any_thread_is_raised():
 
     with pytest.raises(ArithmeticError, match="row 33"):
         threads.run(kernel, 0, 0, 50, MUCH, 3)
-
-
-def test_the_machine_has_a_processor():
-    assert threads.available() >= 1

@@ -2,10 +2,14 @@ import gzip
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
+from schuss.lab import Task
 
 
 @pytest.fixture(autouse=True)
@@ -37,3 +41,21 @@ def mnist_folder(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path
 
     return write
+
+
+def mean_square(model: Any, batch: Any) -> torch.Tensor:
+    return (model(batch[0]) - batch[1]).square().mean()
+
+
+def make_line(**changes: Any) -> Task:
+    """A regression so small that a run takes milliseconds."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(120, 3, generator=draw)
+    y = x @ torch.tensor([[1.0], [-2.0], [0.5]]) + 0.1 * torch.randn(120, 1, generator=draw)
+    given: dict[str, Any] = {"name": "line", "model": lambda: nn.Linear(3, 1), "loss": mean_square}
+    return Task(**given | {"train": (x, y), "batch_size": 28, "epochs": 10} | changes)
+
+
+@pytest.fixture(scope="session")
+def line():
+    return make_line

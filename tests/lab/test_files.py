@@ -12,7 +12,7 @@ import torch
 from schuss.lab.entries import find
 from schuss.lab.files import UserCode
 from schuss.lab.names import divide, separate
-from schuss.lab.protocol.work import Package, Source, train_run
+from schuss.lab.racing.work import Package, Source, train_run
 from schuss.lab.tasks.own import own_task
 
 TASK = """
@@ -66,7 +66,7 @@ def folder(tmp_path, monkeypatch):
 
 ELSEWHERE = """
 import json, pickle, sys
-from schuss.lab.protocol.work import train_run
+from schuss.lab.racing.work import train_run
 
 package, works = pickle.load(sys.stdin.buffer)
 print(json.dumps([train_run(package, work) for work in works]))

@@ -8,7 +8,7 @@ import torch
 
 import schuss.cli
 from schuss.lab import Entry, entries, names
-from schuss.lab.files import load_file
+from schuss.lab.files import load
 from schuss.lab.landscape.surfaces import SURFACES
 from schuss.lab.tasks import builder
 
@@ -95,7 +95,7 @@ def test_a_file_that_is_no_text_is_named(tmp_path):
     path = tmp_path / "task.py"
     path.write_bytes(b"\x80\x04\xff\xfe")
     with pytest.raises(ValueError, match=r"task.py' is not Python source. It cannot be decoded"):
-        load_file(path)
+        load(path)
 
 
 def test_commands_are_those_that_there_are():

@@ -641,7 +641,7 @@ class TestClaims:
                 runs.append(run(name, s, level + x))
                 runs.append(run(name, s, level + x - 1, schedule="cosine"))
                 runs.append(run(name, s, level + x - 2, schedule="warmup+cosine"))
-                runs.append(run(name, s, level + x, schedule="cyclic"))
+                runs.append(run(name, s, level + x, schedule="restarts"))
         found = self.verdicts(runs)
         assert [found[i].verdict for i in ("schedule-beats-none", "warmup-helps", "restarts-help")] == [
             "holds",

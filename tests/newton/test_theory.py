@@ -25,7 +25,7 @@ def test_pure_newton_on_rosenbrock_takes_the_known_path():
     w = leaf(-1.2, 1.0)
     optimizer = Newton([w], damping=None)
     losses = [float(optimizer.step(lambda: rosenbrock(w))) for _ in range(6)]
-    assert losses == pytest.approx([24.2, 4.7319, 1411.8, 0.0560, 0.3132, 1.9e-11], rel=3e-2)
+    assert losses[5] == pytest.approx(1.85e-11, rel=1e-2, abs=0)
     assert losses[:5] == pytest.approx([24.2, 4.731884, 1411.845, 0.055966, 0.313189], rel=1e-5)
 
 
@@ -160,7 +160,7 @@ def test_a_shorter_krylov_step_is_found_without_products_and_predicted_right(see
     far = model.within(math.inf)
     trial = model.within(share * far.length)
     assert model.products == spent
-    assert trial.step.norm() <= share * far.length * (1 + 1e-9) or share >= 1
+    assert trial.step.norm() <= share * far.length * (1 + 1e-9)
     expected = -float(g @ trial.step + trial.step @ h @ trial.step / 2)
     assert trial.predicted == pytest.approx(expected, rel=1e-6, abs=1e-10)
     assert trial.predicted > 0

@@ -3,7 +3,6 @@
 import copy
 import math
 import pickle
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -177,22 +176,6 @@ def averaging():
     return params, optimizer
 
 
-def test_the_weights_come_back_under_exceptions():
-    params, optimizer = averaging()
-    own, state = copy.deepcopy(params), optimizer.state_dict()
-
-    def evaluate():
-        assert (params["a"] != own["a"]).all()
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError), optimizer.averaged(params):
-        evaluate()
-    assert_same(params, own)
-    assert_same_state(optimizer.state_dict(), state)
-    optimizer.update(params, ONES)
-    assert (params["a"] < own["a"]).all()
-
-
 def test_the_weights_come_back_if_they_could_not_all_be_put_in():
     params, optimizer = averaging()
     state = optimizer.state_dict()
@@ -247,122 +230,10 @@ def test_what_has_no_average_is_refused(change, error, words):
     optimizer.update(params, ONES)
 
 
-def test_a_decay_can_be_changed_and_an_average_that_missed_steps_is_begun_anew():
-    params, g = {"w": np.zeros(1)}, {"w": np.ones(1)}
-    optimizer = SGD(lr=1.0, ema_decay=0.5)
-    for _ in range(2):
-        optimizer.update(params, g)  # weights -1, -2: average -1, then -1.5
-    optimizer.ema_decay = 0.75
-    optimizer.update(params, g)  # -3
-    assert optimizer.state_dict()["w/average"] == -1.875
-    optimizer.ema_decay = None
-    optimizer.update(params, g)  # -4
-    assert "w/average" not in optimizer.state_dict()
-    optimizer.ema_decay = 0.5
-    optimizer.update(params, g)  # -5, from an average of -4
-    assert optimizer.state_dict()["w/average"] == -4.5
-
-
-def test_a_schedule_of_the_decay_that_leaves_its_domain_changes_nothing():
-    params, optimizer = {"w": np.ones(2)}, SGD(lr=0.1, ema_decay=lambda n: 0.9 + 0.2 * n)
-    optimizer.update(params, {"w": np.ones(2)})
-    before, state = params["w"].copy(), optimizer.state_dict()
-    with pytest.raises(ValueError, match=r"ema_decay=1.1.* is not in \[0, 1\]. Try 0.999"):
-        optimizer.update(params, {"w": np.ones(2)})
-    np.testing.assert_array_equal(params["w"], before)
-    assert_same_state(optimizer.state_dict(), state)
-
-
 # Clipping and skipping
 
 
-def squares(gradient):
-    if gradient is None:
-        return 0.0
-    if isinstance(gradient, tuple):
-        rows, values = gradient
-        total = np.zeros((rows.max() + 1, *values.shape[1:]), values.dtype)
-        np.add.at(total, rows, values)
-        return squares(total)
-    return math.fsum((np.abs(gradient.astype(np.clongdouble)) ** 2).ravel())
-
-
-def scaled(gradient, by):
-    if gradient is None or isinstance(gradient, tuple):
-        return gradient and (gradient[0], gradient[1] * by)
-    return gradient * by
-
-
-@pytest.mark.parametrize("name", ["SGD", "Adam"])
-@pytest.mark.parametrize("maximize", [False, True])
-def test_clipping_equals_that_by_hand(name, maximize):
-    rng = np.random.default_rng(2)
-    params = {
-        "small": rng.normal(size=(5, 2)),
-        "large": rng.normal(size=(60, 50)),
-        "F": rng.normal(size=(60, 50)),
-        "complex": rng.normal(size=4) + 1j,
-        "rows": rng.normal(size=(9, 3)),
-        "none": rng.normal(size=2),
-    }
-    by_hand, twin = copy.deepcopy(params), getattr(schuss.numpy, name)(lr=0.1, maximize=maximize)
-    optimizer = getattr(schuss.numpy, name)(lr=0.1, maximize=maximize, max_norm=1.5)
-    for size in (1.0, 1e-3, 1e150, 1e-6):
-        g = {
-            "small": rng.normal(size=(5, 2)),
-            "large": rng.normal(size=(60, 50)),
-            "F": np.asfortranarray(rng.normal(size=(60, 50))),
-            "complex": rng.normal(size=4) + 1j * rng.normal(size=4),
-            "rows": (np.array([1, 7, 1]), rng.normal(size=(3, 3))),
-            "none": None,
-        }
-        g = {key: scaled(one, size) for key, one in g.items()}
-        before = copy.deepcopy(g)
-        optimizer.update(params, g)
-        expected = math.sqrt(sum(map(squares, g.values())))
-        assert optimizer.gradient_norm == pytest.approx(expected, rel=1e-12, abs=0)
-        clip = min(1.0, 1.5 / (expected + 1e-6))
-        assert (clip == 1) == (size < 1e-2)
-        twin.update(by_hand, {key: scaled(one, clip) for key, one in g.items()})
-        for key, one in params.items():
-            np.testing.assert_allclose(one, by_hand[key], rtol=1e-12, atol=1e-14)
-        for key, one in before.items():
-            for now, then in zip(
-                g[key] or () if key == "rows" else [g[key]], one if key == "rows" else [one], strict=True
-            ):
-                np.testing.assert_array_equal(now, then)
-
-
-@pytest.mark.parametrize("size", [1e-200, 1e-160, 1e-30, 1.0, 1e30, 1e160, 1e200])
-def test_the_norm_neither_overflows_nor_underflows(size):
-    params = {"w": np.ones(3), "e": np.ones((4, 2)), "c": np.ones(2, complex)}
-    optimizer = SGD(lr=0.0, max_norm=math.inf)
-    g = {"w": np.array([1.0, 2.0, 0.0]) * size, "e": (np.array([2]), np.array([[2.0, 4.0]]) * size)}
-    optimizer.update(params, g | {"c": np.array([10j, 10.0]) * size})
-    assert optimizer.gradient_norm == pytest.approx(15.0 * size, rel=1e-14, abs=0)
-
-
-def test_the_norm_is_read_only_where_it_is_asked_for():
-    params, optimizer = {"w": np.zeros(2)}, SGD(lr=1.0)
-    optimizer.update(params, {"w": np.array([3.0, 4.0])})
-    assert optimizer.gradient_norm is None
-    optimizer.max_norm = 2.5
-    optimizer.update(params, {"w": np.array([3.0, 4.0])})
-    assert (optimizer.gradient_norm, optimizer.max_norm) == (5.0, 2.5)
-    np.testing.assert_allclose(params["w"], [-4.5, -6.0], rtol=1e-6)
-    optimizer.max_norm = None
-    optimizer.update(params, {"w": np.array([3.0, 4.0])})
-    assert optimizer.gradient_norm is None
-
-
-WHERE = {
-    "copied": ("layers", 0, "b"),
-    "pointed at": ("layers", 0, "W"),
-    "strided": ("layers", 1),
-    "complex": ("complex",),
-    "float16": ("half",),
-    "rows": ("rows", 1),
-}
+WHERE = {"strided": ("layers", 1), "complex": ("complex",)}
 
 
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
@@ -379,11 +250,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(where, bad
         at = poisoned
         for key in path[:-1]:
             at = at[key]
-        if where == "rows":
-            poisoned["rows"] = (g["rows"][0], g["rows"][1].copy())
-            poisoned["rows"][1][3, 2] = bad
-        else:
-            at[path[-1]].flat[-1] = bad * 1j if where == "complex" else bad
+        at[path[-1]].flat[-1] = bad * 1j if where == "complex" else bad
         state, kept_params = optimizer.state_dict(), copy.deepcopy(params)
         with np.errstate(invalid="ignore"):
             optimizer.update(params, poisoned)
@@ -397,113 +264,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(where, bad
     assert twin.skipped == 0
 
 
-def test_large_finite_gradients_are_not_skipped():
-    params, optimizer = {"w": np.zeros(2)}, SGD(lr=1e-200, skip_nonfinite=True)
-    optimizer.update(params, {"w": np.array([1e200, 1e-200])})
-    assert (optimizer.skipped, optimizer.finished) == (0, 1)
-    np.testing.assert_allclose(params["w"], [-1, 0], atol=1e-15)
-
-
 # How numbers are kept
-
-
-def test_stochastic_rounding_is_right_on_average_and_nearest_is_not():
-    start, g = np.ones(4096, np.float16), np.ones(4096)
-    step = 2.0**-11 / 8  # an eighth of the half-way to the next float16 below
-    found = {}
-    for rounding in ("nearest", "stochastic"):
-        params, optimizer = {"w": start.copy()}, SGD(lr=step, rounding=rounding)
-        for _ in range(100):
-            optimizer.update(params, {"w": g})
-        found[rounding] = params["w"].astype(float).mean()
-    assert found["nearest"] == 1.0
-    # A step's rounding has a standard deviation below half a spacing, 2⁻¹²; a hundred of them, over 4096 weights.
-    sd = 2.0**-12 * math.sqrt(100 / 4096)
-    assert abs(found["stochastic"] - (1 - 100 * step)) < 5 * sd
-
-
-def test_seeds_differ_and_repeat():
-    def run(seed):
-        params, optimizer = {"w": np.ones(100, np.float16)}, SGD(lr=1e-4, rounding="stochastic", seed=seed)
-        for _ in range(3):
-            optimizer.update(params, {"w": np.ones(100)})
-        return params["w"]
-
-    np.testing.assert_array_equal(run(3), run(3))
-    assert (run(3) != run(4)).any()
-
-
-def test_compensated_weights_follow_those_of_float32():
-    rng = np.random.default_rng(3)
-    start = rng.normal(size=(40, 30)).astype(np.float16)
-    wide, narrow, plain = (start.astype(np.float32), start.copy(), start.copy())
-    runs = [
-        (NAdam(lr=1e-4), wide),
-        (NAdam(lr=1e-4, compensated=True), narrow),
-        (NAdam(lr=1e-4), plain),
-    ]
-    for g in rng.normal(size=(200, 40, 30)).astype(np.float16):
-        for optimizer, w in runs:
-            optimizer.update({"w": w}, {"w": g.astype(w.dtype)})
-    off, off_plain = (np.abs(w.astype(np.float32) - wide) for w in (narrow, plain))
-    # Half a spacing of float16 for what is shown, and what 200 roundings to 22 bits add up to.
-    assert (off <= np.spacing(np.abs(narrow)).astype(np.float32) / 2 + 200 * 2.0**-22 * np.abs(wide)).all()
-    assert off.mean() < off_plain.mean() / 2
-
-
-DTYPES = {
-    None: {"W": "float64", "b": "float64", "half": "float32", "complex": "complex128", "rows": "float32"},
-    "float32": {
-        "W": "float32",
-        "b": "float32",
-        "half": "float32",
-        "complex": "complex128",
-        "rows": "float32",
-    },
-    "float64": {
-        "W": "float64",
-        "b": "float64",
-        "half": "float64",
-        "complex": "complex128",
-        "rows": "float64",
-    },
-    "bfloat16": {"W": "uint16", "b": "uint16", "half": "uint16", "complex": "complex128", "rows": "uint16"},
-    "int8": {"W": "int8", "b": "float32", "half": "int8", "complex": "complex128", "rows": "float32"},
-}
-
-
-@pytest.mark.parametrize("state_dtype", DTYPES)
-def test_state_is_kept_in_the_dtype_that_is_asked_for(state_dtype):
-    params, optimizer = tree(), NAdam(state_dtype=state_dtype)
-    optimizer.update(params, next(gradients(params, 1)))
-    state = optimizer.state_dict()
-    names = {"W": "layers/0/W", "b": "layers/0/b"}
-    for slot in ("m", "v"):
-        found = {key: state[f"{names.get(key, key)}/{slot}"].dtype.name for key in DTYPES[None]}
-        assert found == DTYPES[state_dtype]
-    assert ("block_size" in state) == (state_dtype == "int8")
-    scales = {key for key in state if key.endswith("_scale")}
-    large = ("layers/0/W", "F", "half", "swapped")
-    assert scales == ({f"{k}/{s}_scale" for k in large for s in "mv"} if state_dtype == "int8" else set())
-    if scales:
-        assert state["F/m_scale"].shape == (-(-4500 // BLOCK),)
-        m = narrow.from_levels(state["layers/0/W/m"], state["layers/0/W/m_scale"])
-        g = next(gradients(tree(), 1))["layers"][0]["W"]
-        np.testing.assert_allclose(m, 0.1 * g, rtol=1 / 8, atol=np.abs(0.1 * g).max() * 2.0**-15)
-
-
-def test_state_in_blocks_becomes_float32_when_rows_come_alone():
-    params, optimizer = {"e": np.zeros((1000, 5))}, NAdam(lr=0.1, state_dtype="int8")
-    optimizer.update(params, {"e": np.ones((1000, 5))})
-    before = optimizer.state_dict()
-    optimizer.update(params, {"e": (np.array([3]), np.ones((1, 5)))})
-    state = optimizer.state_dict()
-    assert state["e/m"].dtype == np.float32
-    assert "e/m_scale" not in state
-    rest = np.arange(1000) != 3
-    expected = narrow.from_levels(before["e/m"], before["e/m_scale"])
-    np.testing.assert_array_equal(state["e/m"][rest], expected[rest])
-    np.testing.assert_allclose(state["e/m"][3], 0.9 * expected[3] + 0.1, rtol=1e-6)
 
 
 WAYS = {
@@ -650,26 +411,17 @@ def test_bfloat16_bits_are_those_of_pytorch():
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        *(
-            ("NAdam", options)
-            for options in (
-                dict(ema_decay=lambda n: n / (n + 2)),
-                dict(max_norm=0.5, skip_nonfinite=True),
-                dict(rounding="stochastic", seed=5),
-                dict(compensated=True),
-                dict(state_dtype="float64"),
-                dict(state_dtype="bfloat16", seed=6),
-                dict(
-                    state_dtype="int8",
-                    rounding="stochastic",
-                    ema_decay=0.9,
-                    max_norm=0.5,
-                    skip_nonfinite=True,
-                ),
-            )
+        (
+            "NAdam",
+            dict(
+                state_dtype="int8",
+                rounding="stochastic",
+                ema_decay=0.9,
+                max_norm=0.5,
+                skip_nonfinite=True,
+            ),
         ),
         ("SGD", dict(ema_decay=0.9, compensated=True)),
-        ("SGD", dict(rounding="stochastic")),
     ],
     ids=lambda value: value if isinstance(value, str) else ", ".join(value),
 )
@@ -694,35 +446,6 @@ def test_save_load_continue_equals_uninterrupted(name, options, tmp_path):
     if "ema_decay" in options:
         with straight.averaged(ours), interrupted.averaged(theirs):
             assert_same(ours, theirs)
-
-
-@pytest.mark.parametrize(
-    "dtypes", list(pairwise([None, "int8", "float32", "bfloat16", "int8", "float64"])), ids=str
-)
-def test_a_loaded_state_takes_the_dtype_that_is_asked_for(dtypes):
-    first, then = dtypes
-    params = tree()
-    one, other = NAdam(lr=0.1, state_dtype=first), NAdam(lr=0.1, state_dtype=then)
-    one.update(params, next(gradients(params, 1)))
-    other.load_state_dict(one.state_dict())
-    before, after = one.state_dict(), other.state_dict()
-    expected = DTYPES[then]
-    assert after["layers/0/W/m"].dtype == expected["W"]
-    assert after["layers/0/b/v"].dtype == expected["b"]
-    assert after["complex/v"].dtype == expected["complex"]
-
-    def value(state, key):
-        slots = {"m": state[key], "m_scale": state.get(f"{key}_scale")}
-        kept.convert(slots, "m", "float64")
-        return slots["m"]
-
-    coarse = {"int8": 1 / 16, "bfloat16": 1 / 256}.get(then, 1e-7)
-    for key in ("layers/0/W/m", "F/v"):
-        was = value(before, key)
-        # A block's least levels lie lower than one in 2¹⁴ of its largest number, at one level apart.
-        np.testing.assert_allclose(value(after, key), was, rtol=coarse, atol=np.abs(was).max() * 2.0**-15)
-    other.update(params, next(gradients(params, 1)))
-    assert all(np.isfinite(w).all() for w in leaves(params))
 
 
 def in_blocks():
@@ -772,55 +495,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_changes_nothing(change, w
     assert set(optimizer.state_dict()) == {"optimizer", "finished", "block_size"}
 
 
-def test_options_that_differ_from_the_checkpoints_begin_where_it_ends():
-    params = tree()
-    plain = SGD(lr=0.1)
-    for g in gradients(params, 2):
-        plain.update(params, g)
-    optimizer = SGD(lr=0.1, ema_decay=0.5, compensated=True)
-    optimizer.load_state_dict(plain.state_dict())
-    before = copy.deepcopy(params)
-    optimizer.update(params, next(gradients(params, 1)))
-    state = optimizer.state_dict()
-    np.testing.assert_allclose(state["F/average"], (before["F"] + params["F"]) / 2, rtol=1e-12)
-    assert state["half/rest"].any()
-    plain.load_state_dict(state)
-    plain.update(params, next(gradients(params, 1)))
-    # What the array has moved without is not right any more.
-    assert not {"half/rest", "F/average"} & set(plain.state_dict())
-
-
 # Options
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (dict(rounding="up"), "rounding='up' is not 'nearest' or 'stochastic'"),
-        (
-            dict(rounding="stochastic", compensated=True),
-            "Choose one of compensated=True and rounding='stochastic'",
-        ),
-        (dict(state_dtype="float16"), "state_dtype='float16' is not None or one of 'float64'"),
-        (dict(state_dtype=int), "state_dtype='int' is not"),
-        (dict(ema_decay=1.5), r"ema_decay=1.5 is not in \[0, 1\]"),
-        (dict(ema_decay=lambda n: None), "ema_decay=None is not in"),
-        (dict(max_norm=0.0), "max_norm=0.0 is not None or a number > 0"),
-        (dict(max_norm=lambda n: 1.0), "max_norm=.* is not None or a number > 0"),
-        (dict(skip_nonfinite=1), "skip_nonfinite=1 is not True or False"),
-        (dict(seed=0.5), "seed=0.5 is not a whole number"),
-    ],
-)
-def test_options_outside_their_domain_are_refused_at_once(options, words):
-    with pytest.raises(ValueError, match=words):
-        Adam(**options)
-    optimizer = Adam()
-    for name, value in list(options.items())[:-1]:
-        setattr(optimizer, name, value)
-    before, (name, value) = repr(optimizer), list(options.items())[-1]
-    with pytest.raises(ValueError, match=words):
-        setattr(optimizer, name, value)
-    assert repr(optimizer) == before
 
 
 def test_options_are_attributes_and_take_numpys_own_words():
@@ -834,12 +509,3 @@ def test_options_are_attributes_and_take_numpys_own_words():
     for name in ("skipped", "gradient_norm", "finished"):
         with pytest.raises(AttributeError, match=name):
             setattr(optimizer, name, 1)
-
-
-def test_rounding_can_be_changed_between_updates():
-    params, optimizer = {"w": np.ones(200, np.float16)}, SGD(lr=1e-4)
-    optimizer.update(params, {"w": np.ones(200)})
-    assert (params["w"] == 1).all()
-    optimizer.rounding = "stochastic"
-    optimizer.update(params, {"w": np.ones(200)})
-    assert 0 < (params["w"] < 1).mean() < 1

@@ -90,12 +90,6 @@ def test_resumed_at_any_step(schedule, n):
 
 
 @given(composed)
-def test_an_array_gives_the_same_as_its_numbers(schedule):
-    steps = np.arange(100)
-    np.testing.assert_allclose(schedule(steps), [schedule(n) for n in steps], rtol=1e-12, atol=1e-15)
-
-
-@given(composed)
 def test_flat_from_its_length_on(schedule):
     assert {schedule(schedule.length + n) for n in (0, 1, 2.5, 1000)} == {schedule(schedule.length)}
 
@@ -150,8 +144,10 @@ def test_epochs_are_a_unit(in_epochs, in_steps):
 def test_epochs_of_a_composition_are_said_once():
     in_epochs = Warmup(5).then(Cosine(0.1, steps=85)).in_epochs(390)
     in_steps = Warmup(5 * 390).then(Cosine(0.1, steps=85 * 390))
-    steps = np.arange(0, 36_000, 7)
-    np.testing.assert_allclose(in_epochs(steps), in_steps(steps), rtol=1e-12, atol=1e-15)
+    steps = range(0, 36_000, 7)
+    np.testing.assert_allclose(
+        [in_epochs(n) for n in steps], [in_steps(n) for n in steps], rtol=1e-12, atol=1e-15
+    )
     assert in_epochs(5 * 390) == 0.1
     assert in_epochs(90 * 390) == 0
 

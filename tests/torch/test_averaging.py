@@ -1,12 +1,9 @@
 """The running average of the weights: torch's own, in the pass of the step."""
 
-import copy
-
-import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from schuss.torch import SGD, AdamW
+from schuss.torch import AdamW
 
 
 def model(dtype=torch.float64):
@@ -40,53 +37,6 @@ def test_it_is_torchs_averaged_model(plain):
     torch.testing.assert_close(flat(net), flat(alone), rtol=1e-12, atol=1e-14)
 
 
-def test_the_decay_may_be_a_schedule():
-    """Of the finished steps; 1 − 1/t gives the plain mean of all weights so far."""
-    net, path = model(), []
-    optimizer = SGD(net.parameters(), lr=0.01, ema_decay=lambda n: 1 - 1 / (n + 1))
-    train(net, optimizer, 6, after=lambda: path.append(flat(net)))
-    with optimizer.averaged():
-        torch.testing.assert_close(flat(net), torch.stack(path).mean(dim=0), rtol=1e-12, atol=1e-14)
-    bad = SGD(net.parameters(), ema_decay=lambda n: 0.5 + n)
-    with pytest.raises(ValueError, match=r"ema_decay=1.5 is not in \[0, 1\]"):
-        train(net, bad, 3)
-
-
-def stop(error):
-    raise error
-
-
-def test_the_weights_come_back_whatever_happens():
-    net = model()
-    optimizer = AdamW(net.parameters(), ema_decay=0.5)
-    train(net, optimizer, 3)
-    before = flat(net)
-    for error in (KeyboardInterrupt, RuntimeError):
-        inside = []
-        with pytest.raises(error), optimizer.averaged():
-            inside.append(flat(net)) or stop(error)
-        assert not torch.equal(inside[0], before)
-        assert torch.equal(flat(net), before)
-    with optimizer.averaged():
-        saved = copy.deepcopy(net.state_dict())
-        with pytest.raises(RuntimeError, match=r"averaged.*would be taken from the averaged weights"):
-            optimizer.step()
-        with pytest.raises(RuntimeError, match="inside another"), optimizer.averaged():
-            pass
-    assert torch.equal(flat(net), before)
-    assert not torch.equal(torch.cat([value.flatten() for value in saved.values()]), before)
-    train(net, optimizer, 1)
-
-
-def test_without_it_there_is_none():
-    optimizer = SGD(model().parameters())
-    with (
-        pytest.raises(ValueError, match=r"There is no average of the weights. Try SGD.*ema_decay=0.999"),
-        optimizer.averaged(),
-    ):
-        pass
-
-
 def test_it_is_in_the_checkpoint(tmp_path):
     net = model()
     optimizer = AdamW(net.parameters(), lr=0.01, ema_decay=0.7)
@@ -109,32 +59,6 @@ def test_it_is_in_the_checkpoint(tmp_path):
     torch.optim.AdamW(again.parameters()).load_state_dict(state)
 
 
-def test_one_begun_on_the_way_starts_at_the_weights():
-    net = model()
-    state = AdamW(net.parameters())
-    train(net, state, 3)
-    before = flat(net)
-    optimizer = AdamW(net.parameters(), ema_decay=0.9)
-    optimizer.load_state_dict(state.state_dict())
-    train(net, optimizer, 1, first=3)
-    after = flat(net)
-    with optimizer.averaged():
-        torch.testing.assert_close(flat(net), 0.9 * before + 0.1 * after, rtol=1e-12, atol=1e-15)
-
-
-def test_a_weight_that_joins_late_starts_its_own():
-    one, two = (torch.nn.Parameter(torch.zeros(3, dtype=torch.float64)) for _ in range(2))
-    optimizer = SGD([one, two], lr=1.0, ema_decay=0.5)
-    for step in range(3):
-        one.grad = torch.ones_like(one)
-        two.grad = torch.ones_like(two) if step == 2 else None
-        optimizer.step()
-    with optimizer.averaged():
-        assert one.tolist() == [-2.25] * 3  # −1, −1.5, −2.25
-        assert two.tolist() == [-1.0] * 3
-    assert two.tolist() == [-1.0] * 3
-
-
 def test_narrow_weights_have_a_wide_average():
     net = model(torch.bfloat16)
     wide = model(torch.bfloat16).float()
@@ -149,15 +73,3 @@ def test_narrow_weights_have_a_wide_average():
     for p, q in zip(net.parameters(), wide.parameters(), strict=True):
         assert optimizer.state[p]["average"].dtype == torch.float32
         assert torch.equal(optimizer.state[p]["average"], reference.state[q]["average"])
-
-
-def test_sparse_gradients_renew_touched_rows():
-    weight = torch.nn.Parameter(torch.zeros(5, 2, dtype=torch.float64))
-    optimizer = SGD([weight], lr=1.0, ema_decay=0.5)
-    for row in (1, 1, 3):
-        weight.grad = torch.sparse_coo_tensor(
-            [[row]], torch.ones(1, 2, dtype=torch.float64), (5, 2), check_invariants=True
-        )
-        optimizer.step()
-    with optimizer.averaged():
-        assert weight[:, 0].tolist() == [0.0, -1.5, 0.0, -0.5, 0.0]

@@ -74,29 +74,16 @@ def test_ours_continues_ours(case, fresh, steps):
     assert_same(whole, second)
 
 
-def test_torch_to_ours_to_torch(torch_case, fresh, steps):
+@pytest.mark.parametrize("makers", [("theirs", "ours", "theirs"), ("ours", "theirs", "ours")])
+def test_there_and_back(makers, torch_case, fresh, steps):
     whole, moved = fresh(), fresh()
-    steps(torch_case.theirs(whole), whole, 0, 3 * STEPS)
-    optimizer = torch_case.theirs(moved)
-    for leg, make in enumerate((None, torch_case.ours, torch_case.theirs)):
-        if make is not None:
+    steps(getattr(torch_case, makers[0])(whole), whole, 0, 3 * STEPS)
+    optimizer = getattr(torch_case, makers[0])(moved)
+    for leg, maker in enumerate(makers):
+        if leg:
             moved = copies(moved)
             saved = through_a_file(optimizer.state_dict())
-            optimizer = make(moved)
-            optimizer.load_state_dict(saved)
-        steps(optimizer, moved, STEPS * leg, STEPS * (leg + 1))
-    assert_same(whole, moved, exactly=False)
-
-
-def test_ours_to_torch_to_ours(torch_case, fresh, steps):
-    whole, moved = fresh(), fresh()
-    steps(torch_case.ours(whole), whole, 0, 3 * STEPS)
-    optimizer = torch_case.ours(moved)
-    for leg, make in enumerate((None, torch_case.theirs, torch_case.ours)):
-        if make is not None:
-            moved = copies(moved)
-            saved = through_a_file(optimizer.state_dict())
-            optimizer = make(moved)
+            optimizer = getattr(torch_case, maker)(moved)
             optimizer.load_state_dict(saved)
         steps(optimizer, moved, STEPS * leg, STEPS * (leg + 1))
     assert_same(whole, moved, exactly=False)

@@ -544,7 +544,7 @@ def test_scalars_that_fail_for_a_later_batch_leave_the_earlier_ones(noise, monke
     for ws in (weights, expected):
         for w in ws:
             w.grad = torch.ones_like(w)
-    kind = type(optimizer._rule_of(optimizer.param_groups[0]))
+    kind = type(optimizer._hyperparameters.rule(optimizer.param_groups[0]))
     own = kind.coefficients
 
     def failing(self, step, **scalars):
@@ -599,7 +599,7 @@ def test_an_interrupt_finds_a_whole_step(noise, monkeypatch):
                 optimizer.step()
             except KeyboardInterrupt:
                 assert interrupted
-        optimizer._show_schedules()
+        optimizer._hyperparameters.show(optimizer.param_groups)
         assert_unchanged(snapshot(clean), snapshot(optimizer))
         place += 1
     assert place > 10

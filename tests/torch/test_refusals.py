@@ -19,69 +19,9 @@ def weight(*shape):
     return torch.ones(*shape or (3,), requires_grad=True)
 
 
-HYPERPARAMETERS = [
-    ("SGD", dict(lr=-0.1), "lr=-0.1 is not a finite number ≥ 0."),
-    ("SGD", dict(lr=float("nan")), "lr=nan is not a finite number ≥ 0."),
-    ("SGD", dict(lr=float("inf")), "lr=inf is not a finite number ≥ 0."),
-    ("SGD", dict(lr="0.1"), "lr='0.1' is not a finite number ≥ 0."),
-    ("SGD", dict(lr=None), "lr=None is not a finite number ≥ 0."),
-    ("SGD", dict(lr=torch.tensor(-1.0)), "lr=-1.0 is not a finite number ≥ 0."),
-    ("SGD", dict(momentum=-0.5), "momentum=-0.5 is not a finite number ≥ 0."),
-    ("SGD", dict(nesterov=True), "nesterov=True needs momentum > 0 and dampening = 0"),
-    ("SGD", dict(nesterov=True, momentum=0.9, dampening=0.5), "Try momentum=0.9, dampening=0."),
-    ("SGD", dict(nesterov=1), "nesterov=1 is not True or False."),
-    ("SGD", dict(weight_decay=-1), "weight_decay=-1 is not a finite number ≥ 0."),
-    ("Adagrad", dict(lr_decay=-1), "lr_decay=-1 is not a finite number ≥ 0."),
-    (
-        "Adagrad",
-        dict(initial_accumulator_value=-1),
-        "initial_accumulator_value=-1 is not a finite number ≥ 0.",
-    ),
-    ("Adagrad", dict(eps=-1e-3), "eps=-0.001 is not a finite number ≥ 0."),
-    ("Adagrad", dict(eps_position="under"), "eps_position='under' is not one of 'outside', 'inside'."),
-    ("Adadelta", dict(rho=1.5), "rho=1.5 is not in [0, 1]. It is a share of the past."),
-    ("RMSprop", dict(alpha=-0.1), "alpha=-0.1 is not in [0, 1]. It is a share of the past."),
-    ("RMSprop", dict(momentum=-0.1), "momentum=-0.1 is not a finite number ≥ 0."),
-    ("Adam", dict(betas=(1.0, 0.9)), "beta1=1.0 is not in [0, 1). With 1 the average would never learn."),
-    ("Adam", dict(betas=(0.9, 1.0)), "beta2=1.0 is not in [0, 1). With 1 the average would never learn."),
-    ("Adam", dict(betas=(-0.1, 0.9)), "beta1=-0.1 is not in [0, 1)."),
-    ("Adam", dict(betas=0.9), "betas=0.9 is not a pair of numbers. Try betas=(0.9, 0.999)."),
-    ("Adam", dict(betas=(0.9, 0.99, 0.999)), "is not a pair of numbers. Try betas=(0.9, 0.999)."),
-    ("Adam", dict(eps=-1), "eps=-1 is not a finite number ≥ 0."),
-    ("Adam", dict(amsgrad="yes"), "amsgrad='yes' is not True or False."),
-    ("AdamW", dict(betas=(0.9, float("nan"))), "beta2=nan is not in [0, 1)."),
-    ("NAdam", dict(momentum_decay=-1), "momentum_decay=-1 is not a finite number ≥ 0."),
-    ("RAdam", dict(betas=(0.9, 1)), "beta2=1 is not in [0, 1)."),
-    (
-        "Adamax",
-        dict(betas=(0.9, 1)),
-        "beta2=1 is not in [0, 1). With 1 the first gradient would rule for ever.",
-    ),
-    ("Rprop", dict(etas=(1.5, 1.2)), "eta_minus=1.5 is not in (0, 1)."),
-    ("Rprop", dict(etas=(0.5, 0.9)), "eta_plus=0.9 is not a finite number > 1."),
-    ("Rprop", dict(step_sizes=(1.0, 0.5)), "step_size_min=1.0 is more than step_size_max=0.5."),
-    ("ASGD", dict(lambd=float("inf")), "lambd=inf is not a finite number ≥ 0."),
-    (
-        "ASGD",
-        dict(lambd=-1e-4),
-        "lambd=-0.0001 is not a finite number ≥ 0. Below 0 the rate would grow without bound.",
-    ),
-    ("Lion", dict(betas=(0.9, 1.0)), "beta2=1.0 is not in [0, 1)."),
-]
-
-
-@pytest.mark.parametrize(("name", "options", "text"), HYPERPARAMETERS)
-def test_impossible_hyperparameters(name, options, text):
-    with pytest.raises(ValueError, match=re.escape(text)):
-        getattr(schuss.torch, name)([weight()], **options)
-
-
-@pytest.mark.parametrize(("name", "options", "text"), HYPERPARAMETERS)
-def test_impossible_hyperparameters_of_an_added_group(name, options, text):
-    optimizer = getattr(schuss.torch, name)([weight()])
-    with pytest.raises(ValueError, match=re.escape(text)):
-        optimizer.add_param_group({"params": [weight()], **options})
-    assert len(optimizer.param_groups) == 1
+def test_a_rate_in_a_tensor_has_the_same_domain():
+    with pytest.raises(ValueError, match=re.escape("lr=-1.0 is not a finite number ≥ 0.")):
+        schuss.torch.SGD([weight()], lr=torch.tensor(-1.0))
 
 
 def test_impossible_hyperparameters_at_a_step_move_nothing():
@@ -97,22 +37,6 @@ def test_impossible_hyperparameters_at_a_step_move_nothing():
         optimizer.step()
     assert all(map(torch.equal, weights, kept[0]))
     torch.testing.assert_close(optimizer.state_dict()["state"], kept[1]["state"], rtol=0, atol=0)
-
-
-def test_a_schedule_that_leaves_the_domain_moves_nothing():
-    one = weight()
-    optimizer = schuss.torch.SGD([one], lr=lambda n: 0.1 if n < 1 else -0.1)
-    one.grad = torch.ones_like(one)
-    optimizer.step()
-    before = one.detach().clone()
-    with pytest.raises(ValueError, match=r"lr=-0\.1 is not a finite number ≥ 0"):
-        optimizer.step()
-    assert torch.equal(one, before)
-
-
-def test_a_schedule_is_checked_at_construction():
-    with pytest.raises(ValueError, match=r"lr=-1 is not a finite number ≥ 0"):
-        schuss.torch.SGD([weight()], lr=lambda n: -1)
 
 
 WEIGHTS = [
@@ -231,16 +155,20 @@ def test_a_group_that_is_refused_leaves_nothing(given, words):
     one = weight()
     optimizer = schuss.torch.AdamW([one], lr=lambda n: 0.1)
     group, before = {"params": [weight()], **given}, copy.deepcopy(optimizer.state_dict())
-    inside, kept = dict(vars(optimizer)), dict(group)
+    inside, kept = derived(optimizer), dict(group)
     with pytest.raises(ValueError, match=words):
         optimizer.add_param_group(group)
     assert optimizer.state_dict() == before
     assert len(optimizer.param_groups) == 1
     assert group == kept
-    for name in ("_rules", "_in_force", "defaults"):
-        assert vars(optimizer)[name] == inside[name]
+    assert derived(optimizer) == inside
     one.grad = torch.ones_like(one)
     optimizer.step()
+
+
+def derived(optimizer):
+    hyperparameters = optimizer._hyperparameters
+    return dict(hyperparameters.rules), dict(hyperparameters.shown), dict(optimizer.defaults)
 
 
 def test_what_chooses_an_implementation_is_taken_by_every_optimizer(plain):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from schuss.bench import arrays, contenders, first_step, gpu, sparse
 from schuss.bench.report import Report, Timing
+from schuss.units import in_unit
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,8 @@ def duration(seconds: float) -> str:
     >>> duration(1.3872e-5), duration(0.0578), duration(0.95)
     ('13.9 µs', '57.8 ms', '950 ms')
     """
-    for unit, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if seconds >= unit:
-            return f"{_digits(seconds / unit)} {name}"
-    return f"{_digits(seconds / 1e-9)} ns"
+    count, unit = in_unit(seconds, longest=1)
+    return f"{_digits(count)} {unit}"
 
 
 def _digits(number: float) -> str:

@@ -5,23 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from schuss.compile.threads import available
+from schuss.machine import cores, processor
 
 PACKAGES = ("schuss", "torch", "numpy", "numba", "triton", "torch-optimi", "pytorch_optimizer")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:
@@ -34,25 +24,15 @@ def _version(package: str) -> str | None:
 def machine() -> dict[str, Any]:
     """The processor by name, the cores and threads in use, and the versions of all that is compared."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "cores": available(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "packages": {package: version for package in PACKAGES if (version := _version(package))},
     }
-
-
-def free_memory() -> int | None:
-    """The bytes that this process could still take without swapping, where the system says."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    kilobytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
-    return None if kilobytes is None else 1024 * int(kilobytes)
 
 
 def adder(elements: int) -> tuple[Callable[[], object], int]:

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 import schuss.torch
-from schuss.bench.machine import free_memory
 from schuss.bench.report import Skipped, Timing
 from schuss.bench.sizes import Sizes
 from schuss.bench.timing import in_turn
 from schuss.compile.reference import Reference
+from schuss.machine import free_memory
 from schuss.rules import AdamW
 
 # AdamW as both have it by default, but for the rate: the check's steps shall be larger than bfloat16's spacing.

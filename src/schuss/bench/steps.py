@@ -9,11 +9,12 @@ from collections.abc import Mapping
 import torch
 
 from schuss.bench.contenders import Make, Page, contenders, disagreement
-from schuss.bench.machine import adder, free_memory
+from schuss.bench.machine import adder
 from schuss.bench.report import Skipped, Timing
 from schuss.bench.shapes import Workload
 from schuss.bench.sizes import Sizes
 from schuss.bench.timing import in_turn
+from schuss.machine import free_memory
 
 ADD = "torch.add"
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from schuss.cli.ending import clear_end, this_command
 from schuss.cli.names import check_names
 
 if TYPE_CHECKING:
@@ -65,10 +64,10 @@ def command(
     check_names(tasks=[task], entries=[optimizer], schedules=[schedule])
     from schuss.lab.diagnose import advise, measure, render
     from schuss.lab.entries import find
-    from schuss.lab.landscape.target import task_of
     from schuss.lab.pages import check_writable, write
+    from schuss.lab.tasks import load
 
-    try:
+    with clear_end(console, "A smaller --budget or fewer --steps take less time."):
         check_writable(out)
         with console.status("Measuring") as status:
 
@@ -78,7 +77,7 @@ def command(
                     console.print(f"  {what}", markup=False, highlight=False)
 
             found = measure(
-                *(task_of(task, data), find(optimizer), task),
+                *(load(task, data), find(optimizer), task),
                 lr=lr,
                 steps=steps,
                 schedule=schedule,
@@ -92,13 +91,7 @@ def command(
                 ),
             )
         advice = advise(found)
-        words = [word if word.startswith("-") else shlex.quote(word) for word in sys.argv[1:]]
-        write(out, render(found, advice, f"schuss {' '.join(words)}"))
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
-        raise click.ClickException(str(error)) from error
-    except KeyboardInterrupt:
-        console.print("Stopped: nothing was written. A smaller --budget or fewer --steps take less time.")
-        sys.exit(130)
+        write(out, render(found, advice, this_command()))
     _show(console, found, advice)
     console.print(f"\nPage: {out}", soft_wrap=True, highlight=False)
 
@@ -110,7 +103,7 @@ def plan(effort: Effort) -> str:
     >>> plan(Effort(128, products=40, seconds=42.0))
     'Measuring on 128 training examples, 5 looks of at most 2 × 40 products: about 42 s.'
     """
-    from schuss.newton.cost import human_seconds
+    from schuss.units import human_seconds
 
     about = "a second or so" if effort.seconds < 2 else human_seconds(effort.seconds)
     return (

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-import time
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
@@ -14,13 +11,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from schuss.cli.ending import clear_end, this_command
 from schuss.cli.names import check_names
+
+if TYPE_CHECKING:
+    from schuss.lab.entries import Entry
+    from schuss.lab.landscape import Scene, TaylorModel
+    from schuss.lab.landscape.growth import Cost
 
 EPILOG = """\b
 Examples:
   schuss landscape rosenbrock
   schuss landscape quadratic:kappa=100 --optimizers sgd,momentum --steps 60
-  schuss landscape beale --optimizers adam,rmsprop --lr 0.05 --png beale.png
+  schuss landscape beale --optimizers adam,rmsprop --lr 0.05
   schuss landscape hills.py:f --start 1,2 --window -3,3,-3,3
   schuss landscape rosenbrock --model --at 0,0 the Taylor model, its steps, and what they cost as d grows
   schuss landscape --story all                 the six pictures that explain why optimizers differ
@@ -64,9 +67,6 @@ OF_NETWORKS = ("plane", "seed", "data")
     default=Path("landscape.html"),
     show_default=True,
 )
-@click.option(
-    "--png", type=click.Path(dir_okay=False, path_type=Path), help="Write the (first) picture here too."
-)
 def command(
     target: str | None,
     names: str | None,
@@ -82,18 +82,56 @@ def command(
     seed: int,
     data: Path | None,
     out: Path,
-    png: Path | None,
 ) -> None:
     """Draw where optimizers walk, step by step, on a function of two numbers or on a network's loss."""
+    _check_together(target, names, taylor, at, radius, window)
+    console = Console()
+    if taylor:
+        assert target is not None
+        _draw_model(console, target, _pair("at", at) or _pair("start", start), radius, out)
+    else:
+        named = [name.strip() for name in optimizers.split(",")]
+        check_names(landscape=target or "", entries=named)
+        with clear_end(console):
+            from schuss.lab.entries import find
+            from schuss.lab.landscape import render
+            from schuss.lab.landscape.target import is_surface
+            from schuss.lab.pages import check_writable, write
+
+            check_writable(out)
+            if target is None:
+                assert names is not None
+                scenes = _stories(console, names)
+            elif is_surface(target):
+                _leave_out("A function of two numbers is drawn as it is", *OF_NETWORKS)
+                place, frame = _pair("start", start), _numbers("window", window, 4)
+                scenes = [_on_surface(console, target, list(map(find, named)), place, frame, steps, lr)]
+            else:
+                if start or window:
+                    raise click.UsageError("--start and --window are for functions of two numbers.")
+                entries = list(map(find, named))
+                scenes = [_on_network(console, target, data, entries, steps or ON_NETWORKS, lr, plane, seed)]
+            write(out, render(scenes, this_command()))
+        for scene in scenes:
+            _show(console, scene)
+    console.print(f"Page: {out}", soft_wrap=True, highlight=False)
+
+
+def _check_together(
+    target: str | None,
+    names: str | None,
+    taylor: bool,
+    at: str | None,
+    radius: float | None,
+    window: str | None,
+) -> None:
+    """Refuse options that do not go together, or would change nothing."""
     if (target is None) == (names is None):
         raise click.UsageError(
             "Give a function or a task, or --story NAME. Try: schuss landscape --story all"
         )
     if not taylor and (at is not None or radius is not None):
         raise click.UsageError("--at and --radius belong to --model.")
-    console = Console()
-    words = [word if word.startswith("-") else shlex.quote(word) for word in sys.argv[1:]]
-    repeat = f"schuss {' '.join(words)}"
     if names is not None:
         _leave_out(
             "--story draws pictures with settings of their own", *WALKS, "start", "window", *OF_NETWORKS
@@ -104,74 +142,61 @@ def command(
             raise click.UsageError(
                 "--model draws one function in a window of its own: no --story, no --window."
             )
-        assert target is not None
-        _model(console, target, at, start, radius, repeat, out, png)
-        return
-    check_names(landscape=target or "", entries=list(map(str.strip, optimizers.split(","))))
-    from schuss.lab.entries import find
-    from schuss.lab.landscape import (
-        STORIES,
-        Scene,
-        figure,
-        network_cost,
-        on_network,
-        on_surface,
-        render,
-        story,
-        surface,
-    )
-    from schuss.lab.landscape.target import is_surface, task_of
-    from schuss.lab.pages import check_writable, picture, write
-    from schuss.newton.cost import human_bytes, human_seconds
 
-    began = time.time()
-    try:
-        check_writable(out, png)
-        with console.status("Walking") as status:
-            scenes: list[Scene]
-            if names is not None:
-                scenes = [story(name.strip()) for name in (STORIES if names == "all" else names.split(","))]
-            else:
-                assert target is not None
-                entries = [find(name.strip()) for name in optimizers.split(",")]
-                if is_surface(target):
-                    _leave_out("A function of two numbers is drawn as it is", *OF_NETWORKS)
-                    place = _numbers("start", start, 2)
-                    ground = surface(
-                        target,
-                        None if place is None else (place[0], place[1]),
-                        None if (frame := _numbers("window", window, 4)) is None else frame,
-                    )
-                    scenes = [on_surface(ground, entries, steps or ON_SURFACES, lr)]
-                else:
-                    if start or window:
-                        raise click.UsageError("--start and --window are for functions of two numbers.")
-                    task, length = task_of(target, data), steps or ON_NETWORKS
-                    cost = network_cost(task, entries, length, lr)
-                    if cost.seconds > 10:
-                        console.print(
-                            f"About {human_seconds(cost.seconds)}, and {human_bytes(cost.bytes)} of memory. "
-                            "Fewer --steps or --optimizers, or an --lr, take less.",
-                            highlight=False,
-                            soft_wrap=True,
-                        )
-                    scenes = [
-                        on_network(
-                            *(task, entries, length, lr, plane, seed),
-                            progress=lambda what: status.update(f"Walking: {what}"),
-                        )
-                    ]
-        write(out, render(scenes, repeat))
-        for scene in scenes:
-            _show(console, scene)
-        console.print(f"Page: {out}", soft_wrap=True, highlight=False)
-        if png is not None:
-            picture(figure(scenes[0]), png)
-            console.print(f"Picture: {png}", soft_wrap=True, highlight=False)
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
-        raise click.ClickException(str(error)) from error
-    except KeyboardInterrupt:
-        _stopped(console, out, began)
+
+def _stories(console: Console, names: str) -> list[Scene]:
+    """The named pictures."""
+    from schuss.lab.landscape import STORIES, story
+
+    with console.status("Walking"):
+        return [story(name.strip()) for name in (STORIES if names == "all" else names.split(","))]
+
+
+def _on_surface(
+    console: Console,
+    target: str,
+    entries: list[Entry],
+    place: tuple[float, float] | None,
+    frame: tuple[float, ...] | None,
+    steps: int | None,
+    lr: float | None,
+) -> Scene:
+    """The walks of optimizers on a function of two numbers."""
+    from schuss.lab.landscape import on_surface, surface
+
+    with console.status("Walking"):
+        return on_surface(surface(target, place, frame), entries, steps or ON_SURFACES, lr)
+
+
+def _on_network(
+    console: Console,
+    target: str,
+    data: Path | None,
+    entries: list[Entry],
+    steps: int,
+    lr: float | None,
+    plane: str,
+    seed: int,
+) -> Scene:
+    """The runs of a network on a plane through its weights; says what it takes where that is long."""
+    from schuss.lab.landscape import network_cost, on_network
+    from schuss.lab.tasks import load
+    from schuss.units import human_bytes, human_seconds
+
+    with console.status("Walking") as status:
+        task = load(target, data)
+        cost = network_cost(task, entries, steps, lr)
+        if cost.seconds > 10:
+            console.print(
+                f"About {human_seconds(cost.seconds)}, and {human_bytes(cost.bytes)} of memory. "
+                "Fewer --steps or --optimizers, or an --lr, take less.",
+                highlight=False,
+                soft_wrap=True,
+            )
+        return on_network(
+            *(task, entries, steps, lr, plane, seed),
+            progress=lambda what: status.update(f"Walking: {what}"),
+        )
 
 
 def _leave_out(why: str, *names: str) -> None:
@@ -182,46 +207,27 @@ def _leave_out(why: str, *names: str) -> None:
         raise click.UsageError(f"{why}: leave out {', '.join(given)}.")
 
 
-def _stopped(console: Console, out: Path, began: float) -> NoReturn:
-    """Say what an interrupt has left."""
-    whole = out.is_file() and out.stat().st_mtime >= began
-    said = f"{out} is whole, the picture is missing" if whole else "nothing was written"
-    console.print(f"Stopped: {said}.", soft_wrap=True, markup=False, highlight=False)
-    sys.exit(130)
-
-
-def _model(
-    console: Console,
-    target: str,
-    at: str | None,
-    start: str | None,
-    radius: float | None,
-    repeat: str,
-    out: Path,
-    png: Path | None,
+def _draw_model(
+    console: Console, target: str, place: tuple[float, float] | None, radius: float | None, out: Path
 ) -> None:
     """Draw the Taylor model of a surface, and say what its steps do and cost."""
-    from schuss.lab.landscape import growth, model_figure, render_model, surface, taylor_model
-    from schuss.lab.landscape.target import is_surface
-    from schuss.lab.pages import check_writable, picture, write
-    from schuss.newton.cost import human_bytes, human_seconds
+    with clear_end(console):
+        from schuss.lab.landscape import growth, render_model, surface, taylor_model
+        from schuss.lab.landscape.target import is_surface
+        from schuss.lab.pages import check_writable, write
 
-    place = _numbers("at", at, 2) or _numbers("start", start, 2)
-    began = time.time()
-    try:
-        check_writable(out, png)
+        check_writable(out)
         if not is_surface(target):
             raise click.UsageError("--model is for functions of two numbers.")
-        model = taylor_model(surface(target), None if place is None else (place[0], place[1]), radius)
+        model = taylor_model(surface(target), place, radius)
         with console.status("Timing steps as d grows"):
             costs = growth()
-        write(out, render_model(model, costs, repeat))
-        if png is not None:
-            picture(model_figure(model), png)
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
-        raise click.ClickException(str(error)) from error
-    except KeyboardInterrupt:
-        _stopped(console, out, began)
+        write(out, render_model(model, costs, this_command()))
+    _show_model(console, model)
+    _show_growth(console, costs)
+
+
+def _show_model(console: Console, model: TaylorModel) -> None:
     steps = Table(title=f"{model.surface.name} at {model.at}", title_justify="left")
     for head in ("step", "to", "length", "promised fall", "fall", "inside"):
         steps.add_column(head, justify="left" if head == "step" else "right")
@@ -232,6 +238,11 @@ def _model(
     console.print(steps)
     console.print(model.found, markup=False, highlight=False)
     console.print(f"Trust region {model.radius:.3g}: {model.how}.", markup=False, highlight=False)
+
+
+def _show_growth(console: Console, costs: list[Cost]) -> None:
+    from schuss.newton.cost import human_bytes, human_seconds
+
     table = Table(title="A step as d grows (~ extrapolated)", title_justify="left")
     for head in ("d", "gradient", "product", "dense Newton", "its memory"):
         table.add_column(head, justify="right")
@@ -240,9 +251,11 @@ def _model(
         said = (("" if t.measured else "~ ") + human_seconds(t.seconds) for t in times)
         table.add_row(f"{cost.d:,}", *said, human_bytes(cost.dense_bytes))
     console.print(table)
-    console.print(f"Page: {out}", soft_wrap=True, highlight=False)
-    if png is not None:
-        console.print(f"Picture: {png}", soft_wrap=True, highlight=False)
+
+
+def _pair(name: str, text: str | None) -> tuple[float, float] | None:
+    found = _numbers(name, text, 2)
+    return None if found is None else (found[0], found[1])
 
 
 def _numbers(name: str, text: str | None, count: int) -> tuple[float, ...] | None:
@@ -259,19 +272,10 @@ def _numbers(name: str, text: str | None, count: int) -> tuple[float, ...] | Non
     return numbers
 
 
-def _show(console: Console, scene: object) -> None:
-    from schuss.lab.landscape import Scene
-
-    assert isinstance(scene, Scene)
+def _show(console: Console, scene: Scene) -> None:
     table = Table(title=scene.title, title_justify="left")
-    for head, side in (
-        ("optimizer", "left"),
-        ("settings", "left"),
-        ("steps", "right"),
-        ("lowest", "right"),
-        ("last", "right"),
-    ):
-        table.add_column(head, justify="right" if side == "right" else "left")
+    for head in ("optimizer", "settings", "steps", "lowest", "last"):
+        table.add_column(head, justify="left" if head in ("optimizer", "settings") else "right")
     for trail in scene.trails:
         last = f"{trail.values[-1]:.3g}" + (f" ({trail.ended})" if trail.ended else "")
         table.add_row(trail.name, trail.settings, str(trail.steps), f"{trail.values.min():.3g}", last)

@@ -133,10 +133,10 @@ def command(
     check_names(tasks=given, entries=[*(named or ()), *more], schedules=schedules.split(","))
     with Interrupts() as interrupts, starting(scheduler is None and words is None), clear_errors():
         from schuss.lab.entries import DEFAULT
-        from schuss.lab.protocol.crashes import without_a_finish
-        from schuss.lab.protocol.executors import dask
-        from schuss.lab.protocol.export import check_format, export
-        from schuss.lab.protocol.race import race
+        from schuss.lab.racing.crashes import without_a_finish
+        from schuss.lab.racing.executors import dask
+        from schuss.lab.racing.export import check_format, export
+        from schuss.lab.racing.race import race
 
         if named is None and more:
             named = list(DEFAULT)
@@ -147,10 +147,9 @@ def command(
         if table is not None:
             check_format(table)
         with (
-            here(workers) if scheduler is None else dask(scheduler) as hands,
+            here(workers) if scheduler is None else dask(scheduler) as (executor, capacity),
             Watching(console, interrupts) as watcher,
         ):
-            executor, capacity = hands
             try:
                 report = race(
                     given,
@@ -175,18 +174,23 @@ def command(
                 watcher.stop()
                 interrupted(console, watcher.folder)
                 sys.exit(130)
-        for task in report["tasks"]:
-            show(console, task)
-            if "curvature" in task:
-                say(console, f"Curvature: {task['curvature']['text']}")
         assert watcher.folder is not None
-        say(console, f"Report: {watcher.folder / 'report.html'}", soft_wrap=True)
+        conclude(console, report, watcher.folder)
         if table is not None:
             export(report, table)
             say(console, f"Runs: {table}", soft_wrap=True)
         if failures := list(filter(None, map(without_a_finish, report["tasks"]))):
             advice = "Mend it and give the same command with --retry-crashed."
             raise click.ClickException(printable("\n".join([*failures, advice])))
+
+
+def conclude(console: Console, report: Mapping[str, Any], folder: Path) -> None:
+    """What came of each task, and where the report is."""
+    for task in report["tasks"]:
+        show(console, task)
+        if "curvature" in task:
+            say(console, f"Curvature: {task['curvature']['text']}")
+    say(console, f"Report: {folder / 'report.html'}", soft_wrap=True)
 
 
 def printable(text: str) -> str:
@@ -250,7 +254,7 @@ def leave(words: str) -> None:
 def starting(here: bool) -> Generator[None]:
     """Let the workers' server import torch on another core while this process does."""
     if here:
-        from schuss.lab.protocol.executors import start_server
+        from schuss.lab.racing.executors import start_server
 
         start_server()
     yield
@@ -259,8 +263,8 @@ def starting(here: bool) -> Generator[None]:
 @contextmanager
 def clear_errors() -> Generator[None]:
     """What the user can put right is said in a line, without a traceback."""
-    from schuss.lab.protocol.engine import ExecutorError
-    from schuss.lab.protocol.store import StoreError
+    from schuss.lab.racing.engine import ExecutorError
+    from schuss.lab.racing.store import StoreError
 
     try:
         yield
@@ -336,12 +340,30 @@ class Watching:
 
 def show(console: Console, task: Mapping[str, Any]) -> None:
     """The final table and the verdict of one task."""
-    metric, seeds = task["metric"]["name"], max((row["metric"]["n"] for row in task["ranking"]), default=0)
+    if task["ranking"]:
+        console.print(ranking(task))
+        for row in task["ranking"]:
+            say(console, f"  {row['entry']}: {settings(row['parameters'])}")
+        console.print()
+    for text in (f"{task['verdict']['headline']}. {task['verdict']['text']}", *task["verdict"]["notes"]):
+        say(console, text)
+    if task["diverged"]:
+        console.print(f"{counted(task['diverged'])} diverged.")
+    show_crashed(console, task)
+    limited = [entry["name"] for entry in task["entries"] if "lr" in entry["space_limited"]]
+    if limited:
+        names = ", ".join(limited)
+        say(console, f"Limited by the space: the best learning rate lies at the edge for {names}.")
+
+
+def ranking(task: Mapping[str, Any]) -> Table:
+    """The final table of one task, the best entry first."""
+    metric, seeds = task["metric"]["name"], max(row["metric"]["n"] for row in task["ranking"])
     title = (
         f"{task['name']}: {metric} on validation, mean and 95 % interval of the median, {seeds} fresh seeds"
     )
     table = Table(title=cell(title), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    widest = max((len(x) for row in task["ranking"] for x in spread(row["metric"]).split("\n")), default=None)
+    widest = max(len(x) for row in task["ranking"] for x in spread(row["metric"]).split("\n"))
     for heading in ("", "entry"):
         table.add_column(heading, no_wrap=not heading, overflow="fold")
     metric = cell(metric)
@@ -360,25 +382,12 @@ def show(console: Console, task: Mapping[str, Any]) -> None:
             number(row["bytes_per_weight"]),
             number(None if row["step"]["seconds"] is None else 1e6 * row["step"]["seconds"], 3),
         )
-    if task["ranking"]:
-        console.print(table)
-        for row in task["ranking"]:
-            say(console, f"  {row['entry']}: {settings(row['parameters'])}")
-        console.print()
-    for text in (f"{task['verdict']['headline']}. {task['verdict']['text']}", *task["verdict"]["notes"]):
-        say(console, text)
-    if task["diverged"]:
-        console.print(f"{counted(task['diverged'])} diverged.")
-    show_crashed(console, task)
-    limited = [entry["name"] for entry in task["entries"] if "lr" in entry["space_limited"]]
-    if limited:
-        names = ", ".join(limited)
-        say(console, f"Limited by the space: the best learning rate lies at the edge for {names}.")
+    return table
 
 
 def show_crashed(console: Console, task: Mapping[str, Any]) -> None:
     """Every entry of which runs crashed, with the last reason: it may be missing in the table for that alone."""
-    from schuss.lab.protocol.crashes import crashed_entries
+    from schuss.lab.racing.crashes import crashed_entries
     from schuss.lab.reason import reason
 
     for name, crashed, total in crashed_entries(task):
@@ -418,7 +427,7 @@ def interrupted(console: Console, folder: Path | None) -> None:
 
 def kept_runs(folder: Path) -> int:
     """How many runs the store in a folder holds."""
-    from schuss.lab.protocol.store import Store, StoreError
+    from schuss.lab.racing.store import Store, StoreError
 
     try:
         with Store(folder) as store:
@@ -431,7 +440,7 @@ def repeat(
     console: Console, spec: str, entries: list[str] | None, data: Path | None, words: str, device: str
 ) -> None:
     """Run again what a line of the report names, in this process."""
-    from schuss.lab.protocol.race import repeat_run
+    from schuss.lab.racing.race import repeat_run
 
     try:
         work = json.loads(words)

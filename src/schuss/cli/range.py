@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from schuss.cli.ending import clear_end, this_command
 from schuss.cli.names import check_names
 
 if TYPE_CHECKING:
@@ -63,13 +63,12 @@ def command(
     check_names(tasks=[task], entries=[optimizer])
     from schuss.lab.entries import find
     from schuss.lab.ladder import climb, render
-    from schuss.lab.landscape.target import task_of
     from schuss.lab.pages import check_writable, write
+    from schuss.lab.tasks import load
 
-    words = [word if word.startswith("-") else shlex.quote(word) for word in sys.argv[1:]]
-    try:
+    with clear_end(console, "Fewer --steps or --sweeps take less time."):
         check_writable(out)
-        given, entry = task_of(task, data), find(optimizer)
+        given, entry = load(task, data), find(optimizer)
         with console.status("Climbing") as status:
             found = climb(
                 *(given, entry),
@@ -80,12 +79,7 @@ def command(
                 seed=seed,
                 progress=lambda done, of: status.update(f"Climbing: step {done} of {of}"),
             )
-        write(out, render(found, given, entry, f"schuss {' '.join(words)}"))
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
-        raise click.ClickException(str(error)) from error
-    except KeyboardInterrupt:
-        console.print("Stopped: nothing was written. Fewer --steps or --sweeps take less time.")
-        sys.exit(130)
+        write(out, render(found, given, entry, this_command()))
     measured = f"schuss diagnose {shlex.quote(task)} --optimizer {shlex.quote(optimizer)}"
     _show(console, found, f"{entry.name} on {given.name}", measured)
     console.print(f"Page: {out}", soft_wrap=True, highlight=False)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import shlex
-import sys
 from pathlib import Path
 
 import click
@@ -13,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from schuss.cli.ending import this_command
 from schuss.schedules import Schedule
 from schuss.schedules.words import parse
 
@@ -140,8 +139,7 @@ def _picture(entries: dict[str, Schedule], horizon: float, path: Path) -> None:
     from schuss.lab.curves import render
     from schuss.lab.pages import write
 
-    words = [word if word.startswith("-") else shlex.quote(word) for word in sys.argv[1:]]
-    text = render(entries, horizon, _landmarks(entries, horizon), f"schuss {' '.join(words)}")
+    text = render(entries, horizon, _landmarks(entries, horizon), this_command())
     try:
         write(path, text)
     except OSError as error:

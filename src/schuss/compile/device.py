@@ -269,7 +269,7 @@ class DeviceLaunch(Launch):
         They are `most`, or fewer where what is ahead ends: someone's schedule may know no more steps than are planned.
         """
         if not self.stands(ledger):
-            self._gather(ledger[self.rows])
+            self._gather(ledger[self.place])
         now = [history for _, history in self.cohorts]
         histories, rows = [now], []
         for row in range(most):

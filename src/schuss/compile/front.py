@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from inspect import Parameter, Signature, signature
+from operator import itemgetter
 from typing import Any, Literal, cast
 
 from schuss.compile.formula import formula
@@ -202,25 +203,13 @@ def _table_rows(rule: type[Rule]) -> dict[str, tuple[str, str]]:
     return found
 
 
-def constructor(of: Callable[..., None], known: inspect.Signature) -> Callable[..., None]:
-    """A class's own `__init__`, so that whoever reads signatures finds the one that is `known`."""
-
-    def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        of(self, *args, **kwargs)
-
-    init.__name__, init.__doc__ = "__init__", of.__doc__
-    init.__signature__ = known  # type: ignore[attr-defined]
-    return init
-
-
-def class_doc(row: Row, known: Mapping[str, Parameter], first: str) -> str:
+def class_doc(row: Row, known: Mapping[str, Parameter], first: Sequence[str]) -> str:
     """An optimizer's docstring: the rule's own, without its example, and the arguments of the constructor.
 
-    `first` says what its first argument is, if it takes one before the hyperparameters.
+    `first` says what the arguments before the hyperparameters are.
     """
     rule = inspect.cleandoc((row.rule.__doc__ or "").split(">>>")[0])
-    lines = [f"    {first}"] if first else []
-    return "\n".join([rule, "", "Arguments:", *lines, documented(row, known)])
+    return "\n".join([rule, "", "Arguments:", *(f"    {line}" for line in first), documented(row, known)])
 
 
 def documented(row: Row, known: Mapping[str, Parameter]) -> str:
@@ -261,6 +250,40 @@ def own_names(row: Row, chosen: Mapping[str, Any]) -> dict[str, Any]:
             kind = _COUNTED.get(len(parts), f"a tuple of {len(parts)}")
             raise ValueError(f"{name}={value!r} is not {kind} of numbers. Try {name}={usual}.")
     return found
+
+
+class Arguments:
+    """What a constructor takes for one rule, and the rule that their values make.
+
+    `parameters` are all of them; `names` the hyperparameters among them, each with the rule's own names for it.
+    `values` takes the hyperparameters' values, in that order, out of a dict.
+    """
+
+    def __init__(self, row: Row, switches: Mapping[str, Any], *more: Parameter) -> None:
+        self.row = row
+        self.parameters = parameters(row, switches) | {one.name: one for one in more}
+        own, tuples = {f.name for f in fields(row.rule)}, row.rule.tuples
+        self.names = tuple((n, tuples.get(n, (n,))) for n in self.parameters if n in own or n in tuples)
+        names = [n for n, _ in self.names]
+        # itemgetter gives the bare value of a single name, and refuses to have none.
+        self.values: Callable[[Mapping[str, Any]], tuple[Any, ...]] = (
+            itemgetter(*names) if len(names) > 1 else lambda chosen: tuple(chosen[n] for n in names)
+        )
+
+    def rule(self, values: Sequence[Any]) -> Rule:
+        """The rule with these values of its hyperparameters."""
+        chosen = {name: value for (name, _), value in zip(self.names, values, strict=True)}
+        return self.row.rule(**own_names(self.row, chosen))
+
+    def changed(self, rule: Rule, old: Sequence[Any], values: Sequence[Any]) -> Rule | None:
+        """A rule with other numbers, if that is all that changed: a new rate at every step costs little."""
+        numbers: dict[str, float] = {}
+        for (name, parts), value, before in zip(self.names, values, old, strict=True):
+            if value != before:
+                if type(value) is not float or len(parts) != 1:
+                    return None
+                numbers[name] = value
+        return rule.changed(**numbers)
 
 
 def own_signature(cls: type) -> Signature | None:

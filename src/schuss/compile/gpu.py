@@ -149,39 +149,49 @@ def _stretch(formula: Formula, kept: tuple[str, ...], whole: bool) -> list[str]:
     """The function that moves one stretch of a tensor: a whole one, or what is left at its end."""
     names = ("w", "g", *formula.slots)
     memory, real = columns(names, kept), compute_dtype(kept)
-    arrays = {c.name: _Array(k, c, real, whole) for k, c in enumerate(memory[: len(names)])}
-    written = [arrays[name] for name in ("w", *formula.slots)]
-    blocks = any(array.blocks for array in arrays.values())
-
-    def pointer(column: Column) -> str:
-        beside = column.storage.beside
-        dtype = beside.dtype if column.beside and beside else column.storage.dtype
-        found = f"to_{column.name}.to(tl.pointer_type(tl.{dtype}))"
-        return f"tl.multiple_of({found}, 16)" if whole and column.per == 1 else found
-
-    per = BLOCK // SHARED
-    round_ = [
-        f"i = first + done + {SHARED} * tl.arange(0, {per})[:, None] + tl.arange(0, {SHARED})[None, :]"
-        if blocks
-        else f"i = first + done + tl.arange(0, {BLOCK})",
-        *([f"block = (first + done) // {SHARED} + tl.arange(0, {per})"] if blocks else []),
-        *([] if whole else ["inside = i < length"]),
-        *([f"inside_block = {SHARED} * block < length"] if blocks and not whole else []),
-        *(f"{name} = {array.read()}" for name, array in arrays.items()),
-        f"new = {'moved' if formula.averaged else 'update'}("
-        + ", ".join(("w", "scale * g", *formula.slots, *(f"{name}_" for name in formula.coefficients)))
-        + ")",
-        *(line for k, array in enumerate(written) for line in array.write(f"new[{k}]")),
-    ]
+    arrays = [_Array(k, column, real, whole) for k, column in enumerate(memory[: len(names)])]
     return [
         "@triton.jit",
         f"def {'whole' if whole else 'end'}({_arguments(formula, kept)}):",
-        *(f"    at_{column.name} = {pointer(column)}" for column in memory),
-        *_indented([line for array in written for line in array.before()], 4),
+        *(f"    at_{column.name} = {_pointer(column, whole)}" for column in memory),
+        *_indented([line for array in arrays if array.name != "g" for line in array.before()], 4),
         f"    for done in range(0, {ROW if whole else 'length - first'}, {BLOCK}):",
-        *_indented(round_, 8),
+        *_indented([*_places(any(array.blocks for array in arrays), whole), *_moves(formula, arrays)], 8),
         "",
         "",
+    ]
+
+
+def _pointer(column: Column, whole: bool) -> str:
+    """The address of a column's numbers, with their type; those of a whole stretch start at 16 bytes."""
+    beside = column.storage.beside
+    dtype = beside.dtype if column.beside and beside else column.storage.dtype
+    found = f"to_{column.name}.to(tl.pointer_type(tl.{dtype}))"
+    return f"tl.multiple_of({found}, 16)" if whole and column.per == 1 else found
+
+
+def _places(blocks: bool, whole: bool) -> list[str]:
+    """Which numbers a round is about: row by row of a block where any array is kept in blocks."""
+    inside = [] if whole else ["inside = i < length"]
+    if not blocks:
+        return [f"i = first + done + tl.arange(0, {BLOCK})", *inside]
+    per = BLOCK // SHARED
+    return [
+        f"i = first + done + {SHARED} * tl.arange(0, {per})[:, None] + tl.arange(0, {SHARED})[None, :]",
+        f"block = (first + done) // {SHARED} + tl.arange(0, {per})",
+        *inside,
+        *([] if whole else [f"inside_block = {SHARED} * block < length"]),
+    ]
+
+
+def _moves(formula: Formula, arrays: list[_Array]) -> list[str]:
+    """Read all arrays, work out the new numbers, write them."""
+    arguments = ("w", "scale * g", *formula.slots, *(f"{name}_" for name in formula.coefficients))
+    written = [array for array in arrays if array.name != "g"]
+    return [
+        *(f"{array.name} = {array.read()}" for array in arrays),
+        f"new = {'moved' if formula.averaged else 'update'}({', '.join(arguments)})",
+        *(line for k, array in enumerate(written) for line in array.write(f"new[{k}]")),
     ]
 
 
@@ -202,22 +212,9 @@ _MEMORY = (
 
 def source(formula: Formula, kept: tuple[str, ...]) -> str:
     """The kernel's source: for weights, gradients and each slot `kept` so (names as in `storage`)."""
-    names = ("w", "g", *formula.slots)
-    memory, real = columns(names, kept), compute_dtype(kept)
-    numbers = cpu.scalars(formula, kept)
-    stride, width = len(memory) + 3, len(numbers)
-    vocabulary = [
-        f"def real(x: tl.constexpr):\n    return tl.full((), x, tl.{real})",
-        f"def divide(a, b):\n    return {'tl.div_rn(a, b)' if real == 'float32' else 'a / b'}",
-        *(_word(word, real) for word in formula.words()),
-        _page(formula),
-        *([formula.with_average()] if formula.averaged else []),
-    ]
     stretches = [*_stretch(formula, kept, whole=True), *_stretch(formula, kept, whole=False)]
     text = "\n".join(stretches)
     shared = [name for name in _MEMORY if re.search(rf"\b{name}\b", text)]
-    wide = [column for column in memory if column.per == 1]
-    arguments = _arguments(formula, kept)
     lines = [
         *cpu.head(formula, kept, "on a GPU"),
         "import triton",
@@ -225,8 +222,32 @@ def source(formula: Formula, kept: tuple[str, ...]) -> str:
         *([f"from schuss.compile.triton_memory import {', '.join(shared)}"] if shared else []),
         "",
         "",
-        *(f"@triton.jit\n{function}\n\n" for function in vocabulary),
+        *(f"@triton.jit\n{function}\n\n" for function in _vocabulary(formula, compute_dtype(kept))),
         *stretches,
+        *_program(formula, kept),
+        *_entries(len(cpu.scalars(formula, kept)), compute_dtype(kept)),
+    ]
+    return "\n".join(lines)
+
+
+def _vocabulary(formula: Formula, real: str) -> list[str]:
+    """The functions that the formula speaks of, and the formula."""
+    return [
+        f"def real(x: tl.constexpr):\n    return tl.full((), x, tl.{real})",
+        f"def divide(a, b):\n    return {'tl.div_rn(a, b)' if real == 'float32' else 'a / b'}",
+        *(_word(word, real) for word in formula.words()),
+        _page(formula),
+        *([formula.with_average()] if formula.averaged else []),
+    ]
+
+
+def _program(formula: Formula, kept: tuple[str, ...]) -> list[str]:
+    """What one program does: look up its stretch, and move it."""
+    memory = columns(("w", "g", *formula.slots), kept)
+    numbers = cpu.scalars(formula, kept)
+    stride, arguments = len(memory) + 3, _arguments(formula, kept)
+    addresses = " | ".join(f"to_{column.name}" for column in memory if column.per == 1)
+    return [
         "@triton.jit",
         "def stretch(rows, tensors, coefficients, coefficient, taken):",
         "    row = rows + 2 * tl.program_id(0).to(tl.int64)",
@@ -235,16 +256,22 @@ def source(formula: Formula, kept: tuple[str, ...]) -> str:
         *(f"    to_{column.name} = tl.load(tensor + {k})" for k, column in enumerate(memory)),
         f"    place = tl.load(tensor + {stride - 3}) + first",
         f"    length = tl.minimum(tl.load(tensor + {stride - 2}), first + {ROW})",
-        f"    these = coefficients + {width} * tl.load(tensor + {stride - 1})",
+        f"    these = coefficients + {len(numbers)} * tl.load(tensor + {stride - 1})",
         "    scale = tl.load(these) * coefficient",
         *(f"    {name}_ = tl.load(these + {k})" for k, name in enumerate(numbers) if k),
-        f"    aligned = (({' | '.join(f'to_{column.name}' for column in wide)}) & 15) == 0",
+        f"    aligned = (({addresses}) & 15) == 0",
         f"    if taken & aligned & (length == first + {ROW}):  # each thread takes 16 bytes at a time",
         f"        whole({arguments})",
         "    elif taken:  # the end of a tensor, or one that starts at an odd address",
         f"        end({arguments})",
         "",
         "",
+    ]
+
+
+def _entries(width: int, real: str) -> list[str]:
+    """The two kernels; a row of coefficients is `width` numbers."""
+    return [
         "@triton.jit",
         "def launch(rows, tensors, coefficients):",
         "    stretch(rows, tensors, coefficients, real(1), True)",
@@ -257,7 +284,6 @@ def source(formula: Formula, kept: tuple[str, ...]) -> str:
         f"    stretch(rows, tensors, these, coefficient, tl.load(gate + {GATE.index('taken')}) != 0)",
         "",
     ]
-    return "\n".join(lines)
 
 
 @functools.cache

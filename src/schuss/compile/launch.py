@@ -101,7 +101,7 @@ def numbers(
     """
     step, names = int(remembered[0]) + 1, rule.scalars
     values = (
-        rule.coefficients(step, **dict(zip(names, remembered[1:], strict=True)))
+        rule.coefficients(step, **dict(zip(names, remembered[1 : 1 + len(names)], strict=True)))
         if names
         else rule.coefficients(step)
     )
@@ -134,19 +134,21 @@ class Launch:
         self.drawn = any(column.storage.drawn for column in table.columns)
         # Rows that follow each other are looked at where they are.
         follow = len(self.members) > 0 and bool((np.diff(self.members) == 1).all())
-        self.rows: Any = slice(self.members[0], self.members[-1] + 1) if follow else self.members
+        rows: Any = slice(self.members[0], self.members[-1] + 1) if follow else self.members
+        # Another rule may remember more of a tensor: of the ledger's columns the first are this one's.
+        self.place = rows, slice(1 + len(formula.rule.scalars))
         self.written: bytes | None = None
         self.call: tuple[int, functools.partial[None]] | None = None
 
     def stands(self, ledger: Array) -> bool:
         """Whether the ledger says what this launch has written to it."""
-        return ledger[self.rows].tobytes() == self.written
+        return ledger[self.place].tobytes() == self.written
 
     def write(self, ledger: Array, histories: Sequence[Sequence[float]]) -> None:
         """Write what is remembered of each cohort to its tensors' rows."""
         each = np.array(histories)
-        ledger[self.rows] = each if len(each) == 1 else each[self.which]
-        self.written = ledger[self.rows].tobytes()
+        ledger[self.place] = each if len(each) == 1 else each[self.which]
+        self.written = ledger[self.place].tobytes()
 
     def _gather(self, remembered: Array) -> None:
         """Tensors of the same group with the same history share their scalars: find these cohorts."""
@@ -168,7 +170,7 @@ class Launch:
         steps, then the rule's scalars; float64, so counts are exact to 2⁵³.
         """
         if not self.stands(ledger):
-            self._gather(ledger[self.rows])
+            self._gather(ledger[self.place])
         self.written = None  # until this step is taken
         for row, (group, history) in enumerate(self.cohorts):
             self.matrix[row], after = numbers(self.formula, self.drawn, rules[group], history, terms[group])
@@ -178,7 +180,7 @@ class Launch:
         """What writes to the ledger that the step which was prepared is taken."""
         # An array: NumPy would let a signal's handler run while it makes one of a list.
         each = np.array([history for _, history in self.cohorts])
-        return functools.partial(ledger.__setitem__, self.rows, each if len(each) == 1 else each[self.which])
+        return functools.partial(ledger.__setitem__, self.place, each if len(each) == 1 else each[self.which])
 
     def moving(self, workers: int) -> functools.partial[None]:
         """What takes the step that was prepared."""
@@ -189,7 +191,7 @@ class Launch:
 
     def taken(self, ledger: Array) -> None:
         """Note that the step which was prepared is taken and counted."""
-        self.written = ledger[self.rows].tobytes()
+        self.written = ledger[self.place].tobytes()
 
     def step(
         self, ledger: Array, rules: Sequence[Rule] | Mapping[int, Rule], terms: Sequence[Terms], workers: int

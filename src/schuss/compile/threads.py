@@ -22,11 +22,6 @@ PIECES = 8
 _pools: dict[int, ThreadPoolExecutor] = {}
 
 
-def available() -> int:
-    """The processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _pool(helpers: int) -> ThreadPoolExecutor:
     if helpers not in _pools:
         _pools[helpers] = ThreadPoolExecutor(helpers, thread_name_prefix="schuss")

@@ -13,7 +13,7 @@ after an exception or Ctrl-C. For plain functions the model is the point: `hvp(x
     quadratic_model         predicted against actual decrease along a step
     gradient_noise_scale    the batch size at which noise and signal are equal
     gradient_sparsity       what a batch does not touch
-    stability_limit         the curvature that an optimizer can bear
+    stability_limit         the largest curvature at which an optimizer is stable
     range_test              a ladder of learning rates
 """
 

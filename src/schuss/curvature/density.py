@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from schuss.curvature.lanczos import Array, lanczos
+from schuss.curvature.lanczos import Apply, Array, lanczos
 from schuss.curvature.memory import SPARE, claim, default_rows
-from schuss.curvature.place import Loss, Model, Progress, visit
+from schuss.curvature.place import Loss, Model, Place, Progress, visit
 from schuss.curvature.products import Curvature
 from schuss.errors import real, whole
 
@@ -115,29 +115,7 @@ def spectrum(
         n = place.n
         room = default_rows(n, place.dtype.itemsize) - 1
         steps = min(n, steps or min(80, room))
-        rows = steps + 1
-        claim(f"{steps} Lanczos steps", rows + SPARE, n, place.dtype, place.device, "Ask for fewer steps.")
-        basis = torch.zeros(rows, n, dtype=place.dtype, device=place.device)
-        generator = torch.Generator(place.device).manual_seed(seed)
-        apply = Curvature(place, matrix)
-        nodes, weights = np.zeros((2, probes, steps))
-        for probe in range(probes):
-            basis.zero_()
-            basis[0].normal_(generator=generator)
-            ritz = lanczos(
-                apply,
-                basis,
-                block=1,
-                low=1,
-                high=1,
-                tolerance=0.0,
-                budget=steps,
-                generator=generator,
-                progress=_shifted(progress, probe * steps, probes * steps),
-                restart=False,
-            )
-            nodes[probe] = ritz.values
-            weights[probe] = ritz.coordinates[0] ** 2
+        nodes, weights = _quadratures(place, Curvature(place, matrix), probes, steps, seed, progress)
         reach = float(nodes.max() - nodes.min()) or abs(float(nodes.max())) or 1.0
         width = reach / 50 if width is None else width
         grid = np.linspace(nodes.min() - 3 * width, nodes.max() + 3 * width, points)
@@ -146,6 +124,33 @@ def spectrum(
         return Spectrum(
             nodes, weights, n, grid, density, error, width, trace, trace_error, probes * steps, matrix
         )
+
+
+def _quadratures(
+    place: Place, apply: Apply, probes: int, steps: int, seed: int, progress: Progress | None
+) -> tuple[Array, Array]:
+    """Nodes and weights (probes × steps) by Lanczos from random vectors."""
+    n, rows = place.n, steps + 1
+    claim(f"{steps} Lanczos steps", rows + SPARE, n, place.dtype, place.device, "Ask for fewer steps.")
+    basis = torch.zeros(rows, n, dtype=place.dtype, device=place.device)
+    generator = torch.Generator(place.device).manual_seed(seed)
+    nodes, weights = np.zeros((2, probes, steps))
+    for probe in range(probes):
+        basis.zero_()
+        basis[0].normal_(generator=generator)
+        ritz = lanczos(
+            *(apply, basis),
+            block=1,
+            low=1,
+            high=1,
+            tolerance=0.0,
+            budget=steps,
+            generator=generator,
+            progress=_shifted(progress, probe * steps, probes * steps),
+            restart=False,
+        )
+        nodes[probe], weights[probe] = ritz.values, ritz.coordinates[0] ** 2
+    return nodes, weights
 
 
 def _shifted(progress: Progress | None, before: int, at_most: int) -> Progress | None:

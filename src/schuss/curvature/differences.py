@@ -19,9 +19,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from schuss.curvature.guard import Randomness, moved
+from schuss.curvature.guard import moved
 from schuss.curvature.lanczos import inner
 from schuss.curvature.place import Place
+from schuss.randomness import Randomness
 
 REFUSALS = re.compile(
     r"differentiate twice|derivative for .* is not implemented|double backward"

@@ -267,34 +267,36 @@ def condition_number(
         apply = Curvature(place, matrix)
         eps = max(torch.finfo(weight.dtype).eps for weight in place.weights)
         cut = max(1e-12, place.n * eps) if cut is None else cut
-        if place.n <= DENSE:
-            whole = dense(place, apply, progress)
-            values, _ = eigh(whole)
-            largest = _positive(float(values[-1]))
-            positive = values[values > cut * largest]
-            zeros, negative = (
-                int((np.abs(values) <= cut * largest).sum()),
-                int((values < -cut * largest).sum()),
-            )
-            asymmetry = float(np.abs(whole - whole.T).max() / np.abs(whole).max())
-            smallest, converged = float(positive[0]), is_symmetric(asymmetry)
-            how = (
-                f"all {place.n} eigenvalues, cut at {cut:.3g} of the largest: {zeros} near zero, {negative} "
-                "negative"
-            )
-        else:
-            ritz, _ = ends(place, apply, 1, 1, seed=seed, progress=progress)
-            largest, zeros, negative = _positive(float(ritz.values[-1])), None, None
-            sure = (ritz.values > cut * largest) & (ritz.residuals < ritz.values / 2)
-            trusted, around = ritz.values[sure], ritz.residuals[sure]
-            converged = ritz.converged and float(ritz.values[0]) > cut * largest
-            smallest = float(ritz.values[0]) if converged else float((trusted + around).min())
-            how = f"ends by {ritz.products} products, cut at {cut:.3g} of the largest"
-            if not converged:
-                how += f"; the smallest eigenvalue of all is {ritz.values[0]:.3g}"
-        return ConditionNumber(
-            largest / smallest, largest, smallest, cut * largest, zeros, negative, converged, how
-        )
+        return (_counted if place.n <= DENSE else _bounded)(place, apply, cut, seed, progress)
+
+
+def _counted(place: Place, apply: Apply, cut: float, seed: int, progress: Progress | None) -> ConditionNumber:
+    """κ of all eigenvalues of the whole matrix."""
+    matrix = dense(place, apply, progress)
+    values, _ = eigh(matrix)
+    largest = _positive(float(values[-1]))
+    smallest = float(values[values > cut * largest][0])
+    zeros, negative = int((np.abs(values) <= cut * largest).sum()), int((values < -cut * largest).sum())
+    symmetric = is_symmetric(float(np.abs(matrix - matrix.T).max() / np.abs(matrix).max()))
+    how = (
+        f"all {place.n} eigenvalues, cut at {cut:.3g} of the largest: {zeros} near zero, {negative} negative"
+    )
+    return ConditionNumber(
+        largest / smallest, largest, smallest, cut * largest, zeros, negative, symmetric, how
+    )
+
+
+def _bounded(place: Place, apply: Apply, cut: float, seed: int, progress: Progress | None) -> ConditionNumber:
+    """κ by the ends of the spectrum, or a lower bound of it."""
+    ritz, _ = ends(place, apply, 1, 1, seed=seed, progress=progress)
+    largest = _positive(float(ritz.values[-1]))
+    sure = (ritz.values > cut * largest) & (ritz.residuals < ritz.values / 2)
+    converged = ritz.converged and float(ritz.values[0]) > cut * largest
+    smallest = float(ritz.values[0]) if converged else float((ritz.values + ritz.residuals)[sure].min())
+    how = f"ends by {ritz.products} products, cut at {cut:.3g} of the largest"
+    if not converged:
+        how += f"; the smallest eigenvalue of all is {ritz.values[0]:.3g}"
+    return ConditionNumber(largest / smallest, largest, smallest, cut * largest, None, None, converged, how)
 
 
 def dense(place: Place, apply: Callable[[Tensor, Tensor], None], progress: Progress | None = None) -> Array:

@@ -8,44 +8,20 @@ copy of their memory, so what the user holds is never written, whatever happens 
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
+from schuss.randomness import Randomness
+
 REGISTRIES = ("_parameters", "_buffers", "_modules")
-
-
-class Randomness:
-    """The random state of this moment on the CPU and the given devices; `rewind` returns to it."""
-
-    def __init__(self, devices: set[torch.device]) -> None:
-        """Remember the state of torch (CPU and `devices`), NumPy's global generator and `random`."""
-        self.devices = {device for device in devices if device.type not in ("cpu", "meta")}
-        self.cpu = torch.get_rng_state()
-        self.accelerators = {device: _generators(device).get_rng_state(device) for device in self.devices}
-        self.numpy = np.random.get_state(legacy=False)  # noqa: NPY002  a loss may draw from it
-        self.python = random.getstate()
-
-    def rewind(self) -> None:
-        """Go back to the remembered state, so that the same draws (a dropout mask) follow again."""
-        torch.set_rng_state(self.cpu)
-        for device, state in self.accelerators.items():
-            _generators(device).set_rng_state(state, device)
-        np.random.set_state(self.numpy)  # noqa: NPY002
-        random.setstate(self.python)
-
-
-def _generators(device: torch.device) -> Any:
-    return torch.get_device_module(device)
 
 
 class Buffers:

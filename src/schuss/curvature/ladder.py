@@ -130,24 +130,7 @@ def range_test(
             raise refusal("batches", held, "at least one batch")
         place.batch = held[0]
         place.steady()
-        trained = [weight for group in optimizer.param_groups for weight in group["params"]]
-        if not {id(weight) for weight in place.weights} & {id(weight) for weight in trained}:
-            raise ValueError(
-                "optimizer holds none of the model's weights. Pass the optimizer of this model; for a "
-                "plain function the tensors must be leaves with requires_grad."
-            )
-        held_by_state = sum(
-            value.numel() for state in optimizer.state.values() for value in tensors_in(state)
-        )
-        copies = 2 + math.ceil(held_by_state / place.n)  # weights, gradients, state
-        claim(
-            "a copy of weights and optimizer",
-            copies,
-            place.n,
-            place.dtype,
-            place.device,
-            "Freeze some weights.",
-        )
+        trained = _trained(place, optimizer)
         for sweep in range(sweeps):
             place.rewind()
             turn = sweep * len(held) // sweeps
@@ -156,6 +139,21 @@ def range_test(
                 if progress is not None:
                     progress(sweep * steps + rung + 1, sweeps * steps)
     return _read(rates, losses)
+
+
+def _trained(place: Place, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The optimizer's weights: some of the model's, and room for a copy of them and of its state."""
+    trained: list[Tensor] = [weight for group in optimizer.param_groups for weight in group["params"]]
+    if not {id(weight) for weight in place.weights} & {id(weight) for weight in trained}:
+        raise ValueError(
+            "optimizer holds none of the model's weights. Pass the optimizer of this model; for a "
+            "plain function the tensors must be leaves with requires_grad."
+        )
+    held_by_state = sum(value.numel() for state in optimizer.state.values() for value in tensors_in(state))
+    copies = 2 + math.ceil(held_by_state / place.n)  # weights, gradients, state
+    advice = "Freeze some weights."
+    claim("a copy of weights and optimizer", copies, place.n, place.dtype, place.device, advice)
+    return trained
 
 
 def _climb(

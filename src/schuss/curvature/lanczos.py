@@ -131,112 +131,59 @@ def lanczos(
     wanted residuals are ≤ tolerance × the largest |θ| (with `confirm`, and a probe has found no further
     copy), when `budget` products are spent, or, without `restart`, when the memory is full.
     """
-    rows, n = basis.shape
-    space = Krylov(basis, generator)
-    size = min(block, n)
-    space.orthonormalise(0, size, scale=1.0)
-    done, m, next_look, projected = 0, 0, 0, np.zeros((rows, rows))
-    forgotten = np.zeros((0, rows))  # coefficients of residuals along directions that probes gave up
+    space = Krylov(apply, basis, block, generator)
+    next_look = 0
     before: Array | None = None  # the ends when the running probe began
-    linked: Array | None = None  # (next block)ᵀ H (basis), as the residuals of the basis tell it
-    asymmetry = 0.0
     while True:
-        new = slice(m, m + size)
-        products = basis[m + size : m + 2 * size] if m + 2 * size <= rows else basis.new_empty(size, n)
-        apply(basis[new], products)
-        done += size
+        space.grow()
         if progress is not None:
-            progress(min(done, budget), budget)
-        coefficients = space.remove(products, m + size)
-        projected[: m + size, new] = coefficients
-        projected[new, : m + size] = coefficients.T
-        own = coefficients[new]
-        lopsided = float(np.abs(own - own.T).max())
-        if linked is not None:
-            lopsided = max(lopsided, float(np.abs(coefficients[:m].T - linked).max()))
-        m, previous = m + size, size
-        scale = float(np.abs(projected[:m, :m]).max())
-        asymmetry = max(asymmetry, lopsided / scale if scale else 0.0)
-        size = min(block, n - m)
-        full = m + 2 * size > rows or size == 0
-        coupling = np.zeros((0, previous))
-        if size:
-            coupling = space.orthonormalise(m, size, scale, products)
-        linked = np.hstack([np.zeros((size, m - previous)), coupling])
-        if not (full or m >= next_look or done + size > budget):
+            progress(min(space.products, budget), budget)
+        complete, spent = space.size == 0, space.products + space.size > budget
+        if not (space.full or space.m >= next_look or spent):
             continue
-        next_look = m + max(m // 8, 1)
-        values, coordinates = eigh(projected[:m, :m])
-        largest = np.abs(values).max()
-        ahead = coupling @ coordinates[m - previous :]
-        behind = forgotten[:, :m] @ coordinates
-        distance = np.linalg.norm(ahead, axis=0) + np.abs(behind).sum(axis=0)
-        residuals = np.hypot(distance, 10 * torch.finfo(basis.dtype).eps * largest)
-        ends = wanted(m, low, high)
+        seen, ends = space.look(), wanted(space.m, low, high)
         # A residual of 0 proves an eigenvalue, not that it is an end: a basis of more than those can tell.
-        enough = size == 0 or m >= min(n, low + high + block)
-        converged = enough and bool((residuals[ends] <= tolerance * largest).all())
-        confirmed = size == 0 or block >= max(low, high)
-        if (
-            before is not None
-            and converged
-            and not confirmed
-            and _settled(m, values, residuals, low, high, tolerance)
-        ):
-            confirmed = bool((np.abs(values[ends] - before) <= 2 * tolerance * largest).all())
+        enough = complete or space.m >= min(basis.shape[1], low + high + block)
+        converged = enough and bool((seen.residuals[ends] <= tolerance * seen.largest).all())
+        confirmed = complete or block >= max(low, high)
+        if before is not None and converged and not confirmed and _settled(seen, low, high, tolerance):
+            confirmed = bool((np.abs(seen.values[ends] - before) <= 2 * tolerance * seen.largest).all())
             before = None
-        if (
-            size == 0
-            or done + size > budget
-            or (full and not restart)
-            or (converged and (confirmed or not confirm))
-        ):
-            symmetric = is_symmetric(asymmetry)
-            if not symmetric:
-                residuals = np.maximum(residuals, asymmetry * largest)
-            return Ritz(
-                values,
-                residuals,
-                coordinates,
-                basis,
-                done,
-                m == n,
-                symmetric and (converged or size == 0),
-                symmetric and confirmed,
-                asymmetry,
-            )
-        probe = converged and before is None
-        if full or probe:
-            kept = ends if probe else _kept(m, low, high, rows - 2 * block)
-            combine(coordinates[:, kept].T, basis[:m], basis[: len(kept)])
-            if probe:
-                before, behind, linked = values[ends], np.vstack([behind, ahead]), None
-                basis[len(kept) : len(kept) + size] = 0
-                space.orthonormalise(len(kept), size, scale)
-            else:
-                linked = ahead[:, kept]
-                for i in range(size):
-                    basis[len(kept) + i] = basis[m + i]
-            m = len(kept)
-            forgotten = np.zeros((len(behind), rows))
-            forgotten[:, :m] = behind[:, kept]
-            projected[:] = 0
-            projected[range(m), range(m)] = values[kept]
-            next_look = m + max(m // 8, 1)
+        if complete or spent or (space.full and not restart) or (converged and (confirmed or not confirm)):
+            break
+        if converged and before is None:
+            before = seen.values[ends]
+            space.probe(seen, ends)
+        elif space.full:
+            space.restart(seen, _kept(space.m, low, high, len(basis) - 2 * block))
+        next_look = space.m + max(space.m // 8, 1)
+    symmetric = is_symmetric(space.asymmetry)
+    return Ritz(
+        values=seen.values,
+        residuals=seen.residuals if symmetric else np.maximum(seen.residuals, space.asymmetry * seen.largest),
+        coordinates=seen.coordinates,
+        basis=basis,
+        products=space.products,
+        exhausted=space.m == basis.shape[1],
+        converged=symmetric and (converged or complete),
+        confirmed=symmetric and confirmed,
+        asymmetry=space.asymmetry,
+    )
 
 
-def _settled(m: int, values: Array, residuals: Array, low: int, high: int, tolerance: float) -> bool:
+def _settled(seen: _Look, low: int, high: int, tolerance: float) -> bool:
     """Whether the values next to the wanted ends are told from them, so that no copy hides in a mixture.
 
     A direction that mixes a missed copy of λ with an eigenvalue a gap away, in the shares p and 1 − p, has a
     residual of √(p / (1 − p)) times its own distance from λ. A hundredth of that distance bounds p by 1e-4.
     """
+    values, m = seen.values, len(seen.values)
     if m < low + high + 2:
         return False
     near = [(low, low - 1)] if low else []
     near += [(m - high - 1, m - high)] if high else []
-    small = tolerance * np.abs(values).max()
-    return all(residuals[i] <= max(small, abs(values[i] - values[end]) / 100) for i, end in near)
+    small = tolerance * seen.largest
+    return all(seen.residuals[i] <= max(small, abs(values[i] - values[end]) / 100) for i, end in near)
 
 
 def _kept(m: int, low: int, high: int, room: int) -> list[int]:
@@ -246,12 +193,109 @@ def _kept(m: int, low: int, high: int, room: int) -> list[int]:
     return wanted(m, low + at_low, high + extra - at_low)
 
 
-class Krylov:
-    """Orthonormal rows in one block of memory."""
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """The Ritz pairs of a space, and how far they are from being eigenpairs.
 
-    def __init__(self, basis: Tensor, generator: torch.Generator) -> None:
+    `ahead` and `behind` are the parts of their residuals along the next block and along what probes gave up.
+    """
+
+    values: Array
+    residuals: Array
+    coordinates: Array
+    ahead: Array
+    behind: Array
+
+    @property
+    def largest(self) -> float:
+        """The largest |θ|."""
+        return float(np.abs(self.values).max())
+
+
+class Krylov:
+    """Orthonormal rows in one block of memory, and the coefficients of an operator in the first `m` of them.
+
+    The `size` rows after those are the next block; 0 once the rows span the whole space.
+    """
+
+    def __init__(self, apply: Apply, basis: Tensor, block: int, generator: torch.Generator) -> None:
         """Work in `basis`; random directions come from `generator`."""
-        self.basis, self.generator = basis, generator
+        self.apply, self.basis, self.block, self.generator = apply, basis, block, generator
+        self.m, self.size, self.products, self.asymmetry, self.scale = (
+            0,
+            min(block, basis.shape[1]),
+            0,
+            0.0,
+            1.0,
+        )
+        self.projected = np.zeros((len(basis), len(basis)))
+        self.coupling = np.zeros((0, 0))  # (next block)ᵀ H (last block)
+        self.linked: Array | None = None  # (next block)ᵀ H (basis), as the residuals of the basis tell it
+        self.forgotten = np.zeros((0, len(basis)))  # residuals along directions that probes gave up
+        self.orthonormalise(0, self.size, self.scale)
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for another block and its products."""
+        return self.size == 0 or self.m + 2 * self.size > len(self.basis)
+
+    def grow(self) -> None:
+        """Take the next block into the space, and find the one after it."""
+        (rows, n), m, size = self.basis.shape, self.m, self.size
+        stop = m + size
+        products = self.basis[stop : stop + size] if stop + size <= rows else self.basis.new_empty(size, n)
+        self.apply(self.basis[m:stop], products)
+        self.products += size
+        coefficients = self.remove(products, stop)
+        self.projected[:stop, m:stop] = coefficients
+        self.projected[m:stop, :stop] = coefficients.T
+        self.scale = float(np.abs(self.projected[:stop, :stop]).max())
+        self._compare(coefficients[:m], coefficients[m:])
+        self.m, self.size = stop, min(self.block, n - stop)
+        self.coupling = np.zeros((0, size))
+        if self.size:
+            self.coupling = self.orthonormalise(stop, self.size, self.scale, products)
+        self.linked = np.hstack([np.zeros((self.size, m)), self.coupling])
+
+    def _compare(self, before: Array, own: Array) -> None:
+        """How far the coefficients of a new block are from those of a symmetric matrix."""
+        lopsided = float(np.abs(own - own.T).max())
+        if self.linked is not None:
+            lopsided = max(lopsided, float(np.abs(before.T - self.linked).max()))
+        self.asymmetry = max(self.asymmetry, lopsided / self.scale if self.scale else 0.0)
+
+    def look(self) -> _Look:
+        """The Ritz pairs of the space so far."""
+        values, coordinates = eigh(self.projected[: self.m, : self.m])
+        ahead = self.coupling @ coordinates[self.m - self.coupling.shape[1] :]
+        behind = self.forgotten[:, : self.m] @ coordinates
+        distance = np.linalg.norm(ahead, axis=0) + np.abs(behind).sum(axis=0)
+        rounding = 10 * torch.finfo(self.basis.dtype).eps * np.abs(values).max()
+        return _Look(values, np.hypot(distance, rounding), coordinates, ahead, behind)
+
+    def restart(self, seen: _Look, kept: list[int]) -> None:
+        """Replace the basis by the Ritz vectors `kept`; go on from the next block."""
+        end = self.m
+        self._replace(seen, kept, seen.behind)
+        for i in range(self.size):
+            self.basis[self.m + i] = self.basis[end + i]
+        self.linked = seen.ahead[:, kept]
+
+    def probe(self, seen: _Look, kept: list[int]) -> None:
+        """Replace the basis by the Ritz vectors `kept`; go on from random directions orthogonal to them."""
+        self._replace(seen, kept, np.vstack([seen.behind, seen.ahead]))
+        self.basis[self.m : self.m + self.size] = 0
+        self.orthonormalise(self.m, self.size, self.scale)
+        self.linked = None
+
+    def _replace(self, seen: _Look, kept: list[int], behind: Array) -> None:
+        """The basis becomes Ritz vectors, with `behind` as the residuals along what is given up."""
+        combine(seen.coordinates[:, kept].T, self.basis[: self.m], self.basis[: len(kept)])
+        self.m = m = len(kept)
+        self.forgotten = np.zeros((len(behind), len(self.basis)))
+        self.forgotten[:, :m] = behind[:, kept]
+        self.projected[:] = 0
+        self.projected[range(m), range(m)] = seen.values[kept]
 
     def remove(self, rows: Tensor, m: int) -> Array:
         """Make `rows` orthogonal to the first m of the basis, twice; returns what was removed."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
+
+from schuss.machine import free_memory
 
 DEFAULT_VECTORS = 24
 """Vectors of the model's size that a measurement holds unless it is asked for more."""
@@ -25,17 +25,6 @@ def default_rows(n: int, itemsize: int) -> int:
     return max(DEFAULT_VECTORS - SPARE, ROOM // (itemsize * max(n, 1)))
 
 
-def available(device: torch.device) -> int | None:
-    """Bytes of free memory on the device, or None where the system does not say."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    meminfo = Path("/proc/meminfo")
-    if device.type != "cpu" or not meminfo.exists():
-        return None
-    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-    return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None
-
-
 def claim(what: str, rows: int, n: int, dtype: torch.dtype, device: torch.device, advice: str) -> None:
     """Refuse, before it is taken, memory that is not there. A small claim is granted without a look.
 
@@ -43,7 +32,7 @@ def claim(what: str, rows: int, n: int, dtype: torch.dtype, device: torch.device
         MemoryError: names what needs how much, how much is free, and what to try.
     """
     needed = rows * n * dtype.itemsize
-    free = available(device) if needed > ROOM else None
+    free = free_memory(device) if needed > ROOM else None
     if free is not None and needed > free:
         raise MemoryError(
             f"{what} needs {rows} vectors of {n:,} numbers, {needed / 1e9:.3g} GB; {free / 1e9:.3g} GB are "

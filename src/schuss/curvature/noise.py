@@ -26,7 +26,7 @@ from torch import Tensor
 
 from schuss.curvature.lanczos import Array, inner
 from schuss.curvature.memory import SPARE, claim
-from schuss.curvature.place import Loss, Model, Pieces, Progress, check_batches, tensors_in, visit
+from schuss.curvature.place import Loss, Model, Pieces, Place, Progress, check_batches, tensors_in, visit
 from schuss.curvature.products import Curvature
 from schuss.errors import real, refusal
 
@@ -109,55 +109,65 @@ def gradient_noise_scale(
     check_batches(batches)
     at_most = len(batches) if hasattr(batches, "__len__") else 0  # type: ignore[arg-type]
     with visit(model, loss, None) as place:
-        groups, count = None, 0
-        for batch in batches:
-            place.batch = batch
-            if groups is None:
-                place.steady()
-                claim(
-                    "the noise scale",
-                    GROUPS + (2 if curvature is None else SPARE),
-                    place.n,
-                    place.dtype,
-                    place.device,
-                    "Measure a part of the model.",
-                )
-                groups = _Groups(torch.empty(GROUPS, place.n, dtype=place.dtype, device=place.device))
-            size = _examples(batch, batch_size)
-            _, gradient = place.gradient(rewind=False)
-            groups.add(gradient, size)
-            count += 1
-            if progress is not None:
-                progress(count, at_most)
-        if groups is None or count < 2:
-            raise refusal(
-                "batches", f"{count} batches", "at least two", "Noise is a difference between batches."
-            )
-        rows = groups.sums[: len(groups.counts)]
-        sizes, counts = np.array(groups.sizes, dtype=float), np.array(groups.counts, dtype=float)
-        gram = inner(rows, rows)
-        trace, signal, interval = _scale(gram, sizes, np.array(groups.squares), counts, level)
+        sums = _summed(
+            place, batches, batch_size, progress, at_most, GROUPS + (2 if curvature is None else SPARE)
+        )
+        rows, sizes = sums.rows, np.array(sums.sizes, dtype=float)
+        gram, counts = inner(rows, rows), np.array(sums.counts, dtype=float)
+        trace, signal, interval = _scale(gram, sizes, np.array(sums.squares), counts, level)
         result = NoiseScale(
             simple=trace / signal if signal > 0 else math.inf,
             interval=interval,
             level=level,
             trace=trace,
             signal=signal,
-            batches=count,
+            batches=sum(sums.counts),
             examples=int(sizes.sum()),
         )
         if curvature is None:
             return result
         place.batch = curvature
-        curved, product = np.zeros_like(gram), torch.empty_like(rows[:1])
-        apply = Curvature(place)
-        for i in range(len(rows)):
-            apply(rows[i : i + 1], product)
-            curved[i] = inner(product, rows)[0]
-        own = np.diag(curved) / sizes
-        trace, signal, interval = _scale(curved, sizes, own, np.ones(len(rows)), level)
+        curved = _curved(place, rows)
+        trace, signal, interval = _scale(curved, sizes, np.diag(curved) / sizes, np.ones(len(rows)), level)
         weighted = trace / signal if signal > 0 else math.inf
         return replace(result, weighted=weighted, weighted_interval=interval)
+
+
+def _summed(
+    place: Place,
+    batches: Iterable[Any],
+    batch_size: int | Callable[[Any], int] | None,
+    progress: Progress | None,
+    at_most: int,
+    vectors: int,
+) -> _Groups:
+    """The sums of all batches' gradients, in memory that is claimed at the first of them."""
+    groups, count = None, 0
+    for count, batch in enumerate(batches, 1):
+        place.batch = batch
+        if groups is None:
+            place.steady()
+            claim(
+                "the noise scale", vectors, place.n, place.dtype, place.device, "Measure a part of the model."
+            )
+            groups = _Groups(torch.empty(GROUPS, place.n, dtype=place.dtype, device=place.device))
+        size = _examples(batch, batch_size)
+        groups.add(place.gradient(rewind=False)[1], size)
+        if progress is not None:
+            progress(count, at_most)
+    if groups is None or count < 2:
+        raise refusal("batches", f"{count} batches", "at least two", "Noise is a difference between batches.")
+    return groups
+
+
+def _curved(place: Place, rows: Tensor) -> Array:
+    """All rᵢᵀ H rⱼ of some rows, at the place's batch."""
+    apply, product = Curvature(place), torch.empty_like(rows[:1])
+    found = np.zeros((len(rows), len(rows)))
+    for i in range(len(rows)):
+        apply(rows[i : i + 1], product)
+        found[i] = inner(product, rows)[0]
+    return found
 
 
 class _Groups:
@@ -183,6 +193,11 @@ class _Groups:
         self.sizes[-1] += size
         self.squares[-1] += size * float(inner(gradient[None], gradient[None])[0, 0])
         self.counts[-1] += 1
+
+    @property
+    def rows(self) -> Tensor:
+        """The sums so far."""
+        return self.sums[: len(self.counts)]
 
     def _join_neighbours(self) -> None:
         for i in range(len(self.sums) // 2):

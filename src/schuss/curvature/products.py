@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from schuss.curvature.differences import Differences, changes, refuses, wrong_second_derivatives
-from schuss.curvature.graph import Jacobian, Parts, pull
 from schuss.curvature.memory import SPARE, claim
 from schuss.curvature.place import Loss, Model, Place, Vector, checked, derivatives, finite, visit
 from schuss.errors import refusal
+from schuss.newton.graph import Jacobian, Parts, pull
 
 MATRICES = ("hessian", "ggn")
 

@@ -1,28 +1,15 @@
-r"""The largest curvature that an optimizer's present settings can bear.
+"""The largest curvature at which an optimizer's present settings are stable.
 
-On ½ h w² every linear method here takes the step
-
-    m ← β m + γ g,   w ← (1 − δ) w − (η / P) (c₁ m + c₂ g),   g = h w
-
-with decoupled decay δ = η λ, and P = 1 or the adaptive method's own denominator. With a = η h / P the matrix
-of one step has
-
-    trace = 1 − δ + β − a (c₁ γ + c₂),    determinant = (1 − δ) β − a β c₂
-
-and its eigenvalues are inside the unit circle until 1 + trace + determinant = (2 − δ)(1 + β) − a (c₁ γ + c₂
-(1 + β)) reaches 0, at
-
-    h / P = (2 − δ)(1 + β) / (η (c₁ γ + c₂ (1 + β)))
-
-| method            | β   | γ     | c₁ | c₂ | limit (δ = 0)              |
-|-------------------|-----|-------|----|----|----------------------------|
-| gradient descent  | 0   | 1     | 1  | 0  | 2 / η                      |
-| heavy ball        | μ   | 1 − d | 1  | 0  | 2 (1 + μ) / ((1 − d) η)    |
-| Nesterov          | μ   | 1     | μ  | 1  | 2 (1 + μ) / ((1 + 2 μ) η)  |
-| Adam and averages | β₁  | 1 − β₁| 1  | 0  | 2 (1 + β₁) / ((1 − β₁) η)  |
-
-In many dimensions h / P is an eigenvalue of P^-½ H P^-½. An L2 decay λ adds to every h. P moves with
+What a rule does near a minimum is read off its own `update`: see `linear`. So any rule has a limit, and none is known
+here by name. In many dimensions h / P is an eigenvalue of P^-½ H P^-½. An L2 decay λ adds to every h. P moves with
 training: the limit is that of P frozen as it is now.
+
+| method            | limit of h / P                                        |
+|-------------------|-------------------------------------------------------|
+| gradient descent  | 2 / η                                                 |
+| heavy ball        | 2 (1 + μ) / ((1 − d) η), with dampening d             |
+| Nesterov          | 2 (1 + μ) / ((1 + 2 μ) η)                             |
+| Adam and averages | 2 (1 + β₁) / ((1 − β₁) η)                             |
 
 Sources: Polyak 1964; Cohen, Kaur, Li, Kolter and Talwalkar 2021 (edge of stability); Cohen, Ghorbani et al.
 2022 (adaptive).
@@ -30,54 +17,90 @@ Sources: Polyak 1964; Cohen, Kaur, Li, Kolter and Talwalkar 2021 (edge of stabil
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeGuard, cast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
-import schuss.numpy
+from schuss.compile.checkpoint import scale_of
+from schuss.compile.eager import from_levels
+from schuss.compile.front import at, own_names, plain_number
+from schuss.curvature import linear
 from schuss.curvature.eigenvalues import ends
 from schuss.curvature.memory import claim
 from schuss.curvature.place import Loss, Model, Progress, check_optimizer, visit
 from schuss.curvature.products import Curvature
 from schuss.errors import refusal
-from schuss.numpy import kept as arrays
-from schuss.torch import kept as tensors
+from schuss.rules import TABLE, Row, Rule
 
 Group = Mapping[str, Any]
 State = Mapping[str, Any]
 
+# How many weights' preconditioners are worked out at a time.
+_CHUNK = 2**16
+
+
+class NumPyOptimizer(Protocol):
+    """What is read of an optimizer of `schuss.numpy`."""
+
+    row: Any
+
+    def arguments(self) -> Mapping[str, Any]:
+        """What the constructor takes."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers."""
+        ...
+
 
 @dataclass(frozen=True)
 class Linear:
-    """One weight tensor's iteration in the letters of this module; P is None while it is not known."""
+    """One weight tensor's linear iteration: the largest stable h / P, and what it follows from.
 
-    lr: float
-    beta: float = 0.0
-    gamma: float = 1.0
-    past: float = 1.0
-    now: float = 0.0
-    decay: float = 0.0
-    l2: float = 0.0
-    preconditioner: Tensor | float | None = 1.0
+    h counts the L2 decay `l2`; `preconditioner` is P, None while it is not known.
+    """
 
-    @property
-    def reach(self) -> float:
-        """(1 + β) / (c₁ γ + c₂ (1 + β)): how much more than gradient descent the method bears.
-
-        Infinite where gradients do not count (dampening 1): no curvature makes those steps grow.
-        """
-        weight = self.past * self.gamma + self.now * (1 + self.beta)
-        return (1 + self.beta) / weight if weight else math.inf
+    rule: Rule
+    limit: float
+    l2: float
+    lost: float
+    preconditioner: Tensor | float | None
+    step: int
+    scalars: tuple[tuple[str, float], ...]
 
     @property
-    def limit(self) -> float:
-        """The largest stable h / P."""
-        return (2 - self.lr * self.decay) * self.reach / self.lr if self.lr > 0 else math.inf
+    def lr(self) -> float:
+        """The rule's learning rate; NaN if it has none of that name."""
+        return float(getattr(self.rule, "lr", math.nan))
+
+    def largest_lr(self, sharpness: float) -> float:
+        """The learning rate at which the limit is `sharpness`, P and all else as they are."""
+        if math.isnan(self.lr):
+            return math.nan
+        if math.isinf(self.limit) and self.lr:
+            return 2 * self.lr / self.lost if self.lost > 0 else math.inf
+        # Newton's method with differences, in 1 / lr: the limit of most rules is linear in it.
+        old = 1 / self.lr if self.lr else 1e6
+        new = 2 * old
+        before, now = self._at(old), self._at(new)
+        for _ in range(50):
+            if abs(now - sharpness) <= 1e-15 * sharpness or now == before:
+                break
+            old, new = new, max(new + (sharpness - now) * (new - old) / (now - before), new / 10)
+            before, now = now, self._at(new)
+        return 1 / new
+
+    def _at(self, inverse: float) -> float:
+        rule = self.rule.changed(lr=1 / inverse)
+        was, first = self.rule.initial(), rule.initial()
+        # Scalars that start from the rate are in proportion to it.
+        ratio = {name: first[name] / value for name, value in was.items() if value}
+        return _iterations(rule, self.step, tuple((n, x * ratio.get(n, 1.0)) for n, x in self.scalars))[0]
 
 
 @dataclass(frozen=True)
@@ -108,22 +131,21 @@ class Sharpness:
     def __repr__(self) -> str:
         """One line."""
         return (
-            f"sharpness {self.value:.4g} of a bearable {self.limit:.4g}: {self.dial:.0%}; stable up to lr "
+            f"sharpness {self.value:.4g}, {self.dial:.0%} of the stability limit {self.limit:.4g}; stable up to lr "
             f"{self.largest_lr:.4g}"
         )
 
 
 @dataclass(frozen=True, eq=False)
 class StabilityLimit:
-    """What an optimizer's settings can bear.
+    """The curvature up to which an optimizer's settings are stable.
 
     `limit`: the largest stable eigenvalue of P^-½ (H + λ) P^-½, in loss per weight² (times the units of P for
     adaptive methods); for plain methods P is 1 and this is the largest stable sharpness. With several groups,
     the smallest limit among them; P of the others is scaled so that this one limit holds for all (exact when
     they share their momentum). `preconditioned`: P is not 1 everywhere. `preconditioner` are the P of each
     weight tensor in the optimizer's order (a number where it is the same for the whole tensor), None before
-    the first step of an adaptive method. `methods` names the rows of the module's table that each weight
-    tensor follows.
+    the first step of an adaptive method. `methods` are the linear iterations of each weight tensor.
     """
 
     limit: float
@@ -152,10 +174,7 @@ class StabilityLimit:
         """
         if sharpness <= 0:
             return math.inf
-        tightest = min(self.methods, key=lambda method: method.limit)
-        if math.isinf(tightest.reach):
-            return 2 / tightest.decay if tightest.decay else math.inf
-        return 2 * tightest.reach / (sharpness + tightest.decay * tightest.reach)
+        return min(self.methods, key=lambda method: method.limit).largest_lr(sharpness)
 
     def sharpness(
         self,
@@ -174,6 +193,12 @@ class StabilityLimit:
         Arguments and errors are those of `extreme_eigenvalues`; besides, an adaptive optimizer that has not
         taken a step yet is refused, and one that does not hold the model's weights.
         """
+        if not self.weights:
+            raise ValueError(
+                f"{self.optimizer} is an optimizer of schuss.numpy, which holds no weights of a torch model to "
+                "measure. limit, preconditioner and largest_lr are known: compare them with the largest eigenvalue of "
+                f"P^-½ (H + λ) P^-½ of your loss, or train the model with schuss.torch.{self.optimizer}."
+            )
         if self.preconditioner is None:
             raise ValueError(
                 f"{self.optimizer} has no state yet, so its preconditioner is not known. Take a training "
@@ -216,18 +241,18 @@ class StabilityLimit:
             )
 
 
-def stability_limit(optimizer: torch.optim.Optimizer | schuss.numpy.Optimizer) -> StabilityLimit:
-    """The largest curvature that the optimizer's present settings and state can bear without diverging.
+def stability_limit(optimizer: torch.optim.Optimizer | NumPyOptimizer) -> StabilityLimit:
+    """The largest curvature at which the optimizer's present settings and state do not diverge.
 
-    Reads `param_groups` and `state` of torch.optim's and Schuss's SGD, ASGD, Adagrad, Adadelta, RMSprop,
-    Adam, AdamW, NAdam, RAdam and Adamax, in low precision too; nothing is changed. Of an optimizer of
-    `schuss.numpy` it knows the limit; the result's `sharpness` needs a torch model. Plain methods give a limit
-    on the sharpness (2/lr for gradient descent), adaptive ones on the sharpness of P^-½ H P^-½ with P from
-    their state, which the result's `sharpness(model, loss, batch)` measures. `largest_lr(sharpness)` turns the
-    question round. The module's docstring has the formula and its proof.
+    Reads optimizers of Schuss, of your own rules too, and those of torch.optim by the same names, with state in any
+    precision; nothing is changed. Of an optimizer of `schuss.numpy` it knows the limit; the result's `sharpness` needs
+    a torch model. Plain methods give a limit on the sharpness (2/lr for gradient descent), adaptive ones on the
+    sharpness of P^-½ H P^-½ with P from their state, which the result's `sharpness(model, loss, batch)` measures.
+    `largest_lr(sharpness)` turns the question round. The limit is worked out from the rule's own `update`, with P as
+    it is now.
 
     Raises:
-        ValueError: a method that is not linear in the gradient (Rprop and Lion use only its sign, so no
+        ValueError: a method that is not linear in a small gradient (Rprop and Lion use only its sign, so no
             curvature makes their steps grow), one that is not known here, `maximize=True`, momentum ≥ 1, decoupled
             decay of lr × weight_decay ≥ 2, or state whose numbers cannot be read (int8 codes without scales).
 
@@ -238,24 +263,22 @@ def stability_limit(optimizer: torch.optim.Optimizer | schuss.numpy.Optimizer) -
     >>> round(limit.limit, 9), round(limit.largest_lr(190.0), 9)
     (380.0, 0.2)
     """
-    if not _is_numpy(optimizer):
+    of_numpy = (
+        not isinstance(optimizer, type)
+        and not hasattr(optimizer, "param_groups")
+        and hasattr(optimizer, "row")
+    )
+    if not of_numpy:
         check_optimizer(optimizer)
-    name = next((kind.__name__ for kind in type(optimizer).__mro__ if kind.__name__ in METHODS), None)
-    if name is None:
-        given = type(optimizer).__name__
-        advice = (
-            "It uses only the sign of the gradient: its steps have a fixed size, whatever the curvature."
-            if given in ("Lion", "Rprop")
-            else "Measure the curvature itself with extreme_eigenvalues."
-        )
-        raise refusal("optimizer", given, f"one of {', '.join(METHODS)}", advice)
+    row = _row(optimizer)
     methods: list[Linear] = []
     weights: list[Tensor] = []
-    for group, weight, state in _of_arrays(optimizer) if _is_numpy(optimizer) else _of_tensors(optimizer):
+    given = _of_arrays(cast(Any, optimizer)) if of_numpy else _of_tensors(optimizer)
+    for group, weight, state in given:
         if group.get("maximize"):
             raise refusal("maximize", True, "False", "A method that climbs has no stable curvature.")
-        methods.append(_checked(METHODS[name](group, state)))
-        weights.append(weight)
+        methods.append(_linear(row, group, state))
+        weights += [] if weight is None else [weight]
     limit = min(method.limit for method in methods)
     lr = min(methods, key=lambda method: method.limit).lr
     known = [method.preconditioner for method in methods]
@@ -271,204 +294,111 @@ def stability_limit(optimizer: torch.optim.Optimizer | schuss.numpy.Optimizer) -
         preconditioner=tuple(scaled) if started else None,
         methods=tuple(methods),
         weights=tuple(weights),
-        optimizer=name,
+        optimizer=row.name,
     )
 
 
-def _is_numpy(optimizer: object) -> TypeGuard[schuss.numpy.Optimizer]:
-    return isinstance(optimizer, schuss.numpy.Optimizer)
+def _row(optimizer: Any) -> Row:
+    """How the optimizer's rule names hyperparameters and state: its own, or that of torch.optim's class."""
+    row = getattr(optimizer, "row", None)
+    if isinstance(row, Row):
+        return row
+    for kind in type(optimizer).__mro__:
+        if kind.__module__.startswith("torch.optim.") and kind.__name__ in TABLE:
+            return TABLE[kind.__name__]
+    raise refusal(
+        "optimizer",
+        type(optimizer).__name__,
+        f"of Schuss, or of torch.optim and one of {', '.join(TABLE)}",
+        "Measure the curvature itself with extreme_eigenvalues.",
+    )
 
 
 def _of_tensors(optimizer: Any) -> Iterator[tuple[Group, Tensor, State]]:
-    """Each weight of an optimizer of torch, with its group and its state in numbers."""
+    """Each weight of an optimizer of torch, with its group and its state."""
     for group in optimizer.param_groups:
         for weight in group["params"]:
-            state = dict(optimizer.state.get(weight, {}))
-            for name, value in list(state.items()):
-                if not (isinstance(value, Tensor) and value.dtype in (torch.int8, torch.uint8)):
-                    continue
-                if value.dtype == torch.uint8 or tensors.scale_of(name) not in state:
-                    raise refusal(
-                        f"the state's {name!r}",
-                        value.dtype,
-                        "numbers, or int8 codes of schuss with their scales",
-                    )
-                tensors.convert(state, name, "float32")
-            yield group, weight, state
+            yield group, weight, optimizer.state.get(weight, {})
 
 
-def _of_arrays(optimizer: schuss.numpy.Optimizer) -> Iterator[tuple[Group, Tensor, State]]:
-    """The same of an optimizer of NumPy, under torch's names; before the first update one weight without state."""
-    group = {name: getattr(optimizer, name) for name in inspect.signature(type(optimizer)).parameters}
+def _of_arrays(optimizer: NumPyOptimizer) -> Iterator[tuple[Group, None, State]]:
+    """The same of an optimizer of NumPy, in torch's words; before the first update one weight without state."""
+    group = {name: getattr(optimizer, name) for name in optimizer.arguments()}
+    names = dict(optimizer.row.names)
+    names |= {scale_of(slot): scale_of(name) for slot, name in names.items()}
     found: dict[str, dict[str, Any]] = {}
     for key, value in optimizer.state_dict().items():
         weight, _, slot = key.rpartition("/")
         if weight:
-            found.setdefault(weight, {})[slot] = value
-    for slots in found.values() or [{}]:
-        steps, state = int(slots.pop("step", 0)), dict[str, Any]()
-        for slot, name in optimizer.row.names.items():
-            if slot in slots and slots[slot].ndim:
-                arrays.convert(slots, slot, "float64")
-            if slot in slots:
-                state[name] = torch.as_tensor(slots[slot])
-        yield group, torch.empty(0), state | ({"step": steps} if steps else {})
+            bits = value.dtype == np.uint16  # of bfloat16, which NumPy has not
+            tensor = torch.as_tensor(value.view(np.int16) if bits else value)
+            found.setdefault(weight, {})[names.get(slot, slot)] = (
+                tensor.view(torch.bfloat16) if bits else tensor
+            )
+    for state in found.values() or [{}]:
+        yield group, None, state if int(state.get("step", 0)) else {}
 
 
-def _checked(method: Linear) -> Linear:
-    if not 0 <= method.beta < 1:
-        raise refusal("momentum", method.beta, "in [0, 1)", "From 1 on no curvature is stable.")
-    if not method.lr * method.decay < 2:
-        raise refusal(
-            "lr × weight_decay",
-            method.lr * method.decay,
-            "below 2",
-            "Decay alone multiplies weights by 1 − lr × weight_decay at every step: no curvature is stable.",
-        )
-    return method
-
-
-def _rate(group: Group, state: State) -> float:
-    """The learning rate of a group: a number, a tensor, or a schedule of the finished steps."""
-    lr = group["lr"]
-    schedule = cast("Callable[[int], float]", lr)
-    return float(schedule(_steps(state)) if callable(lr) else lr)
-
-
-def _steps(state: State) -> int:
-    return int(float(state["step"])) if "step" in state else 0
-
-
-def _decays(group: Group, decoupled: bool = False) -> dict[str, float]:
-    """Weight decay as the formula takes it: added to h, or shrinking w."""
-    decoupled = bool(group.get("decoupled_weight_decay", decoupled))
-    return {"decay" if decoupled else "l2": float(group.get("weight_decay", 0.0))}
-
-
-def _root(square: Tensor, group: Group) -> Tensor:
-    """√v + ε, or √(v + ε) where the group says so."""
-    eps = float(group["eps"])
-    if group.get("eps_position", "outside") == "inside":
-        return (square.double() + eps).sqrt()
-    return square.double().sqrt() + eps
-
-
-def _sgd(group: Group, state: State) -> Linear:
-    momentum = float(group["momentum"])
-    common: dict[str, Any] = dict(lr=_rate(group, state), beta=momentum, **_decays(group))
-    if group["nesterov"]:
-        return Linear(**common, past=momentum, now=1.0)
-    return Linear(**common, gamma=1 - float(group["dampening"]) if momentum else 1.0)
-
-
-def _asgd(group: Group, state: State) -> Linear:
-    return Linear(
-        lr=float(state["eta"]) if "eta" in state else _rate(group, state),
-        decay=float(group["lambd"]),
-        l2=float(group["weight_decay"]),
-    )
-
-
-def _adagrad(group: Group, state: State) -> Linear:
-    fallen = 1 + max(_steps(state) - 1, 0) * float(group["lr_decay"])
-    p = _root(state["sum"], group) if _steps(state) else None
-    return Linear(lr=_rate(group, state) / fallen, preconditioner=p, **_decays(group))
-
-
-def _adadelta(group: Group, state: State) -> Linear:
-    p = None
-    if state:
-        eps = float(group["eps"])
-        p = ((state["square_avg"].double() + eps) / (state["acc_delta"].double() + eps)).sqrt()
-    return Linear(lr=_rate(group, state), preconditioner=p, **_decays(group))
-
-
-def _rmsprop(group: Group, state: State) -> Linear:
-    p = None
-    if state:
-        square = state["square_avg"].double()
-        if group["centered"]:
-            square = (square - state["grad_avg"].double() ** 2).clamp(min=0)
-        p = _root(square, group)
-    return Linear(lr=_rate(group, state), beta=float(group["momentum"]), preconditioner=p, **_decays(group))
-
-
-def _adam(group: Group, state: State, decoupled: bool = False) -> Linear:
-    beta1 = float(group["betas"][0])
-    p = _adam_preconditioner(group, state) if state else None
-    return Linear(
-        lr=_rate(group, state), beta=beta1, gamma=1 - beta1, preconditioner=p, **_decays(group, decoupled)
-    )
-
-
-def _adamw(group: Group, state: State) -> Linear:
-    return _adam(group, state, decoupled=True)
-
-
-def _adam_preconditioner(group: Group, state: State, first: bool = True) -> Tensor:
-    """(1 − β₁ᵗ)(√v̂ + ε); without `first` the denominator alone."""
-    beta1, beta2 = (float(beta) for beta in group["betas"])
-    step = _steps(state)
-    square = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
-    correction2 = 1 - beta2**step
-    if group.get("eps_position") == "uncorrected":
-        p = (square.double().sqrt() + float(group["eps"])) / math.sqrt(correction2)
-    else:
-        p = _root(square.double() / correction2, group)
-    return (1 - beta1**step) * p if first else p
-
-
-def _nadam(group: Group, state: State) -> Linear:
-    r"""c₁ = μₜ₊₁ / (1 − Π μ to t + 1), c₂ = (1 − μₜ) / (1 − Π μ to t); their limits before the first step."""
-    beta1 = float(group["betas"][0])
-    past, now = beta1, 1 - beta1
-    if state:
-        step, decay = _steps(state), float(group["momentum_decay"])
-        mu, mu_next = (beta1 * (1 - 0.5 * 0.96 ** (t * decay)) for t in (step, step + 1))
-        product = float(state["mu_product"])
-        past, now = mu_next / (1 - product * mu_next), (1 - mu) / (1 - product)
-    return Linear(
-        lr=_rate(group, state),
-        beta=beta1,
-        gamma=1 - beta1,
-        past=past,
-        now=now,
-        preconditioner=_adam_preconditioner(group, state, first=False) if state else None,
-        **_decays(group),
-    )
-
-
-def _radam(group: Group, state: State) -> Linear:
-    """Adam's preconditioner over the rectification r once ρ > 5; before that P = 1 − β₁ᵗ."""
-    beta1, beta2 = (float(beta) for beta in group["betas"])
+def _linear(row: Row, group: Group, state: State) -> Linear:
+    """The linear iteration of one weight tensor."""
+    steps = int(float(state["step"])) if row.counts_steps and "step" in state else 0
+    names = {field.name for field in fields(row.rule)} | row.rule.tuples.keys()
+    # A schedule counts finished steps.
+    chosen = {name: plain_number(at(value, steps)) for name, value in group.items() if name in names}
+    rule = row.rule(**own_names(row, chosen))
+    first = rule.initial()
+    scalars = tuple((n, float(state.get(row.names[n], first.get(n, 0.0)))) for n in rule.scalars)
+    limit, now, scale = _iterations(rule, steps, scalars)
     p: Tensor | float | None = None
-    if state:
-        step = _steps(state)
-        correction2 = 1 - beta2**step
-        rho_inf = 2 / (1 - beta2) - 1
-        rho = rho_inf - 2 * step * beta2**step / correction2
-        p = 1 - beta1**step
-        if rho > 5:
-            r = math.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
-            p = p * _root(state["exp_avg_sq"], group) / (math.sqrt(correction2) * r)
-    return Linear(lr=_rate(group, state), beta=beta1, gamma=1 - beta1, preconditioner=p, **_decays(group))
+    if scale is not None and not now.adaptive:
+        p = scale
+    elif scale is not None:
+        p = _preconditioner(now, scale, {name: row.names[name] for name in now.frozen}, state)
+    return Linear(rule, limit, now.l2, 1 - now.keep, p, steps, scalars)
 
 
-def _adamax(group: Group, state: State) -> Linear:
-    beta1 = float(group["betas"][0])
-    p = (1 - beta1 ** _steps(state)) * state["exp_inf"].double() if state else None
-    return Linear(lr=_rate(group, state), beta=beta1, gamma=1 - beta1, preconditioner=p, **_decays(group))
+def _iterations(
+    rule: Rule, step: int, scalars: tuple[tuple[str, float], ...]
+) -> tuple[float, linear.Iteration, float | None]:
+    """The largest stable h / P; the iteration as it is now; and P where `Iteration.scale` is 1, if that is known.
+
+    An adaptive method's limit is stated for sizes of 1 and the limit of many steps, or the present one where there is
+    no such limit: what sizes and bias corrections are now is in P.
+    """
+    late = linear.settled(rule)
+    if not step:
+        now = late or linear.present(rule, 0, scalars)
+        return now.limit, now, 1.0 if not now.adaptive else None
+    now = linear.present(rule, step, scalars)
+    if not now.adaptive and not (late and late.adaptive):
+        return now.limit, now, 1.0
+    limit = (late or now).limit
+    return limit, now, now.edge / limit if math.isfinite(limit) and math.isfinite(now.edge) else None
 
 
-METHODS: dict[str, Callable[[Group, State], Linear]] = {
-    "SGD": _sgd,
-    "ASGD": _asgd,
-    "Adagrad": _adagrad,
-    "Adadelta": _adadelta,
-    "RMSprop": _rmsprop,
-    "AdamW": _adamw,
-    "Adam": _adam,
-    "NAdam": _nadam,
-    "RAdam": _radam,
-    "Adamax": _adamax,
-}
+def _preconditioner(
+    now: linear.Iteration, scale: float, names: Mapping[str, str], state: State
+) -> Tensor | None:
+    """P of each weight: `scale` times that of the iteration at the weight's frozen state."""
+    if any(name not in state for name in names.values()):
+        return None
+    slots = {slot: _numbers(state, name) for slot, name in names.items()}
+    like = next(iter(slots.values()))
+    flat = {slot: value.reshape(-1) for slot, value in slots.items()}
+    found = np.empty(like.numel())
+    for k in range(0, len(found), _CHUNK):
+        part = {slot: value[k : k + _CHUNK].cpu().double().numpy() for slot, value in flat.items()}
+        found[k : k + _CHUNK] = scale * now.scale(part)
+    return torch.from_numpy(found).view(like.shape).to(like.device)
+
+
+def _numbers(state: State, name: str) -> Tensor:
+    """The numbers of a slot, which may be int8 codes."""
+    value = state[name].detach()
+    if value.dtype in (torch.int8, torch.uint8):
+        if value.dtype == torch.uint8 or scale_of(name) not in state:
+            raise refusal(
+                f"the state's {name!r}", value.dtype, "numbers, or int8 codes of schuss with their scales"
+            )
+        return from_levels(value, state[scale_of(name)])
+    return torch.view_as_real(value) if value.is_complex() else value

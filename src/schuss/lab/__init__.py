@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from schuss.lab.entries import Entry
-    from schuss.lab.protocol.budget import Budget
-    from schuss.lab.protocol.race import race
-    from schuss.lab.protocol.report import Report
+    from schuss.lab.racing.budget import Budget
+    from schuss.lab.racing.race import race
+    from schuss.lab.racing.report import Report
     from schuss.lab.tasks.task import Task
 
 __all__ = ["Budget", "Entry", "Report", "Task", "race"]
 
 _HOMES = {
-    "Budget": "protocol.budget",
+    "Budget": "racing.budget",
     "Entry": "entries",
-    "Report": "protocol.report",
+    "Report": "racing.report",
     "Task": "tasks.task",
-    "race": "protocol.race",
+    "race": "racing.race",
 }
 
 

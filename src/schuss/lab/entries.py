@@ -23,7 +23,7 @@ import schuss.torch as optimizers
 from schuss.errors import real, refusal, unknown
 from schuss.lab.files import UserCode, load_own
 from schuss.lab.names import check_entry, divide, is_own
-from schuss.lab.statistics import Range
+from schuss.lab.statistics.sampling import Range
 from schuss.rules import TABLE, Rule
 
 Kind = Literal["gradient", "unit", "curvature"]

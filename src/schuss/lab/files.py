@@ -16,11 +16,10 @@ import hashlib
 import importlib
 import importlib.abc
 import importlib.util
-import random
 import sys
 import traceback
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -28,12 +27,10 @@ from types import ModuleType
 from typing import Any
 
 import cloudpickle
-import numpy as np
-import torch
-from torch import Tensor
 
 from schuss.errors import refusal
 from schuss.lab.reason import reason
+from schuss.lab.seeds import seeded
 
 NEVER = {"schuss", *sys.stdlib_module_names}  # no neighbour bears these names, whatever lies in the folder
 
@@ -110,12 +107,6 @@ def load_own(place: str) -> Loaded:
     return _installed(place)
 
 
-def load_file(file: str | Path) -> tuple[ModuleType, str]:
-    """Run a Python file as a module of its own; return it with its text."""
-    loaded = load(file)
-    return loaded.module, loaded.source
-
-
 def load_name(place: str | Path, name: str) -> tuple[Any, str]:
     """One thing from a file, with the file's text."""
     loaded = load_own(str(place))
@@ -154,7 +145,7 @@ def _installed(name: str) -> Loaded:
         if spec is None or spec.origin is None:
             raise ModuleNotFoundError(f"No module named {name!r}")
         place = Path(spec.origin)
-        with seeded(name):
+        with _seeded(name):
             module = importlib.import_module(name)
         text = _read(place) if place.suffix == ".py" else hashlib.blake2b(place.read_bytes()).hexdigest()
     except ModuleNotFoundError as error:
@@ -303,7 +294,7 @@ class _Loader(importlib.abc.InspectLoader):
         if self.of.package:
             module.__path__ = [str(Path(self.of.path).parent)]
         code = compile(self.of.text, self.of.path, "exec")
-        with seeded(self.name):
+        with _seeded(self.name):
             exec(code, vars(module))
 
 
@@ -352,30 +343,6 @@ def install(code: UserCode) -> None:
             _finder.folders.append(folder)
 
 
-Generators = tuple[Tensor, Any, Any]
-
-
-def generators() -> Generators:
-    """The state of torch's, NumPy's and Python's generators."""
-    return torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
-
-
-def put_back(states: Generators) -> None:
-    """Give the generators a state they had."""
-    torch.set_rng_state(states[0])
-    np.random.set_state(states[1])  # noqa: NPY002
-    random.setstate(states[2])
-
-
-@contextmanager
-def seeded(name: str) -> Generator[None]:
-    """Draw the same numbers under this name each time; the generators are put back."""
-    before = generators()
-    number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big")
-    torch.manual_seed(number)
-    np.random.seed(number)  # noqa: NPY002
-    random.seed(number)
-    try:
-        yield
-    finally:
-        put_back(before)
+def _seeded(name: str) -> AbstractContextManager[None]:
+    """Draw the same numbers under this name each time."""
+    return seeded(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big"))

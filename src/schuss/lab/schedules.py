@@ -1,4 +1,4 @@
-"""Learning-rate schedules by name, over a run's whole horizon.
+"""Learning-rate schedules by name, over a run's whole horizon: the names that `schuss schedule` knows.
 
 Every schedule starts from, or rises to, the configuration's learning rate. `warmup+` before any of them
 spends the first 5 % of the horizon rising to it; the schedule proper then has the rest.
@@ -24,6 +24,7 @@ from schuss.schedules import (
     Warmup,
     WarmupStableDecay,
 )
+from schuss.schedules.words import page_of
 
 WARMUP = 0.05
 
@@ -32,8 +33,8 @@ MAKERS: dict[str, Callable[[float, int], Any]] = {
     "cosine": lambda lr, steps: Cosine(lr, steps=steps),
     "linear": lambda lr, steps: Linear(lr, 0.0, steps=steps),
     "step": lambda lr, steps: StepDecay(lr, rate=0.1, every=max(1.0, steps / 3)),
-    "cyclic": lambda lr, steps: CosineRestarts(lr, cycles=4, steps=steps),
-    "triangle": lambda lr, steps: Cyclic(lr / 10, lr, period=max(2.0, steps / 4)),
+    "restarts": lambda lr, steps: CosineRestarts(lr, cycles=4, steps=steps),
+    "cyclic": lambda lr, steps: Cyclic(lr / 10, lr, period=max(2.0, steps / 4)),
     "exponential": lambda lr, steps: Exponential(lr, lr / 100, steps=steps),
     "polynomial": lambda lr, steps: Polynomial(lr, power=2.0, steps=steps),
     "inverse-sqrt": lambda lr, steps: InverseSqrt(lr),
@@ -48,12 +49,19 @@ def names() -> list[str]:
 
 
 def check(name: str) -> str:
-    """Return the name if there is such a schedule."""
-    if not isinstance(name, str) or name.removeprefix("warmup+") not in MAKERS:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise unknown(
-            "schedule", str(name).removeprefix("warmup+"), MAKERS, "Any of them also with warmup+ before it."
-        )
-    return name
+    """Return the name that the lab has for this schedule, which may be named by any word of `schuss schedule`.
+
+    >>> check("hold"), check("warmup+CosineRestarts")
+    ('constant', 'warmup+restarts')
+    """
+    text = str(name)
+    first = "warmup+" * text.startswith("warmup+")
+    page = page_of(text.removeprefix("warmup+"))
+    known = None if page is None else next((each for each in MAKERS if page_of(each) is page), None)
+    if known is None:
+        advice = "Any of them also with warmup+ before it."
+        raise unknown("schedule", text.removeprefix("warmup+"), MAKERS, advice)
+    return first + known
 
 
 def schedule(name: str, lr: float, steps: int) -> Callable[[int], float]:
@@ -63,7 +71,8 @@ def schedule(name: str, lr: float, steps: int) -> Callable[[int], float]:
     >>> round(warm(0), 6), round(warm(4), 6), warm(5), warm(99)
     (0.02, 0.084, 0.1, 0.1)
     """
-    make = MAKERS[check(name).removeprefix("warmup+")]
+    name = check(name)
+    make = MAKERS[name.removeprefix("warmup+")]
     if not name.startswith("warmup+"):
         return make(lr, steps)
     rise = max(1, round(WARMUP * steps))

@@ -3,7 +3,6 @@
 from schuss.newton.cost import DenseCost, dense_cost
 from schuss.newton.gauss_newton import GaussNewton
 from schuss.newton.lbfgs import LBFGS
-from schuss.newton.minimize import Result, minimize
 from schuss.newton.newton import Newton, SingularHessian
 from schuss.newton.newton_cg import NewtonCG
 from schuss.newton.report import StepReport
@@ -14,9 +13,7 @@ __all__ = [
     "GaussNewton",
     "Newton",
     "NewtonCG",
-    "Result",
     "SingularHessian",
     "StepReport",
     "dense_cost",
-    "minimize",
 ]

@@ -191,20 +191,22 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         end: Point,
         *,
         predicted: float,
-        promised: float,
-        possible: float,
-        trials: int,
-        radius: float,
-        negative_curvature: bool,
         stopped: str,
+        promised: float | None = None,
+        possible: float | None = None,
+        trials: int = 1,
+        radius: float = math.inf,
+        negative_curvature: bool = False,
     ) -> StepReport:
+        """`promised` is `predicted`, and `possible` is `promised`, where nothing else is said."""
+        promised = predicted if promised is None else promised
         moved = end is not start
         return StepReport(
             loss_before=start.loss,
             loss_after=end.loss,
             predicted=predicted,
             promised=promised,
-            possible=possible,
+            possible=promised if possible is None else possible,
             gradient_norm=float(land.gradient(start).norm()),
             step_norm=float((end.x - start.x).norm()) if moved else 0.0,
             closures=land.closures,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 
 import torch
 
 from schuss.errors import whole
+from schuss.machine import free_memory, total_memory
+from schuss.units import human_bytes, human_seconds
 
 FLOPS_PER_CUBE = 9.0
 """Floating-point operations of a symmetric eigendecomposition with vectors, per d³ (Golub & Van Loan, §8.3)."""
@@ -53,45 +54,5 @@ def dense_cost(d: int, device: torch.device | str = "cpu", *, probe: int = 512) 
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a new allocation on `device` could get, in bytes."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo") as lines:  # Linux counts what its caches would give back
-            return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        pass
-    names = os.sysconf_names if hasattr(os, "sysconf_names") else {}
-    for pages in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"):
-        if pages in names:
-            return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
-    return 4 * 2**30
-
-
-def human_bytes(count: float) -> str:
-    """Bytes in the unit that leaves one to three digits before the point.
-
-    >>> human_bytes(2.4e13)
-    '24.0 TB'
-    """
-    for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
-        if count < 1000:
-            return f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} EB"
-
-
-def human_seconds(seconds: float) -> str:
-    """Seconds to two digits, in the largest unit that leaves at least 1.
-
-    >>> human_seconds(7200.0), human_seconds(0.00014), human_seconds(1.234e12), human_seconds(5e14)
-    ('2.0 hours', '140 µs', '39,000 years', '16 million years')
-    """
-    units = (
-        *((31557600e9, "billion years"), (31557600e6, "million years"), (31557600.0, "years")),
-        *((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes")),
-        *((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")),
-    )
-    size, unit = next((pair for pair in units if seconds >= pair[0]), units[-1])
-    count = float(f"{seconds / size:.1e}")
-    return f"{count:,.1f} {unit}" if count < 10 else f"{count:,.0f} {unit}"
+    """Memory that a new allocation on `device` could get, in bytes; where the system does not say, a guess."""
+    return free_memory(device) or total_memory() or 4 * 2**30

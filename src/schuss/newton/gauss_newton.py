@@ -125,7 +125,6 @@ class GaussNewton(CurvatureOptimizer):
             possible=outcome.possible,
             trials=outcome.trials,
             radius=outcome.radius,
-            negative_curvature=False,
             stopped=stopped,
         )
 

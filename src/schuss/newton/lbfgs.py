@@ -217,9 +217,6 @@ class LBFGS(CurvatureOptimizer):
             end,
             predicted=predicted,
             promised=promised,
-            possible=promised,
             trials=trials,
-            radius=math.inf,
-            negative_curvature=False,
             stopped=stopped,
         )

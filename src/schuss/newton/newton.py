@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from schuss.errors import real, refusal
-from schuss.newton.accurate import residual
 from schuss.newton.base import CurvatureOptimizer, Params, check_radius
-from schuss.newton.cost import dense_cost, free_bytes, human_bytes
+from schuss.newton.cost import dense_cost, free_bytes
 from schuss.newton.landscape import Closure, Landscape, NotFinite, Point, Weights
+from schuss.newton.refinement import residual
 from schuss.newton.region import REFINEMENTS, SpectralModel, descend
 from schuss.newton.report import StepReport
+from schuss.units import human_bytes
 
 FIRST_SHARE = 0.03
 """Where the first Hessian is not positive definite its model is a poor guide: begin with this share of ‖D w‖."""
@@ -179,10 +180,6 @@ class Newton(CurvatureOptimizer):
             start,
             end,
             predicted=predicted,
-            promised=predicted,
-            possible=predicted,
-            trials=1,
-            radius=math.inf,
             negative_curvature=bend < 0,
             stopped=stopped,
         )

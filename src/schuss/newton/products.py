@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from schuss.curvature.graph import Jacobian, Parts, pull
+from schuss.newton.graph import Jacobian, Parts, pull
 
 
 def flatten(parts: Sequence[Tensor], lead: int = 0) -> Tensor:

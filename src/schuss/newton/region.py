@@ -345,23 +345,33 @@ def descend(
         faint = land.faint(start)
         if trial.predicted <= faint and abs(actual) <= faint:
             actual = -0.5 * float(torch.dot(slope + land.gradient(point), trial.step))
-        ratio = actual / trial.predicted
-        if ratio < 0.25:
-            # The parabola through both losses and the slope says where along the step its minimum lies.
-            along = float(torch.dot(slope, trial.step))
-            bend = -actual - along
-            guess = -along / (2 * bend) if bend > 0 else 0.5
-            radius = min(max(guess, 0.1), 0.5) * length
-        elif ratio >= 0.75:
-            radius = 2 * length if exact else max(radius, 2 * length)
-        elif math.isinf(radius) and trial.boundary:
-            radius = length
-        if ratio >= keep:
-            words = "negative curvature followed" if trial.negative_curvature else "the model's minimum"
-            if trial.boundary and not trial.negative_curvature:
-                words = "the boundary of the trust region"
-            return Outcome(point, trial, radius, trials, promised, possible, words)
+        radius = _next_radius(radius, length, trial, actual, slope, exact)
+        if actual / trial.predicted >= keep:
+            return Outcome(point, trial, radius, trials, promised, possible, _kind(trial))
     return given_up("no trial lowered the loss", max_trials)
+
+
+def _next_radius(
+    radius: float, length: float, trial: Trial, actual: float, slope: Tensor, exact: bool
+) -> float:
+    """How far to look next, after a trial of this length has lowered the loss by `actual`."""
+    ratio = actual / trial.predicted
+    if ratio < 0.25:
+        # The parabola through both losses and the slope says where along the step its minimum lies.
+        along = float(torch.dot(slope, trial.step))
+        bend = -actual - along
+        guess = -along / (2 * bend) if bend > 0 else 0.5
+        return min(max(guess, 0.1), 0.5) * length
+    if ratio >= 0.75:
+        return 2 * length if exact else max(radius, 2 * length)
+    return length if math.isinf(radius) and trial.boundary else radius
+
+
+def _kind(trial: Trial) -> str:
+    """Where a step that was kept ended, in words."""
+    if trial.negative_curvature:
+        return "negative curvature followed"
+    return "the boundary of the trust region" if trial.boundary else "the model's minimum"
 
 
 def _shortened(trial: Trial, slope: Tensor, lr: float) -> Trial:

@@ -17,28 +17,26 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from schuss.compile import checkpoint, norm, threads
+from schuss.compile import checkpoint, norm
 from schuss.compile.formula import AVERAGE, Formula, formula
 from schuss.compile.front import (
     OPTIONS,
     at,
     check_options,
     check_schedule,
-    class_doc,
-    constructor,
     dtype_name,
     is_schedule,
     own_names,
-    own_signature,
-    parameters,
     plain_number,
     renewed,
     weight_storage,
 )
 from schuss.compile.grammar import check
+from schuss.compile.kind import Kind, bound, show_arguments
 from schuss.compile.launch import Terms
 from schuss.compile.storage import BLOCK
 from schuss.errors import refusal
+from schuss.machine import cores
 from schuss.numpy import checkpoints, kept
 from schuss.numpy.layout import KERNEL_NAMES
 from schuss.numpy.plan import Item, Plan, Work, check_apart, check_gradient, check_weight
@@ -113,10 +111,7 @@ class Optimizer:
     """
 
     row: ClassVar[Row]
-    _known: ClassVar[dict[str, inspect.Parameter]]
-    _lazy: ClassVar[tuple[tuple[str, Any], ...]]
-    _binding: ClassVar[inspect.Signature]
-    _check: ClassVar[checkpoint.Check]
+    kind: ClassVar[Kind]
 
     # What is chosen, what it makes, and what is remembered
     _chosen: dict[str, Any]
@@ -134,37 +129,24 @@ class Optimizer:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "row" not in cls.__dict__:
-            return
-        cls._known = parameters(cls.row, {})
-        cls.__doc__ = class_doc(cls.row, cls._known, "")
-        cls._lazy = tuple(cls.row.sparse.items())
-        cls._check = checkpoints.check_of(cls.row)
-        cls._binding = inspect.Signature(list(cls._known.values()))
-        cls.__signature__ = own_signature(cls) or cls._binding  # type: ignore[attr-defined]
-        if "__init__" not in cls.__dict__:
-            first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-            cls.__init__ = constructor(Optimizer.__init__, inspect.Signature([first, *cls._known.values()]))
+        if "row" in cls.__dict__:
+            cls.kind = Kind(cls.row, checkpoints.check_of(cls.row), {})
+        show_arguments(cls, cls.kind if "row" in cls.__dict__ else None, Optimizer.__init__, {})
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take hyperparameters: numbers or schedules. `ValueError` says which is outside its domain, and why."""
-        try:
-            bound = self._binding.bind(*args, **kwargs)
-        except TypeError as problem:
-            advice = _UPDATE if _holds_arrays(args) else f"It takes {', '.join(self._known)}."
-            raise TypeError(f"{type(self).__name__}: {problem}. {advice}") from None
         if _holds_arrays(args):
             raise TypeError(f"{type(self).__name__}: lr is a {type(args[0]).__name__}, not a rate. {_UPDATE}")
-        bound.apply_defaults()
+        given = bound(type(self), self.kind, args, kwargs)
         self._finished, self._skipped, self._norm, self._swapped = 0, 0, None, False
         self._chosen, self._scheduled = {}, []
         self._forget()
-        self._choose(dict(bound.arguments))
+        self._choose(given)
 
     @classmethod
     def arguments(cls) -> Mapping[str, inspect.Parameter]:
         """What the constructor takes: default, kind and type of each by name."""
-        return cls._known
+        return cls.kind.arguments.parameters
 
     # Hyperparameters
 
@@ -202,20 +184,22 @@ class Optimizer:
         return rule, Terms(-1.0 if maximize else 1.0, share, chosen["seed"])
 
     def __getattr__(self, key: str) -> Any:
-        if key.startswith("_") or key not in self._known:
+        if key.startswith("_") or key not in self.arguments():
             raise AttributeError(
                 f"{type(self).__name__} has no {key!r}. "
-                + (_UPDATE if key in _TORCH else f"It has {', '.join(self._known)}.")
+                + (_UPDATE if key in _TORCH else f"It has {', '.join(self.arguments())}.")
             )
         return at(self._chosen[key], self._finished)
 
     def __setattr__(self, key: str, value: Any) -> None:
-        if key in self._known:
+        if key in self.arguments():
             self._choose({key: value})
         elif key.startswith("_"):
             super().__setattr__(key, value)
         else:
-            raise AttributeError(f"{type(self).__name__} has no {key!r}. It has {', '.join(self._known)}.")
+            raise AttributeError(
+                f"{type(self).__name__} has no {key!r}. It has {', '.join(self.arguments())}."
+            )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if type(self) is optimizer(self.row.rule) and self.row.name not in TABLE:
@@ -223,7 +207,7 @@ class Optimizer:
         return super().__reduce_ex__(protocol)
 
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *self._known})
+        return sorted({*super().__dir__(), *self.arguments()})
 
     def __repr__(self) -> str:
         return (
@@ -277,13 +261,13 @@ class Optimizer:
             )
         if self._scheduled:
             self._ask_schedules()
-        rule, workers = self._rule, threads.available()
+        rule, workers = self._rule, cores()
         paths, weights, gradients = pair(params, grads)
         plan, page = self._plan, formula(rule, self._averages)
         entries, ledger = self._entries, self._ledger
         if plan is None or not plan.fits(page, paths, weights, gradients):
             plan, entries, ledger = self._find_plan(page, paths, weights, gradients)
-        work = plan.prepare(gradients, rule, self._lazy)
+        work = plan.prepare(gradients, rule, self.kind.sparse)
         # Nothing was refused: from here on things change.
         terms = self._limited(plan, work, gradients, workers)
         if terms is None:
@@ -505,7 +489,7 @@ class Optimizer:
             block = checkpoint.check_block("The checkpoint's 'block_size'", read.count(size), size)
         grouped = checkpoints.grouped(
             {key: array for key, array in given.items() if key not in counts and key != "block_size"},
-            self._check.parts,
+            self.kind.check.parts,
             self.row,
         )
         entries: dict[str, _Entry] = {}
@@ -517,15 +501,17 @@ class Optimizer:
                 continue  # an array that is not among this optimizer's, as the warning says
             about = checkpoints.weight_of(key, known.shape if known else None, known.slots if known else {})
             missing = checkpoint.settle(
-                self._check.problems(about, parts, self._rule, block), strict, KeyMismatchError
+                self.kind.check.problems(about, parts, self._rule, block), strict, KeyMismatchError
             )
             lost += missing
             if missing:
                 entries[key], ledger[member] = _Entry(None, member, {}), _first_row(self._rule)
                 continue
             ledger[member] = [float(parts[name]) for name in ("step", *self.row.rule.scalars)]
-            slots = checkpoints.copied(parts, self._check.parts)
-            shape = next((slots[n].shape for n in slots if self._check.parts[n].kind != "scale"), about.shape)
+            slots = checkpoints.copied(parts, self.kind.check.parts)
+            shape = next(
+                (slots[n].shape for n in slots if self.kind.check.parts[n].kind != "scale"), about.shape
+            )
             self._convert(slots, in_blocks, block)
             entries[key] = _Entry(shape, member, slots)
         lost += checkpoint.settle(checkpoints.lost(counts, grouped, self._entries), strict, KeyMismatchError)
@@ -536,7 +522,7 @@ class Optimizer:
 
     def _convert(self, slots: dict[str, Array], in_blocks: bool, block: int) -> None:
         """Keep a checkpoint's state as `state_dtype` says, and in blocks of the size that is one here."""
-        for slot in [one for one in slots if self._check.parts[one].kind == "slot"]:
+        for slot in [one for one in slots if self.kind.check.parts[one].kind == "slot"]:
             dtype = kept.name_of(slots[slot])
             if self._chosen["state_dtype"] is not None:
                 asked = kept.wanted(slots[slot], self._chosen["state_dtype"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from schuss.schedules.schedule import Page, Value
 
@@ -26,6 +25,6 @@ class Constant(Page):
 
     start: Value
 
-    def formula(self, n: Any, xp: Any) -> Any:
+    def formula(self, n: float) -> float:
         """Return the value, whatever n is."""
         return self.start

@@ -7,7 +7,6 @@ a single period. https://arxiv.org/abs/1608.03983
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
 
 from schuss.schedules.schedule import UNSAID, Length, Page, Value, between, cosine
 
@@ -36,6 +35,6 @@ class Cosine(Page):
     _: KW_ONLY
     steps: Length = UNSAID
 
-    def formula(self, n: Any, xp: Any) -> Any:
+    def formula(self, n: float) -> float:
         """Return the point of the half wave at n."""
-        return between(self.start, self.end, cosine(n / self.steps, xp))
+        return between(self.start, self.end, cosine(n / self.steps))

@@ -12,12 +12,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
-from typing import Any
 
 from schuss.errors import refusal
 from schuss.schedules.schedule import (
     MANY,
-    NUMBERS,
     UNSAID,
     Length,
     Page,
@@ -96,7 +94,7 @@ class CosineRestarts(Page):
             return self.period * self._periods(self.cycles)
         return self.steps
 
-    def _periods(self, cycle: Any) -> Any:
+    def _periods(self, cycle: float) -> float:
         """Return where a cycle begins, measured in first periods: 1 + m + m² + ..."""
         return cycle if self.multiplier == 1 else (self.multiplier**cycle - 1) / (self.multiplier - 1)
 
@@ -110,34 +108,34 @@ class CosineRestarts(Page):
         """The cycle in which the schedule ends: the one before, if a cycle ends there."""
         if self.cycles is not UNSAID or self.length == math.inf:
             return math.inf if self.cycles is UNSAID else self.cycles - 1
-        cycle = self._cycle(self._time(self.length), NUMBERS)
+        cycle = self._cycle(self._time(self.length))
         return cycle - (self._periods(cycle) == self._time(self.length))
 
-    def _time(self, n: Any) -> Any:
+    def _time(self, n: float) -> float:
         periods, steps = self._all
         return n * periods / steps
 
-    def _cycle(self, time: Any, xp: Any) -> Any:
+    def _cycle(self, time: float) -> float:
         """Return the last cycle that has begun by then."""
         if self.multiplier == 1:
-            return xp.floor(time)
-        cycle = xp.floor(xp.log(1 + time * (self.multiplier - 1)) / math.log(self.multiplier))
+            return math.floor(time)
+        cycle = math.floor(math.log(1 + time * (self.multiplier - 1)) / math.log(self.multiplier))
         # The rounded logarithm may name the cycle before a restart, or just before one the cycle to come.
-        cycle = xp.where(self._periods(cycle + 1) <= time, cycle + 1, cycle)
-        return xp.where(self._periods(cycle) > time, cycle - 1, cycle)
+        if self._periods(cycle + 1) <= time:
+            return cycle + 1
+        return cycle - 1 if self._periods(cycle) > time else cycle
 
-    def formula(self, n: Any, xp: Any) -> Any:
+    def formula(self, n: float) -> float:
         """Return the point of the cycle that n falls into."""
         time = self._time(n)
-        cycle = self._cycle(time, xp)
-        if self._last < math.inf:
-            cycle = xp.minimum(cycle, self._last)
+        cycle = self._cycle(time)
+        cycle = min(cycle, self._last)
         gone = (time - self._periods(cycle)) / self.multiplier**cycle
         peak = between(self.end, self.start, self.shrink**cycle)
-        return between(peak, self.end, cosine(gone, xp))
+        return between(peak, self.end, cosine(gone))
 
     def bends(self, last: float) -> Iterable[float]:
         """Return the restarts."""
         periods, steps = self._all
-        cycles = min(self._cycle(self._time(last), NUMBERS), self._last, MANY)
+        cycles = min(self._cycle(self._time(last)), self._last, MANY)
         return (self._periods(k) * steps / periods for k in range(int(cycles) + 1))

@@ -5,9 +5,9 @@ Source: Smith, "Cyclical learning rates for training neural networks", 2017, sec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
 
 from schuss.errors import refusal
 from schuss.schedules.schedule import UNSAID, Length, Page, Rate, Value, multiples
@@ -59,12 +59,12 @@ class Cyclic(Page):
                 "turn_after", self.turn_after, f"in (0, {self.period})", "The way back needs steps too."
             )
 
-    def formula(self, n: Any, xp: Any) -> Any:
+    def formula(self, n: float) -> float:
         """Return the point of the triangle at n."""
-        cycle = xp.floor(n / self.period)
+        cycle = math.floor(n / self.period)
         phase = n / self.period - cycle
         turning = self.turn_after / self.period
-        height = xp.minimum(phase / turning, (1 - phase) / (1 - turning))
+        height = min(phase / turning, (1 - phase) / (1 - turning))
         return self.start + (self.turn - self.start) * height * self.shrink**cycle * self.rate**n
 
     def bends(self, last: float) -> Iterable[float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
 
 from schuss.errors import refusal
 from schuss.schedules.schedule import UNSAID, Length, NotNegative, Page, Positive, Rate
@@ -55,8 +54,8 @@ class Exponential(Page):
                 "With a rate it only falls; to grow, leave rate out.",
             )
 
-    def formula(self, n: Any, xp: Any) -> Any:
+    def formula(self, n: float) -> float:
         """Return the point of the curve at n."""
         if self.rate is UNSAID:
             return self.start ** (1 - n / self.steps) * self.end ** (n / self.steps)
-        return xp.maximum(self.start * self.rate ** (n / self.every), self.end)
+        return max(self.start * self.rate ** (n / self.every), self.end)

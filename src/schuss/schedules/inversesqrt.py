@@ -5,9 +5,9 @@ Source: Vaswani et al., "Attention is all you need", 2017, equation 3. https://a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
 
 from schuss.schedules.schedule import UNSAID, Length, LengthOr0, Page, Value, check_warmup
 
@@ -52,11 +52,11 @@ class InverseSqrt(Page):
         """The warm-up."""
         return self.warmup
 
-    def formula(self, n: Any, xp: Any) -> Any:
+    def formula(self, n: float) -> float:
         """Return the lower of the rising line and the falling curve."""
         rising = n / self.warmup if self.warmup else 1.0
-        falling = 1 / xp.sqrt(1 + xp.maximum(n - self.warmup, 0) / self.timescale)
-        return self.start * xp.minimum(rising, falling)
+        falling = 1 / math.sqrt(1 + max(n - self.warmup, 0) / self.timescale)
+        return self.start * min(rising, falling)
 
     def bends(self, last: float) -> Iterable[float]:
         """Return the peak."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
 
 from schuss.schedules.schedule import UNSAID, Length, Page, Value, between
 
@@ -33,6 +32,6 @@ class Linear(Page):
     _: KW_ONLY
     steps: Length = UNSAID
 
-    def formula(self, n: Any, xp: Any) -> Any:
+    def formula(self, n: float) -> float:
         """Return the point of the line at n."""
         return between(self.start, self.end, n / self.steps)

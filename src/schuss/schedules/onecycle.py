@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
 
 from schuss.schedules.schedule import UNSAID, Length, LengthOr0, Page, Value, between, check_warmup, curve
 
@@ -64,14 +63,13 @@ class OneCycle(Page):
         """The way up."""
         return self.warmup
 
-    def formula(self, n: Any, xp: Any) -> Any:
+    def formula(self, n: float) -> float:
         """Return the point of the rise or of the fall at n."""
         way = curve(self.shape)
-        up = xp.minimum(n / self.warmup, 1) if self.warmup else 1.0
+        if n < self.warmup:
+            return between(self.start, self.peak, way(n / self.warmup))
         # A way down of no steps is never begun: the last step of the rise is the horizon.
-        down = xp.maximum(n - self.warmup, 0) / ((self.steps - self.warmup) or 1)
-        rise, fall = between(self.start, self.peak, way(up, xp)), between(self.peak, self.end, way(down, xp))
-        return xp.where(n < self.warmup, rise, fall)
+        return between(self.peak, self.end, way((n - self.warmup) / ((self.steps - self.warmup) or 1)))
 
     def bends(self, last: float) -> Iterable[float]:
         """Return the peak."""

@@ -6,7 +6,6 @@ Source: Chen et al., "DeepLab", 2018, section 4.1 (power 0.9). https://arxiv.org
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
 
 from schuss.schedules.schedule import UNSAID, Length, Page, Positive, Value, between
 
@@ -37,6 +36,6 @@ class Polynomial(Page):
     power: Positive = 1.0
     steps: Length = UNSAID
 
-    def formula(self, n: Any, xp: Any) -> Any:
+    def formula(self, n: float) -> float:
         """Return the point of the curve at n."""
         return between(self.start, self.end, 1 - (1 - n / self.steps) ** self.power)

@@ -1,8 +1,6 @@
 """What a schedule is: a pure function of the number of finished steps, and the ways to put several together.
 
 A schedule has no state, so that resuming is calling it with the step, and a longer horizon is a new schedule.
-A page states its formula once, for a number and for an array of numbers: the words `cos`, `floor`, `minimum`
-... come from `NUMBERS` or from the array's own namespace (the array API's `__array_namespace__`).
 """
 
 from __future__ import annotations
@@ -13,42 +11,30 @@ from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, InitVar, dataclass, fields, replace
 from functools import cache, cached_property
 from numbers import Integral, Real
-from types import SimpleNamespace
 from typing import Annotated, Any, get_type_hints
 
 from schuss.errors import refusal
 
-NUMBERS: Any = SimpleNamespace(
-    cos=math.cos,
-    floor=math.floor,
-    log=math.log,
-    sqrt=math.sqrt,
-    minimum=min,
-    maximum=max,
-    where=lambda condition, yes, no: yes if condition else no,
-)
-"""The words of a formula for a plain number. An array brings its own of the same names."""
 
-
-def between(start: float, end: float, gone: Any) -> Any:
+def between(start: float, end: float, gone: float) -> float:
     """Where one is after the share `gone` of the way; exactly `start` at 0 and exactly `end` at 1."""
     return (1 - gone) * start + gone * end
 
 
-def cosine(x: Any, xp: Any) -> Any:
+def cosine(x: float) -> float:
     """The share of the way gone at time x of [0, 1], slow at both ends: (1 − cos πx) / 2."""
-    return (1 - xp.cos(math.pi * x)) / 2
+    return (1 - math.cos(math.pi * x)) / 2
 
 
-CURVES: dict[str, Callable[[Any, Any], Any]] = {
-    "linear": lambda x, xp: x,
+CURVES: dict[str, Callable[[float], float]] = {
+    "linear": lambda x: x,
     "cosine": cosine,
-    "sqrt": lambda x, xp: xp.sqrt(x),
+    "sqrt": math.sqrt,
 }
 """The share of the way gone at time x of [0, 1], by the name of its shape."""
 
 
-def curve(shape: str, known: tuple[str, ...] = tuple(CURVES)) -> Callable[[Any, Any], Any]:
+def curve(shape: str, known: tuple[str, ...] = tuple(CURVES)) -> Callable[[float], float]:
     """Return the curve of that name, or raise which are known."""
     if shape not in known:
         raise refusal("shape", shape, f"one of {', '.join(known)}")
@@ -58,9 +44,8 @@ def curve(shape: str, known: tuple[str, ...] = tuple(CURVES)) -> Callable[[Any, 
 class Schedule(ABC):
     """A number for every step: call it with the count of finished steps `n` = 0, 1, 2, ...
 
-    The value belongs to the step about to be taken, so the first step uses `schedule(0)`. A number gives a
-    `float`, an array of steps gives a float64 array of its shape. Before any rounding by an optimizer
-    everything is float64. After `length` steps the value stays as it is.
+    The value belongs to the step about to be taken, so the first step uses `schedule(0)`. It is a
+    `float`, rounded by an optimizer only. After `length` steps the value stays as it is.
 
     | to do this                       | write                     | which means                       |
     | one after another                | `first.then(second)`      | second(n − first.length) after it |
@@ -88,32 +73,28 @@ class Schedule(ABC):
         return False
 
     @abstractmethod
-    def formula(self, n: Any, xp: Any) -> Any:
-        """Return the value after n steps, 0 ≤ n ≤ `length`, in the words of `xp` and plain arithmetic."""
+    def formula(self, n: float) -> float:
+        """Return the value after n steps, 0 ≤ n ≤ `length`."""
 
     @abstractmethod
     def corners(self, horizon: float) -> list[float]:
         """Return the steps up to `horizon` at which another piece of the curve begins, in order."""
 
-    def at(self, n: Any, xp: Any = NUMBERS) -> Any:
-        """Return the value after n ≥ 0 steps, in the words of `xp`: the formula, flat after its end."""
-        return self.formula(n if self.length == math.inf else xp.minimum(n, self.length), xp)
+    def at(self, n: float) -> float:
+        """Return the value after n ≥ 0 steps: the formula, flat after its end."""
+        return self.formula(n if self.length == math.inf else min(n, self.length))
 
-    def __call__(self, n: Any) -> Any:
-        """Return the value after n finished steps: a float, or for an array of steps a float64 array."""
-        if isinstance(n, (int, float, Real)):  # asked in this order, since `Real` alone is slow
-            n = float(n)
-            if not 0 <= n < math.inf:
-                raise _bad_step(n)
-            return float(self.at(n))
-        if not hasattr(n, "__array_namespace__"):
-            raise TypeError(f"n={n!r} is not a number or an array of finished steps. Try numpy.asarray(n).")
-        xp = n.__array_namespace__()
-        n = xp.astype(n, xp.float64)
-        if not xp.all((n >= 0) & (n < math.inf)):
-            raise _bad_step(n)
-        # A constant has no n in its formula: the sum with zeros gives it the array's shape.
-        return self.at(n, xp) + 0 * n
+    def __call__(self, n: float) -> float:
+        """Return the value after n finished steps."""
+        # Asked in this order, since `Real` alone is slow.
+        if not isinstance(n, (int, float, Real)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            advice = "For several try [schedule(n) for n in range(1000)]."
+            raise TypeError(f"n={n!r} is not a number of finished steps. {advice}")
+        n = float(n)
+        if not 0 <= n < math.inf:
+            advice = "The first step is schedule(0)."
+            raise refusal("n", n, "a finite count of finished steps, 0 or more", advice)
+        return float(self.at(n))
 
     def then(self, following: Schedule) -> Schedule:
         """Return this schedule, followed by another that counts its own steps from 0 where this one ends.
@@ -156,10 +137,6 @@ class Schedule(ABC):
     def leading_to(self, following: Schedule) -> Schedule:
         """Return what stands before `following`: itself, but a warm-up takes its height from it."""
         return self
-
-
-def _bad_step(n: object) -> ValueError:
-    return refusal("n", n, "a finite count of finished steps, 0 or more", "The first step is schedule(0).")
 
 
 # A page: what its parameters may be, and in which unit its lengths are said.
@@ -339,10 +316,10 @@ class Then(Schedule):
         """As the second part."""
         return self.second.open_ended
 
-    def formula(self, n: Any, xp: Any) -> Any:
+    def formula(self, n: float) -> float:
         """Return first(n) before the boundary and second(n − boundary) from it on."""
         boundary = self.first.length
-        return xp.where(n < boundary, self._before.at(n, xp), self.second.at(xp.maximum(n - boundary, 0), xp))
+        return self._before.at(n) if n < boundary else self.second.at(n - boundary)
 
     @cached_property
     def _before(self) -> Schedule:
@@ -409,9 +386,9 @@ class Scaled(Changed):
         """Never: a warm-up times a constant has said its height."""
         return False
 
-    def formula(self, n: Any, xp: Any) -> Any:
+    def formula(self, n: float) -> float:
         """Return factor · schedule(n)."""
-        return self.factor * self.schedule.at(n, xp)
+        return self.factor * self.schedule.at(n)
 
     def leading_to(self, following: Schedule) -> Schedule:
         """Return the schedule itself: a warm-up times a constant has said its height."""
@@ -442,9 +419,9 @@ class Shifted(Changed):
         """What is left of a warm-up, and the wait before it."""
         return max(self.schedule.rise + self.steps, 0) if self.schedule.rise else 0
 
-    def formula(self, n: Any, xp: Any) -> Any:
+    def formula(self, n: float) -> float:
         """Return schedule(n − steps), and schedule(0) before."""
-        return self.schedule.at(xp.maximum(n - self.steps, 0), xp)
+        return self.schedule.at(max(n - self.steps, 0))
 
     def corners(self, horizon: float) -> list[float]:
         """Return the corners where they are now."""
@@ -472,9 +449,9 @@ class Until(Changed):
         """The horizon."""
         return self.steps
 
-    def formula(self, n: Any, xp: Any) -> Any:
+    def formula(self, n: float) -> float:
         """Return schedule(n); `at` never asks beyond the horizon."""
-        return self.schedule.at(n, xp)
+        return self.schedule.at(n)
 
     def corners(self, horizon: float) -> list[float]:
         """Return the corners up to the horizon, and the horizon itself."""
@@ -507,9 +484,9 @@ class InEpochs(Changed):
         """The warm-up in steps."""
         return _whole(self.schedule.rise * self.steps_per_epoch)
 
-    def formula(self, n: Any, xp: Any) -> Any:
+    def formula(self, n: float) -> float:
         """Return schedule(n / steps_per_epoch); it moves within an epoch too."""
-        return self.schedule.at(n / self.steps_per_epoch, xp)
+        return self.schedule.at(n / self.steps_per_epoch)
 
     def corners(self, horizon: float) -> list[float]:
         """Return the corners in steps."""

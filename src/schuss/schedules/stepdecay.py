@@ -5,9 +5,9 @@ Source: He et al., "Deep residual learning for image recognition", 2016, section
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
 
 from schuss.errors import refusal
 from schuss.schedules.schedule import UNSAID, Length, NotNegative, Page, Rate, multiples, whole_steps
@@ -58,10 +58,10 @@ class StepDecay(Page):
         if self.end > self.start:
             raise refusal("end", self.end, f"in [0, {self.start}]", "A stair only goes down.")
 
-    def formula(self, n: Any, xp: Any) -> Any:
+    def formula(self, n: float) -> float:
         """Return the height of the stair that n stands on."""
-        stairs = sum((n >= m) * 1.0 for m in self.milestones) if self.milestones else xp.floor(n / self.every)
-        return xp.maximum(self.start * self.rate**stairs, self.end)
+        stairs = sum(n >= m for m in self.milestones) if self.milestones else math.floor(n / self.every)
+        return max(self.start * self.rate**stairs, self.end)
 
     def bends(self, last: float) -> Iterable[float]:
         """Return the first step of each stair."""

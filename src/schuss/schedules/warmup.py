@@ -6,7 +6,6 @@ Source: Goyal et al., "Accurate, large minibatch SGD", 2017, section 2.2. https:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from schuss.schedules.schedule import UNSAID, LengthOr0, Page, Schedule, Share, between
 
@@ -49,7 +48,7 @@ class Warmup(Page):
         """It is: what it leads to is not said."""
         return True
 
-    def formula(self, n: Any, xp: Any) -> Any:
+    def formula(self, n: float) -> float:
         """Return the share of the following value."""
         return between(self.fraction, 1.0, n / self.steps) if self.steps else 1.0
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
 
 from schuss.errors import refusal
 from schuss.schedules.schedule import UNSAID, Length, LengthOr0, Page, Value, between, curve
@@ -67,13 +66,12 @@ class WarmupStableDecay(Page):
         """The warm-up."""
         return self.warmup
 
-    def formula(self, n: Any, xp: Any) -> Any:
+    def formula(self, n: float) -> float:
         """Return the point of the rise, of the plateau or of the fall at n."""
-        up = xp.minimum(n / self.warmup, 1) if self.warmup else 1.0
-        down = xp.maximum(n - (self.steps - self.decay), 0) / self.decay if self.decay else 0.0
-        return xp.where(
-            n < self.warmup, up * self.peak, between(self.peak, self.end, curve(self.shape)(down, xp))
-        )
+        if n < self.warmup:
+            return n / self.warmup * self.peak
+        gone = max(n - (self.steps - self.decay), 0) / self.decay if self.decay else 0.0
+        return between(self.peak, self.end, curve(self.shape)(gone))
 
     def bends(self, last: float) -> Iterable[float]:
         """Return both ends of the plateau."""

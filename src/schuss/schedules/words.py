@@ -33,9 +33,19 @@ SHORT = {
     "wsd": "warmupstabledecay",
     "hold": "constant",
     "rsqrt": "inversesqrt",
+    "triangle": "cyclic",
 }
 _FIRST = ("start", "peak", "fraction")
 _LAST = ("end", "turn")
+
+
+def page_of(word: str) -> type[Page] | None:
+    """The schedule that a word names, wherever schedules are named; None where it names none.
+
+    >>> page_of("Cosine-Restarts") is page_of("restarts") is schedules.CosineRestarts
+    True
+    """
+    return PAGES.get(SHORT.get(word.lower(), word.lower()).replace("-", ""))
 
 
 class Word(NamedTuple):
@@ -113,7 +123,7 @@ _KNOWN = f"\nKnown: {', '.join(sorted(PAGES))}; for short {', '.join(f'{a} = {b}
 def _phase(line: str, words: list[Word], value: float) -> Schedule:
     """Read `name [length] clause ...`, starting at `value` unless it says from where."""
     name, *rest = words
-    page = PAGES.get(SHORT.get(name.text.lower(), name.text.lower()).replace("-", ""))
+    page = page_of(name.text)
     if page is None:
         raise _unknown(line, name, "a schedule", [*PAGES, *SHORT], _KNOWN)
     parameters = {field.name: field.type for field in fields(page)}

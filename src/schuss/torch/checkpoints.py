@@ -136,24 +136,33 @@ def check_form(loaded: Any) -> None:
         )
 
 
-def parsed(loaded: Any, ours: Sequence[int], row: Row, check: Check) -> Saved:
-    """The parts of a checkpoint for groups of `ours` weights; or words on why it is none."""
+def parsed(loaded: Any, ours: Sequence[Mapping[str, Any]], checks: Sequence[Check]) -> Saved:
+    """The parts of a checkpoint for groups like `ours`, each with its `checks`; or words on why it is none."""
     check_form(loaded)
     groups, state = loaded["param_groups"], loaded["state"]
+    sizes = [len(group["params"]) for group in ours]
     if not isinstance(state, Mapping):
         raise refusal("The checkpoint's 'state'", type(state).__name__, "a dict of each weight's state")
     _check_groups(groups)
     theirs = [len(group["params"]) for group in groups]
-    if theirs != list(ours):
+    if theirs != sizes:
         raise ValueError(
-            f"The checkpoint has parameter groups of {theirs} weights, this optimizer of {list(ours)}. "
+            f"The checkpoint has parameter groups of {theirs} weights, this optimizer of {sizes}. "
             "Build the optimizer with the same groups as the one that was saved."
         )
+    for k, (mine, other) in enumerate(zip(ours, groups, strict=True)):
+        if mine.get("rule") != other.get("rule"):
+            own = "the optimizer's own rule"
+            raise ValueError(
+                f"The checkpoint's param_groups[{k}] is moved by {other.get('rule', own)}, this optimizer's by "
+                f"{mine.get('rule', own)}. Build the optimizer with the same groups as the one that was saved."
+            )
     keys = [key for group in groups for key in group["params"]]
+    check_of_key = {key: one for group, one in zip(groups, checks, strict=True) for key in group["params"]}
     recorded = loaded.get(RECORD)
     problems = [] if recorded is None else list(lost_entries(RECORD, recorded, _names(state, keys)))
-    found = {key: _entry(state[key], key, check) for key in keys if key in state}
-    others, homeless = _others(state, set(keys), check)
+    found = {key: _entry(state[key], key, check_of_key[key]) for key in keys if key in state}
+    others, homeless = _others(state, set(keys), {part for one in checks for part in one.parts})
     block, in_blocks = _block(groups)
     return Saved(
         groups=groups,
@@ -220,7 +229,9 @@ def _entry(entry: Any, key: Any, check: Check) -> Entry:
     return found
 
 
-def _others(state: Mapping[Any, Any], keys: set[Any], check: Check) -> tuple[dict[Any, Any], list[Problem]]:
+def _others(
+    state: Mapping[Any, Any], keys: set[Any], parts: set[str]
+) -> tuple[dict[Any, Any], list[Problem]]:
     """What stands under keys of no weight: a user's own, which is kept; or state whose weight is not to be found."""
     own: dict[Any, Any] = {}
     homeless: list[Problem] = []
@@ -232,7 +243,7 @@ def _others(state: Mapping[Any, Any], keys: set[Any], check: Check) -> tuple[dic
             if isinstance(value, Mapping)
             else set()
         )
-        if names & check.parts.keys() or isinstance(key, int | Tensor):
+        if names & parts or isinstance(key, int | Tensor):
             shown = f"a tensor of shape {tuple(key.shape)}" if isinstance(key, Tensor) else repr(key)
             homeless.append(
                 Problem(
@@ -286,7 +297,15 @@ def fitted_group(
         raise refusal("The checkpoint's 'maximize'", theirs["maximize"], "True or False")
     number = _Tensors().number(theirs.get("step", 0))
     counted_steps = check_count("The checkpoint's 'step' of a parameter group", number, theirs.get("step"))
-    constructors = {"params", "schedules", "block_size", SCHEDULE, *OPTIONS, *(SWITCHES.keys() & mine.keys())}
+    constructors = {
+        "params",
+        "schedules",
+        "rule",
+        "block_size",
+        SCHEDULE,
+        *OPTIONS,
+        *(SWITCHES.keys() & mine.keys()),
+    }
     taken = {name: value for name, value in theirs.items() if name not in constructors}
     # Steps that another optimizer took with this checkpoint stand in the weights' counts alone.
     return {**mine, **copy.deepcopy(taken), "step": max(counted_steps, steps)}

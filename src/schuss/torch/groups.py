@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from math import inf
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -48,43 +48,15 @@ def groups(
     >>> [(g["weight_decay"], g["param_names"]) for g in groups(model, 0.1)]
     [(0.1, ['0.weight']), (0.0, ['0.bias', '1.weight', '1.bias'])]
     """
-    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise refusal("model", model, "a torch.nn.Module", "Weights alone do not say which are biases.")
-    if isinstance(no_decay, str):
-        raise refusal("no_decay", no_decay, "a list of patterns", f"Try no_decay=[{no_decay!r}].")
-    if not (isinstance(no_decay, Iterable) and all(isinstance(pattern, str) for pattern in no_decay)):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise refusal("no_decay", no_decay, "a list of patterns", "Try no_decay=['*embed*'].")
-    real("weight_decay", weight_decay, "a finite number ≥ 0", lambda x: 0 <= x < inf)
-    if lr is not None:
-        real("lr", lr, "a finite number ≥ 0", lambda x: 0 <= x < inf)
-    if layer_decay is not None:
-        real("layer_decay", layer_decay, "in (0, 1]", lambda x: 0 < x <= 1)
-    check_options({**OPTIONS, "state_dtype": state_dtype})
-    if layer_decay is not None and lr is None:
-        raise ValueError(f"layer_decay={layer_decay!r} scales a rate: give the top layer's, lr=..., too.")
-    embedded = {
-        id(w)
-        for m in model.modules()
-        if isinstance(m, nn.Embedding | nn.EmbeddingBag) and state_dtype is not None
-        for w in m.parameters(recurse=False)
-    }
-    normed = {id(w) for m in model.modules() if isinstance(m, _NORMS) for w in m.parameters(recurse=False)}
+    _check(model, weight_decay, no_decay, lr, layer_decay, state_dtype)
     named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     if not named:
         raise ValueError(
             "The model has no trainable weights: every requires_grad is False, or there are none."
         )
-    for pattern in no_decay:
-        if not any(fnmatchcase(name, pattern) for name, _ in named):
-            names = [name for name, _ in named]
-            some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-            near = closest(pattern.strip("*"), {part for name in names for part in name.split(".")})
-            raise refusal(
-                "no_decay",
-                pattern,
-                f"a pattern that matches a trainable weight: there are {some}",
-                f"Did you mean '*{near}*'?" if near else "In a pattern * stands for any letters.",
-            )
+    _check_patterns(no_decay, [name for name, _ in named])
+    embedded = _weights_of(model, (nn.Embedding, nn.EmbeddingBag)) if state_dtype is not None else set()
+    normed = _weights_of(model, _NORMS)
     depths = _depths([name for name, _ in named])
     found: dict[tuple[int, bool, bool], list[tuple[str, torch.Tensor]]] = {}
     for (name, weight), depth in zip(named, depths, strict=True):
@@ -109,6 +81,46 @@ def groups(
             group["lr"] = lr * (layer_decay or 1.0) ** (max(depths) - depth)
         made.append(group)
     return made
+
+
+def _check(model: Any, weight_decay: Any, no_decay: Any, lr: Any, layer_decay: Any, state_dtype: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise refusal("model", model, "a torch.nn.Module", "Weights alone do not say which are biases.")
+    if isinstance(no_decay, str):
+        raise refusal("no_decay", no_decay, "a list of patterns", f"Try no_decay=[{no_decay!r}].")
+    if not (
+        isinstance(no_decay, Iterable)
+        and all(isinstance(pattern, str) for pattern in cast(Iterable[object], no_decay))
+    ):
+        raise refusal("no_decay", no_decay, "a list of patterns", "Try no_decay=['*embed*'].")
+    real("weight_decay", weight_decay, "a finite number ≥ 0", lambda x: 0 <= x < inf)
+    if lr is not None:
+        real("lr", lr, "a finite number ≥ 0", lambda x: 0 <= x < inf)
+    if layer_decay is not None:
+        real("layer_decay", layer_decay, "in (0, 1]", lambda x: 0 < x <= 1)
+    check_options({**OPTIONS, "state_dtype": state_dtype})
+    if layer_decay is not None and lr is None:
+        raise ValueError(f"layer_decay={layer_decay!r} scales a rate: give the top layer's, lr=..., too.")
+
+
+def _check_patterns(patterns: Sequence[str], names: list[str]) -> None:
+    """Refuse a pattern that matches nothing, with what was probably meant."""
+    for pattern in patterns:
+        if any(fnmatchcase(name, pattern) for name in names):
+            continue
+        some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        near = closest(pattern.strip("*"), {part for name in names for part in name.split(".")})
+        raise refusal(
+            "no_decay",
+            pattern,
+            f"a pattern that matches a trainable weight: there are {some}",
+            f"Did you mean '*{near}*'?" if near else "In a pattern * stands for any letters.",
+        )
+
+
+def _weights_of(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> set[int]:
+    """The weights of all layers of some kinds, by id."""
+    return {id(w) for m in model.modules() if isinstance(m, kinds) for w in m.parameters(recurse=False)}
 
 
 def _depths(names: Sequence[str]) -> list[int]:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from schuss.compile import eager
 from schuss.compile.checkpoint import REST, Part, is_count, scale_of
+from schuss.compile.formula import AVERAGE
 from schuss.compile.front import dtype_name, slot_dtype, slot_storage
 from schuss.compile.storage import BLOCK, PLAIN, STORAGES
 from schuss.torch.layout import apart, held, in_memory
@@ -54,7 +55,7 @@ def slot_dtype_of(weight: Tensor, state_dtype: Any, whole: bool = True) -> str:
     return "float32" if chosen == "int8" and not whole else chosen
 
 
-def new(name: str, weight: Tensor, dtype: str, value: float) -> dict[str, Tensor]:
+def create(name: str, weight: Tensor, dtype: str, value: float) -> dict[str, Tensor]:
     """A slot before the first step, every number of it `value`, laid out as its weight (blocks: row by row)."""
     if dtype == "int8":
         codes, scales = eager.to_levels(
@@ -101,6 +102,34 @@ def arrays(
     return (stored, *(slot_storage(name_of(slot)) for slot in slots)), [*slots, *besides]
 
 
+def begin(
+    entry: MutableMapping[str, Any],
+    weight: Tensor,
+    slots: Mapping[str, float],
+    averaged: bool,
+    state_dtype: Any,
+    whole: bool,
+) -> bool:
+    """Give a weight the state that it has not; return whether it had none.
+
+    `slots` are the names of its state with their first values. State in blocks needs the `whole` of a gradient: where
+    rows come alone, it is kept in float32.
+    """
+    remembered = [*slots, *([AVERAGE] if averaged else [])]
+    new = bool(remembered) and all(entry.get(name) is None for name in remembered)
+    for name, first in slots.items():
+        if entry.get(name) is None:
+            entry.update(create(name, weight, slot_dtype_of(weight, state_dtype, whole), first))
+        elif entry[name].dtype == torch.int8 and not whole:
+            convert(entry, name, "float32")
+    if not averaged:  # of no meaning once the weight has moved without it
+        entry.pop(AVERAGE, None)
+    elif entry.get(AVERAGE) is None:
+        entry.update(create(AVERAGE, weight, slot_dtype_of(weight, None), 0.0))
+        entry[AVERAGE].copy_(weight.detach())
+    return new
+
+
 def _beside_dtype(stored: str) -> str:
     one = STORAGES[stored].beside
     assert one is not None
@@ -135,82 +164,85 @@ def check(
     changed nothing.
     """
     where = f"weight {key}, of shape {tuple(weight.shape)}"
-
-    def refuse(what: str, has: str, needs: str, advice: str) -> ValueError:
-        return ValueError(f"{what}{where}, {has}; it needs {needs}. {advice}")
-
-    own = "The "
-    if weight.layout != torch.strided or not _has_numbers(weight):
-        raise refuse(
-            own,
-            f"is {dtype_name(weight.dtype)}, {weight.layout}",
-            _numbers_of("real"),
-            "Cast it, or freeze it.",
-        )
-    _check_held(weight, partial(refuse, own, *_FREED))
-    if not apart(weight):
-        raise refuse(own, *_SHARED)
-    field = "complex" if weight.is_complex() else "real"
-
-    def like_weight(tensor: Tensor, what: str, advice: str, integers: bool = False) -> None:
-        fits = (tensor.shape, tensor.device) == (weight.shape, weight.device)
-        kind = _has_numbers(tensor) or (integers and tensor.dtype == torch.int8)
-        if not fits or not kind or tensor.is_complex() != weight.is_complex():
-            needs = f"shape {tuple(weight.shape)} on {weight.device} and {_numbers_of(field)}"
-            raise refuse(what, _short(tensor), needs, advice)
-        _check_held(tensor, partial(refuse, what, *_FREED))
-
-    def to_write(tensor: Tensor, what: str) -> None:
-        if not apart(tensor):
-            raise refuse(what, *_SHARED)
-
-    gone = "Was it replaced, or the weight's `.data`? `optimizer.state.clear()` starts the state anew."
+    _check_weight(weight, partial(_refuse, f"The {where}"))
+    refuse = partial(_refuse, f"The gradient of {where}")
     if gradient.layout not in (torch.strided, torch.sparse_coo):
-        raise refuse(
-            "The gradient of ", f"is {gradient.layout}", "a dense or a COO tensor", "Try `.to_dense()`."
-        )
-    like_weight(gradient, "The gradient of ", "Was it replaced or cast through `.data`?")
+        raise refuse(f"is {gradient.layout}", "a dense or a COO tensor", "Try `.to_dense()`.")
+    _check_like(weight, gradient, refuse, "Was it replaced or cast through `.data`?")
     if gradient.layout == torch.sparse_coo:
         check_rows(key, weight, gradient)
-    _check_together(entry, parts, together, partial(refuse, advice=gone))
+    _check_together(entry, parts, together, lambda name: partial(_refuse, f"The state {name!r} of {where}"))
     for name in names:
-        slot, scales = entry.get(name), entry.get(scale_of(name))
-        of = f"The state {name!r} of "
-        if slot is None:
-            continue
-        if not isinstance(slot, Tensor) or slot.layout != torch.strided:
-            has = f"is {slot.layout}" if isinstance(slot, Tensor) else f"is of type {type(slot).__name__}"
-            raise refuse(of, has, "a dense tensor", gone)
-        like_weight(slot, of, gone, integers=True)
-        to_write(slot, of)
-        if slot.dtype == torch.int8:
-            beside = f"The state {scale_of(name)!r} of "
-            _check_scales(slot, scales, partial(refuse, beside, advice=gone))
-            _check_held(cast(Tensor, scales), partial(refuse, beside, *_FREED))
-        elif scales is not None:
-            raise refuse(
-                of, f"is {dtype_name(slot.dtype)} with scales", "int8 codes beside scales", "Were they cast?"
+        if (slot := entry.get(name)) is not None:
+            scales = entry.get(scale_of(name))
+            refuse, refuse_scales = (
+                partial(_refuse, f"The state {one!r} of {where}") for one in (name, scale_of(name))
             )
+            _check_slot(weight, slot, scales, refuse, refuse_scales)
     rest = entry.get(REST)
+    refuse = partial(_refuse, f"The state {REST!r} of {where}")
     if isinstance(rest, Tensor) and rest.shape == weight.shape and rest.layout == torch.strided:
-        _check_held(rest, partial(refuse, f"The state {REST!r} of ", *_FREED))
-        to_write(rest, f"The state {REST!r} of ")
+        _check_held(rest, refuse)
+        _check_apart(rest, refuse)
     elif rest is not None:
         has = _short(rest) if isinstance(rest, Tensor) else f"is of type {type(rest).__name__}"
-        raise refuse(f"The state {REST!r} of ", has, f"a dense tensor of shape {tuple(weight.shape)}", gone)
+        raise refuse(has, f"a dense tensor of shape {tuple(weight.shape)}", _GONE)
 
 
-_FREED = "has memory for fewer numbers than its shape", "room for all", "Was its storage freed or resized?"
+Refuse = Callable[[str, str, str], ValueError]
+"""What a tensor has, what it needs, what to try."""
 
 
-_SHARED = "has numbers that share memory", "memory of its own for each", "Try `.data = .data.clone()`."
+def _refuse(what: str, has: str, needs: str, advice: str) -> ValueError:
+    return ValueError(f"{what}, {has}; it needs {needs}. {advice}")
+
+
+def _check_weight(weight: Tensor, refuse: Refuse) -> None:
+    if weight.layout != torch.strided or not _has_numbers(weight):
+        kind = f"is {dtype_name(weight.dtype)}, {weight.layout}"
+        raise refuse(kind, _numbers_of("real"), "Cast it, or freeze it.")
+    _check_held(weight, refuse)
+    _check_apart(weight, refuse)
+
+
+def _check_apart(tensor: Tensor, refuse: Refuse) -> None:
+    """Refuse to write to numbers that share memory."""
+    if not apart(tensor):
+        shared = "has numbers that share memory"
+        raise refuse(shared, "memory of its own for each", "Try `.data = .data.clone()`.")
+
+
+def _check_like(weight: Tensor, tensor: Tensor, refuse: Refuse, advice: str, integers: bool = False) -> None:
+    """Refuse a tensor that does not lie beside the weight, number by number."""
+    fits = (tensor.shape, tensor.device) == (weight.shape, weight.device)
+    kind = _has_numbers(tensor) or (integers and tensor.dtype == torch.int8)
+    if not fits or not kind or tensor.is_complex() != weight.is_complex():
+        numbers = _numbers_of("complex" if weight.is_complex() else "real")
+        raise refuse(_short(tensor), f"shape {tuple(weight.shape)} on {weight.device} and {numbers}", advice)
+    _check_held(tensor, refuse)
+
+
+def _check_slot(weight: Tensor, slot: Any, scales: Any, refuse: Refuse, refuse_scales: Refuse) -> None:
+    if not isinstance(slot, Tensor) or slot.layout != torch.strided:
+        has = f"is {slot.layout}" if isinstance(slot, Tensor) else f"is of type {type(slot).__name__}"
+        raise refuse(has, "a dense tensor", _GONE)
+    _check_like(weight, slot, refuse, _GONE, integers=True)
+    _check_apart(slot, refuse)
+    if slot.dtype == torch.int8:
+        _check_scales(slot, scales, refuse_scales)
+    elif scales is not None:
+        has = f"is {dtype_name(slot.dtype)} with scales"
+        raise refuse(has, "int8 codes beside scales", "Were they cast?")
+
+
+_GONE = "Was it replaced, or the weight's `.data`? `optimizer.state.clear()` starts the state anew."
 
 
 def _check_together(
     entry: Mapping[str, Any],
     parts: Mapping[str, Part],
     together: Sequence[str],
-    refuse: Callable[[str, str, str], ValueError],
+    refuse: Callable[[str], Refuse],
 ) -> None:
     """Refuse a count or scalar that is none, and state that is there in part: the rest would start at another step."""
     for name in together:
@@ -221,14 +253,14 @@ def _check_together(
         fits = is_count(number) if one.kind == "count" else one.low <= number <= one.high
         if not (fits and math.isfinite(number)):
             needs = "a whole number ≥ 0" if one.kind == "count" else one.domain
-            raise refuse(f"The state {name!r} of ", f"is {value!r}", needs)
+            raise refuse(name)(f"is {value!r}", needs, _GONE)
     there = [name for name in together if entry.get(name) is not None]
     if there == ["step"] and not _number(entry["step"]):
         return  # a count that waits for the first step
     for name in together if there else ():
         if name not in there:
             beside = ", ".join(map(repr, there))
-            raise refuse(f"The state {name!r} of ", "is missing", f"its own numbers beside {beside}")
+            raise refuse(name)("is missing", f"its own numbers beside {beside}", _GONE)
 
 
 def _number(value: Any) -> float:
@@ -243,19 +275,22 @@ def _numbers_of(field: str) -> str:
     return f"{field} numbers, one of {names}"
 
 
-def _check_held(tensor: Tensor, refusal: Callable[[], ValueError]) -> None:
+def _check_held(tensor: Tensor, refuse: Refuse) -> None:
     if in_memory(tensor) and not held(tensor):
-        raise refusal()
+        has = "has memory for fewer numbers than its shape"
+        raise refuse(has, "room for all", "Was its storage freed or resized?")
 
 
-def _check_scales(codes: Tensor, scales: Any, refuse: Callable[[str, str], ValueError]) -> None:
+def _check_scales(codes: Tensor, scales: Any, refuse: Refuse) -> None:
     blocks = -(-codes.numel() // BLOCK)
     needs = f"{blocks} scales, contiguous float32 on {codes.device}"
     if not isinstance(scales, Tensor):
-        raise refuse("is missing" if scales is None else f"is of type {type(scales).__name__}", needs)
+        has = "is missing" if scales is None else f"is of type {type(scales).__name__}"
+        raise refuse(has, needs, _GONE)
     fits = (scales.layout, scales.dtype, scales.device) == (torch.strided, torch.float32, codes.device)
     if not fits or scales.numel() != blocks or not scales.is_contiguous():
-        raise refuse(_short(scales), needs)
+        raise refuse(_short(scales), needs, _GONE)
+    _check_held(scales, refuse)
 
 
 def check_rows(key: int, weight: Tensor, gradient: Any) -> None:

@@ -92,7 +92,9 @@ def norm_of(
     NaN or infinite if one of their numbers is.
     """
     squares = [norm.square(table, workers) for table in tables]
-    squares += [_scaled_norm(gradient) ** 2 for gradient in others]
+    squares += [
+        size * size for size in map(_scaled_norm, others)
+    ]  # `** 2` would raise where the square overflows
     total = math.sqrt(sum(squares))
     if 1e-140 < total < math.inf:
         return total

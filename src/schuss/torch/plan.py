@@ -418,7 +418,8 @@ class Plan:
             with torch.no_grad():
                 threads.together([*actions, *_copying(others.back)])
                 for one in others.whole:
-                    count = partial(ledger.__setitem__, one.item.member, np.array(one.remembered))
+                    place = one.item.member, slice(len(one.remembered))
+                    count = partial(ledger.__setitem__, place, np.array(one.remembered))
                     threads.together([*one.writing(), count])
         else:
             threads.together(actions)

@@ -12,9 +12,9 @@ from schuss.lab.diagnose import Effort, advise, costs, effort, measure, render
 from schuss.lab.diagnose.measure import Conditioning, Diagnosis, Directions, Look, Speed
 from schuss.lab.diagnose.page import needle
 from schuss.lab.entries import find
-from schuss.lab.protocol.run import train
 from schuss.lab.tasks import load
 from schuss.lab.tasks.task import Task
+from schuss.lab.training.train import train
 
 
 @pytest.fixture(scope="module")

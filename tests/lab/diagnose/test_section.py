@@ -6,8 +6,8 @@ import pytest
 
 from schuss.lab.diagnose.section import curvature_of
 from schuss.lab.entries import find
-from schuss.lab.protocol.budget import Budget
-from schuss.lab.protocol.race import race
+from schuss.lab.racing.budget import Budget
+from schuss.lab.racing.race import race
 from schuss.lab.schedules import schedule
 from schuss.lab.tasks import load
 

@@ -15,9 +15,15 @@ from schuss.lab.entries import DEFAULT, find
 from schuss.lab.ladder import climb
 from schuss.lab.ladder import render as render_range
 from schuss.lab.landscape import growth, on_surface, render, render_model, surface, taylor_model
-from schuss.lab.pages import png
 from schuss.lab.tasks import load
 from schuss.schedules.words import parse
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+FLAGS = (
+    "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking "
+    "disable-component-update disable-sync disable-dev-shm-usage hide-scrollbars use-angle=swiftshader "
+    "enable-unsafe-swiftshader"
+)
 
 LISTEN = """<head><script>
 window.wrong = [];
@@ -62,13 +68,15 @@ slider.value = 5;
 slider.dispatchEvent(new Event("input"));
 await wait(300);
 found.told = document.querySelector("[data-scene] output").textContent;
+found.buttons = [...plot.querySelectorAll(".modebar-btn")].map((button) => button.dataset.title);
+found.picture = (await Plotly.toImage(plot, { format: "png" })).slice(0, 22);
 """
 
 
 @pytest.fixture
 def act(tmp_path):
     """`act(page, script)`: what a script finds in a page that Chromium has open."""
-    program = next((found for name in png.BROWSERS if (found := shutil.which(name))), None)
+    program = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if program is None:
         pytest.skip("no Chromium is installed here, so the page cannot be opened")
 
@@ -77,7 +85,7 @@ def act(tmp_path):
         page = page.replace("<head>", LISTEN, 1)
         head, _, tail = page.rpartition("</body>")
         file.write_text(head + ACT % script + tail, encoding="utf-8")
-        flags = [f"--{flag}" for flag in png.FLAGS.split()]
+        flags = [f"--{flag}" for flag in FLAGS.split()]
         flags += [
             f"--user-data-dir={tmp_path}/profile",
             "--virtual-time-budget=20000",
@@ -105,6 +113,8 @@ def test_the_slider_moves_every_path(act):
     assert found["whole"] == [21, 21]
     assert found["short"] == [6, 6]
     assert found["told"] == "step 5 of 20"
+    assert found["buttons"] == ["Download plot as a PNG"]
+    assert found["picture"] == "data:image/png;base64,"
     assert found["levels"][0] > 10
     assert found["after"] == found["levels"][0]  # drawn again in the other colours
     assert found["levels"] == [found["levels"][0]] * 3  # neither the slider nor ▶ takes the landscape away

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from schuss.lab.entries import find
-from schuss.lab.landscape import STORIES, SURFACES, figure, on_network, on_surface, render, story, surface
+from schuss.lab.landscape import STORIES, SURFACES, on_network, on_surface, render, story, surface
 from schuss.lab.landscape.networks import random_walk_shares
 from schuss.lab.landscape.surfaces import heights_on, value_at
-from schuss.lab.landscape.target import is_surface, task_of
+from schuss.lab.landscape.target import is_surface
 from schuss.lab.landscape.trails import LADDER, given, tuned, walk
 from schuss.lab.tasks import load
 from schuss.torch import SGD
@@ -149,24 +149,10 @@ def test_the_page_needs_nothing_else(digits):
     assert 'http-equiv="Content-Security-Policy" content="default-src \'none\'' in page
 
 
-def test_the_figure_is_plain_data():
-    found = figure(on_surface(surface("rosenbrock"), [find("sgd")], 20, lr=1e-3))
-    assert [trace["type"] for trace in found["data"]] == ["contour"] + 4 * ["scatter"]
-    path, start, head, minimum = found["data"][1:]
-    assert len(path["x"]) == 21
-    assert (start["x"], start["y"]) == ([-1.2], [1.0])
-    assert (head["x"][0], head["y"][0]) == (path["x"][-1], path["y"][-1])
-    assert (minimum["x"], minimum["y"]) == ([1.0], [1.0])
-    assert (
-        "(1 − x)² + 100 (y − x²)², from (−1.2, 1), 20 steps" in found["layout"]["title"]["subtitle"]["text"]
-    )
-
-
 def test_x_and_y_have_one_scale_where_the_window_allows():
     for spec, same in (("quadratic:kappa=50", True), ("quadratic:kappa=10000", False)):
         scene = on_surface(surface(spec), [find("sgd")], 2, lr=1e-5)
         assert scene.to_scale is same
-        assert ("scaleanchor" in figure(scene)["layout"]["yaxis"]) is same
         assert ("different scales" in render([scene], "schuss landscape")) is not same
 
 
@@ -231,7 +217,7 @@ def test_targets(tmp_path):
     file = tmp_path / "task.py"
     file.write_text("from schuss.lab.tasks import load\nTASK = load('diabetes')\n")
     assert not is_surface(f"{file}:TASK")
-    assert task_of(str(file)).name == task_of(f"{file}:TASK").name == "diabetes"
+    assert load(str(file)).name == load(f"{file}:TASK").name == "diabetes"
     assert set(STORIES) == {"jitter", "momentum", "saddle", "noise", "adagrad", "restarts"}
 
 
@@ -244,7 +230,7 @@ def test_a_plane_says_its_memory_and_refuses_what_is_not_there(monkeypatch):
     cost = network_cost(*asked, lr=0.02)
     assert cost.bytes == 8 * (8 * 41 + 4) * 4810
     assert cost.seconds > 0
-    monkeypatch.setattr(memory, "available", lambda device: 12_000_000)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 12_000_000)
     monkeypatch.setattr(memory, "ROOM", 0)
     monkeypatch.setattr(networks, "training", lambda *_: pytest.fail("trained before the memory was checked"))
     with pytest.raises(MemoryError, match=r"a plane through 2 runs needs 332 vectors .*0\.0128 GB.*fewer"):
@@ -253,7 +239,7 @@ def test_a_plane_says_its_memory_and_refuses_what_is_not_there(monkeypatch):
 
 def test_a_filter_direction_has_the_length_of_each_row():
     from schuss.lab.landscape import networks
-    from schuss.lab.landscape.training import flat
+    from schuss.lab.training.moments import flat
 
     torch.manual_seed(0)
     model = torch.nn.Linear(5, 3).double()

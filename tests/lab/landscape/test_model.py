@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from schuss.lab.entries import find
-from schuss.lab.landscape import growth, model_figure, on_surface, render_model, surface, taylor_model
+from schuss.lab.landscape import growth, on_surface, render_model, surface, taylor_model
 from schuss.lab.landscape.growth import Cost, Time
 
 
@@ -90,8 +90,6 @@ def test_the_page_says_what_is_a_guess():
     assert "≈ 1.0 ms" in page
     assert "≈ 100 µs" not in page
     assert "240.0 B" in page
-    figure = model_figure(taylor_model(surface("himmelblau")))
-    assert [trace.get("name") for trace in figure["data"]][1:3] == ["model", "trust region"]
 
 
 def test_methods_of_curvature_walk_with_their_own_step():

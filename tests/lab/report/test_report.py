@@ -11,7 +11,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from schuss.lab.pages.words import interval
-from schuss.lab.report import render
+from schuss.lab.report import render, schema
 from schuss.lab.report.bands import bands
 
 SECTIONS = ["verdict", "ranking", "budget", "convergence", "basin", "targets", "textbooks", "settings"]
@@ -85,7 +85,6 @@ def conforms(value, kind, where="report"):
 
 class TestText:
     def test_the_example_is_a_report(self, example, two_tasks):
-        schema = pytest.importorskip("schuss.lab.report.schema", reason="the schema is written elsewhere")
         conforms(example, schema.Report)
         conforms(two_tasks, schema.Report)
 
@@ -133,10 +132,12 @@ class TestText:
     def test_ties_are_marked(self, example):
         tied = json.loads(json.dumps(example))
         task = tied["tasks"][0]
-        task["ranking"][1] |= {"rank": 1, "tied": True}
+        before = sum(row["tied"] for row in task["ranking"])
+        assert render(example).count('class="equals"') == before == 6
+        task["ranking"][0] |= {"tied": True}
         task["verdict"]["comparisons"][0] |= {"verdict": "tie", "seeds_needed": 14, "settles_as": "equal"}
         found = render(tied)
-        assert found.count('class="equals"') == 1
+        assert found.count('class="equals"') == before + 1
         assert "about 14 further seeds would show that no gap counts" in found
 
     def test_a_verdict_that_the_test_split_contradicts_is_flagged(self, example):
@@ -151,7 +152,7 @@ class TestText:
     def test_says_what_the_intervals_are_over(self, example, page):
         text = " ".join(" ".join(Outline(page).text).split())
         assert example["tasks"][0]["verdict"]["headline"] in text
-        assert "The intervals are over seeds." in text
+        assert "The intervals are over 5 training seeds on one validation split" in text
         assert "the interval of the median (95 % or more; 94 % with five seeds)" in text
         assert "at most one race in twenty puts anybody behind the leader" in text
 
@@ -300,7 +301,8 @@ class TestInChromium:
         assert opened.run(f"{page}.open")
         text = opened.run(f"{page}.textContent")
         assert run["error"] in text
-        assert f"--run {run['run']}" in text
+        (command,) = [each["command"] for each in example["tasks"][0]["runs"] if each["id"] == run["run"]]
+        assert command in text
         assert opened.run(f"{page}.querySelectorAll('.scatterlayer .trace').length") == 2
         assert opened.complaints() == []
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from schuss.curvature import hvp
-from schuss.lab.landscape.training import sample
-from schuss.lab.protocol.run import first_step
 from schuss.lab.tasks.data import size as size_of
 from schuss.lab.tasks.task import Task
+from schuss.lab.training.moments import sample
+from schuss.lab.training.run import first_step
 
 EXAMPLES = 512  # of the sample on which curvature is measured, at most
 BATCHES = 8  # of the task's own that it holds, if that is less and a product is dear: examples may be large

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import copy
 import math
-import random
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -41,14 +39,15 @@ from schuss.curvature import (
 from schuss.errors import refusal
 from schuss.lab.diagnose.effort import RUNGS, SECONDS, Effort, affordable
 from schuss.lab.entries import Entry
-from schuss.lab.ladder.climb import climb
+from schuss.lab.ladder.range_test import climb
 from schuss.lab.landscape.trails import said
-from schuss.lab.landscape.training import sample, training
 from schuss.lab.schedules import schedule as planned
 from schuss.lab.tasks.data import Batch, Rows
 from schuss.lab.tasks.data import size as size_of
 from schuss.lab.tasks.task import Task
+from schuss.lab.training.moments import Moment, sample, training
 from schuss.newton.base import CurvatureOptimizer
+from schuss.randomness import preserved
 
 Array = NDArray[np.float64]
 Found = TypeVar("Found")
@@ -242,68 +241,26 @@ def measure(
     steps = min(horizon, CURVED if curved else horizon, steps or min(300, max(50, horizon // 10)))
     rate = None if schedule == "constant" else planned(schedule, chosen["lr"], horizon)
     attempt = _Attempts(progress)
-    with _generators_put_back():
+    with preserved():
         effort = affordable(task, steps, budget, seed)
         if begun is not None:
             begun(effort)
         held = sample(task, effort.examples)
-        stops = {round(k * steps / (effort.looks - 1)) for k in range(effort.looks)}
-        looks: list[Look] = []
-        noises: list[NoiseScale | None] = [None, None]
-        model = optimizer = ladder = sparsity = None
-        last, adaptive = -1, False
-        for moment in training(task, entry, chosen, steps, seed, rate):
-            model, optimizer, last = moment.model, moment.optimizer, moment.step
-            if moment.step == 0:
-                adaptive = _adaptive(optimizer)
-                if curved:
-                    attempt.missing["learning rates"] = (
-                        f"{entry.name} has none: its lr is a share of its own step."
-                    )
-                else:
-                    ladder = attempt(
-                        "learning rates",
-                        lambda: climb(
-                            *(task, entry),
-                            steps=RUNGS,
-                            sweeps=effort.sweeps,
-                            seed=seed,
-                            progress=attempt.tick,
-                        ),
-                    )
-                sparsity = attempt(
-                    "sparsity", lambda m=model: gradient_sparsity(m, task.loss, next(task.stream(seed)))
-                )
-                noises[0] = attempt(
-                    "gradient noise at the start", lambda m=model: _noise(task, m, seed, effort, attempt)
-                )
+        stops = {round(k * steps / (effort.looks - 1)) for k in range(1, effort.looks)}
+        moments = training(task, entry, chosen, steps, seed, rate)
+        moment = next(moments)
+        start = _at_start(task, entry, moment, seed, effort, attempt)
+        looks = [_look(task, held, moment, effort, attempt)]
+        for moment in moments:
             if moment.step in stops:
-                looks.append(_look(task, held, moment.step, model, optimizer, effort, attempt))
-        assert model is not None
-        assert optimizer is not None
-        if last < steps:
-            attempt.missing["the whole run"] = (
-                f"the loss was no longer finite after step {last}. Try a smaller --lr."
-            )
-            noises[1] = density = conditioning = directions = None
+                looks.append(_look(task, held, moment, effort, attempt))
+        end = _AtEnd()
+        if moment.step == steps:
+            end = _at_end(task, moment.model, held, looks[-1], seed, effort, attempt)
         else:
-            noises[1] = attempt(
-                "gradient noise at the end", lambda: _noise(task, model, seed + 1, effort, attempt)
+            attempt.missing["the whole run"] = (
+                f"the loss was no longer finite after step {moment.step}. Try a smaller --lr."
             )
-            density = attempt(
-                "spectrum",
-                lambda: spectrum(
-                    *(model, task.loss, held),
-                    probes=3,
-                    steps=effort.lanczos,
-                    points=200,
-                    progress=attempt.tick,
-                ),
-            )
-            conditioning = attempt(
-                "conditioning", lambda: _conditioning(task, model, held, density, looks[-1])
-            )
-            directions = attempt("directions", lambda: _directions(task, model, held, seed))
         speeds = attempt("speed", lambda: _speeds(task, entry, chosen, seed, attempt)) or ()
     return Diagnosis(
         task=task.name,
@@ -315,35 +272,87 @@ def measure(
         schedule=schedule,
         named=named or entry.name,
         data=data,
-        steps=max(last, 0),
+        steps=moment.step,
         seed=seed,
-        weights=sum(w.numel() for w in model.parameters() if w.requires_grad),
+        weights=sum(w.numel() for w in moment.model.parameters() if w.requires_grad),
         batch_size=task.batch_size,
         examples=size_of(held),
         has_data=task.train is not None,
         effort=effort,
         looks=tuple(looks),
-        adaptive=adaptive,
-        conditioning=conditioning,
-        density=density,
-        noise=(noises[0], noises[1]),
-        sparsity=sparsity,
-        directions=directions,
+        adaptive=start.adaptive,
+        conditioning=end.conditioning,
+        density=end.density,
+        noise=(start.noise, end.noise),
+        sparsity=start.sparsity,
+        directions=end.directions,
         speeds=speeds,
-        ladder=ladder,
+        ladder=start.ladder,
         missing=attempt.missing,
     )
 
 
-def _look(
-    task: Task,
-    held: Batch,
-    step: int,
-    model: nn.Module,
-    optimizer: Optimizer,
-    effort: Effort,
-    attempt: _Attempts,
-) -> Look:
+@dataclass(frozen=True)
+class _AtStart:
+    """What is measured before the first step."""
+
+    adaptive: bool
+    ladder: RangeTest | None
+    sparsity: GradientSparsity | None
+    noise: NoiseScale | None
+
+
+def _at_start(
+    task: Task, entry: Entry, moment: Moment, seed: int, effort: Effort, attempt: _Attempts
+) -> _AtStart:
+    model, ladder = moment.model, None
+    if entry.kind == "curvature":
+        attempt.missing["learning rates"] = f"{entry.name} has none: its lr is a share of its own step."
+    else:
+        ladder = attempt(
+            "learning rates",
+            lambda: climb(
+                *(task, entry), steps=RUNGS, sweeps=effort.sweeps, seed=seed, progress=attempt.tick
+            ),
+        )
+    return _AtStart(
+        _adaptive(moment.optimizer),
+        ladder,
+        attempt("sparsity", lambda: gradient_sparsity(model, task.loss, next(task.stream(seed)))),
+        attempt("gradient noise at the start", lambda: _noise(task, model, seed, effort, attempt)),
+    )
+
+
+@dataclass(frozen=True)
+class _AtEnd:
+    """What is measured after the last step; nothing of a run that did not get there."""
+
+    noise: NoiseScale | None = None
+    density: Spectrum | None = None
+    conditioning: Conditioning | None = None
+    directions: Directions | None = None
+
+
+def _at_end(
+    task: Task, model: nn.Module, held: Batch, look: Look, seed: int, effort: Effort, attempt: _Attempts
+) -> _AtEnd:
+    noise = attempt("gradient noise at the end", lambda: _noise(task, model, seed + 1, effort, attempt))
+    density = attempt(
+        "spectrum",
+        lambda: spectrum(
+            *(model, task.loss, held), probes=3, steps=effort.lanczos, points=200, progress=attempt.tick
+        ),
+    )
+    return _AtEnd(
+        noise,
+        density,
+        attempt("conditioning", lambda: _conditioning(task, model, held, density, look)),
+        attempt("directions", lambda: _directions(task, model, held, seed)),
+    )
+
+
+def _look(task: Task, held: Batch, moment: Moment, effort: Effort, attempt: _Attempts) -> Look:
+    model, optimizer, step = moment.model, moment.optimizer, moment.step
     tolerance = None if sum(w.numel() for w in model.parameters()) <= DENSE else TOLERANCE
     ends = attempt(
         f"curvature at step {step}",
@@ -504,15 +513,3 @@ def _timed(task: Task, entry: Entry, chosen: dict[str, float], seed: int, size: 
         task.loss(model, batch).backward()
         optimizer.step()
         yield time.perf_counter() - began
-
-
-@contextmanager
-def _generators_put_back() -> Generator[None]:
-    states: tuple[Any, Any] = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002 (a task may draw from it)
-    plain = random.getstate()
-    try:
-        yield
-    finally:
-        random.setstate(plain)
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002

@@ -16,9 +16,9 @@ from schuss.curvature import NoiseScale
 from schuss.lab.diagnose.advise import Advice, advise
 from schuss.lab.diagnose.measure import Diagnosis, Progress, caveat, measure
 from schuss.lab.entries import Entry
-from schuss.lab.protocol.work import quiet_process
 from schuss.lab.report.schema import Curvature
 from schuss.lab.tasks.task import Task
+from schuss.lab.training.quiet import quiet_process
 
 
 def curvature_of(

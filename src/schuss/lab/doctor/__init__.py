@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 from schuss.errors import refusal
+from schuss.lab.doctor.analytic import curvature, noise
 from schuss.lab.doctor.finding import Finding, judged
 from schuss.lab.doctor.machine import gpu, kept_kernels, processors
 from schuss.lab.doctor.quadratics import limits, rates
 from schuss.lab.doctor.steps import DTYPES, kernels, sparse_rows, threads
-from schuss.lab.doctor.truths import curvature, noise
 
 __all__ = ["DTYPES", "PARTS", "Finding", "examine"]
 

@@ -11,8 +11,8 @@ import torch
 import schuss.torch as front
 from schuss.compile import cache
 from schuss.compile.reference import Reference
-from schuss.compile.threads import available
 from schuss.lab.doctor.finding import Finding, judged
+from schuss.machine import cores
 from schuss.rules import TABLE
 
 
@@ -38,7 +38,7 @@ def kept_kernels() -> Iterator[Finding]:
 
 def processors() -> Iterator[Finding]:
     """How many threads a step may use."""
-    usable, there = available(), os.cpu_count() or 1
+    usable, there = cores(), os.cpu_count() or 1
     yield Finding("processors", "", f"{usable} usable of {there}", "note")
 
 

@@ -5,14 +5,14 @@ on_surface(surface, entries, steps)       optimizers on it, each at its best lea
 story("jitter")                           a picture that explains, with its claim measured
 on_network(task, entries, steps)          runs of a network on a plane through its weights
 network_cost(task, entries, steps)        the memory and the seconds that this takes
-render(scenes, command), figure(scene)    one HTML page; a figure for a picture
+render(scenes, command)                   one HTML page
 taylor_model(surface, at)                 the quadratic model at a point, and its steps
 growth()                                  what a step of each order costs as d grows
 """
 
 from schuss.lab.landscape.growth import growth
 from schuss.lab.landscape.networks import PlaneCost, network_cost, on_network
-from schuss.lab.landscape.page import figure, model_figure, render, render_model
+from schuss.lab.landscape.page import render, render_model
 from schuss.lab.landscape.scene import Scene, on_surface
 from schuss.lab.landscape.stories import STORIES, story
 from schuss.lab.landscape.surfaces import SURFACES, Surface, surface
@@ -27,9 +27,7 @@ __all__ = [
     "Surface",
     "TaylorModel",
     "Trail",
-    "figure",
     "growth",
-    "model_figure",
     "network_cost",
     "on_network",
     "on_surface",

@@ -30,10 +30,10 @@ from schuss.errors import refusal
 from schuss.lab.entries import Entry
 from schuss.lab.landscape.scene import Scene
 from schuss.lab.landscape.trails import Trail, said
-from schuss.lab.landscape.training import flat, put, sample, training
-from schuss.lab.protocol.run import first_step
 from schuss.lab.tasks.data import Batch, size
 from schuss.lab.tasks.task import Task
+from schuss.lab.training.moments import flat, put, sample, training
+from schuss.lab.training.run import first_step
 
 Array = NDArray[np.float64]
 
@@ -80,58 +80,91 @@ def on_network(
         said_so(entry.name)
         runs.append(_best(task, entry, steps, lr, seed, batch))
     said_so("the plane")
-    model, every = runs[0].model, torch.cat([run.weights for run in runs])
-    centre, axes = _principal(every) if plane == "pca" else _filters(model, runs[0].weights[-1], seed)
-    held = _held(every, axes)
-    # Principal directions follow a random walk; random directions hold no more of it than any others.
-    null = random_walk_shares([len(run.weights) for run in runs]) if plane == "pca" else (1 / n, 1 / n)
+    through = _plane_through(runs, plane, seed)
     trails, gaps = list[Trail](), list[Array]()
     for run in runs:
-        places = (run.weights - centre) @ axes.T / axes.square().sum(dim=1)
-        shadow = np.array([_loss(task, model, centre + p @ axes, batch) for p in places])
+        places = through.coordinates(run.weights)
+        shadow = np.array([through.loss(task, p, batch) for p in places])
         gaps.append(shadow - run.trail.values)
         trails.append(replace(run.trail, places=places.numpy()))
-    ends = ", ".join(
-        f"{t.name} {t.values[-1]:.3g} (on the plane {t.values[-1] + g[-1]:.3g})"
-        for t, g in zip(trails, gaps, strict=True)
-    )
-    worst = max(float(np.abs(gap).max()) for gap in gaps)
     xs, ys = _window(trails, plane)
     heights = np.array(
-        [[_loss(task, model, centre + x * axes[0] + y * axes[1], batch) for x in xs] for y in ys]
+        [[through.loss(task, torch.tensor((x, y), dtype=torch.float64), batch) for x in xs] for y in ys]
     )
-    lowest = min(0.0, float(np.nanmin(heights)))
-    facts = (
-        ("movement that the two directions hold", f"{held[0]:.0%} + {held[1]:.0%}"),
-        ("of pure random walks they would hold", f"{null[0]:.0%} + {null[1]:.0%}"),
-        ("largest loss gap between weights and plane", f"{worst:.3g}"),
-        ("weights", f"{n:,}".replace(",", "\u202f")),
-    )
-    directions = (
-        "the plane of their movement (PCA)"
-        if plane == "pca"
-        else f"two random filter-normalised directions round the end of {runs[0].trail.name}"
-    )
+    units = "weights' own units" if plane == "pca" else "filter lengths"
     return Scene(
         id="walk",
         title=task.name,
         lede=f"{task.description[:1].upper()}{task.description[1:]}: {steps} steps from one start (seed "
-        f"{seed}), drawn on "
-        f"{directions}. The loss is that of {size(batch)} training examples, in evaluation mode.",
-        found=f"Loss at the end: {ends}. The plane holds {sum(held):.0%} of the movement; of pure "
-        "random walks of this "
-        f"length it would hold {sum(null):.0%}.",
+        f"{seed}), drawn on {through.words}. The loss is that of {size(batch)} training examples, in evaluation mode.",
+        found=_found(trails, gaps, through),
         how=_how(lr),
         xs=xs,
         ys=ys,
         heights=heights,
-        lowest=lowest,
+        lowest=min(0.0, float(np.nanmin(heights))),
         trails=tuple(trails),
-        axes=("first direction, weights' own units", "second direction, weights' own units")
-        if plane == "pca"
-        else ("first direction, filter lengths", "second direction, filter lengths"),
+        axes=(f"first direction, {units}", f"second direction, {units}"),
         unit="loss",
-        facts=facts,
+        facts=_facts(gaps, through, n),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Plane:
+    """Two directions through a place in the space of weights.
+
+    `held` is the share of the runs' movement along each, `null` that of a pure random walk's.
+    """
+
+    model: nn.Module
+    centre: Tensor
+    axes: Tensor
+    held: tuple[float, float]
+    null: tuple[float, float]
+    words: str
+
+    def coordinates(self, weights: Tensor) -> Tensor:
+        """The places of some weights on it."""
+        return (weights - self.centre) @ self.axes.T / self.axes.square().sum(dim=1)
+
+    def loss(self, task: Task, at: Tensor, batch: Batch) -> float:
+        """The loss at a place on it."""
+        return _loss(task, self.model, self.centre + at @ self.axes, batch)
+
+
+def _plane_through(runs: list[_Run], plane: str, seed: int) -> _Plane:
+    model, every = runs[0].model, torch.cat([run.weights for run in runs])
+    if plane == "pca":
+        centre, axes = _principal(every)
+        null = random_walk_shares([len(run.weights) for run in runs])
+        words = "the plane of their movement (PCA)"
+    else:
+        centre, axes = _filters(model, runs[0].weights[-1], seed)
+        # Principal directions follow a random walk; random directions hold no more of it than any others.
+        null = (1 / every.shape[1], 1 / every.shape[1])
+        words = f"two random filter-normalised directions round the end of {runs[0].trail.name}"
+    return _Plane(model, centre, axes, _held(every, axes), null, words)
+
+
+def _facts(gaps: list[Array], through: _Plane, weights: int) -> tuple[tuple[str, str], ...]:
+    return (
+        ("movement that the two directions hold", f"{through.held[0]:.0%} + {through.held[1]:.0%}"),
+        ("of pure random walks they would hold", f"{through.null[0]:.0%} + {through.null[1]:.0%}"),
+        ("largest loss gap between weights and plane", f"{max(float(np.abs(g).max()) for g in gaps):.3g}"),
+        ("weights", f"{weights:,}".replace(",", "\u202f")),
+    )
+
+
+def _found(trails: list[Trail], gaps: list[Array], through: _Plane) -> str:
+    """What was measured, in words."""
+    ends = ", ".join(
+        f"{t.name} {t.values[-1]:.3g} (on the plane {t.values[-1] + g[-1]:.3g})"
+        for t, g in zip(trails, gaps, strict=True)
+    )
+    return (
+        f"Loss at the end: {ends}. The plane holds {sum(through.held):.0%} of the movement; of pure random walks "
+        f"of this length it would hold {sum(through.null):.0%}."
     )
 
 

@@ -1,13 +1,11 @@
-"""Pages that look alike: one frame, the report's style, light and dark, and a picture of any of them.
+"""Pages that look alike: one frame, the report's style, light and dark.
 
 page(...)             a template of one room inside the shared frame: one HTML file that needs nothing else
-picture(...)          a Plotly figure as a PNG file
 write(path, ...)      a file, whole or not at all
 check_writable(...)   whether it could be, before long work
 """
 
+from schuss.lab.pages.atomic_write import check_writable, write
 from schuss.lab.pages.frame import page
-from schuss.lab.pages.keep import check_writable, write
-from schuss.lab.pages.png import picture
 
-__all__ = ["check_writable", "page", "picture", "write"]
+__all__ = ["check_writable", "page", "write"]

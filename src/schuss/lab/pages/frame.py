@@ -12,7 +12,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from schuss.lab.pages import words
-from schuss.newton.cost import human_bytes, human_seconds
+from schuss.units import human_bytes, human_seconds
 
 HERE = Path(__file__).parent / "templates"
 FILTERS: dict[str, Any] = {

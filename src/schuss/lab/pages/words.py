@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from math import floor, isfinite, log10
 from typing import Any
 
+from schuss.units import in_unit
+
 NARROW = "\u202f"  # no-break space between groups of digits
 UNBROKEN = "\u00a0"
 MINUS = "\u2212"
@@ -77,8 +79,8 @@ def duration(seconds: float | None) -> str:
     """
     if seconds is None or not isfinite(seconds):
         return "–"
-    unit, size = ("s", 1.0) if seconds >= 1 else ("ms", 1e-3) if seconds >= 1e-3 else ("µs", 1e-6)
-    return f"{number(seconds / size, 3)}{NARROW}{unit}"
+    count, unit = in_unit(seconds, longest=1)
+    return f"{number(count, 3)}{NARROW}{unit}"
 
 
 def percent(share: float) -> str:

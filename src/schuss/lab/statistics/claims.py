@@ -153,100 +153,121 @@ def match(
     return Matched(average(picked[0]), average(picked[1]), used)
 
 
+@dataclass(frozen=True)
+class _Comparison:
+    """A claim that one kind of run ends better than another, and what a race needs for it."""
+
+    id: str
+    claim: str
+    one: Kind
+    other: Kind
+    needs: str
+    same: Context = lambda run: _setting(run)
+    number: Number = lambda run: run.score
+
+
 def claims(
     runs: Sequence[RunNumbers], *, metric: str = "metric", lower_is_better: bool = True
 ) -> list[Claim]:
     """Return the ten claims, in the textbooks' order, on the reporting runs of one task."""
-    sign = 1.0 if lower_is_better else -1.0
-
-    def loss(x: float) -> float:
-        return float(as_losses(x, lower_is_better=lower_is_better))
-
-    def versus(
-        id: str, sentence: str, one: Kind, other: Kind, same: Context, needs: str, number: Number
-    ) -> Claim:
-        found = match(runs, one, other, same, lambda run: loss(number(run)))
-        if found is None:
-            return _untested(id, sentence, metric, needs)
-        interval = paired_interval(found.one, found.other)
-        threshold = smallest_gap_that_counts(found.one, found.other)
-        verdict = judge(interval, threshold)
-        means = (f"{_short(sign * float(np.mean(x)))}" for x in (found.one, found.other))
-        why = (
-            f"Mean {metric} {' against '.join(means)} over {interval.n} seeds; the advantage is "
-            f"{_span(interval)}, and one seed-sd, the least that counts, is {_short(threshold)}."
-            f"{_advice(interval, threshold, verdict)}"
-        )
-        return Claim(id, sentence, verdict, interval, metric, found.entries, found.ids, why)
-
-    def optimizers(id: str, sentence: str, one: str, other: str, number: Number) -> Claim:
-        return versus(id, sentence, _is(one), _is(other), _setting, f"the entries {one} and {other}", number)
-
-    def score(run: RunNumbers) -> float:
-        return run.score
-
-    usual = _first_schedule(runs, ("cosine", "linear", "step", "warmup+cosine"))
-    single = "cosine" if any(run.schedule == "cosine" for run in runs) else "constant"
+    compared = [
+        _compared(comparison, runs, metric, lower_is_better)
+        for comparison in (*_between_optimizers(), *_between_schedules(runs))
+    ]
+    momentum, nesterov, adagrad, generalization, *others = compared
     return [
-        optimizers("momentum-beats-sgd", "Momentum beats plain SGD.", "momentum", "sgd", score),
-        optimizers("nesterov-beats-momentum", "Nesterov beats momentum.", "nesterov", "momentum", score),
-        _adagrad(
-            optimizers(
-                "adagrad-rate-shrinks", "AdaGrad's rate shrinks too much.", "rmsprop", "adagrad", score
-            ),
-            runs,
-        ),
+        momentum,
+        nesterov,
+        _adagrad(adagrad, runs),
         _adam_first(runs),
-        _usual_eps(
-            optimizers(
-                "momentum-generalizes-better",
-                "SGD with momentum generalizes better than Adam.",
-                "momentum",
-                "adam",
-                lambda run: run.test if isfinite(run.test) else run.score,
-            ),
-            runs,
+        _usual_eps(generalization, runs),
+        *others,
+        _noisier_batches(runs),
+    ]
+
+
+def _compared(
+    comparison: _Comparison, runs: Sequence[RunNumbers], metric: str, lower_is_better: bool
+) -> Claim:
+    sign = 1.0 if lower_is_better else -1.0
+    id, sentence = comparison.id, comparison.claim
+
+    def loss(run: RunNumbers) -> float:
+        return float(as_losses(comparison.number(run), lower_is_better=lower_is_better))
+
+    found = match(runs, comparison.one, comparison.other, comparison.same, loss)
+    if found is None:
+        return _untested(id, sentence, metric, comparison.needs)
+    interval = paired_interval(found.one, found.other)
+    threshold = smallest_gap_that_counts(found.one, found.other)
+    verdict = judge(interval, threshold)
+    means = (f"{_short(sign * float(np.mean(x)))}" for x in (found.one, found.other))
+    why = (
+        f"Mean {metric} {' against '.join(means)} over {interval.n} seeds; the advantage is "
+        f"{_span(interval)}, and one seed-sd, the least that counts, is {_short(threshold)}."
+        f"{_advice(interval, threshold, verdict)}"
+    )
+    return Claim(id, sentence, verdict, interval, metric, found.entries, found.ids, why)
+
+
+def _between_optimizers() -> list[_Comparison]:
+    def entries(
+        id: str, claim: str, one: str, other: str, number: Number = lambda run: run.score
+    ) -> _Comparison:
+        return _Comparison(id, claim, _is(one), _is(other), f"the entries {one} and {other}", number=number)
+
+    return [
+        entries("momentum-beats-sgd", "Momentum beats plain SGD.", "momentum", "sgd"),
+        entries("nesterov-beats-momentum", "Nesterov beats momentum.", "nesterov", "momentum"),
+        entries("adagrad-rate-shrinks", "AdaGrad's rate shrinks too much.", "rmsprop", "adagrad"),
+        entries(
+            "momentum-generalizes-better",
+            "SGD with momentum generalizes better than Adam.",
+            "momentum",
+            "adam",
+            lambda run: run.test if isfinite(run.test) else run.score,
         ),
-        versus(
+        _Comparison(
             "adamw-beats-adam-l2",
             "AdamW beats Adam with L2.",
             _is("adamw"),
             lambda run: _plain(run.optimizer) == "adaml2" or (run.optimizer == "adam" and run.decayed),
-            _setting,
             "the entries adamw and adam with an L2 weight decay",
-            score,
         ),
-        versus(
+    ]
+
+
+def _between_schedules(runs: Sequence[RunNumbers]) -> list[_Comparison]:
+    usual = _first_schedule(runs, ("cosine", "linear", "step", "warmup+cosine"))
+    single = "cosine" if any(run.schedule == "cosine" for run in runs) else "constant"
+    return [
+        _Comparison(
             "schedule-beats-none",
             "A schedule beats none.",
             lambda run: run.schedule == usual,
             lambda run: run.schedule == "constant",
-            _optimizer,
             "one entry with the schedules constant and cosine",
-            score,
+            _optimizer,
         ),
-        versus(
+        _Comparison(
             "warmup-helps",
             "Warm-up helps.",
             lambda run: run.schedule.startswith("warmup"),
             lambda run: not run.schedule.startswith("warmup"),
+            "one entry with the same schedule with and without warm-up (cosine and warmup+cosine)",
             lambda run: (
                 *_optimizer(run),
                 run.schedule.removeprefix("warmup").removeprefix("+") or "constant",
             ),
-            "one entry with the same schedule with and without warm-up (cosine and warmup+cosine)",
-            score,
         ),
-        versus(
+        _Comparison(
             "restarts-help",
             "Cyclic restarts help.",
-            lambda run: run.schedule in ("cyclic", "restarts"),
+            lambda run: run.schedule == "restarts",
             lambda run: run.schedule == single,
+            "one entry with the schedules restarts and cosine",
             _optimizer,
-            "one entry with the schedules cyclic and cosine",
-            score,
         ),
-        _noisier_batches(runs),
     ]
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from schuss.errors import refusal
-from schuss.lab.names import TASKS, check_task
+from schuss.lab.files import UserCode
+from schuss.lab.names import TASKS, check_task, is_own
+from schuss.lab.tasks.own import own_task
 from schuss.lab.tasks.task import Task
 
 BUILT_IN = TASKS
@@ -20,12 +23,38 @@ def builder(name: str) -> Callable[..., Task]:
     return getattr(importlib.import_module(f"schuss.lab.tasks.{module}"), function)
 
 
+@dataclass(frozen=True)
+class Found:
+    """A task that was asked for, and where it comes from."""
+
+    task: Task
+    spec: str  # what names it on the command line
+    built_in: bool = False
+    files: Mapping[str, str] = field(default_factory=dict[str, str])  # the texts of the user's own
+    code: UserCode = field(default_factory=UserCode)  # the user's modules that have to travel with it
+
+
+def find(given: str | Path | Task, data: str | Path | None = None) -> Found:
+    """The task that is given, or that a spec names: a built-in one, or one in the user's file or module."""
+    if isinstance(given, Task):
+        return Found(given, given.name)
+    spec = str(given)
+    if spec.partition(":")[0] in TASKS or not is_own(spec):
+        return Found(_built_in(spec, None if data is None else Path(data)), spec, built_in=True)
+    task, loaded = own_task(spec)
+    return Found(task, spec, files=loaded.files, code=loaded.code)
+
+
 def load(spec: str, data: Path | None = None) -> Task:
-    """The task that a spec names: "digits", "digits:model=convnet", "quadratic:kappa=1000".
+    """The task that a spec names: "digits", "digits:model=convnet", "quadratic:kappa=1000", "my.py:task".
 
     >>> load("digits").metric_name
     'accuracy'
     """
+    return find(spec, data).task
+
+
+def _built_in(spec: str, data: Path | None) -> Task:
     name, _, settings = spec.partition(":")
     build = builder(name)
     known = inspect.signature(build).parameters

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from schuss.errors import refusal
+from schuss.lab.seeds import Strand, stable_seed
 
 Batch: TypeAlias = Any  # whatever the task's own loss understands: a tensor, a tuple, a dict, None
 
@@ -56,45 +57,20 @@ class Stream:
     fresh: Callable[[], Iterable[Batch]]
 
     def batches(self, batch_size: int, seed: int | None = None, epoch: int = 0) -> Iterator[Batch]:
-        """One epoch. Whatever draws from torch's or NumPy's global generators is pinned to (seed, epoch).
+        """One epoch. Whatever draws from torch's, NumPy's or Python's global generators is pinned to (seed, epoch).
 
         The generators are put back before each batch is handed on, so that training draws its own numbers.
         """
         numbers = stable_seed("stream", seed, epoch)
-        with _Pinned(numbers) as pinned:
+        with Strand(numbers) as strand:
             iterator = iter(self.fresh())
         while True:
-            with pinned:
+            with strand:
                 try:
                     batch = next(iterator)
                 except StopIteration:
                     return
             yield batch
-
-
-class _Pinned:
-    """A private strand of the global generators: entered, it goes on where it was left."""
-
-    def __init__(self, seed: int) -> None:
-        outer = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002 (a user's loader may draw from it)
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        self.inner = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
-        _restore(outer)
-
-    def __enter__(self) -> _Pinned:
-        self.outer = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
-        _restore(self.inner)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.inner = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
-        _restore(self.outer)
-
-
-def _restore(states: tuple[Tensor, Any]) -> None:
-    torch.set_rng_state(states[0])
-    np.random.set_state(states[1])  # noqa: NPY002
 
 
 def source(name: str, data: object) -> Rows | Stream:
@@ -139,16 +115,6 @@ def split(name: str, rows: Rows, shares: Sequence[float]) -> list[Rows]:
     order = torch.tensor(sorted(range(len(rows)), key=keys.__getitem__))
     ends = [round(sum(shares[: i + 1]) * len(rows)) for i in range(len(shares))]
     return [rows.subset(order[start:end].sort().values) for start, end in zip([0, *ends], ends, strict=False)]
-
-
-def stable_seed(*parts: object) -> int:
-    """A 63-bit seed that depends on these words alone, on every machine and in every process.
-
-    >>> stable_seed("shuffle", 0, 1) == stable_seed("shuffle", 0, 1) != stable_seed("shuffle", 1, 0)
-    True
-    """
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def leaves(batch: Batch) -> Iterator[Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from schuss.errors import refusal
-from schuss.lab.tasks.data import stable_seed
+from schuss.lab.seeds import stable_seed
 from schuss.lab.tasks.task import Task
 
 FLOOR = 1e-16

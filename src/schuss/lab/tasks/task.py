@@ -13,8 +13,6 @@ from torch import Tensor, arange, nn
 from schuss.errors import real, refusal, whole
 from schuss.lab.tasks.data import Batch, Rows, Stream, source, split
 
-SHARES = (0.70, 0.15, 0.15)  # train, validation, test, where nothing else was given
-
 
 @dataclass(frozen=True, kw_only=True)
 class Task:

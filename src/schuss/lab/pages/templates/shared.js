@@ -24,7 +24,7 @@ const schuss = (() => {
   const short = (x, digits = 4) => x === null || x === undefined ? "–"
     : minus(Math.abs(x) >= 1e6 || (x !== 0 && Math.abs(x) < 1e-4) ? x.toExponential(2) : String(Number(x.toPrecision(digits))));
   const pointer = matchMedia("(pointer: fine)").matches;
-  const CONFIG = { displayModeBar: false, responsive: true, showTips: false, doubleClick: "reset" };
+  const CONFIG = { modeBarButtons: [["toImage"]], displaylogo: false, responsive: true, showTips: false, doubleClick: "reset" };
   const axis = (given) => ({
     gridcolor: css("--grid"), linecolor: css("--line"), zerolinecolor: css("--line"), tickcolor: css("--line"),
     automargin: true, exponentformat: "power", ...given,

@@ -1,0 +1,106 @@
+"""Steps that a GPU takes or skips by itself: it alone knows the norm of gradients that lie there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from schuss.compile import device
+from schuss.compile.launch import Terms
+from schuss.rules import Rule
+from schuss.torch.gate import Gate
+from schuss.torch.hyperparameters import Hyperparameters
+from schuss.torch.kinds import Group
+from schuss.torch.plan import Plan
+
+Options = Callable[[Group, int, float], Terms]  # a group's, after so many steps, with gradients scaled so
+
+
+class DeviceSteps:
+    """The steps that a device has taken since it was asked to decide; the host learns of them later."""
+
+    def __init__(self, hyperparameters: Hyperparameters, gate: Gate, options: Options) -> None:
+        self.hyperparameters, self.gate, self.options = hyperparameters, gate, options
+        self.control: device.Control | None = None
+        self.begun: dict[int, int] = {}  # a group's steps before the device's first
+        self.groups: list[Group] = []
+
+    def forget(self) -> None:
+        """Leave the device, whose steps are settled."""
+        self.control, self.begun = None, {}
+
+    @property
+    def skipped(self) -> int:
+        """How many steps the device has left out, as far as is known."""
+        return self.control.skipped if self.control else 0
+
+    def take(self, plan: Plan, counts: Any, groups: list[Group], alone: bool, found: Any, given: Any) -> bool:
+        """Take the step as a GPU decides, where it alone knows whether it is taken; False if the host does.
+
+        `alone`: whether nobody else has a say, no other rank and no hand that has written over a schedule.
+        """
+        capturable = any(group.get("capturable") for group in groups)
+        asked = capturable or self.gate.measures or (found, given) != (None, None)
+        launches = plan.on_one_device() if asked and alone else None
+        if launches is None:
+            self._leave()
+            return False
+        self.groups = groups
+        if self.control is None or self.control.capturable != capturable:
+            self._leave()
+            self.control = device.Control(launches[0].device, capturable)
+        taken = self.control.taken
+        for group in groups:
+            self.begun.setdefault(id(group), group["step"] - taken)
+        torch.autograd.graph.increment_version(plan.weights)
+        self.control.step(
+            launches,
+            counts,
+            device.Ahead(self._key(), self._ahead),
+            max_norm=self.gate.defaults["max_norm"],
+            skip_nonfinite=self.gate.defaults["skip_nonfinite"],
+            grad_scale=given,
+            found_inf=found,
+        )
+        self._count(self.control.taken)
+        return True
+
+    def settle(self) -> None:
+        """Wait for the device, and learn which steps it has taken."""
+        if self.control is None:
+            return
+        self.control.settle(wait=True)
+        scheduled = [group for group in self.groups if group["schedules"]]
+        written = [(group, self.hyperparameters.written(group)) for group in scheduled]
+        self._count(self.control.taken)
+        for group, values in written:  # after the last step, whenever its count is learnt
+            group.update(values)
+
+    def _leave(self) -> None:
+        if self.control is not None:
+            self.settle()
+            self.gate.skipped += self.control.skipped
+            self.forget()
+
+    def _key(self) -> Any:
+        """What rules and options of steps to come follow from: equal as long as nothing was changed."""
+        return self.gate.defaults["seed"], [
+            (self.hyperparameters.key(group), group["ema_decay"], group["maximize"], self.begun[id(group)])
+            for group in self.groups
+        ]
+
+    def _ahead(self, taken: int) -> tuple[list[Rule], list[Terms]]:
+        """Rules and options, by group, of the step after so many that the device has taken."""
+        finished = [self.begun[id(group)] + taken for group in self.groups]
+        pairs = list(zip(self.groups, finished, strict=True))
+        rules = [self.hyperparameters.then(group, n) for group, n in pairs]
+        return rules, [self.options(group, n, 1.0) for group, n in pairs]
+
+    def _count(self, taken: int) -> None:
+        """Count the groups' steps, of which the device has taken so many."""
+        for group in self.groups:
+            if id(group) in self.begun:
+                group["step"] = self.begun[id(group)] + taken
+        self.hyperparameters.show(self.groups)
