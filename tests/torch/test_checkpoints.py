@@ -403,6 +403,18 @@ def test_other_shapes_are_refused_by_key(fresh, steps, noise):
     )
 
 
+@pytest.mark.parametrize("name", ["exp_avg", "step"])
+def test_state_without_numbers_is_refused(name):
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = schuss.torch.AdamW([weight])
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    saved["state"][0][name] = saved["state"][0][name].to("meta")
+    with pytest.raises(ValueError, match=f"'{name}' of weight 0"):
+        optimizer.load_state_dict(saved)
+
+
 def test_other_groups_are_refused(fresh):
     optimizer = schuss.torch.Adam(fresh())
     other = schuss.torch.Adam(fresh()[:2])

@@ -326,10 +326,10 @@ class Watching:
         self.count += 1
         better = ""
         if result["status"] == "finished":
-            loss, metric = result["curve"]["validation_loss"][-1], result["curve"]["metric"][-1]
+            loss = result["curve"]["validation_loss"][-1]
             leading = self.best.get(task)
             if leading is None or loss < leading[0]:
-                self.best[task] = loss, f"{run.contestant.name} {metric:.4g}"
+                self.best[task] = loss, f"{run.contestant.name} {loss:.4g}"
         better = "; ".join(f"{name}: {leader}" for name, (_, leader) in self.best.items())
         line = f"{self.name}, lowest loss so far: {better}" if better else self.name
         if self.bar is not None:

@@ -311,6 +311,16 @@ def fitted_group(
     return {**mine, **copy.deepcopy(taken), "step": max(counted_steps, steps)}
 
 
+def check_real(key: Any, entry: Entry, weight: Tensor) -> None:
+    """Refuse state that has a shape but no numbers, of a weight that has some."""
+    for name, value in entry.items():
+        if isinstance(value, Tensor) and value.is_meta and not weight.is_meta:
+            raise ValueError(
+                f"The checkpoint's {name!r} of weight {key} is on the meta device, where tensors have no numbers. Load "
+                "its file without map_location='meta'."
+            )
+
+
 def copied(entry: Entry, weight: Tensor, parts: Mapping[str, Part], block: int) -> Entry:
     """One weight's checked state, copied to the weight's device."""
     found: Entry = {}

@@ -82,6 +82,7 @@ class Loaded:
             if not entry:
                 continue
             kind = self.kinds.of(group)
+            checkpoints.check_real(key, entry, weight)
             about = checkpoints.weight_of(key, weight)
             missing = checkpoint.settle(kind.check.problems(about, entry, rule, saved.block), strict)
             lost += missing
