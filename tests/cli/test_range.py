@@ -19,7 +19,7 @@ def test_the_terminal_shows_each_sweep_and_the_page_is_there(tmp_path):
     assert "sgd on diabetes: loss by learning rate" in words
     assert "0.001 to 100" in words
     assert "The loss falls from lr" in words
-    assert "no measurement of stability" in words
+    assert "does not measure stability" in words
     page = out.read_text(encoding="utf-8")
     assert "Learning rates of sgd on diabetes" in page
     assert page.count("loss, sweep ") == 2

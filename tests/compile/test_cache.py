@@ -83,7 +83,7 @@ def test_a_folder_that_cannot_be_written_costs_one_warning():
     """Two kernels, one warning; it says where, why, and what to try."""
     errors = finish(start("/dev/null/x", (("float32", "float32"), FLOAT64)))
     assert errors.count("RuntimeWarning") == 1
-    assert "cannot be kept in /dev/null/x" in errors
+    assert "cannot be stored in /dev/null/x" in errors
     assert "Try setting SCHUSS_CACHE_DIR" in errors
 
 

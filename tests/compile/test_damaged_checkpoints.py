@@ -322,7 +322,7 @@ WHOLE = {
     ),
     "scales without codes": (
         lambda s: s["state"][0].update(exp_avg_scale=torch.ones(1)),
-        "'exp_avg_scale' of weight 0 are scales of codes, but 'exp_avg' of weight 0 is none",
+        "'exp_avg_scale' of weight 0 are scales of int8 codes, but 'exp_avg' of weight 0 is not int8",
     ),
     "lr text": (in_group(lr="fast"), r"param_groups\[0\]: lr='fast' is not a finite number"),
     "lr NaN": (in_group(lr=float("nan")), "lr=nan is not a finite number"),
@@ -392,9 +392,9 @@ def test_codes_in_blocks_of_another_size_than_their_scales_are_refused(size):
     subject = next(one for one in SUBJECTS if one.name == "int8")
     state = copy.deepcopy(checkpoint(Torch, subject))
     in_group(block_size=size)(state)
-    assert_refused(Torch(subject, steps=1), state, f"4200 codes in blocks of {size}, which need")
+    assert_refused(Torch(subject, steps=1), state, f"4200 int8 codes in blocks of {size}, which need")
     state = checkpoint(NumPy, subject) | {"block_size": np.array(size)}
-    assert_refused(NumPy(subject, steps=1), state, f"4200 codes in blocks of {size}, which need")
+    assert_refused(NumPy(subject, steps=1), state, f"4200 int8 codes in blocks of {size}, which need")
 
 
 def test_groups_with_blocks_of_different_sizes_are_refused():

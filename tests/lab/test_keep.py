@@ -114,7 +114,7 @@ def test_an_interrupt_while_the_picture_is_made_keeps_the_page(tmp_path, monkeyp
     arguments = [*COMMANDS["landscape"], "--out", str(out), "--png", str(tmp_path / "page.png")]
     found = CliRunner().invoke(command("landscape"), arguments)
     assert found.exit_code == 130
-    assert "page.html is whole, the picture is missing" in found.output.replace("\n", "")
+    assert "page.html is complete, the picture is missing" in found.output.replace("\n", "")
     assert "The landscape of beale" in out.read_text(encoding="utf-8")
 
 
@@ -124,5 +124,5 @@ def test_an_interrupted_examination_shows_what_it_found(monkeypatch):
     monkeypatch.setitem(PARTS, "noise", interrupt)
     found = CliRunner().invoke(command("doctor"), ["--only", "limits,noise"])
     assert found.exit_code == 130
-    assert "10 of 10 truths hold" in found.output
+    assert "10 of 10 known values hold" in found.output
     assert "Stopped before the end" in found.output

@@ -139,7 +139,7 @@ def without(*keys):
         (without("finished"), "has no 'finished'"),
         (without("b/step"), "has no 'b/step'"),
         (without("W/v"), "has no 'W/v'"),
-        (good() | {"W/q": np.ones(3)}, "has 'W/q', which is nothing that Adam keeps: that is m, p, step, v"),
+        (good() | {"W/q": np.ones(3)}, "has 'W/q', which Adam does not store: it stores m, p, step, v"),
         (good() | {"extra": np.ones(3)}, "has 'extra', which is nothing"),
         (good() | {"W/m": np.ones((3, 2))}, r"'W/(m|v)' has shape \((3, 2|2, 3)\)"),
         (good() | {"W/m": np.ones((2, 3), int)}, "'W/m'=.*int64.* is not of a dtype that state has"),

@@ -23,49 +23,90 @@ Examples:
   schuss landscape beale --optimizers adam,rmsprop --lr 0.05 --png beale.png
   schuss landscape hills.py:f --start 1,2 --window -3,3,-3,3
   schuss landscape rosenbrock --model --at 0,0 the Taylor model, its steps, and what they cost as d grows
-  schuss landscape --story all                 the six pictures that explain why optimizers differ
+  schuss landscape --story all                 six demonstrations of why optimizers differ
   schuss landscape --story saddle
   schuss landscape digits --optimizers sgd,adam a network: the plane of its trajectories
   schuss landscape my_task.py --plane filter   two random filter-normalised directions
 
 \b
 Functions: rosenbrock, himmelblau, saddle, beale, quadratic:kappa=K, FILE.py:function.
-Stories: jitter, momentum, saddle, noise, adagrad, restarts, all.
+Demonstrations: jitter, momentum, saddle, noise, adagrad, restarts, all.
 """
 
 ON_SURFACES, ON_NETWORKS = 200, 300
-WALKS = ("optimizers", "steps", "lr")
+TRAJECTORIES = ("optimizers", "steps", "lr")
 OF_NETWORKS = ("plane", "seed", "data")
 
 
 @click.command(epilog=EPILOG)
 @click.argument("target", required=False, metavar="[FUNCTION|TASK]")
-@click.option("--story", "names", help="Named pictures instead, comma-separated; or all.")
 @click.option(
-    "--optimizers", default="sgd,momentum,adagrad,rmsprop,adam", show_default=True, help="Who walks."
+    "--story",
+    "names",
+    help="Draw these demonstrations, separated by commas, or all.  [default: draw the FUNCTION or TASK]",
 )
-@click.option("--steps", type=click.IntRange(1), help=f"[default: {ON_SURFACES}; a network {ON_NETWORKS}]")
-@click.option("--lr", type=click.FloatRange(0, min_open=True), help="For all of them; searched if not given.")
-@click.option("--start", help="Where to start, as x,y.")
-@click.option("--window", help="What to look at, as x from,x to,y from,y to.")
 @click.option(
-    "--plane", type=click.Choice(["pca", "filter"]), default="pca", show_default=True, help="Of a network."
+    "--optimizers",
+    default="sgd,momentum,adagrad,rmsprop,adam",
+    show_default=True,
+    help="Entries whose trajectories are drawn, separated by commas.",
 )
-@click.option("--model", "taylor", is_flag=True, help="The quadratic Taylor model at a point, and its steps.")
-@click.option("--at", help="That point, as x,y.  [default: the start]")
 @click.option(
-    "--radius", type=click.FloatRange(0, min_open=True), help="Of its trust region.  [default: measured]"
+    "--steps",
+    type=click.IntRange(1),
+    help=f"Steps of every trajectory.  [default: {ON_SURFACES} on a function, {ON_NETWORKS} on a network]",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of a network's start.")
-@click.option("--data", type=click.Path(path_type=Path), help="Files for the task.")
+@click.option(
+    "--lr",
+    type=click.FloatRange(0, min_open=True),
+    help="Learning rate of every optimizer.  [default: the best of a search, for each]",
+)
+@click.option("--start", help="Start on a function, as x,y.  [default: the function's own]")
+@click.option(
+    "--window", help="Part of the plane to draw, as x from,x to,y from,y to.  [default: the function's own]"
+)
+@click.option(
+    "--plane",
+    type=click.Choice(["pca", "filter"]),
+    default="pca",
+    show_default=True,
+    help="Plane through a network's weights: pca of the trajectories, or two random filter-normalised directions.",
+)
+@click.option(
+    "--model",
+    "taylor",
+    is_flag=True,
+    help="Draw the quadratic Taylor model at a point, and its steps.  [default: off]",
+)
+@click.option("--at", help="Point of the Taylor model, as x,y.  [default: the start]")
+@click.option(
+    "--radius",
+    type=click.FloatRange(0, min_open=True),
+    help="Trust-region radius of the Taylor model.  [default: measured]",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Seed of a network's weights and batches.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="File or folder with the task's data.  [default: none]",
+)
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path("landscape.html"),
     show_default=True,
+    help="HTML report to write.",
 )
 @click.option(
-    "--png", type=click.Path(dir_okay=False, path_type=Path), help="Write the (first) picture here too."
+    "--png",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="PNG file to write the first picture to.  [default: none]",
 )
 def command(
     target: str | None,
@@ -84,7 +125,7 @@ def command(
     out: Path,
     png: Path | None,
 ) -> None:
-    """Draw where optimizers walk, step by step, on a function of two numbers or on a network's loss."""
+    """Draw the trajectories of optimizers, on a function of two numbers or on a network's loss."""
     if (target is None) == (names is None):
         raise click.UsageError(
             "Give a function or a task, or --story NAME. Try: schuss landscape --story all"
@@ -96,13 +137,17 @@ def command(
     repeat = f"schuss {' '.join(words)}"
     if names is not None:
         _leave_out(
-            "--story draws pictures with settings of their own", *WALKS, "start", "window", *OF_NETWORKS
+            "--story draws demonstrations with settings of their own",
+            *TRAJECTORIES,
+            "start",
+            "window",
+            *OF_NETWORKS,
         )
     if taylor:
-        _leave_out("--model draws no walks", *WALKS, *OF_NETWORKS)
+        _leave_out("--model draws no trajectories", *TRAJECTORIES, *OF_NETWORKS)
         if names is not None or window is not None:
             raise click.UsageError(
-                "--model draws one function in a window of its own: no --story, no --window."
+                "--model draws one function in a window of its own. Leave out --story and --window."
             )
         assert target is not None
         _model(console, target, at, start, radius, repeat, out, png)
@@ -127,7 +172,7 @@ def command(
     began = time.time()
     try:
         check_writable(out, png)
-        with console.status("Walking") as status:
+        with console.status("Training") as status:
             scenes: list[Scene]
             if names is not None:
                 scenes = [story(name.strip()) for name in (STORIES if names == "all" else names.split(","))]
@@ -158,13 +203,13 @@ def command(
                     scenes = [
                         on_network(
                             *(task, entries, length, lr, plane, seed),
-                            progress=lambda what: status.update(f"Walking: {what}"),
+                            progress=lambda what: status.update(f"Training: {what}"),
                         )
                     ]
         write(out, render(scenes, repeat))
         for scene in scenes:
             _show(console, scene)
-        console.print(f"Page: {out}", soft_wrap=True, highlight=False)
+        console.print(f"Report: {out}", soft_wrap=True, highlight=False)
         if png is not None:
             picture(figure(scenes[0]), png)
             console.print(f"Picture: {png}", soft_wrap=True, highlight=False)
@@ -185,7 +230,7 @@ def _leave_out(why: str, *names: str) -> None:
 def _stopped(console: Console, out: Path, began: float) -> NoReturn:
     """Say what an interrupt has left."""
     whole = out.is_file() and out.stat().st_mtime >= began
-    said = f"{out} is whole, the picture is missing" if whole else "nothing was written"
+    said = f"{out} is complete, the picture is missing" if whole else "nothing was written"
     console.print(f"Stopped: {said}.", soft_wrap=True, markup=False, highlight=False)
     sys.exit(130)
 
@@ -223,7 +268,7 @@ def _model(
     except KeyboardInterrupt:
         _stopped(console, out, began)
     steps = Table(title=f"{model.surface.name} at {model.at}", title_justify="left")
-    for head in ("step", "to", "length", "promised fall", "fall", "inside"):
+    for head in ("step", "to", "length", "predicted decrease", "decrease", "inside"):
         steps.add_column(head, justify="left" if head == "step" else "right")
     for step in model.steps:
         to = f"({step.end[0]:.4g}, {step.end[1]:.4g})"
@@ -233,14 +278,14 @@ def _model(
     console.print(model.found, markup=False, highlight=False)
     console.print(f"Trust region {model.radius:.3g}: {model.how}.", markup=False, highlight=False)
     table = Table(title="A step as d grows (~ extrapolated)", title_justify="left")
-    for head in ("d", "gradient", "product", "dense Newton", "its memory"):
+    for head in ("d", "gradient", "HVP", "dense Newton", "its memory"):
         table.add_column(head, justify="right")
     for cost in costs:
         times = (cost.gradient, cost.product, cost.dense)
         said = (("" if t.measured else "~ ") + human_seconds(t.seconds) for t in times)
         table.add_row(f"{cost.d:,}", *said, human_bytes(cost.dense_bytes))
     console.print(table)
-    console.print(f"Page: {out}", soft_wrap=True, highlight=False)
+    console.print(f"Report: {out}", soft_wrap=True, highlight=False)
     if png is not None:
         console.print(f"Picture: {png}", soft_wrap=True, highlight=False)
 

@@ -84,9 +84,9 @@ class Linear:
 class Sharpness:
     """The largest eigenvalue of the preconditioned Hessian, against the limit of the optimizer in use.
 
-    `value` and `limit` are in the same units; `dial` = value / limit is 1 at the edge of stability.
-    `largest_lr` is the largest stable rate at this sharpness, P frozen (of the group with the smallest limit;
-    the others in proportion).
+    `value` and `limit` are in the same units; `dial` = value / limit is the sharpness ratio, 1 at the edge of
+    stability. `largest_lr` is the largest stable learning rate at this sharpness, P frozen (of the group with the
+    smallest limit; the others in proportion).
     """
 
     value: float
@@ -98,7 +98,7 @@ class Sharpness:
 
     @property
     def dial(self) -> float:
-        """1 at the edge of stability, above it unstable."""
+        """The sharpness ratio, sharpness / limit: 1 at the edge of stability, above it unstable."""
         return self.value / self.limit
 
     def __float__(self) -> float:
@@ -108,14 +108,14 @@ class Sharpness:
     def __repr__(self) -> str:
         """One line."""
         return (
-            f"sharpness {self.value:.4g} of a bearable {self.limit:.4g}: {self.dial:.0%}; stable up to lr "
+            f"sharpness {self.value:.4g}, {self.dial:.0%} of the stability limit {self.limit:.4g}; stable up to lr "
             f"{self.largest_lr:.4g}"
         )
 
 
 @dataclass(frozen=True, eq=False)
 class StabilityLimit:
-    """What an optimizer's settings can bear.
+    """The stability limit of an optimizer's settings.
 
     `limit`: the largest stable eigenvalue of P^-½ (H + λ) P^-½, in loss per weight² (times the units of P for
     adaptive methods); for plain methods P is 1 and this is the largest stable sharpness. With several groups,
@@ -141,7 +141,7 @@ class StabilityLimit:
     def __repr__(self) -> str:
         """One line."""
         if math.isinf(self.limit):
-            return f"{self.optimizer} at lr {self.lr:g} is stable whatever the sharpness is"
+            return f"{self.optimizer} at lr {self.lr:g} is stable at every sharpness"
         of = "the preconditioned sharpness" if self.preconditioned else "the sharpness"
         return f"{self.optimizer} at lr {self.lr:g} is stable while {of} is below {self.limit:.6g}"
 
@@ -217,14 +217,14 @@ class StabilityLimit:
 
 
 def stability_limit(optimizer: torch.optim.Optimizer | schuss.numpy.Optimizer) -> StabilityLimit:
-    """The largest curvature that the optimizer's present settings and state can bear without diverging.
+    """The largest curvature at which the optimizer is stable with its present settings and state.
 
     Reads `param_groups` and `state` of torch.optim's and Schuss's SGD, ASGD, Adagrad, Adadelta, RMSprop,
     Adam, AdamW, NAdam, RAdam and Adamax, in low precision too; nothing is changed. Of an optimizer of
     `schuss.numpy` it knows the limit; the result's `sharpness` needs a torch model. Plain methods give a limit
     on the sharpness (2/lr for gradient descent), adaptive ones on the sharpness of P^-½ H P^-½ with P from
-    their state, which the result's `sharpness(model, loss, batch)` measures. `largest_lr(sharpness)` turns the
-    question round. The module's docstring has the formula and its proof.
+    their state, which the result's `sharpness(model, loss, batch)` measures. `largest_lr(sharpness)` is the
+    inverse. The module's docstring has the formula and its proof.
 
     Raises:
         ValueError: a method that is not linear in the gradient (Rprop and Lion use only its sign, so no
@@ -253,7 +253,7 @@ def stability_limit(optimizer: torch.optim.Optimizer | schuss.numpy.Optimizer) -
     weights: list[Tensor] = []
     for group, weight, state in _of_arrays(optimizer) if _is_numpy(optimizer) else _of_tensors(optimizer):
         if group.get("maximize"):
-            raise refusal("maximize", True, "False", "A method that climbs has no stable curvature.")
+            raise refusal("maximize", True, "False", "A method that maximizes has no stability limit.")
         methods.append(_checked(METHODS[name](group, state)))
         weights.append(weight)
     limit = min(method.limit for method in methods)

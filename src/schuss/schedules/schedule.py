@@ -1,7 +1,7 @@
 """What a schedule is: a pure function of the number of finished steps, and the ways to put several together.
 
 A schedule has no state, so that resuming is calling it with the step, and a longer horizon is a new schedule.
-A page states its formula once, for a number and for an array of numbers: the words `cos`, `floor`, `minimum`
+A schedule states its formula once, for a number and for an array of numbers: the words `cos`, `floor`, `minimum`
 ... come from `NUMBERS` or from the array's own namespace (the array API's `__array_namespace__`).
 """
 
@@ -31,12 +31,12 @@ NUMBERS: Any = SimpleNamespace(
 
 
 def between(start: float, end: float, gone: Any) -> Any:
-    """Where one is after the share `gone` of the way; exactly `start` at 0 and exactly `end` at 1."""
+    """The value after the fraction `gone` of the change; exactly `start` at 0 and exactly `end` at 1."""
     return (1 - gone) * start + gone * end
 
 
 def cosine(x: Any, xp: Any) -> Any:
-    """The share of the way gone at time x of [0, 1], slow at both ends: (1 − cos πx) / 2."""
+    """The fraction of the change made at time x of [0, 1], slow at both ends: (1 − cos πx) / 2."""
     return (1 - xp.cos(math.pi * x)) / 2
 
 
@@ -45,7 +45,7 @@ CURVES: dict[str, Callable[[Any, Any], Any]] = {
     "cosine": cosine,
     "sqrt": lambda x, xp: xp.sqrt(x),
 }
-"""The share of the way gone at time x of [0, 1], by the name of its shape."""
+"""The fraction of the change made at time x of [0, 1], by the name of its shape."""
 
 
 def curve(shape: str, known: tuple[str, ...] = tuple(CURVES)) -> Callable[[Any, Any], Any]:
@@ -162,7 +162,7 @@ def _bad_step(n: object) -> ValueError:
     return refusal("n", n, "a finite count of finished steps, 0 or more", "The first step is schedule(0).")
 
 
-# A page: what its parameters may be, and in which unit its lengths are said.
+# A schedule with parameters: what they may be, and in which unit its lengths are given.
 
 
 @dataclass(frozen=True)
@@ -193,12 +193,12 @@ Horizon = Annotated[
     float, Domain("a number of steps above 0", lambda v: v > 0, _LENGTH_ADVICE, is_length=True)
 ]
 UNSAID: Any = None
-"""The default of a parameter that the page works out, or must be told, when it is constructed."""
+"""The default of a parameter that is derived from others, or must be given, when the schedule is constructed."""
 
 
 @cache
 def _domains(page: type) -> dict[str, Domain]:
-    """Return the domain of each parameter of a page, read from its annotations."""
+    """Return the domain of each parameter of a schedule, read from its annotations."""
     hints = get_type_hints(page, include_extras=True)
     return {
         field.name: next(d for d in hints[field.name].__metadata__ if isinstance(d, Domain))
@@ -214,9 +214,9 @@ class Page(Schedule):
     | here              | units         | domain | meaning                                                 |
     | `steps`           | steps         | > 0    | where it ends; optional where the formula has no end    |
     | `epochs`          | epochs        | > 0    | `steps`, said in epochs                                 |
-    | `steps_per_epoch` | steps / epoch | > 0    | if given, *every* length of this page is said in epochs |
+    | `steps_per_epoch` | steps / epoch | > 0    | if given, *every* length given here is in epochs        |
 
-    Lengths are kept in steps, whatever they were said in, so `repr` and `==` know steps only.
+    Lengths are stored in steps, whatever unit they were given in, so `repr` and `==` know steps only.
     """
 
     _: KW_ONLY
@@ -225,7 +225,7 @@ class Page(Schedule):
     steps_per_epoch: InitVar[float | None] = None
 
     def __post_init__(self, epochs: float | None, steps_per_epoch: float | None) -> None:
-        """Bring the lengths to steps and check each parameter; a page adds what they must be together."""
+        """Bring the lengths to steps and check each parameter; a schedule adds what they must be together."""
         if (epochs is not None) and steps_per_epoch is None:
             raise TypeError(
                 f"epochs={epochs!r} needs steps_per_epoch, for example steps_per_epoch=len(loader)."

@@ -177,7 +177,7 @@ def check(key: int, weight: Tensor, gradient: Tensor, entry: Mapping[str, Any], 
             _check_held(cast(Tensor, scales), partial(refuse, beside, *_FREED))
         elif scales is not None:
             raise refuse(
-                of, f"is {dtype_name(slot.dtype)} with scales", "int8 codes beside scales", "Were they cast?"
+                of, f"is {dtype_name(slot.dtype)} with scales", "int8 codes with scales", "Were they cast?"
             )
     rest = entry.get(REST)
     if isinstance(rest, Tensor) and rest.shape == weight.shape and rest.layout == torch.strided:

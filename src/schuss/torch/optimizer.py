@@ -1,4 +1,4 @@
-"""The PyTorch front: `torch.optim.Optimizer` in every habit, with one launch where torch has a loop."""
+"""The PyTorch API: behaves as `torch.optim.Optimizer` does, with one launch where torch has a loop."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _live(name: str) -> Any:
 
 
 class Optimizer(torch.optim.Optimizer):
-    """What all optimizers here share. A subclass is its row of the table of rules, and nothing else."""
+    """What all optimizers here have in common. A subclass is its row of the table of rules, and nothing else."""
 
     row: ClassVar[Row]
     grad_scale: Tensor | None
@@ -254,7 +254,7 @@ class Optimizer(torch.optim.Optimizer):
                 )
 
     def _rule_of(self, group: dict[str, Any]) -> Rule:
-        """The page with this group's hyperparameters as they stand now."""
+        """The rule with this group's hyperparameters as they stand now."""
         if group["schedules"]:
             self._ask_schedules(group)
         values: tuple[Any, ...] = type(self)._values(group)
@@ -473,7 +473,7 @@ class Optimizer(torch.optim.Optimizer):
                 group.update(values)
 
     def _looked(self, weights: list[Tensor], rules: list[Rule]) -> Any:
-        """What a plan stands on, beside the addresses."""
+        """What a plan depends on, apart from the addresses."""
         modes = [
             (rule.variant, group["rounding"], group["compensated"], group["ema_decay"] is None)
             for rule, group in zip(rules, self.param_groups, strict=True)
@@ -877,7 +877,7 @@ class Optimizer(torch.optim.Optimizer):
 
     @functools.cached_property
     def _slot_names(self) -> set[str]:
-        """The names of what is kept of each weight, in a checkpoint."""
+        """The names of what a checkpoint stores of each weight."""
         return set(self.row.names.values()) - {self.row.names[scalar] for scalar in self.row.rule.scalars}
 
     def __reduce_ex__(self, protocol: Any) -> Any:

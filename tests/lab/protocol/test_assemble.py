@@ -72,7 +72,7 @@ def test_a_clear_lead_is_decided_and_says_over_what(line):
     assert (found["kind"], found["headline"], found["winner"]) == ("better", "Decided", "good")
     assert "adjusted for all pairs of 3 entries" in found["text"]
     assert found["notes"] == [
-        "The intervals are over 10 training seeds on one validation split, at settings found in 5 trials an entry. "
+        "The intervals are over 10 training seeds on one validation split, at settings found in 5 trials per entry. "
         "They do not cover another split, nor better tuning."
     ]
     assert all(c["test_agrees"] for c in found["comparisons"])
@@ -86,7 +86,7 @@ def test_a_lead_that_the_test_split_reverses_is_not_called_decided(line):
     assert {c["other"]: c["test_agrees"] for c in found["comparisons"]} == {"bad": False, "worse": True}
     assert found["comparisons"][0]["verdict"] == "better"  # on validation it is
     assert (
-        "On the test split bad (by 0.05) is ahead of good: there, its lead is not confirmed."
+        "On the test split bad (by 0.05) is better than good: its lead is not confirmed there."
         in found["notes"]
     )
 

@@ -258,7 +258,7 @@ def measure(
                 adaptive = _adaptive(optimizer)
                 if curved:
                     attempt.missing["learning rates"] = (
-                        f"{entry.name} has none: its lr is a share of its own step."
+                        f"{entry.name} has none: its lr is a fraction of its own step."
                     )
                 else:
                     ladder = attempt(
@@ -354,8 +354,8 @@ def _look(
     seen = None
     if isinstance(optimizer, CurvatureOptimizer):
         attempt.missing["stability"] = (
-            f"{type(optimizer).__name__} bears any curvature: it steps by it, and takes a step back that does not "
-            "lower the loss, so no limit applies."
+            f"{type(optimizer).__name__} has no stability limit: it computes its steps from the curvature, and rejects "
+            "a step that does not lower the loss."
         )
     elif step or not _adaptive(optimizer):  # an adaptive optimizer has no denominator before its first step
         seen = attempt(

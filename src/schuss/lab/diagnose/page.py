@@ -1,4 +1,4 @@
-"""A diagnosis as one HTML page."""
+"""A diagnosis as one HTML report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from schuss.lab.pages import page
 
 
 def render(found: Diagnosis, advice: Sequence[Advice], command: str) -> str:
-    """The page of a diagnosis with its advice, and the command that makes it again."""
+    """The HTML report of a diagnosis with its advice, and the command that repeats it."""
     noise = found.noise[1] or found.noise[0]
     dial = next((look.dial for look in reversed(found.looks) if look.dial is not None), None)
     shown = {

@@ -102,9 +102,9 @@ def on_network(
     )
     lowest = min(0.0, float(np.nanmin(heights)))
     facts = (
-        ("movement that the two directions hold", f"{held[0]:.0%} + {held[1]:.0%}"),
-        ("of pure random walks they would hold", f"{null[0]:.0%} + {null[1]:.0%}"),
-        ("largest loss gap between weights and plane", f"{worst:.3g}"),
+        ("movement within the two directions", f"{held[0]:.0%} + {held[1]:.0%}"),
+        ("expected for random walks", f"{null[0]:.0%} + {null[1]:.0%}"),
+        ("largest difference of loss between weights and plane", f"{worst:.3g}"),
         ("weights", f"{n:,}".replace(",", "\u202f")),
     )
     directions = (
@@ -118,7 +118,7 @@ def on_network(
         lede=f"{task.description[:1].upper()}{task.description[1:]}: {steps} steps from one start (seed "
         f"{seed}), drawn on "
         f"{directions}. The loss is that of {size(batch)} training examples, in evaluation mode.",
-        found=f"Loss at the end: {ends}. The plane holds {sum(held):.0%} of the movement; of pure "
+        found=f"Loss at the end: {ends}. The plane contains {sum(held):.0%} of the movement; of pure "
         "random walks of this "
         f"length it would hold {sum(null):.0%}.",
         how=_how(lr),
@@ -262,7 +262,7 @@ def _principal(every: Tensor) -> tuple[Tensor, Tensor]:
     _, sizes, rows = torch.linalg.svd(every - centre, full_matrices=False)
     if len(rows) < 2 or not float(sizes[1]) > 1e-12 * float(sizes[0]):
         raise ValueError(
-            "The runs moved along one line, which spans no plane. Give more steps, more optimizers, or a "
+            "The runs moved along one line, and a line spans no plane. Give more steps, more optimizers, or a "
             "smaller lr."
         )
     return centre, rows[:2]
@@ -285,7 +285,10 @@ def _filters(model: nn.Module, end: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     second = axes[1] - (axes[1] @ axes[0]) / (axes[0] @ axes[0]) * axes[0]
     if not bool(second.norm() > 0):
         raise refusal(
-            "plane", "filter", "possible here", "The model has no weight of two dimensions: use 'pca'."
+            "plane",
+            "filter",
+            "possible here",
+            "The model has no weight with two dimensions. Try --plane pca.",
         )
     return end, torch.stack([axes[0], second])
 

@@ -153,7 +153,7 @@ def figure(scene: Scene) -> dict[str, Any]:
     axis = dict(showgrid=False, zeroline=False)
     layout: dict[str, Any] = dict(
         title=dict(
-            text=f"{scene.title}: {'loss' if scene.unit == 'loss' else 'height'} and paths",
+            text=f"{scene.title}: {'loss' if scene.unit == 'loss' else 'height'} and trajectories",
             font=dict(size=22, color="#1b2126"),
             subtitle=dict(text=_wrapped(f"{scene.lede} {READ.format(scene.unit)}"), font=dict(size=13)),
             yref="container",
