@@ -39,7 +39,7 @@ def test_a_story_has_its_measured_sentence(tmp_path):
         (("digits", "--start", "1,2"), "are for functions of two numbers"),
         (("beale", "--at", "1,1"), "belong to --model"),
         (("--model",), "Give a function or a task"),
-        (("--model", "--story", "saddle"), "no --story, no --window"),
+        (("--model", "--story", "saddle"), "Leave out --story and --window"),
         (("digits", "--model"), "--model is for functions of two numbers"),
         (("rosenbrock", "--model", "--at", "1,1"), "try another --at"),
         (("rosenbrock", "--model", "--at", "a,b"), "'a,b' is not 2 numbers"),

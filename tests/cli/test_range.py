@@ -47,7 +47,7 @@ def test_the_steepest_rate_of_a_quadratic_is_where_theory_says():
     [
         (("nope",), "task='nope' is not one of"),
         (("diabetes", "--optimizer", "wonder"), "entry='wonder' is not one of"),
-        (("diabetes", "--optimizer", "lbfgs"), "Its lr is a share of a step"),
+        (("diabetes", "--optimizer", "lbfgs"), "The lr of a second-order method is a fraction"),
         (("diabetes", "--lowest", "1", "--highest", "0.1"), "highest=0.1 is not a finite number > lowest=1"),
         (("diabetes", "--steps", "3"), "3 is not in the range"),
     ],

@@ -31,7 +31,7 @@ from schuss.curvature.products import Curvature
 from schuss.errors import real, refusal
 
 GROUPS = 20
-"""Sums of gradients that are kept for the interval: with the current gradient under 24 vectors."""
+"""Sums of gradients in memory for the interval: with the current gradient under 24 vectors."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,7 +47,7 @@ DOUBT = {
     "autograd": "Is fun smooth, and bounded below?",
     "finite differences": "Differences give about ten digits of a gradient at best: give jac, or a larger tol.",
 }
-"""What to look at where the loss does not follow a gradient from this source."""
+"""What to check where the loss does not follow a gradient from this source."""
 
 
 class Result(dict[str, Any]):

@@ -187,7 +187,11 @@ def check(key: int, weight: Tensor, gradient: Tensor, entry: Mapping[str, Any], 
         raise refuse(f"The state {REST!r} of ", has, f"a dense tensor of shape {tuple(weight.shape)}", gone)
 
 
-_FREED = "has memory for fewer numbers than its shape", "room for all", "Was its storage freed or resized?"
+_FREED = (
+    "has memory for fewer numbers than its shape",
+    "memory for all of them",
+    "Was its storage freed or resized?",
+)
 
 
 def _numbers_of(field: str) -> str:

@@ -65,7 +65,7 @@ def test_jitter_and_momentum_are_measured():
     assert across[1] < across[0] / 3
     assert turns[1] < turns[0] / 5
     assert damped.values[-1] < plain.values[-1] / 5
-    assert f"crosses the valley {turns[0]} times and goes {across[0]:.2g} across it" in momentum.found
+    assert f"crosses the valley {turns[0]} times and moves {across[0]:.2g} across it" in momentum.found
     # A gradient counts as much in sum: lr / (1 − β) is the same.
     assert plain.settings == "lr 0.038"
     assert damped.settings == "lr 0.0038, β 0.9"
@@ -127,10 +127,10 @@ def test_a_network_on_its_own_plane(digits):
     np.testing.assert_allclose(momentum.places[0], adam.places[0], rtol=1e-9)
     facts = dict(digits.facts)
     assert facts["weights"].replace("\u202f", "") == "4810"
-    held = [int(part.strip("% ")) for part in facts["movement that the two directions hold"].split("+")]
+    held = [int(part.strip("% ")) for part in facts["movement within the two directions"].split("+")]
     assert held[0] >= held[1] > 0
     assert sum(held) <= 100
-    assert "for random walks" in digits.found
+    assert "of random walks" in digits.found
 
 
 def test_a_network_on_random_directions():

@@ -69,7 +69,7 @@ class Look:
     """The curvature after `step` steps, on the sample.
 
     `largest` and `smallest` are the ends of the Hessian's spectrum. `sharpness` is the largest eigenvalue as
-    the optimizer sees it (preconditioned) and `limit` what its settings bear; `dial` = sharpness / limit;
+    the optimizer sees it (preconditioned) and `limit` the stability limit of its settings; `dial` = sharpness / limit;
     `largest_lr` the largest stable rate here. None where it could not be measured.
 
     Every eigenvalue is reached from inside the spectrum. `residuals` are how far, at most, an eigenvalue lies

@@ -1,7 +1,7 @@
 r"""A plane through a network's weights: that of its own trajectories, or two random directions.
 
 A picture in two dimensions shows what lies in them. Three numbers say how much that is: the share of the
-trajectories' movement that the plane holds, the share that it would hold of pure random walks (much, always),
+trajectories' movement that the plane holds, the fraction that it would hold of random walks (much, always),
 and how far the loss on the plane is from that of the real weights.
 
 The null. The Gram matrix of a random walk of T steps in many dimensions is min(s, t) times the dimension,
@@ -118,7 +118,7 @@ def on_network(
         lede=f"{task.description[:1].upper()}{task.description[1:]}: {steps} steps from one start (seed "
         f"{seed}), drawn on "
         f"{directions}. The loss is that of {size(batch)} training examples, in evaluation mode.",
-        found=f"Loss at the end: {ends}. The plane contains {sum(held):.0%} of the movement; of pure "
+        found=f"Loss at the end: {ends}. The plane contains {sum(held):.0%} of the movement; of "
         "random walks of this "
         f"length it would hold {sum(null):.0%}.",
         how=_how(lr),

@@ -26,7 +26,7 @@
         { x: own.map((c) => c.batch), y: own.map((c) => c.time), mode: "markers", hoverinfo: "skip", marker: { symbol: "circle-open", size: 16, color: css("--accent"), line: { width: 2 } } },
       ], layout({ title: "batch size", type: "log", tickvals: batches, ticktext: batches.map(String) }, { title: "seconds × relative steps", ...logTicks(times) })];
     },
-    ladder: () => schuss.ladder(data.ladder, data.lr),
+    range: () => schuss.rangeTest(data.range, data.lr),
   };
   const box = document.querySelector(".edge .legend");
   const items = [["sharpness", look(0)], ["stability limit", { css: "var(--bad)", dash: "dash" }]];

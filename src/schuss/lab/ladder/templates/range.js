@@ -1,2 +1,2 @@
 "use strict";
-schuss.figure(document.querySelector("[data-figure='ladder']"), () => schuss.ladder(schuss.data, schuss.data.suggestion));
+schuss.figure(document.querySelector("[data-figure='range']"), () => schuss.rangeTest(schuss.data, schuss.data.suggestion));
