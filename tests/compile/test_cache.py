@@ -143,7 +143,7 @@ def test_a_file_of_another_user_is_not_run(place, monkeypatch):
 def test_a_folder_that_others_may_write_is_not_used(place, mode, tmp_path):
     place.chmod(mode)
     cache._usable.cache_clear()
-    with pytest.warns(RuntimeWarning, match="others may write to it, and its files would be run; chmod go-w"):
+    with pytest.warns(RuntimeWarning, match="others may write to it, and its files would be run; try chmod go-w"):
         spare = cache.folder()
     assert spare != place
     assert cache.read("a.o", "text") is None

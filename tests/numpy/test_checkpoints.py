@@ -140,7 +140,7 @@ def without(*keys):
         (without("b/step"), "has no 'b/step'"),
         (without("W/v"), "has no 'W/v'"),
         (good() | {"W/q": np.ones(3)}, "has 'W/q', which Adam does not store: it stores m, p, step, v"),
-        (good() | {"extra": np.ones(3)}, "has 'extra', which is nothing"),
+        (good() | {"extra": np.ones(3)}, "has 'extra', which Adam does not store"),
         (good() | {"W/m": np.ones((3, 2))}, r"'W/(m|v)' has shape \((3, 2|2, 3)\)"),
         (good() | {"W/m": np.ones((2, 3), int)}, "'W/m'=.*int64.* is not of a dtype that state has"),
         (good() | {"W/step": np.array(1.5)}, "'W/step'.*=1.5 is not a count"),
