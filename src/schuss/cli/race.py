@@ -57,7 +57,7 @@ You may interrupt a race at any time: the same command resumes it. `schuss list`
 @click.option(
     "--preset",
     type=click.Choice(["quick", "default", "careful"]),
-    help="5, 20 or 50 trials per entry.  [default: default, 20 trials]",
+    help="Trials per entry: 5 (quick), 20 (default) or 50 (careful).  [default: default]",
 )
 @click.option(
     "--trials", type=click.IntRange(1), help="Trials per entry, instead of a preset.  [default: as --preset]"
