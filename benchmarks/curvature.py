@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=3130, help="of the MLP: 3130 makes 10 million weights")
     given = parser.parse_args()
     print(
-        "| model | weights | products | one `hvp` / gradient | all / gradient | peak memory, vectors | converged "
+        "| model | weights | HVPs | one `hvp` / gradient | all / gradient | peak memory, vectors | converged "
         "| worst residual, largest | smallest |\n| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: |"
     )
     for name in given.only.split(","):

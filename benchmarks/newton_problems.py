@@ -272,7 +272,7 @@ def print_class(title: str, results: dict[str, list[Case]], split: int) -> None:
     print(f"\n**{title}** (medians over the {len(common)} that all of these solve)\n")
     print(
         f"| method | solved of {count} | MGH of {split} | NIST of {count - split} | odd | even "
-        "| losses | gradients | products | cost | losses, odd | even |"
+        "| losses | gradients | HVPs | cost | losses, odd | even |"
     )
     print("| --- |" + " ---: |" * 11)
     for name, runs in results.items():

@@ -1,4 +1,4 @@
-"""Does state in few bits train as well? The digits network and a small transformer, ten seeds each.
+"""Does low-precision state train as well? The digits network and a small transformer, ten seeds each.
 
     python benchmarks/state_precision.py [--seeds 10] [--text-steps 400]
 
@@ -81,7 +81,7 @@ def table(task: Task, lr: float, seeds: Sequence[int]) -> list[str]:
     lines = [
         f"**{task.description}, {task.metric_name}, AdamW, lr {lr:g} with a cosine, {len(seeds)} seeds**",
         "",
-        "| state | mean | sd | difference in sd of float32 | bytes a weight |",
+        "| state | mean | sd | difference in sd of float32 | bytes per weight |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     base: list[float] = []

@@ -32,7 +32,7 @@ tasks
 entries
 training report curves
 landscape
-ladder
+ranges
 diagnose
 racing doctor
 """

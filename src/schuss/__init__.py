@@ -1,6 +1,6 @@
-"""Schuss: every optimizer written once, as a page of maths that is the kernel that runs.
+"""Schuss: every optimizer written once, as a page of maths (its rule) that is the kernel that runs.
 
-The rooms are imported when they are first named: `schuss.torch` needs PyTorch, `schuss.numpy` does not.
+The packages are imported when they are first named: `schuss.torch` needs PyTorch, `schuss.numpy` does not.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_ROOMS = (
+_PACKAGES = (
     "bench",
     "compile",
     "curvature",
@@ -25,14 +25,16 @@ _ROOMS = (
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
+    if name in _PACKAGES:
         return importlib.import_module(f"schuss.{name}")
     if name == "minimize":
         from schuss.minimizing import minimize
 
         return minimize
-    raise AttributeError(f"module 'schuss' has no attribute {name!r}. Its rooms are {', '.join(_ROOMS)}.")
+    raise AttributeError(
+        f"module 'schuss' has no attribute {name!r}. Its packages are {', '.join(_PACKAGES)}."
+    )
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ROOMS, "minimize"})
+    return sorted({*globals(), *_PACKAGES, "minimize"})

@@ -314,7 +314,7 @@ def test_another_file_is_no_report(tmp_path, content):
 def test_tables():
     shown = {grid.title: grid for grid in grids(full_report())}
     large = shown["One step, float32: GPT-2 shapes"]
-    assert large.heads == ("page", "schuss", "GB/s", "of torch.add's", "torch default")
+    assert large.heads == ("optimizer", "schuss", "GB/s", "of torch.add's", "torch default")
     assert large.rows == (
         ("AdamW", "50.0 ms", "60.0", "80 %", "200 ms (4.00×)"),
         ("Lion", "wrong", "", "", ""),

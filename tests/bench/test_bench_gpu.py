@@ -111,7 +111,7 @@ def test_every_page_is_right_and_shown_beside_a_copy(measured, tmp_path):
     # AdamW moves 28 bytes a weight in the time in which the copy moves 8.
     assert next(t.share for t in large if t.page == "AdamW") == pytest.approx(28 / 8)
     text = grids.markdown(measured)
-    assert "| page | schuss | GB/s | of copy's | torch fused |" in text
+    assert "| optimizer | schuss | GB/s | of copy's | torch fused |" in text
     assert "What a step of AdamW asks of the GPU's driver" in text
     for contender in ("schuss", "torch fused", "schuss, clipped", "torch, clipped"):
         assert f"| {contender} | 1 | 1 | 0 | 1.00 ms |" in text

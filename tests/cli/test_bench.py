@@ -54,7 +54,7 @@ def test_a_run_is_shown_kept_and_shown_again(tmp_path):
     assert kept.settings == {"quick": True, "only": ["gpt2"]}
     again = run("--from", str(file))
     assert again.stdout == first.stdout
-    assert "| page | schuss | GB/s |" in run("--from", str(file), "--markdown").output
+    assert "| optimizer | schuss | GB/s |" in run("--from", str(file), "--markdown").output
 
 
 @pytest.mark.usefixtures("tiny")

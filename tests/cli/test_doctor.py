@@ -9,7 +9,7 @@ def test_the_table_has_truth_measured_and_verdict():
     assert found.exit_code == 0, found.output
     assert "Stability limits × lr" in found.output
     assert "heavy ball" in found.output
-    assert "10 of 10 truths hold" in found.output
+    assert "10 of 10 known values hold" in found.output
 
 
 def test_a_failure_is_the_exit_code(monkeypatch):
@@ -17,8 +17,8 @@ def test_a_failure_is_the_exit_code(monkeypatch):
     monkeypatch.setitem(doctor.PARTS, "noise", wrong)
     found = CliRunner().invoke(command, ["--only", "noise"])
     assert found.exit_code == 1
-    assert "Gradient noise scale, two and two: it says 4, measured 5." in found.output
-    assert "0 of 1 truths hold" in found.output
+    assert "Gradient noise scale, two and two: known value 4, measured 5." in found.output
+    assert "0 of 1 known values hold" in found.output
 
 
 def test_an_unknown_part_is_a_clear_error():

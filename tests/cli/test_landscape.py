@@ -35,7 +35,7 @@ def test_a_story_has_its_measured_sentence(tmp_path):
         (("digits", "--start", "1,2"), "are for functions of two numbers"),
         (("beale", "--at", "1,1"), "belong to --model"),
         (("--model",), "Give a function or a task"),
-        (("--model", "--story", "saddle"), "no --story, no --window"),
+        (("--model", "--story", "saddle"), "Leave out --story and --window"),
         (("digits", "--model"), "--model is for functions of two numbers"),
         (("rosenbrock", "--model", "--at", "1,1"), "try another --at"),
         (("rosenbrock", "--model", "--at", "a,b"), "'a,b' is not 2 numbers"),
@@ -44,7 +44,7 @@ def test_a_story_has_its_measured_sentence(tmp_path):
         (("digits", "--plane", "round"), "'round' is not one of 'pca', 'filter'"),
         (("digits", "--optimizers", "sgd", "--steps", "1", "--lr", "0.1"), "moved along one line"),
         (("beale", "--plane", "filter", "--seed", "3"), "leave out --plane, --seed"),
-        (("rosenbrock", "--model", "--optimizers", "adam"), "draws no walks: leave out --optimizers"),
+        (("rosenbrock", "--model", "--optimizers", "adam"), "draws no trajectories: leave out --optimizers"),
         (("--story", "saddle", "--steps", "9"), "settings of their own: leave out --steps"),
         (
             ("rosenbrock", "--model", "--at", "0,0.5", "--radius", "1e300"),

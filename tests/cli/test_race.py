@@ -175,5 +175,5 @@ def test_interrupting_keeps_what_is_done_and_says_how_to_go_on(place):
     rest, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    assert "runs kept in runs/digits; the same command goes on" in rest
+    assert "runs stored in runs/digits; the same command resumes the race" in rest
     assert len(json.loads(Path("runs/digits/report.json").read_text())["tasks"][0]["runs"]) >= 2

@@ -144,4 +144,4 @@ def test_runs_that_are_kept_are_named_though_no_report_was_written(tmp_path, cap
     with Store(tmp_path) as store:
         store.save("a", "mine", {"status": "finished", "curve": {}})
     interrupted(Console(), tmp_path)
-    assert "Stopped. 1 run kept in" in capsys.readouterr().out
+    assert "Stopped. 1 run stored in" in capsys.readouterr().out

@@ -21,7 +21,7 @@ def test_the_terminal_shows_each_sweep_and_the_page_is_there(tmp_path):
     assert "sgd on diabetes: loss by learning rate" in words
     assert "0.001 to 100" in words
     assert "The loss falls from lr" in words
-    assert "no measurement of stability" in words
+    assert "does not measure stability" in words
     page = out.read_text(encoding="utf-8")
     assert "Learning rates of sgd on diabetes" in page
     assert page.count("loss, sweep ") == 2
@@ -32,7 +32,7 @@ def test_the_terminal_shows_each_sweep_and_the_page_is_there(tmp_path):
 def test_the_steepest_rate_of_a_quadratic_is_where_theory_says():
     """½ h w² in steps of a climbing rate: the loss falls by (1 − lr h)² a step, all of it at lr = 1/h."""
     from schuss.lab.entries import find
-    from schuss.lab.ladder import climb
+    from schuss.lab.ranges import climb
     from schuss.lab.tasks import load
 
     found = climb(load("quadratic:kappa=1,dim=2"), find("sgd"), steps=50, sweeps=1)
@@ -51,7 +51,7 @@ def test_the_steepest_rate_of_a_quadratic_is_where_theory_says():
     [
         (("nope",), "task='nope' is not one of"),
         (("diabetes", "--optimizer", "wonder"), "entry='wonder' is not one of"),
-        (("diabetes", "--optimizer", "lbfgs"), "Its lr is a share of a step"),
+        (("diabetes", "--optimizer", "lbfgs"), "The lr of a second-order method is a fraction"),
         (("diabetes", "--lowest", "1", "--highest", "0.1"), "highest=0.1 is not a finite number > lowest=1"),
         (("diabetes", "--steps", "3"), "3 is not in the range"),
     ],

@@ -83,7 +83,7 @@ def test_a_folder_that_cannot_be_written_costs_one_warning():
     """Two kernels, one warning; it says where, why, and what to try."""
     errors = finish(start("/dev/null/x", (("float32", "float32"), FLOAT64)))
     assert errors.count("RuntimeWarning") == 1
-    assert "cannot be kept in /dev/null/x" in errors
+    assert "cannot be stored in /dev/null/x" in errors
     assert "Try setting SCHUSS_CACHE_DIR" in errors
 
 
@@ -143,7 +143,9 @@ def test_a_file_of_another_user_is_not_run(place, monkeypatch):
 def test_a_folder_that_others_may_write_is_not_used(place, mode, tmp_path):
     place.chmod(mode)
     cache._usable.cache_clear()
-    with pytest.warns(RuntimeWarning, match="others may write to it, and its files would be run; chmod go-w"):
+    with pytest.warns(
+        RuntimeWarning, match="others may write to it, and its files would be run; try chmod go-w"
+    ):
         spare = cache.folder()
     assert spare != place
     assert cache.read("a.o", "text") is None

@@ -59,7 +59,7 @@ def test_a_function_that_is_differentiable_once(dtype, accuracy):
     want = hvp(exact, loss, x, v)
     before = [weight.clone() for weight in model.parameters()]
     with pytest.warns(
-        UserWarning, match=r"only once, so products.*central differences.*agree to \de-"
+        UserWarning, match=r"only once, so Hessian-vector products.*central differences.*agree to \de-"
     ) as said:
         got = hvp(model, loss, x, v)
     assert float((got - want).norm() / want.norm()) < accuracy
@@ -117,7 +117,7 @@ def test_a_compiled_loss_and_kernels_without_a_second_derivative():
 def test_what_cannot_be_had_by_differences_is_refused_in_words():
     model, x = build(Once.apply)
     with pytest.raises(
-        ValueError, match=r"differentiated only once, and a .* Gauss-Newton matrix needs one. Use other"
+        ValueError, match=r"differentiated only once, and a GGN-vector product needs one. Use other"
     ):
         ggnvp(model, loss, x, torch.ones(37, dtype=torch.float64))
 
@@ -223,7 +223,7 @@ def test_a_wrong_second_derivative_is_noticed_and_differences_taken(wrong, right
         "spectrum": lambda f: spectrum(x, f, None, probes=2).trace,
     }[measure]
     with pytest.warns(
-        UserWarning, match=said + ".*products with the Hessian are central differences"
+        UserWarning, match=said + ".*Hessian-vector products are central differences"
     ) as caught:
         got = measured(lambda x, _: wrong(x))
     assert len(caught) == 1

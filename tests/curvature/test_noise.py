@@ -212,7 +212,7 @@ def test_the_range_test_finds_where_the_loss_falls(kind):
     assert got.interval[0] < got.suggestion < got.interval[1]
     assert got.interval[0] > 1e-4
     assert max(got.suggestions) / min(got.suggestions) < 30
-    assert "no measurement of stability" in repr(got)
+    assert "does not measure stability" in repr(got)
 
 
 def test_every_rung_is_stepped_on_and_all_sweeps_start_alike():

@@ -159,7 +159,7 @@ def test_settings_at_the_edge_of_sense():
     limit = stability_limit(SGD([weight()], lr=0.1, momentum=0.9, dampening=1.0))
     assert float(limit) == math.inf
     assert limit.largest_lr(3.0) == math.inf
-    assert "whatever the sharpness is" in repr(limit)
+    assert "is stable at every sharpness" in repr(limit)
     for lr, decay in ((1.0, 3.0), (0.5, 4.0)):
         with pytest.raises(ValueError, match=r"lr × weight_decay=\d\.0 is not below 2\. Decay alone"):
             stability_limit(torch.optim.AdamW([weight()], lr=lr, weight_decay=decay))

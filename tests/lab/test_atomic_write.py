@@ -89,7 +89,7 @@ def test_every_command_says_that_the_disk_is_full(name, tmp_path, full, monkeypa
 INSIDE = {
     "landscape": "schuss.lab.landscape.on_surface",
     "landscape --model": "schuss.lab.landscape.growth",
-    "range": "schuss.lab.ladder.climb",
+    "range": "schuss.lab.ranges.climb",
     "diagnose": "schuss.lab.diagnose.measure",
 }
 
@@ -114,5 +114,5 @@ def test_an_interrupted_examination_shows_what_it_found(monkeypatch):
     monkeypatch.setitem(PARTS, "noise", interrupt)
     found = CliRunner().invoke(command("doctor"), ["--only", "limits,noise"])
     assert found.exit_code == 130
-    assert "10 of 10 truths hold" in found.output
+    assert "10 of 10 known values hold" in found.output
     assert "Stopped before the end" in found.output

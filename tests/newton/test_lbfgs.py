@@ -100,7 +100,7 @@ def test_a_search_that_fails_takes_the_weights_back_and_says_so():
     optimizer.step(uphill)
     assert torch.equal(w.detach(), before)
     assert not optimizer.report.accepted
-    assert optimizer.report.stopped == "taken back: no length along this direction lowered the loss"
+    assert optimizer.report.stopped == "rejected: no length along this direction lowered the loss"
     assert optimizer.report.loss_after == optimizer.report.loss_before
     optimizer.step(lambda: quadratic(w))
     assert optimizer.report.accepted

@@ -262,7 +262,7 @@ def test_nan_after_a_pure_step_is_taken_back():
         w.fill_(7.0)
     optimizer.step(lambda: (w - 3 * torch.log(w)).sum())  # and from 7 to −7/3, where log is nan
     assert w.item() == 7.0
-    assert "taken back: the loss is nan" in optimizer.report.stopped
+    assert "rejected: the loss is nan" in optimizer.report.stopped
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -357,7 +357,7 @@ def test_too_many_weights_are_refused_with_the_cost_and_the_alternatives():
         "2,000,000 weights",
         "96.0 TB",
         "7.2e+19 flops",
-        "a step here",
+        "per step here",
         "NewtonCG",
         "GaussNewton",
         "LBFGS",

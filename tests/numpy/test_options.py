@@ -471,7 +471,7 @@ def test_a_checkpoint_with_blocks_of_another_size_is_read():
     [
         (
             {"w/m_scale": None},
-            r"'w/m' has 4200 codes in blocks of 128, which need 33 scales.*; there are none",
+            r"'w/m' has 4200 int8 codes in blocks of 128, which need 33 scales.*; there are none",
         ),
         ({"w/m_scale": np.ones(32, np.float32)}, r"there is float32 of shape \(32,\). Was it cut short"),
         ({"w/m_scale": np.ones(33)}, r"there is float64 of shape \(33,\)"),
@@ -483,7 +483,7 @@ def test_a_checkpoint_with_blocks_of_another_size_is_read():
         ({"w/rest": np.ones(4200)}, "'w/rest'='float64' is not of a dtype"),
         (
             {"w/q_scale": np.ones(33)},
-            "has 'w/q_scale', which is nothing that NAdam keeps: that is m, product, step, v",
+            "has 'w/q_scale', which NAdam does not store: it stores m, product, step, v",
         ),
     ],
 )

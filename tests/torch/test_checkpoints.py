@@ -384,7 +384,7 @@ def test_another_optimizers_checkpoint_is_refused(fresh, steps):
     steps(optimizer, weights, 0, 1)
     steps(other, others, 0, 1)
     assert_refused(
-        optimizer, other.state_dict(), r"'square_avg'; Adam keeps 'exp_avg'.*another optimizer's\?"
+        optimizer, other.state_dict(), r"'square_avg'; Adam stores 'exp_avg'.*another optimizer's\?"
     )
 
 

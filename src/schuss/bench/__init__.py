@@ -1,1 +1,1 @@
-"""The benchmark: a step of every page beside everyone else's, in one process, after a check that each is right."""
+"""The benchmark: every optimizer's step, compared with other implementations in one process, after a check of each."""

@@ -80,10 +80,9 @@ def _race(
     timings: Sequence[Timing],
     base: str,
     order: Sequence[str],
-    first: str = "page",
     machine: str = "of torch.add's",
 ) -> Grid:
-    """Contenders side by side, a row a page; each beside its ratio to the base in the same rounds."""
+    """Contenders side by side, one row per optimizer, each with its ratio to the base in the same rounds."""
     present = [name for name in order if any(t.contender == name for t in timings)]
     memory = any(t.machine for t in timings)
     rows: list[tuple[str, ...]] = []
@@ -98,7 +97,7 @@ def _race(
             )
         cells = {name: _cell(by.get(name), mine) for name in present}
         rows.append((page, *(cells.pop(name) for name in present[:1]), *bandwidth, *cells.values()))
-    heads = (first, *present[:1], *(("GB/s", machine) if memory else ()), *present[1:])
+    heads = ("optimizer", *present[:1], *(("GB/s", machine) if memory else ()), *present[1:])
     return Grid(title, heads, tuple(rows), _problems(timings))
 
 
@@ -113,7 +112,7 @@ def _bars(title: str, timings: Sequence[Timing], base: str) -> Grid:
         )
         for t in timings
     )
-    return Grid(title, (timings[0].page, "a step", f"of {base}"), rows, _problems(timings))
+    return Grid(title, (timings[0].page, "per step", f"of {base}"), rows, _problems(timings))
 
 
 def _one_step(timings: Sequence[Timing]) -> Grid:
@@ -141,7 +140,7 @@ def _precision(timings: Sequence[Timing]) -> Grid:
 
 def _numpy(timings: Sequence[Timing]) -> Grid:
     title = f"One step, float64: {timings[0].workload}"
-    return _race(title, timings, arrays.OURS, (arrays.OURS, arrays.THEIRS), first="optimizer")
+    return _race(title, timings, arrays.OURS, (arrays.OURS, arrays.THEIRS))
 
 
 def _gpu(timings: Sequence[Timing]) -> Grid:
@@ -202,7 +201,7 @@ def remarks(report: Report) -> list[str]:
 
 READING = (
     "Medians of rounds in which the contenders take turns; (n×) is the median over rounds of a contender's time over "
-    "ours. GB/s counts the bytes that a step cannot but move; torch.add ran in the same rounds. "
+    "ours. GB/s counts the bytes that a step must move; torch.add ran in the same rounds. "
     "Each contender agreed with the float64 reference first."
 )
 

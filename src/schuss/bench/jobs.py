@@ -39,7 +39,7 @@ class Job:
 def jobs(sizes: Sizes, only: Collection[str] = ()) -> list[Job]:
     """The jobs of the sections in `only`, or of all, in the order in which they are shown.
 
-    `gpt2` is AdamW alone at GPT-2's shapes, `pages` every page there. Bandwidth is always measured.
+    `gpt2` is AdamW alone at GPT-2's shapes, `pages` every optimizer there. Bandwidth is always measured.
     """
     chosen = {"bandwidth", *(only or SECTIONS)}
     found = [Job("bandwidth", "torch.add", functools.partial(steps.bandwidth, "bandwidth", sizes))]
@@ -55,8 +55,8 @@ def jobs(sizes: Sizes, only: Collection[str] = ()) -> list[Job]:
     whole = {
         "first-step": ("first step of a process", first_step.measure),
         "sparse": ("sparse gradients", sparse.measure),
-        "precision": ("few bits, and clipping", precision.measure),
-        "numpy": ("the NumPy front", arrays.measure),
+        "precision": ("low precision, and clipping", precision.measure),
+        "numpy": ("the NumPy API", arrays.measure),
         "memory": ("peak memory", memory.measure),
     }
     found += [

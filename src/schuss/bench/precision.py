@@ -1,4 +1,4 @@
-"""AdamW on bfloat16 weights, however they are rounded and their state is kept, and a step that clips."""
+"""AdamW on bfloat16 weights, by rounding and by storage of the state, and a step that clips."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from schuss.rules import AdamW
 RATE, NORM = 0.05, 1.0
 NARROW = "torch fused, bfloat16"
 WAYS: Mapping[str, Mapping[str, Any]] = {
-    "schuss, to nearest": {},
-    "schuss, by chance": dict(rounding="stochastic"),
+    "schuss, round to nearest": {},
+    "schuss, stochastic rounding": dict(rounding="stochastic"),
     "schuss, compensated": dict(compensated=True),
-    "schuss, by chance, bfloat16 state": dict(rounding="stochastic", state_dtype="bfloat16"),
-    "schuss, by chance, int8 state": dict(rounding="stochastic", state_dtype="int8"),
+    "schuss, stochastic rounding, bfloat16 state": dict(rounding="stochastic", state_dtype="bfloat16"),
+    "schuss, stochastic rounding, int8 state": dict(rounding="stochastic", state_dtype="int8"),
 }
 CLIPPED = "schuss, clipping"
 UNCLIPPED = "schuss, not clipping"

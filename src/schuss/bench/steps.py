@@ -1,4 +1,4 @@
-"""One step of every page on dense gradients, beside everyone else who has the optimizer."""
+"""One step of every optimizer on dense gradients, compared with other implementations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Words in, tables out: the `schuss` command. Nothing is computed here; each command lives in a file of its name."""
+"""The `schuss` command: arguments in, tables out. Nothing is computed here; each command has a file of its name."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _run() -> None:
                 return super().resolve_command(ctx, args)
             except click.UsageError as error:
                 near = closest(args[0], COMMANDS)
-                known = f"There are {', '.join(COMMANDS)}."
+                known = f"The commands are {', '.join(COMMANDS)}."
                 raise click.UsageError(
                     f"{error.message} {f'Did you mean {near}?' if near else known}", ctx
                 ) from None
@@ -59,6 +59,6 @@ def _run() -> None:
     @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
     @click.version_option(package_name="schuss")
     def schuss() -> None:
-        """Optimizers as pages of maths, and a lab that races them fairly."""
+        """Optimizers compiled from their formulas, and a lab that compares them fairly."""
 
     schuss(prog_name="schuss")

@@ -1,4 +1,4 @@
-"""`schuss bench`: measure what a step costs, here and elsewhere."""
+"""`schuss bench`: measure the time of a step, and compare it with other implementations."""
 
 from __future__ import annotations
 
@@ -21,30 +21,41 @@ SECTIONS = ("gpt2", "pages", "small", "mlp", "first-step", "sparse", "precision"
 EXAMPLES = """
 \b
 Examples:
-  schuss bench                          all of it
+  schuss bench                          every section
   schuss bench --quick --only gpt2      AdamW at GPT-2's shapes, a few rounds
   schuss bench --only small --only mlp  many small tensors, and a small network
-  schuss bench --json here.json         keep every round
+  schuss bench --json here.json         write every round to a file
   schuss bench --from here.json --markdown
 """
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--quick", is_flag=True, help="Fewer rounds of everything.")
-@click.option("--only", multiple=True, type=click.Choice(SECTIONS), help="This section; may be repeated.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of every contender.  [default: torch's]")
+@click.option("--quick", is_flag=True, help="Measure fewer rounds.  [default: off]")
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(SECTIONS),
+    help="Measure this section alone. May be repeated.  [default: all sections]",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Threads of every implementation.  [default: torch.get_num_threads()]",
+)
 @click.option(
     "--json",
     "kept",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write all that was measured here.",
+    help="Write every measured round to this file.  [default: none]",
 )
-@click.option("--markdown", "as_markdown", is_flag=True, help="Print Markdown, as for a README.")
+@click.option(
+    "--markdown", "as_markdown", is_flag=True, help="Print Markdown tables.  [default: tables for a terminal]"
+)
 @click.option(
     "--from",
     "earlier",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Show what --json wrote; measure nothing.",
+    help="Show the results in this file of --json, and measure nothing.  [default: measure]",
 )
 def command(
     quick: bool,
@@ -54,21 +65,21 @@ def command(
     as_markdown: bool,
     earlier: Path | None,
 ) -> None:
-    """Measure a step of every page beside torch's and others'.
+    """Measure the time of a step of every optimizer, and compare it with torch and others.
 
     \b
     gpt2        AdamW at GPT-2's 148 shapes (up to 8 GB of memory)
-    pages       every page there
-    small, mlp  every page on 400 and 1000 small tensors, on a small network
+    pages       every optimizer at those shapes
+    small, mlp  every optimizer on 400 and 1000 small tensors, and on a small network
     first-step  the first step of a new process, cache empty and warm
     sparse      an embedding of which 1 % is touched
-    precision   bfloat16 weights and state in few bits, and clipping, at GPT-2's shapes
-    numpy       the NumPy front against plain NumPy
-    memory      the peak of a step
-    gpu         every page on a GPU beside a copy; kernels, host time and waits of a step
+    precision   bfloat16 weights, low-precision state, and clipping, at GPT-2's shapes
+    numpy       the NumPy API compared with plain NumPy
+    memory      the peak memory of a step
+    gpu         every optimizer on a GPU, compared with a copy; kernels, host time and waits per step
 
-    Contenders take turns in one process. Each is checked against the float64 reference first, and not timed if it is
-    wrong. Ctrl-C prints what is done.
+    Implementations take turns in one process. Each is checked against the float64 reference first, and is not timed
+    if it is wrong. Ctrl-C prints what is done.
     """
     from schuss.bench.report import load
     from schuss.bench.sizes import FULL, QUICK

@@ -24,11 +24,11 @@ COLOURS = {"holds": "green", "fails": "bold red", "note": "dim"}
 @click.command(epilog=EPILOG)
 @click.argument("rule", metavar="FILE.py:RULE")
 def command(rule: str) -> None:
-    """Hold your own rule to what the built-in ones are held to, and say what held.
+    """Test your own rule as the built-in ones are tested.
 
     Every kernel and dtype is compared with the rule itself in float64: odd sizes and strides, NaN and infinity, split
-    tensors, saving and going on, low precision, sparse gradients, the NumPy API, and the code for a GPU. The exit code
-    is 1 if something fails. It takes under a minute.
+    tensors, saving and continuing, low precision, sparse gradients, the NumPy API, and the code for a GPU. The exit
+    code is 1 if something fails. It takes under a minute.
     """
     from schuss.errors import RuleError
     from schuss.lab.doctor.own_rule import examine_rule, find_rule

@@ -21,32 +21,60 @@ Examples:
   schuss diagnose digits --optimizer momentum --lr 0.05
   schuss diagnose digits --optimizer sgd --schedule warmup+cosine --steps 800
   schuss diagnose my_task.py --steps 200 --out why.html
-  schuss diagnose text --budget 300            more examples and products than a minute allows
+  schuss diagnose text --budget 300            more examples and Hessian-vector products than a minute allows
   schuss diagnose quadratic:kappa=1000 --optimizer momentum
 
-Nothing is raced here: each piece of advice names the race that could overturn it.
+Nothing is raced here. Each piece of advice names the race that could overturn it.
 """
 
 
 @click.command(epilog=EPILOG)
 @click.argument("task", metavar="TASK")
-@click.option("--optimizer", default="adamw", show_default=True, help="Entry to train with, or file.py:name.")
-@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Instead of the entry's usual one.")
-@click.option("--steps", type=click.IntRange(2), help="Of the short run.  [default: a tenth of the horizon]")
 @click.option(
-    "--schedule", default="constant", show_default=True, help="Of the learning rate, over the horizon."
+    "--optimizer",
+    default="adamw",
+    show_default=True,
+    help="Entry to train with: a name of `schuss list`, or file.py:name.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--data", type=click.Path(path_type=Path), help="Files for the task.")
+@click.option(
+    "--lr", type=click.FloatRange(0, min_open=True), help="Learning rate.  [default: the entry's usual one]"
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(2),
+    help="Steps of the short run.  [default: a tenth of the task's horizon]",
+)
+@click.option(
+    "--schedule",
+    default="constant",
+    show_default=True,
+    help="Schedule of the learning rate over the task's horizon.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Seed of the weights, the batches and the measurements.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="File or folder with the task's data.  [default: none]",
+)
 @click.option(
     "--budget",
     type=click.FloatRange(0, min_open=True),
     default=60.0,
     show_default=True,
-    help="Seconds that it should take, about; where that is too few for everything, less is measured.",
+    help="About how many seconds to take. Where they are too few for everything, less is measured.",
 )
 @click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("diagnose.html"), show_default=True
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("diagnose.html"),
+    show_default=True,
+    help="HTML report to write.",
 )
 def command(
     task: str,
@@ -59,7 +87,7 @@ def command(
     budget: float,
     out: Path,
 ) -> None:
-    """Measure curvature, stability, gradient noise and sparsity along a short run, and advise."""
+    """Measure curvature, stability, gradient noise and sparsity along a short run, and give advice."""
     console = Console()
     check_names(tasks=[task], entries=[optimizer], schedules=[schedule])
     from schuss.lab.diagnose import advise, measure, render
@@ -93,7 +121,7 @@ def command(
         advice = advise(found)
         write(out, render(found, advice, this_command()))
     _show(console, found, advice)
-    console.print(f"\nPage: {out}", soft_wrap=True, highlight=False)
+    console.print(f"\nReport: {out}", soft_wrap=True, highlight=False)
 
 
 def plan(effort: Effort) -> str:
@@ -101,14 +129,14 @@ def plan(effort: Effort) -> str:
 
     >>> from schuss.lab.diagnose import Effort
     >>> plan(Effort(128, products=40, seconds=42.0))
-    'Measuring on 128 training examples, 5 looks of at most 2 × 40 products: about 42 s.'
+    'Measuring on 128 training examples, 5 times with at most 2 × 40 Hessian-vector products: about 42 s.'
     """
     from schuss.units import human_seconds
 
     about = "a second or so" if effort.seconds < 2 else human_seconds(effort.seconds)
     return (
-        f"Measuring on {effort.examples} training example{'s' * (effort.examples != 1)}, {effort.looks} looks of "
-        f"at most 2 × {effort.products} products: about {about}."
+        f"Measuring on {effort.examples} training example{'s' * (effort.examples != 1)}, {effort.looks} times with "
+        f"at most 2 × {effort.products} Hessian-vector products: about {about}."
     )
 
 
@@ -119,7 +147,7 @@ def _show(console: Console, found: Diagnosis, advice: list[Advice]) -> None:
         title=f"{found.task}: {found.steps} steps of {found.optimizer} ({found.settings})",
         title_justify="left",
     )
-    for head in ("step", "loss", "λ max", "λ min", "sharpness", "limit", "dial", "max lr"):
+    for head in ("step", "loss", "λ max", "λ min", "sharpness", "limit", "ratio", "max lr"):
         table.add_column(head, justify="right")
     for look in found.looks:
         high, low, seen, rate = look.bounds

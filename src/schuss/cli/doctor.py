@@ -16,7 +16,7 @@ Examples:
   schuss doctor --only kernels --dtypes float32,float64,bfloat16
   schuss doctor --only curvature,noise
 
-The first examination compiles every kernel and leaves them in the cache, so the next is faster.
+The first run compiles every kernel and stores them in the cache, so the next run is faster.
 """
 
 TITLES = {
@@ -35,15 +35,23 @@ COLOURS = {"holds": "green", "fails": "bold red", "note": "dim"}
 
 
 @click.command(epilog=EPILOG)
-@click.option("--only", help="Comma-separated parts of the examination; all if not given.")
-@click.option("--dtypes", default="float32", show_default=True, help="In which every kernel is compared.")
+@click.option(
+    "--only",
+    help=f"Parts to examine, separated by commas: {', '.join(TITLES)}.  [default: all]",
+)
+@click.option(
+    "--dtypes",
+    default="float32",
+    show_default=True,
+    help="Dtypes in which every kernel is compared with the float64 reference, separated by commas.",
+)
 def command(only: str | None, dtypes: str) -> None:
-    """Measure known truths on this machine and say which hold. The exit code is 1 if one does not."""
+    """Measure numbers whose values are known, on this machine. The exit code is 1 if one is wrong."""
     from schuss.lab.doctor import Finding, examine
 
     console = Console()
     began = time.perf_counter()
-    table = Table("truth", "it says", "measured", "", box=None, pad_edge=False, header_style="bold")
+    table = Table("what", "known value", "measured", "", box=None, pad_edge=False, header_style="bold")
     section, found, stopped = "", list[tuple[str, Finding]](), False
     try:
         with console.status("Measuring"):
@@ -64,9 +72,11 @@ def command(only: str | None, dtypes: str) -> None:
     failed = [(about, finding) for about, finding in found if finding.verdict == "fails"]
     judged = sum(finding.verdict != "note" for _, finding in found)
     seconds = time.perf_counter() - began
-    console.print(f"\n{judged - len(failed)} of {judged} truths hold, in {seconds:.1f} s.", highlight=False)
+    console.print(
+        f"\n{judged - len(failed)} of {judged} known values hold, in {seconds:.1f} s.", highlight=False
+    )
     for about, finding in failed:
-        line = f"{about}, {finding.about.strip()}: it says {finding.truth}, measured {finding.measured}."
+        line = f"{about}, {finding.about.strip()}: known value {finding.truth}, measured {finding.measured}."
         console.print(line, style="red", markup=False, highlight=False)
     if stopped:
         console.print("Stopped before the end.")

@@ -26,46 +26,85 @@ Examples:
   schuss landscape beale --optimizers adam,rmsprop --lr 0.05
   schuss landscape hills.py:f --start 1,2 --window -3,3,-3,3
   schuss landscape rosenbrock --model --at 0,0 the Taylor model, its steps, and what they cost as d grows
-  schuss landscape --story all                 the six pictures that explain why optimizers differ
+  schuss landscape --story all                 six demonstrations of why optimizers differ
   schuss landscape --story saddle
   schuss landscape digits --optimizers sgd,adam a network: the plane of its trajectories
   schuss landscape my_task.py --plane filter   two random filter-normalised directions
 
 \b
 Functions: rosenbrock, himmelblau, saddle, beale, quadratic:kappa=K, FILE.py:function.
-Stories: jitter, momentum, saddle, noise, adagrad, restarts, all.
+Demonstrations: jitter, momentum, saddle, noise, adagrad, restarts, all.
 """
 
 ON_SURFACES, ON_NETWORKS = 200, 300
-WALKS = ("optimizers", "steps", "lr")
+TRAJECTORIES = ("optimizers", "steps", "lr")
 OF_NETWORKS = ("plane", "seed", "data")
 
 
 @click.command(epilog=EPILOG)
 @click.argument("target", required=False, metavar="[FUNCTION|TASK]")
-@click.option("--story", "names", help="Named pictures instead, comma-separated; or all.")
 @click.option(
-    "--optimizers", default="sgd,momentum,adagrad,rmsprop,adam", show_default=True, help="Who walks."
+    "--story",
+    "names",
+    help="Draw these demonstrations, separated by commas, or all.  [default: draw the FUNCTION or TASK]",
 )
-@click.option("--steps", type=click.IntRange(1), help=f"[default: {ON_SURFACES}; a network {ON_NETWORKS}]")
-@click.option("--lr", type=click.FloatRange(0, min_open=True), help="For all of them; searched if not given.")
-@click.option("--start", help="Where to start, as x,y.")
-@click.option("--window", help="What to look at, as x from,x to,y from,y to.")
 @click.option(
-    "--plane", type=click.Choice(["pca", "filter"]), default="pca", show_default=True, help="Of a network."
+    "--optimizers",
+    default="sgd,momentum,adagrad,rmsprop,adam",
+    show_default=True,
+    help="Entries whose trajectories are drawn, separated by commas.",
 )
-@click.option("--model", "taylor", is_flag=True, help="The quadratic Taylor model at a point, and its steps.")
-@click.option("--at", help="That point, as x,y.  [default: the start]")
 @click.option(
-    "--radius", type=click.FloatRange(0, min_open=True), help="Of its trust region.  [default: measured]"
+    "--steps",
+    type=click.IntRange(1),
+    help=f"Steps of every trajectory.  [default: {ON_SURFACES} on a function, {ON_NETWORKS} on a network]",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of a network's start.")
-@click.option("--data", type=click.Path(path_type=Path), help="Files for the task.")
+@click.option(
+    "--lr",
+    type=click.FloatRange(0, min_open=True),
+    help="Learning rate of every optimizer.  [default: the best of a search, for each]",
+)
+@click.option("--start", help="Start on a function, as x,y.  [default: the function's own]")
+@click.option(
+    "--window", help="Part of the plane to draw, as x from,x to,y from,y to.  [default: the function's own]"
+)
+@click.option(
+    "--plane",
+    type=click.Choice(["pca", "filter"]),
+    default="pca",
+    show_default=True,
+    help="Plane through a network's weights: pca of the trajectories, or two random filter-normalised directions.",
+)
+@click.option(
+    "--model",
+    "taylor",
+    is_flag=True,
+    help="Draw the quadratic Taylor model at a point, and its steps.  [default: off]",
+)
+@click.option("--at", help="Point of the Taylor model, as x,y.  [default: the start]")
+@click.option(
+    "--radius",
+    type=click.FloatRange(0, min_open=True),
+    help="Trust-region radius of the Taylor model.  [default: measured]",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Seed of a network's weights and batches.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="File or folder with the task's data.  [default: none]",
+)
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path("landscape.html"),
     show_default=True,
+    help="HTML report to write.",
 )
 def command(
     target: str | None,
@@ -134,13 +173,17 @@ def _check_together(
         raise click.UsageError("--at and --radius belong to --model.")
     if names is not None:
         _leave_out(
-            "--story draws pictures with settings of their own", *WALKS, "start", "window", *OF_NETWORKS
+            "--story draws demonstrations with settings of their own",
+            *TRAJECTORIES,
+            "start",
+            "window",
+            *OF_NETWORKS,
         )
     if taylor:
-        _leave_out("--model draws no walks", *WALKS, *OF_NETWORKS)
+        _leave_out("--model draws no trajectories", *TRAJECTORIES, *OF_NETWORKS)
         if names is not None or window is not None:
             raise click.UsageError(
-                "--model draws one function in a window of its own: no --story, no --window."
+                "--model draws one function in a window of its own. Leave out --story and --window."
             )
 
 
@@ -148,7 +191,7 @@ def _stories(console: Console, names: str) -> list[Scene]:
     """The named pictures."""
     from schuss.lab.landscape import STORIES, story
 
-    with console.status("Walking"):
+    with console.status("Training"):
         return [story(name.strip()) for name in (STORIES if names == "all" else names.split(","))]
 
 
@@ -164,7 +207,7 @@ def _on_surface(
     """The walks of optimizers on a function of two numbers."""
     from schuss.lab.landscape import on_surface, surface
 
-    with console.status("Walking"):
+    with console.status("Training"):
         return on_surface(surface(target, place, frame), entries, steps or ON_SURFACES, lr)
 
 
@@ -183,7 +226,7 @@ def _on_network(
     from schuss.lab.tasks import load
     from schuss.units import human_bytes, human_seconds
 
-    with console.status("Walking") as status:
+    with console.status("Training") as status:
         task = load(target, data)
         cost = network_cost(task, entries, steps, lr)
         if cost.seconds > 10:
@@ -195,7 +238,7 @@ def _on_network(
             )
         return on_network(
             *(task, entries, steps, lr, plane, seed),
-            progress=lambda what: status.update(f"Walking: {what}"),
+            progress=lambda what: status.update(f"Training: {what}"),
         )
 
 
@@ -229,7 +272,7 @@ def _draw_model(
 
 def _show_model(console: Console, model: TaylorModel) -> None:
     steps = Table(title=f"{model.surface.name} at {model.at}", title_justify="left")
-    for head in ("step", "to", "length", "promised fall", "fall", "inside"):
+    for head in ("step", "to", "length", "predicted decrease", "decrease", "inside"):
         steps.add_column(head, justify="left" if head == "step" else "right")
     for step in model.steps:
         to = f"({step.end[0]:.4g}, {step.end[1]:.4g})"
@@ -244,7 +287,7 @@ def _show_growth(console: Console, costs: list[Cost]) -> None:
     from schuss.newton.cost import human_bytes, human_seconds
 
     table = Table(title="A step as d grows (~ extrapolated)", title_justify="left")
-    for head in ("d", "gradient", "product", "dense Newton", "its memory"):
+    for head in ("d", "gradient", "HVP", "dense Newton", "its memory"):
         table.add_column(head, justify="right")
     for cost in costs:
         times = (cost.gradient, cost.product, cost.dense)

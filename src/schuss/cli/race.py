@@ -34,10 +34,10 @@ Examples:
   schuss race digits --schedules constant,cosine,warmup+cosine
   schuss race digits --entries sgd --batch-sizes 1,32,256,full
   schuss race digits,text,sparse                several tasks, with performance profiles
-  schuss race digits --diagnose                 with the curvature under the winner
+  schuss race digits --diagnose                 and the curvature along the winner's run
   schuss race digits --export runs.csv          every run as a table
 
-Interrupt it whenever you like: the same command goes on. `schuss list` shows tasks, entries and schedules.
+You may interrupt a race at any time: the same command resumes it. `schuss list` shows tasks, entries and schedules.
 """
 
 
@@ -45,59 +45,98 @@ Interrupt it whenever you like: the same command goes on. `schuss list` shows ta
 @click.argument("tasks", metavar="TASK[,TASK...]")
 @click.option(
     "--entries",
-    help="Comma-separated names, file.py:name or package.module:name; the usual ones if not given.",
+    help="Entries, separated by commas: names, file.py:name or package.module:name.  [default: those that "
+    "`schuss list` marks with *]",
 )
 @click.option(
     "--entry",
     "more",
     multiple=True,
-    help="One more entry, as file.py:name or package.module:name. May be repeated.",
+    help="One more entry, as file.py:name or package.module:name. May be repeated.  [default: none]",
 )
 @click.option(
-    "--preset", type=click.Choice(["quick", "default", "careful"]), help="5, 20 or 50 trials an entry."
+    "--preset",
+    type=click.Choice(["quick", "default", "careful"]),
+    help="Trials per entry: 5 (quick), 20 (default) or 50 (careful).  [default: default]",
 )
-@click.option("--trials", type=click.IntRange(1), help="Trials an entry, instead of a preset.")
 @click.option(
-    "--schedules", default="constant", show_default=True, help="Race every entry with each of these."
+    "--trials", type=click.IntRange(1), help="Trials per entry, instead of a preset.  [default: as --preset]"
 )
-@click.option("--batch-sizes", help="And at each of these; `full` is the whole training split.")
 @click.option(
-    "--rank-by", type=click.Choice(["metric", "steps", "examples", "gradients", "seconds"]), default="metric"
+    "--schedules",
+    default="constant",
+    show_default=True,
+    help="Learning-rate schedules, separated by commas. Every entry is raced with each of them.",
+)
+@click.option(
+    "--batch-sizes",
+    help="Batch sizes, separated by commas; `full` is the whole training split. Every entry is raced at each of "
+    "them.  [default: the task's]",
+)
+@click.option(
+    "--rank-by",
+    type=click.Choice(["metric", "steps", "examples", "gradients", "seconds"]),
+    default="metric",
+    show_default=True,
+    help="Rank by the metric at the end, or by the cost of reaching the target.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the race.  [default: runs/TASK]")
 @click.option(
-    "--data", type=click.Path(path_type=Path), help="Files for the task (MNIST: the folder of its IDX files)."
+    "--data",
+    type=click.Path(path_type=Path),
+    help="File or folder with the task's data (MNIST: the folder of its IDX files).  [default: none]",
 )
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Another seed is another race."
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Seed from which all randomness of the race follows.",
 )
-@click.option("--workers", type=click.IntRange(1), help="Runs at a time.  [default: one a core]")
+@click.option(
+    "--workers", type=click.IntRange(1), help="Runs at the same time.  [default: one per core, or per GPU]"
+)
 @click.option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
     default="cpu",
     show_default=True,
-    help="cuda: one worker a GPU.",
-)
-@click.option("--scheduler", help="Address of a running Dask cluster, as tcp://host:8786.")
-@click.option(
-    "--export", "table", type=click.Path(path_type=Path), help="Write all runs to a .csv, .json or .parquet."
+    help="Device to train on; with cuda there is one worker per GPU.",
 )
 @click.option(
-    "--diagnose", is_flag=True, help="Measure the curvature under the winner: a reason beside the verdict."
+    "--scheduler",
+    help="Address of a running Dask cluster, as tcp://host:8786.  [default: processes on this machine]",
 )
-@click.option("--retry-crashed", is_flag=True, help="Run again what crashed earlier in the same folder.")
+@click.option(
+    "--export",
+    "table",
+    type=click.Path(path_type=Path),
+    help="Write all runs to a .csv, .json or .parquet file.  [default: none]",
+)
+@click.option(
+    "--diagnose",
+    is_flag=True,
+    help="Measure the curvature along the winner's run, to help explain the verdict.  [default: off]",
+)
+@click.option(
+    "--retry-crashed",
+    is_flag=True,
+    help="Run again the runs that crashed earlier in the same folder.  [default: off]",
+)
 @click.option(
     "--run-minutes",
     type=click.FloatRange(0, min_open=True),
-    help="Stop a run that takes longer.  [default: 30 times what it should take, at least 10]",
+    help="Stop a run that takes more minutes than this.  [default: 30 times the expected time, at least 10]",
 )
 @click.option(
     "--run-memory",
     type=click.FloatRange(0, min_open=True),
-    help="Stop a run that uses more GiB (Linux).  [default: 0.8 of the machine's memory over the workers, at least 2]",
+    help="Stop a run that uses more GiB of memory than this (Linux).  [default: 0.8 of the machine's memory divided "
+    "by the workers, at least 2]",
 )
-@click.option("--run", "words", help="Repeat a single run, in the words that the report gives for it.")
+@click.option(
+    "--run", "words", help="Repeat a single run: give the text after --run in the report.  [default: race]"
+)
 def command(
     tasks: str,
     entries: str | None,
@@ -120,10 +159,10 @@ def command(
     run_memory: float | None,
     words: str | None,
 ) -> None:
-    """Race optimizers on a task and print who won, by how much, and how sure that is.
+    """Race optimizers on a task, and print which is best, by how much, and how sure that is.
 
-    Every entry is tuned with as many trials, its best settings are confirmed on fresh seeds, and the winner
-    of those is reported on fresh seeds again. TASK is a built-in one or a file of your own.
+    Every entry is tuned with the same number of trials. Its best settings are confirmed on fresh seeds, and the best
+    of those is reported on fresh seeds again. TASK is a built-in task or a file of your own.
     """
     console = Console()
     if preset and trials:
@@ -180,7 +219,7 @@ def command(
             export(report, table)
             say(console, f"Runs: {table}", soft_wrap=True)
         if failures := list(filter(None, map(without_a_finish, report["tasks"]))):
-            advice = "Mend it and give the same command with --retry-crashed."
+            advice = "Fix the error and give the same command with --retry-crashed."
             raise click.ClickException(printable("\n".join([*failures, advice])))
 
 
@@ -239,7 +278,7 @@ class Interrupts:
         if self.count == 2:
             os.write(2, b"Stopping: the report is being written. Once more leaves at once.\n")
         else:
-            leave("Stopped. What was finished is kept; the same command goes on.")
+            leave("Stopped. Finished runs are stored; the same command resumes the race.")
 
 
 def leave(words: str) -> None:
@@ -304,7 +343,7 @@ class Watching:
         self.progress.stop()
 
     def began(self, folder: Path) -> None:
-        """A race is kept in this folder."""
+        """A race is stored in this folder."""
         self.folder, self.interrupts.began = folder, True
 
     def planned(self, words: str) -> None:
@@ -315,7 +354,7 @@ class Watching:
         """A stage begins."""
         self.name, self.total, self.count = name, expected, 0
         self.best = {}
-        again = f", {known} known already" if known else ""
+        again = f", {known} done already" if known else ""
         if self.console.is_terminal:
             self.bar = self.progress.add_task(name, total=expected + known, completed=known)
         else:
@@ -367,7 +406,7 @@ def ranking(task: Mapping[str, Any]) -> Table:
     for heading in ("", "entry"):
         table.add_column(heading, no_wrap=not heading, overflow="fold")
     metric = cell(metric)
-    for heading in (metric, "test", "reached", "gradients", "lr\nwidth", "bytes\na weight", "µs a\nstep"):
+    for heading in (metric, "test", "reached", "gradients", "lr\nwidth", "bytes per\nweight", "µs per\nstep"):
         least = widest if heading == metric else None
         table.add_column(heading, justify="right", no_wrap=least is None, min_width=least, overflow="fold")
     for row in task["ranking"]:
@@ -398,14 +437,16 @@ def show_crashed(console: Console, task: Mapping[str, Any]) -> None:
 
 
 def interrupted(console: Console, folder: Path | None) -> None:
-    """Say what is kept and how to go on."""
-    kept = 0 if folder is None else kept_runs(folder)
-    if folder is None or not kept:
+    """Say what is stored and how to resume."""
+    stored = 0 if folder is None else stored_runs(folder)
+    if folder is None or not stored:
         console.print("Stopped before any run.")
         return
     if not (folder / "report.json").is_file():
-        runs = f"{kept} run{'s' if kept > 1 else ''}"
-        say(console, f"Stopped. {runs} kept in {folder}; the same command goes on.", soft_wrap=True)
+        runs = f"{stored} run{'s' if stored > 1 else ''}"
+        say(
+            console, f"Stopped. {runs} stored in {folder}; the same command resumes the race.", soft_wrap=True
+        )
         return
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     for task in report["tasks"]:
@@ -422,10 +463,10 @@ def interrupted(console: Console, folder: Path | None) -> None:
                 say(console, line)
             show_crashed(console, task)
     runs = counted([run for task in report["tasks"] for run in task["runs"]])
-    say(console, f"Stopped. {runs} kept in {folder}; the same command goes on.", soft_wrap=True)
+    say(console, f"Stopped. {runs} stored in {folder}; the same command resumes the race.", soft_wrap=True)
 
 
-def kept_runs(folder: Path) -> int:
+def stored_runs(folder: Path) -> int:
     """How many runs the store in a folder holds."""
     from schuss.lab.racing.store import Store, StoreError
 

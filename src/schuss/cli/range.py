@@ -25,27 +25,56 @@ Examples:
   schuss range digits --optimizer sgd --lowest 1e-3 --highest 10 --steps 200
   schuss range my_task.py --optimizer my_opt.py:Mine --out rates.html
 
-The rate climbs from step to step. This is no measurement of stability: schuss diagnose is.
+The learning rate grows from step to step. This test does not measure stability: schuss diagnose does.
 """
 
 
 @click.command(epilog=EPILOG)
 @click.argument("task", metavar="TASK")
-@click.option("--optimizer", default="adamw", show_default=True, help="Entry to train with, or file.py:name.")
 @click.option(
-    "--lowest", type=click.FloatRange(0, min_open=True), help="[default: a tenth of the entry's least]"
+    "--optimizer",
+    default="adamw",
+    show_default=True,
+    help="Entry to train with: a name of `schuss list`, or file.py:name.",
 )
 @click.option(
-    "--highest", type=click.FloatRange(0, min_open=True), help="[default: ten times the entry's most]"
+    "--lowest",
+    type=click.FloatRange(0, min_open=True),
+    help="Learning rate of the first step.  [default: a tenth of the lowest in the entry's search space]",
 )
-@click.option("--steps", type=click.IntRange(10), default=100, show_default=True, help="Rungs of the ladder.")
 @click.option(
-    "--sweeps", type=click.IntRange(1), default=3, show_default=True, help="Each with other batches."
+    "--highest",
+    type=click.FloatRange(0, min_open=True),
+    help="Learning rate of the last step.  [default: ten times the highest in the entry's search space]",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--data", type=click.Path(path_type=Path), help="Files for the task.")
 @click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("range.html"), show_default=True
+    "--steps", type=click.IntRange(10), default=100, show_default=True, help="Learning rates per sweep."
+)
+@click.option(
+    "--sweeps",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="How often the test is repeated, each time with other batches.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Seed of the weights and the batches.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="File or folder with the task's data.  [default: none]",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("range.html"),
+    show_default=True,
+    help="HTML report to write.",
 )
 def command(
     task: str,
@@ -58,12 +87,12 @@ def command(
     data: Path | None,
     out: Path,
 ) -> None:
-    """Climb a ladder of learning rates, some times over, and show where the loss falls."""
+    """Run a learning-rate range test: raise the rate at every step, and show where the loss falls."""
     console = Console()
     check_names(tasks=[task], entries=[optimizer])
     from schuss.lab.entries import find
-    from schuss.lab.ladder import climb, render
     from schuss.lab.pages import check_writable, write
+    from schuss.lab.ranges import climb, render
     from schuss.lab.tasks import load
 
     with clear_end(console, "Fewer --steps or --sweeps take less time."):
@@ -77,16 +106,16 @@ def command(
                 steps=steps,
                 sweeps=sweeps,
                 seed=seed,
-                progress=lambda done, of: status.update(f"Climbing: step {done} of {of}"),
+                progress=lambda done, of: status.update(f"Range test: step {done} of {of}"),
             )
         write(out, render(found, given, entry, this_command()))
     measured = f"schuss diagnose {shlex.quote(task)} --optimizer {shlex.quote(optimizer)}"
     _show(console, found, f"{entry.name} on {given.name}", measured)
-    console.print(f"Page: {out}", soft_wrap=True, highlight=False)
+    console.print(f"Report: {out}", soft_wrap=True, highlight=False)
 
 
 def _show(console: Console, found: RangeTest, title: str, measured: str) -> None:
-    """A line of bars a sweep, the rates below them, and the words of the test."""
+    """A line of bars per sweep, the range of learning rates, and the result in words."""
     width = min(max(console.width - 24, 20), len(found.rates))
     known = [x for sweep in found.losses.tolist() for x in sweep if x == x]
     low, high = min(known), min(max(known), 2 * max(sweep[0] for sweep in found.losses.tolist()))
@@ -100,7 +129,7 @@ def _show(console: Console, found: RangeTest, title: str, measured: str) -> None
     console.print(table)
     told = found.words.removesuffix(".")
     console.print(
-        f"{told[:1].upper()}{told[1:]}. This is no measurement of stability: {measured} is.",
+        f"{told[:1].upper()}{told[1:]}. This test does not measure stability: {measured} does.",
         markup=False,
         highlight=False,
     )

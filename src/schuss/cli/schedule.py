@@ -38,20 +38,34 @@ A phase is a name, its length in steps, and words with values:
 
 @click.command(name="schedule", epilog=EPILOG)
 @click.argument("words", nargs=-1, required=True, metavar="WORDS...")
-@click.option("--peak", type=float, default=1.0, show_default=True, help="The value that a warm-up leads to.")
-@click.option("--steps", type=click.FloatRange(min=0, min_open=True), help="Show so many steps.")
+@click.option(
+    "--peak",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="The value that a warm-up rises to, and the phases start from.",
+)
+@click.option(
+    "--steps",
+    type=click.FloatRange(min=0, min_open=True),
+    help="How many steps to show.  [default: the longest schedule's length]",
+)
 @click.option(
     "--steps-per-epoch",
     type=click.FloatRange(min=0, min_open=True),
-    help="The lengths in WORDS are epochs of so many steps.",
+    help="Steps per epoch: lengths in WORDS are then epochs.  [default: lengths are steps]",
 )
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a picture to this file.")
+@click.option(
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="HTML file to write the curves to.  [default: none]",
+)
 def command(
     words: tuple[str, ...], peak: float, steps: float | None, steps_per_epoch: float | None, html: Path | None
 ) -> None:
-    """Show the values of one schedule or several at their landmarks, and draw them.
+    """Draw one or several schedules, and list their values where a phase begins or ends.
 
-    Each WORDS is one schedule, in quotes: its phases one after another, separated by commas.
+    Each WORDS is one schedule in quotes: its phases in order, separated by commas.
     """
     if not math.isfinite(peak):
         raise click.BadParameter(f"{peak} is not a finite number.", param_hint="--peak")

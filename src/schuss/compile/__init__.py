@@ -1,4 +1,4 @@
-"""What gives a page legs: the float64 reference, the CPU kernel, and the eager path."""
+"""How a rule runs: the float64 reference, the CPU and GPU kernels, and the eager path."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["source"]
 def source(
     rule: Rule | type[Rule] | str, device: str = "cpu", dtypes: str | tuple[str, ...] = "float32"
 ) -> str:
-    """The generated kernel of a rule, as text: of a page, a page with hyperparameters, or a name in the table.
+    """The generated kernel of a rule, as text. `rule`: a class, a rule with hyperparameters, or a built-in name.
 
     `device` is "cpu" (Numba) or "gpu" (Triton).
 
-    `dtypes` is one for all, or how the weight, the gradient and each slot in turn are kept: "float64", "float32",
-    "bfloat16", "float16", or one of the other names in `schuss.compile.storage`, such as "bfloat16 stochastic".
+    `dtypes` is one storage format for all, or that of the weight, the gradient and each slot in turn: "float64",
+    "float32", "bfloat16", "float16", or one of the other names in `schuss.compile.storage`, as "bfloat16 stochastic".
 
     >>> from schuss.rules import Lion
     >>> print(source(Lion, "cpu").split("@cfunc")[0].split("@njit")[-1].strip())

@@ -23,7 +23,7 @@ _READ = os.O_RDONLY | sum(
     getattr(os, flag, 0) for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
 )
 UNUSED = 90 * 24 * 3600
-"""Seconds after which a file that nobody has read makes room for new ones."""
+"""Seconds after which a file that nobody has read is removed."""
 
 
 def wanted_folder() -> Path:
@@ -40,7 +40,7 @@ def _distrust(found: os.stat_result) -> str:
         return ""
     if found.st_uid not in (os.geteuid(), 0):
         return f"it belongs to user {found.st_uid}, and its files would be run"
-    return "others may write to it, and its files would be run; chmod go-w would mend that" * bool(
+    return "others may write to it, and its files would be run; try chmod go-w" * bool(
         found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     )
 
@@ -60,7 +60,7 @@ def _problem(folder: Path) -> str:
 def _warn(folder: Path, problem: str) -> None:
     """Say it once."""
     warnings.warn(
-        f"Compiled kernels cannot be kept in {folder} ({problem}), so every process compiles its own. "
+        f"Compiled kernels cannot be stored in {folder} ({problem}), so every process compiles its own. "
         "Try setting SCHUSS_CACHE_DIR to a folder that belongs to you and can be written to.",
         RuntimeWarning,
         stacklevel=3,

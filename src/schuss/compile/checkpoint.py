@@ -182,7 +182,7 @@ class Check:
                 or self._read.dtype(entry[one.of]) != "int8"
             ):
                 yield Problem(
-                    f"{where} are scales of codes, but {self._place(weight.key, one.of)} is none of codes. "
+                    f"{where} are scales of int8 codes, but {self._place(weight.key, one.of)} is not int8. "
                     "Was it put together from two checkpoints?"
                 )
 
@@ -215,7 +215,7 @@ class Check:
             if dtype == "int8":  # a code times its scale: of the bounds the sign is left
                 low, high = 0 if low >= 0 else -LEVEL_MOST, math.inf
             if math.isnan(least):
-                yield Problem(f"{where} has a NaN, which it would keep for good. {WAY_OUT}", fatal=False)
+                yield Problem(f"{where} has a NaN, which would stay in the state. {WAY_OUT}", fatal=False)
             elif least < low:
                 yield Problem(f"{where} has {least:g}, but it is never less than {low:g}. Was it damaged?")
             elif high < math.inf and (most := self._read.most(value)) > high:
@@ -243,8 +243,8 @@ class Check:
                 "there are none" if shape is None else f"there is {self._read.dtype(scales)} of shape {shape}"
             )
             words = (
-                f"{where} has {numbers} codes in blocks of {block}, which need {blocks} scales (float32) in {place}; "
-                f"{found}. Was it cut short?"
+                f"{where} has {numbers} int8 codes in blocks of {block}, which need {blocks} scales (float32) in "
+                f"{place}; {found}. Was it cut short?"
             )
             lost = scales is None
             yield Problem(f"{words} {WAY_OUT}" if lost else words, absent=lost, fatal=not lost)
@@ -257,7 +257,7 @@ class Check:
 
 
 def _rest_of(dtype: str) -> str:
-    """The dtype in which is kept what rounding takes from weights of this dtype."""
+    """The dtype of the compensation term of weights of this dtype."""
     beside = STORAGES[f"{dtype} compensated"].beside
     assert beside is not None
     return beside.dtype
@@ -283,11 +283,11 @@ def check_count(name: str, number: int | float | None, value: Any) -> int:
 
 
 def check_block(name: str, number: int | float | None, value: Any) -> int:
-    """How many codes share a scale in a checkpoint. Another size makes other numbers of them, so none is guessed."""
+    """How many int8 codes one scale covers in a checkpoint. Another size gives other numbers, so none is guessed."""
     size = check_count(name, number, value)
     if not 0 < size <= _MOST_BLOCK or size & (size - 1):
         raise refusal(
-            name, value, f"a number of codes that share a scale: a power of 2, at most {_MOST_BLOCK}"
+            name, value, f"a number of int8 codes that share a scale: a power of 2, at most {_MOST_BLOCK}"
         )
     return size
 
@@ -298,7 +298,7 @@ def strange(check: Check, key: Any, entry: Mapping[Any, Any]) -> None:
     if unknown:
         slots = sorted(repr(name) for name, part in check.parts.items() if part.kind == "slot")
         raise ValueError(
-            f"The checkpoint's state of weight {key} has {', '.join(unknown)}; {check.name} keeps "
+            f"The checkpoint's state of weight {key} has {', '.join(unknown)}; {check.name} stores "
             f"{', '.join(slots) or 'nothing'}. Is it another optimizer's?"
         )
 

@@ -152,7 +152,7 @@ def head(formula: Formula, kept: tuple[str, ...], where: str) -> list[str]:
     return [
         f'"""{formula.title} {where}: {", ".join(f"{name} {one}" for name, one in arrays)}.',
         "",
-        f"Generated from {formula.rule.__module__}. To change it, change the page.",
+        f"Generated from {formula.rule.__module__}. To change it, change the rule.",
         '"""',
         "",
     ]

@@ -47,7 +47,7 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise refusal(name, options[name], "True or False")
     if options["compensated"] and options["rounding"] == "stochastic":
         raise ValueError(
-            "compensated=True keeps what rounding takes, so there is nothing to round by chance. Choose one of "
+            "compensated=True stores the rounding error, so stochastic rounding has nothing to do. Choose one of "
             "compensated=True and rounding='stochastic'."
         )
     if options["state_dtype"] is not None and dtype_name(options["state_dtype"]) not in STATE_DTYPES:
@@ -175,12 +175,12 @@ def _domain_kind(domain: Any) -> Any:
 
 
 _OPTION_HELP = {
-    "maximize": "climb instead of descend",
+    "maximize": "maximize instead of minimize",
     "rounding": "of 16-bit weights: 'nearest' or 'stochastic' (unbiased)",
-    "compensated": "keep what rounding takes from 16-bit weights, in 16 bits more per weight",
+    "compensated": "add a Kahan compensation term to 16-bit weights: 16 bits more per weight",
     "state_dtype": "of new state: None (float32 for 16-bit weights, else the weight's own), 'float64', 'float32', "
     "'bfloat16' or 'int8' (block-wise quantized)",
-    "ema_decay": "None, or in [0, 1]: keep a running average of the weights; see averaged",
+    "ema_decay": "None, or in [0, 1]: store a running average of the weights; see averaged",
     "max_norm": "None, or > 0: scale all gradients down to this norm together",
     "skip_nonfinite": "leave out a step whose gradients are not all finite, and count it in skipped",
     "seed": "from which the random bits of stochastic rounding follow",
@@ -345,6 +345,6 @@ def for_sparse(rule: Rule, conventions: tuple[tuple[str, Any], ...]) -> Rule:
         raise RuntimeError(
             f"weight_decay={getattr(rule, 'weight_decay', None)!r} (L2) is not possible with sparse gradients: it "
             "would need every row, and only touched rows move. Set weight_decay=0, or use a decoupled one, which "
-            "touched rows alone then feel."
+            "changes touched rows only."
         )
     return rule

@@ -1,20 +1,20 @@
-"""Why an optimizer does what it does: curvature, noise and stability, measured on the model itself.
+"""Curvature, gradient noise and stability, measured on the model itself.
 
 Every function takes `model, loss, batch` first, `loss(model, batch)` being a scalar tensor, and leaves the
 model, its buffers, gradients and flags, the optimizer and all random states bit for bit as they were, also
 after an exception or Ctrl-C. For plain functions the model is the point: `hvp(x, loss, None, vector)` with
 `loss(x, batch)`.
 
-    hvp, ggnvp              products with the Hessian and the Gauss-Newton matrix
+    hvp, ggnvp              Hessian-vector and Gauss-Newton-vector products
     extreme_eigenvalues     both ends of the spectrum, with multiplicity
     spectrum                all of it, as a density with error bars
     condition_number        κ of the positive part
-    stationary_point        minimum, saddle or flat, and the way out
+    stationary_point        minimum, saddle or flat, and the direction that leads down
     quadratic_model         predicted against actual decrease along a step
     gradient_noise_scale    the batch size at which noise and signal are equal
     gradient_sparsity       what a batch does not touch
     stability_limit         the largest curvature at which an optimizer is stable
-    range_test              a ladder of learning rates
+    range_test              the learning-rate range test
 """
 
 from schuss.curvature.density import Spectrum, spectrum

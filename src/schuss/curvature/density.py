@@ -51,7 +51,7 @@ class Spectrum:
         return _mean_and_error((self.weights * function(self.nodes)).sum(axis=1))
 
     def below(self, value: float) -> tuple[float, float]:
-        """The share of eigenvalues under `value`, and its standard error: `below(0)` is the negative part."""
+        """The fraction of eigenvalues under `value`, and its standard error: `below(0)` is the negative part."""
         return self.mean(lambda nodes: nodes < value)
 
     def on(self, grid: ArrayLike, width: float) -> tuple[Array, Array]:
@@ -64,7 +64,7 @@ class Spectrum:
         share, error = self.below(0.0)
         return (
             f"spectrum of the {self.matrix} of {self.n:,} weights, {len(self.nodes)} random vectors, "
-            f"{self.products} products\n"
+            f"{self.products} matrix-vector products\n"
             f"  from {self.nodes.min():.4g} to {self.nodes.max():.4g}, trace {self.trace:.4g} ± "
             f"{self.trace_error:.2g}, below zero {share:.1%} ± {error:.1%}"
         )

@@ -95,7 +95,7 @@ def wrong_second_derivatives(
         differences.multiply(u, far, 2.0)
         if float((far - near).norm()) > off / 10:
             return ""
-        said = f"a product of the Hessian by autograd is {off / size:.0%} off a difference of gradients"
+        said = f"a Hessian-vector product by autograd is {off / size:.0%} off a difference of gradients"
         if _asymmetry(v, hv, u, hu) > symmetry_slack(_eps(place)):
             return f"An operation in the loss has a wrong second derivative ({said}, and not symmetric)"
         if place.reads_moved_buffers():
@@ -147,7 +147,7 @@ class Differences:
                 self.multiply(row, wider, 2.0)
                 apart = float((wider - product).norm() / product.norm())
                 warnings.warn(
-                    f"{self.reason}, so products with the Hessian are central differences of gradients: "
+                    f"{self.reason}, so Hessian-vector products are central differences of gradients: "
                     f"approximate, by steps of {self.step:.2g}. Steps of that length and of twice it agree to "
                     f"{apart:.0e}, relative.",
                     stacklevel=2,

@@ -62,8 +62,8 @@ class Extremes:
         state = "converged" if self.converged else "NOT converged"
         copies = "" if self.confirmed else ", copies not confirmed"
         return (
-            f"{self.matrix} of {self.n:,} weights, {self.products} products, {state}{copies} (worst residual "
-            f"{self.residuals.max():.1e})\n"
+            f"{self.matrix} of {self.n:,} weights, {self.products} matrix-vector products, {state}{copies} (worst "
+            f"residual {self.residuals.max():.1e})\n"
             f"  largest  {_listed(self.largest)}\n"
             f"  smallest {_listed(self.smallest)}"
         )
@@ -98,8 +98,8 @@ def extreme_eigenvalues(
             products, but counts 1e-2 as converged: single eigenvalues stand out, and come out to 1e-5 or
             better, but at the edge of a bulk the neighbours are 1e-3 apart and 100 products cannot tell them.
         products: at most so many Hessian-vector products; default 100 for large models, more for small ones
-            (10⁷/n). Where copies of repeated eigenvalues need a further look (see `confirmed`), it is taken
-            from what is left of them.
+            (10⁷/n). Where copies of repeated eigenvalues must be searched (see `confirmed`), the products
+            left over are used.
         vectors: at most so many vectors of the model's size in memory, gradient and product included. Default
             24, or what fits in 16 MiB, or 2 k + 9 if that is more.
         seed: of the random start; the global random state is not touched.
@@ -112,7 +112,7 @@ def extreme_eigenvalues(
     >>> x = torch.tensor([1.0, 1.0], dtype=torch.float64)
     >>> rosenbrock = lambda x, _: (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
     >>> extreme_eigenvalues(x, rosenbrock, None, k=1)
-    hessian of 2 weights, 2 products, converged (worst residual 2.2e-12)
+    hessian of 2 weights, 2 matrix-vector products, converged (worst residual 2.2e-12)
       largest  1001.6
       smallest 0.399361
     """
@@ -244,7 +244,7 @@ def condition_number(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ConditionNumber:
-    """κ = λmax / λmin of the positive part of the Hessian: how much longer the valley is than wide.
+    """κ = λmax / λmin of the positive part of the Hessian, its condition number.
 
     The positive part are the eigenvalues above `cut` × λmax; `cut` defaults to n ε of the weights' dtype (at
     least 1e-12), the size of rounding. Up to 2000 weights the whole matrix is formed, and the number is
@@ -317,9 +317,7 @@ def dense(place: Place, apply: Callable[[Tensor, Tensor], None], progress: Progr
 
 def _positive(largest: float) -> float:
     if largest <= 0:
-        raise refusal(
-            "the largest eigenvalue", largest, "positive", "There is no positive part to speak of here."
-        )
+        raise refusal("the largest eigenvalue", largest, "positive", "There is no positive part here.")
     return largest
 
 

@@ -43,7 +43,7 @@ from schuss.errors import real, refusal, whole
 
 @dataclass(frozen=True, eq=False)
 class RangeTest:
-    """Loss along a ladder of learning rates, for some sweeps.
+    """The result of a learning-rate range test: loss by learning rate, for each sweep.
 
     `rates` (steps) and `losses` (sweeps × steps): the loss on the batch before the step at each rate, NaN
     once a sweep had stopped. `interval`: the rates between which the smoothed loss made its progress (from a
@@ -64,7 +64,7 @@ class RangeTest:
         """The interval, and what it is not."""
         if self.interval is None:
             return self.words
-        return f"{self.words}. This is no measurement of stability: see stability_limit."
+        return f"{self.words}. This test does not measure stability: see stability_limit."
 
     @property
     def words(self) -> str:
@@ -92,22 +92,22 @@ def range_test(
     sweeps: int = 3,
     progress: Progress | None = None,
 ) -> RangeTest:
-    """Train a few steps while the learning rate climbs from `lowest` to `highest`, then put all back.
+    """Learning-rate range test: train while the rate grows from `lowest` to `highest`, then restore everything.
 
     Args:
         model: an `nn.Module`, or for a plain function leaf tensors that require a gradient.
         loss: `loss(model, batch)`, a scalar tensor.
         batches: any iterable; the first `steps` are used, again from the start if there are fewer.
-        optimizer: holds the model's weights; a copy of it, state included, does the steps. With several
-            groups the rate is the first group's, the others keep their proportion to it.
-        lowest, highest: ends of the ladder, of equal rungs in log lr.
-        steps: rungs; every one of them is stepped on until the loss is not finite, or has risen above where
-            it started by more than three times its best fall (and its noise).
+        optimizer: holds the model's weights; a copy of it, state included, takes the steps. With several
+            groups the rate is the first group's, and the others stay in proportion to it.
+        lowest, highest: first and last learning rate; those between are equally spaced in log lr.
+        steps: learning rates per sweep, one step at each. A sweep ends early where the loss is not finite, or
+            has risen above its start by more than three times its best fall (and its noise).
         sweeps: runs from the same weights with the batches in another rotation.
         progress: called as `progress(done, at_most)` after each step.
 
     Raises:
-        ValueError: as `hvp`; no batch; an empty or reversed ladder; an optimizer of other weights.
+        ValueError: as `hvp`; no batch; an empty or reversed range; an optimizer of other weights.
 
     >>> x = torch.tensor([2.0, -1.0], requires_grad=True)
     >>> result = range_test(x, lambda x, _: (x**2).sum() / 2, [None], torch.optim.SGD([x]), highest=1.0)
@@ -118,7 +118,7 @@ def range_test(
     highest = real(
         "highest", highest, f"a finite number > lowest={lowest:g}", lambda x: lowest < x < math.inf
     )
-    steps = whole("steps", steps, 10, advice="A slope needs some rungs.")
+    steps = whole("steps", steps, 10, advice="A slope needs several learning rates.")
     sweeps = whole("sweeps", sweeps, 1)
     check_optimizer(optimizer)
     check_batches(batches)
@@ -134,10 +134,10 @@ def range_test(
         for sweep in range(sweeps):
             place.rewind()
             turn = sweep * len(held) // sweeps
-            for rung, value in enumerate(_climb(place, held[turn:] + held[:turn], optimizer, trained, rates)):
-                losses[sweep, rung] = value
+            for k, value in enumerate(_sweep(place, held[turn:] + held[:turn], optimizer, trained, rates)):
+                losses[sweep, k] = value
                 if progress is not None:
-                    progress(sweep * steps + rung + 1, sweeps * steps)
+                    progress(sweep * steps + k + 1, sweeps * steps)
     return _read(rates, losses)
 
 
@@ -156,7 +156,7 @@ def _trained(place: Place, optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return trained
 
 
-def _climb(
+def _sweep(
     place: Place, batches: list[Any], optimizer: torch.optim.Optimizer, trained: list[Tensor], rates: Array
 ) -> list[float]:
     """The losses of one sweep; ends early when the loss has blown up."""
@@ -167,11 +167,11 @@ def _climb(
     with moved([*trained, *buffers]):
         runner = copy.deepcopy(optimizer, {id(weight): weight for weight in trained})
         first = float(runner.param_groups[0]["lr"]) or 1.0
-        shares = [float(group["lr"]) / first or 1.0 for group in runner.param_groups]
-        for rung, rate in enumerate(rates):
-            for group, share in zip(runner.param_groups, shares, strict=True):
-                group["lr"] = rate * share
-            place.batch = batches[rung % len(batches)]
+        factors = [float(group["lr"]) / first or 1.0 for group in runner.param_groups]
+        for k, rate in enumerate(rates):
+            for group, factor in zip(runner.param_groups, factors, strict=True):
+                group["lr"] = rate * factor
+            place.batch = batches[k % len(batches)]
             seen: list[float] = []
             try:
                 runner.step(partial(_closure, place, seen))
@@ -180,8 +180,8 @@ def _climb(
                     raise
                 break
             losses.append(seen[0])
-            fall, noise = losses[0] - min(losses), float(np.std(np.diff(losses[:10]))) if rung > 1 else 0.0
-            if losses[-1] - losses[0] > 3 * max(fall, noise, 1e-12 * abs(losses[0])) and rung >= 10:
+            fall, noise = losses[0] - min(losses), float(np.std(np.diff(losses[:10]))) if k > 1 else 0.0
+            if losses[-1] - losses[0] > 3 * max(fall, noise, 1e-12 * abs(losses[0])) and k >= 10:
                 break
     return losses
 

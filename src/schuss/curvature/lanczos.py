@@ -96,10 +96,10 @@ def is_symmetric(asymmetry: float) -> bool:
     if asymmetry <= SYMMETRIC:
         return True
     warnings.warn(
-        f"The products are not those of a symmetric matrix: uᵀHv and vᵀHu differ by {asymmetry:.1%} of the "
-        "largest, so eigenvalues are not known better than that. Likely causes: a loss that holds part of "
-        "itself constant (detach, buffers that move: try model.eval()), a wrong second derivative, or low "
-        "precision (autocast: measure without it).",
+        f"The matrix-vector products are not those of a symmetric matrix: uᵀHv and vᵀHu differ by {asymmetry:.1%} of "
+        "the largest, so eigenvalues may be wrong by that much. Likely causes: a loss that holds part of itself "
+        "constant (detach, buffers that move: try model.eval()), a wrong second derivative, or low precision "
+        "(autocast: measure without it).",
         stacklevel=4,
     )
     return False

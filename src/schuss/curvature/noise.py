@@ -31,7 +31,7 @@ from schuss.curvature.products import Curvature
 from schuss.errors import real, refusal
 
 GROUPS = 20
-"""Sums of gradients that are kept for the interval: with the current gradient under 24 vectors."""
+"""Sums of gradients in memory for the interval: with the current gradient under 24 vectors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ def gradient_noise_scale(
             from the distribution.
         batch_size: examples in a batch, or a function of the batch; default the first dimension of the first
             tensor in it.
-        curvature: a batch at which the Hessian is measured, for the `weighted` scale too; one product for
+        curvature: a batch at which the Hessian is measured, for the `weighted` scale too; one HVP for
             each of up to 20 groups of batches.
         level: of the interval, by a jackknife over up to 20 groups of batches and Fieller's theorem.
         progress: called as `progress(done, at_most)` after each batch; at_most is 0 where the length is

@@ -323,7 +323,7 @@ def checked(loss: Any) -> Tensor:
             "loss(model, batch)",
             float(loss.detach()),
             "finite",
-            "Nothing can be measured here: look at the batch for bad values, or go back to weights before "
+            "Nothing can be measured here: check the batch for bad values, or go back to weights before "
             "the loss blew up.",
         )
     return loss

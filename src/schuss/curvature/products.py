@@ -39,14 +39,14 @@ def hvp(model: Model, loss: Loss, batch: Any, vector: Vector) -> Any:
             For a plain tensor x also a tensor of x's shape.
 
     Returns:
-        H v in the form of `vector`, in units of loss per weight². Detached: no graph is kept.
+        H v in the form of `vector`, in units of loss per weight². Detached: it has no graph.
 
     Cost: one forward, one backward and one backward of the backward pass: two to three gradients; memory for
     two vectors besides the graph. The loss is evaluated once, so this is the one measurement that cannot tell
-    whether it changes between calls (a second look would make it three and a third gradients), nor whether an
-    operation's own second derivative is wrong: measurements of many products compare the first of them with
-    a difference of gradients (`wrong_second_derivatives`), which one product alone would pay with as much again
-    as it costs.
+    whether it changes between calls (a second evaluation would make it three and a third gradients), nor whether an
+    operation's own second derivative is wrong: measurements of many products compare the first with
+    a difference of gradients (`wrong_second_derivatives`), which would double the
+    cost of a single product.
 
     Model, random state and BatchNorm statistics stay bit for bit as they were; dropout draws the mask that
     the next training step would draw; attention runs on the kernel that has a second derivative. Where an
@@ -114,9 +114,7 @@ class Curvature:
         """Nothing is evaluated before the first product."""
         if matrix not in MATRICES:
             raise refusal("matrix", matrix, f"one of {MATRICES}")
-        claim(
-            "a product with the curvature", SPARE, place.n, place.dtype, place.device, "Freeze some weights."
-        )
+        claim("a curvature-vector product", SPARE, place.n, place.dtype, place.device, "Freeze some weights.")
         self.place = place
         self.record = _hessian if matrix == "hessian" else _gauss_newton
         self.kept: Multiply | None = None
@@ -135,19 +133,19 @@ class Curvature:
             except NoSecondDerivative as missing:
                 if self.record is not _hessian:
                     raise NoSecondDerivative(
-                        f"{missing}, and a product with the Gauss-Newton matrix needs one. Use other kernels, or "
+                        f"{missing}, and a GGN-vector product needs one. Use other kernels, or "
                         'the Hessian (hvp, matrix="hessian"), whose products can be differences of gradients.'
                     ) from missing
                 self.kept = None
                 self.differences = Differences(self.place, str(missing))
         if self.differences is not None:
             self.differences(rows, out)
-        finite(out, "product of curvature and vector")
+        finite(out, "curvature-vector product")
 
     def _check(self, row: Tensor, product: Tensor) -> None:
         """Raise if a product, and one with a random direction, are not those of this loss."""
         place = self.place
-        finite(product, "product of curvature and vector")
+        finite(product, "curvature-vector product")
         other = torch.randn(1, place.n, generator=torch.Generator().manual_seed(1))
         other = (other / other.norm()).to(place.device, place.dtype)
         bent = torch.empty_like(other)

@@ -11,7 +11,7 @@ from schuss.curvature.place import Loss, Model, visit
 
 @dataclass(frozen=True)
 class TensorSparsity:
-    """One weight tensor: the share of exact zeros in its gradient, and of rows that are all zero."""
+    """One weight tensor: the fraction of exact zeros in its gradient, and of rows that are all zero."""
 
     name: str
     size: int
@@ -23,7 +23,7 @@ class TensorSparsity:
 class GradientSparsity:
     """How much of the weights one batch does not touch.
 
-    `zeros`: the share of weights whose gradient is exactly 0; `empty_rows`: of rows all 0, over all tensors.
+    `zeros`: the fraction of weights whose gradient is exactly 0; `empty_rows`: of rows all 0, over all tensors.
     `spread` = ‖g‖₁² / (n ‖g‖₂²) is 1 where all weights have gradients of one size and 1/n where a single
     weight has all.
     """
@@ -43,7 +43,7 @@ class GradientSparsity:
 
 
 def gradient_sparsity(model: Model, loss: Loss, batch: Any) -> GradientSparsity:
-    """The share of weights and rows that the gradient on one batch leaves out.
+    """The fraction of weights and rows that the gradient on one batch leaves out.
 
     Args and errors are those of `hvp`. Rows are slices along the first dimension; a vector or scalar has rows
     of one.

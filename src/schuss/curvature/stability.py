@@ -107,9 +107,9 @@ class Linear:
 class Sharpness:
     """The largest eigenvalue of the preconditioned Hessian, against the limit of the optimizer in use.
 
-    `value` and `limit` are in the same units; `dial` = value / limit is 1 at the edge of stability.
-    `largest_lr` is the largest stable rate at this sharpness, P frozen (of the group with the smallest limit;
-    the others in proportion).
+    `value` and `limit` are in the same units; `dial` = value / limit is the sharpness ratio, 1 at the edge of
+    stability. `largest_lr` is the largest stable learning rate at this sharpness, P frozen (of the group with the
+    smallest limit; the others in proportion).
     """
 
     value: float
@@ -121,7 +121,7 @@ class Sharpness:
 
     @property
     def dial(self) -> float:
-        """1 at the edge of stability, above it unstable."""
+        """The sharpness ratio, sharpness / limit: 1 at the edge of stability, above it unstable."""
         return self.value / self.limit
 
     def __float__(self) -> float:
@@ -163,7 +163,7 @@ class StabilityLimit:
     def __repr__(self) -> str:
         """One line."""
         if math.isinf(self.limit):
-            return f"{self.optimizer} at lr {self.lr:g} is stable whatever the sharpness is"
+            return f"{self.optimizer} at lr {self.lr:g} is stable at every sharpness"
         of = "the preconditioned sharpness" if self.preconditioned else "the sharpness"
         return f"{self.optimizer} at lr {self.lr:g} is stable while {of} is below {self.limit:.6g}"
 
@@ -276,7 +276,7 @@ def stability_limit(optimizer: torch.optim.Optimizer | NumPyOptimizer) -> Stabil
     given = _of_arrays(cast(Any, optimizer)) if of_numpy else _of_tensors(optimizer)
     for group, weight, state in given:
         if group.get("maximize"):
-            raise refusal("maximize", True, "False", "A method that climbs has no stable curvature.")
+            raise refusal("maximize", True, "False", "A method that maximizes has no stability limit.")
         methods.append(_linear(row, group, state))
         weights += [] if weight is None else [weight]
     limit = min(method.limit for method in methods)

@@ -58,7 +58,7 @@ def stationary_point(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> StationaryPoint:
-    """Is this point a minimum, a saddle, a maximum or flat? And if a saddle, which way leads down?
+    """Is this point a minimum, a saddle, a maximum or flat? And if a saddle, which direction leads down?
 
     Args:
         model: an `nn.Module`, or the point of a plain function.

@@ -1,4 +1,4 @@
-"""The lab: races optimizers fairly on a task and says how sure it is."""
+"""The lab: compares optimizers fairly on a task and says how sure the result is."""
 
 from __future__ import annotations
 

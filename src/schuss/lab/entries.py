@@ -34,14 +34,14 @@ DECADES = log10(250)  # of learning rate, the same for every entry: the widest o
 MOMENTUM: Range = (5e-3, 0.3, True)  # of 1 − β (A)
 L2: Range = (1e-7, 5e-5, True)  # (A)
 SHARE: Range = (0.5, 1.0, False)
-"""Of the step that a model of curvature proposes. 1 is Newton's own step, whose length a trust region or a line
-search has already judged; less damps it, and below a half every step leaves more than half of the way."""
+"""Fraction of the step that a second-order method proposes. 1 is the proposed step, whose length a trust region or
+a line search has already checked. Less damps it; below a half every step is less than half of it."""
 DECOUPLED: Range = (5e-3, 1.0, True)  # (A)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One way to train: an optimizer class, what is fixed and what is searched.
+    """An optimizer in a race: its class, its fixed settings, and its search space.
 
     | field       | meaning                                                                         |
     | `name`      | what it is called in the report                                                 |
@@ -50,8 +50,8 @@ class Entry:
     | `usual`     | settings it is usually given, in the names of the space                         |
     | `fixed`     | keyword arguments that every run gets                                           |
     | `kind`      | "gradient": a step is as long as the gradient; "unit": as long as its lr;       |
-    |             | "curvature": as long as the method's own model says, lr being the share taken   |
-    | `source`    | the text of the file it came from, if any: part of what names its runs        |
+    |             | "curvature": as long as the method's own model says; lr is the fraction taken   |
+    | `source`    | the text of the file it came from, if any: its runs are named by it too         |
     | `code`      | the modules that this file imports from next to it: they travel to the workers  |
 
     >>> import torch
@@ -92,7 +92,7 @@ class Entry:
 
     @property
     def widens(self) -> bool:
-        """Whether learning rates beyond the range can be searched: a share of a step ends at 1."""
+        """Whether learning rates beyond the range can be searched: a fraction of a step ends at 1."""
         return self.kind != "curvature"
 
     def arguments(self, parameters: Mapping[str, float]) -> dict[str, Any]:

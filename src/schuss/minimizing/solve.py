@@ -47,7 +47,7 @@ DOUBT = {
     "autograd": "Is fun smooth, and bounded below?",
     "finite differences": "Differences give about ten digits of a gradient at best: give jac, or a larger tol.",
 }
-"""What to look at where the loss does not follow a gradient from this source."""
+"""What to check where the loss does not follow a gradient from this source."""
 
 
 class Result(dict[str, Any]):
@@ -106,7 +106,7 @@ def minimize(
         jac: Returns the gradient at x (with "gauss-newton" the Jacobian, residuals × x). Without it gradients
             come from autograd if `fun` computes with tensors, else from central differences; for x0 of NumPy
             `fun` is tried on a tensor, and its gradient is checked against a difference. Differences take 2 n
-            losses a gradient for n variables; a warning says so where that is dear.
+            losses per gradient for n variables; a warning says so where that is slow.
         tol: Stop once every component of the gradient is at most this.
         callback: Called after every step with `intermediate_result=` (a result so far) if it has a parameter of
             that name, else with a copy of x. StopIteration ends the run.
@@ -176,7 +176,7 @@ def _say_price(problem: Differentiable, optimizer: torch.optim.Optimizer) -> Non
     elif isinstance(optimizer, NewtonCG):
         most = optimizer.max_products or min(2 * n, 200)
         step = gradient + 4 * n * most
-        words = f", and each of up to {most} Hessian-vector products a step {4 * n:,}"
+        words = f", and each of up to {most} Hessian-vector products per step {4 * n:,}"
     if gradient >= DEAR or step >= DEAR_STEP:
         what = "Jacobian" if problem.residual else "gradient"
         warnings.warn(
@@ -410,7 +410,7 @@ def _passed(progress: _Progress, largest: float) -> Any:
 
 
 def _taken_back(progress: _Progress, optimizer: CurvatureOptimizer, report: StepReport, tol: float) -> Any:
-    """The result where a step was taken back: is it rounding, is fun no function, or is its gradient wrong?"""
+    """The result where a step was rejected: is it rounding, is fun no function, or is its gradient wrong?"""
     words = f"{progress.words}, tol={tol:g}."
     progress.count(1, 0, 0)
     again = optimizer.value(progress.problem.closure)
@@ -427,7 +427,7 @@ def _taken_back(progress: _Progress, optimizer: CurvatureOptimizer, report: Step
     if unseen or (report.possible <= 1e-9 * abs(report.loss_before) and progress.flat):
         return progress.result(
             2,
-            f"Converged as far as rounding shows: a further step promises {report.possible:.2g} of "
+            f"Converged as far as rounding shows: a further step would decrease the loss by {report.possible:.2g} of "
             f"{report.loss_before:.6g}; {words}",
         )
     failed = f"Failed: {report.stopped}; {words} {DOUBT[progress.problem.source]}"

@@ -1,4 +1,4 @@
-"""Methods that step by curvature: Newton, Newton-CG, L-BFGS, Gauss-Newton, and what they cost."""
+"""Second-order methods: Newton, Newton-CG, L-BFGS, Gauss-Newton, and what they cost."""
 
 from schuss.newton.cost import DenseCost, dense_cost
 from schuss.newton.gauss_newton import GaussNewton

@@ -24,8 +24,8 @@ class CurvatureOptimizer(torch.optim.Optimizer):
     """A `torch.optim.Optimizer` whose `step(closure)` evaluates the loss where and as often as it must.
 
     The closure computes the loss at the weights as they stand and returns it; it need not call `backward()`.
-    Before the first step, and before one that follows a step taken back, it is called twice, to see that it returns
-    the same loss at the same weights (with `full_batch`, which promises that, only after a step taken back).
+    Before the first step, and before one that follows a rejected step, it is called twice, to see that it returns
+    the same loss at the same weights (with `full_batch`, which asserts that, only after a rejected step).
     All vectors and scalars are float64, whatever the weights are. After every step `report` says what happened.
     If anything goes wrong in between (an exception, Ctrl-C, a loss that is not finite), the weights are
     those from before the step.

@@ -28,7 +28,7 @@ class DenseCost:
         return (
             f"d = {self.d:,} weights: the d² Hessian, its eigenvectors and workspace take "
             f"{human_bytes(self.bytes)} in float64, and their d³ work is {self.flops:.1e} flops, "
-            f"about {human_seconds(self.seconds)} a step here"
+            f"about {human_seconds(self.seconds)} per step here"
         )
 
 

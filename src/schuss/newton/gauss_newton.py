@@ -25,32 +25,32 @@ DENSE_LIMIT = 1000
 
 
 class GaussNewton(CurvatureOptimizer):
-    r"""Straighten the model's outputs, keep the loss's own curvature, and jump to the lowest point of that.
+    r"""Linearize the model's outputs, use the loss's own curvature, and step to the minimum of that model.
 
     With outputs z(w), J = ∂z/∂w and a convex loss ℓ(z) of gradient ∇ℓ and curvature C,
 
         G = Jᵀ C J            Gauss-Newton: H without the curvature of z; never negative
         s = argmin  gᵀs + ½ sᵀG s   over  ‖D s‖ ≤ Δ          D = the largest column norms of √C J so far
-        w ← w + s                   if the loss falls by ≥ 10⁻⁴ of what the model promised
+        w ← w + s                   if the loss falls by ≥ 10⁻⁴ of the predicted decrease
 
     which is (G + μD²) s = −g with Marquardt's damping μ set by the region, 0 inside it.
 
     | `loss`      | the closure returns                                    | ℓ                          | C         |
     | "squares"   | residuals r, or (outputs, targets)                     | ½ Σ r²                     | I         |
-    | "softmax"   | (logits [N, K], targets [N] classes or [N, K] shares)  | mean cross-entropy in nats | diag p − ppᵀ |
+    | "softmax"   | (logits [N, K], targets [N] or [N, K] probabilities)   | mean cross-entropy in nats | diag p − ppᵀ |
 
     | here           | symbol | domain                  | meaning                                                |
     | `lr`           |        | [0, 1]                  | fraction of s that is taken                            |
     | `reduction`    |        | "sum", "mean", None     | None: sum of squares, mean of softmax                  |
-    | `solver`       |        | "auto", "dense", "cg"   | J itself (singular values), or products only           |
-    | `radius`       | Δ      | > 0 or None             | None: ‖D w‖, without limit from w = 0 or by products   |
-    | `max_products` |        | ≥ 1 or None             | limit of products a step with "cg"                     |
+    | `solver`       |        | "auto", "dense", "cg"   | J itself (singular values), or GGN-vector products     |
+    | `radius`       | Δ      | > 0 or None             | None: ‖D w‖, without limit from w = 0 or with "cg"     |
+    | `max_products` |        | ≥ 1 or None             | GGN-vector products per step with "cg", at most        |
     | `weight_decay` |        | ≥ 0                     | adds ½ weight_decay ‖w‖² to the loss                   |
     | `full_batch`   |        | bool                    | the closure is one function: reuse its last evaluation |
 
-    "auto" is dense for d ≤ 1000 where J fits. Products need no d² memory at all; conjugate gradients end where
+    "auto" is dense for d ≤ 1000 where J fits. GGN-vector products need no d² memory; conjugate gradients end where
     ‖G s + g‖ ≤ η ‖g‖, η by Eisenstat & Walker between ½, where it begins, and 10⁻²: far from the minimum of a network
-    a tighter solution takes hundreds of products, and its step leaves the region in which the model holds.
+    a tighter solution takes hundreds of products, and its step leaves the region in which the model is accurate.
 
     >>> t = torch.arange(5, dtype=torch.float64)
     >>> w = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
@@ -239,7 +239,7 @@ class Softmax:
         if logits.ndim != 2 or targets.shape not in (logits.shape, logits.shape[:1]):
             raise ValueError(
                 f"logits of shape {tuple(logits.shape)} and targets of shape {tuple(targets.shape)} do not fit. "
-                "Wanted: logits [N, K] with targets [N] (class numbers) or [N, K] (shares that sum to 1)."
+                "Wanted: logits [N, K] with targets [N] (class numbers) or [N, K] (probabilities that sum to 1)."
             )
         self.z: Tensor = logits
         self.targets: Tensor = targets if targets.ndim == 1 else targets.to(torch.float64)

@@ -22,11 +22,11 @@ from schuss.newton.report import StepReport
 
 
 class LBFGS(CurvatureOptimizer):
-    r"""Step along −B g, with B an inverse Hessian rebuilt from the last m steps, as long as the loss likes.
+    r"""Step along −B g, with B an inverse Hessian estimated from the last m steps, by a line search.
 
-    From each of the last m steps a pair (s, y) is kept: the change of the weights, and that of the gradient amended so
-    that sᵀy is the bend of the parabola through both losses and the second slope. B is γI, corrected pair by
-    pair so that B y = s (the two-loop recursion).
+    Each of the last m steps gives a pair (s, y): the change of the weights, and the change of the gradient. y is
+    corrected so that sᵀy is the curvature of the parabola through both losses and the second slope. B is γI, updated
+    pair by pair so that B y = s (the two-loop recursion).
 
         s = w_{k+1} − w_k,  y = g_{k+1} − g_k + θ s / sᵀs,  θ = 2 (loss_k − loss_{k+1}) + (g_k + g_{k+1})ᵀs
         γ = 1 until there are m pairs, sᵀy / yᵀy of the last pair from then on
@@ -34,7 +34,7 @@ class LBFGS(CurvatureOptimizer):
                              loss(t) ≤ loss(0) + c₁ t φ'(0)   and   |φ'(t)| ≤ c₂ |φ'(0)|
 
     The first t tried is the one that would lower the loss as much as the last step did, or 1 if that is less; in the
-    first step of all it is the one of ‖change‖ ≤ 1. A search that fails takes the weights back, forgets the
+    first step of all it is the one of ‖change‖ ≤ 1. A search that fails restores the weights, forgets the
     pairs and tries −g once.
 
     Where implementations differ: torch and SciPy's L-BFGS-B have no θ (which is 0 on a quadratic) and take
@@ -42,10 +42,10 @@ class LBFGS(CurvatureOptimizer):
     steepest weight from the start would slow all others where they are few and scaled very differently.
 
     | here              | symbol | domain   | meaning                                                             |
-    | `lr`              |        | [0, 1]   | the share of that first t that is tried                             |
+    | `lr`              |        | [0, 1]   | the fraction of that first t that is tried                          |
     | `history_size`    | m      | ≥ 1      | pairs remembered                                                    |
     | `c1`, `c2`        |        | 0<c1<c2<1| how much decrease, how flat a slope                                 |
-    | `max_evaluations` |        | ≥ 1      | losses with gradients a search may take                             |
+    | `max_evaluations` |        | ≥ 1      | losses with gradients per search                                    |
     | `weight_decay`    |        | ≥ 0      | adds ½ weight_decay ‖w‖² to the loss                                |
     | `full_batch`      |        | bool     | the closure is one function: reuse its last evaluation              |
 
@@ -132,7 +132,7 @@ class LBFGS(CurvatureOptimizer):
             words = "the pairs were forgotten"
             land.return_to(start)
         if found is None:
-            return self._told(land, start, start, 0.0, promised, trials, f"taken back: {words}")
+            return self._told(land, start, start, 0.0, promised, trials, f"rejected: {words}")
         end = found.place
         if not land.is_fresh(end):
             land.return_to(end)

@@ -23,34 +23,34 @@ from schuss.newton.report import StepReport
 from schuss.units import human_bytes
 
 FIRST_SHARE = 0.03
-"""Where the first Hessian is not positive definite its model is a poor guide: begin with this share of ‖D w‖."""
+"""Where the first Hessian is not positive definite its model is a poor guide: begin with this fraction of ‖D w‖."""
 
 
 class SingularHessian(ArithmeticError):  # noqa: N818 (it names what was found)
-    """The pure Newton step does not exist: the Hessian has no inverse."""
+    """The full Newton step does not exist: the Hessian has no inverse."""
 
 
 class Newton(CurvatureOptimizer):
-    r"""Jump to the lowest point of the loss's own parabola, as far as that parabola can be trusted.
+    r"""Step to the minimum of the loss's quadratic model, within a trust region.
 
     At weights w with gradient g and Hessian H the loss is close to its second-order Taylor model, and
 
         s = argmin  gᵀs + ½ sᵀH s   over  ‖D s‖ ≤ Δ          D = √|diag H|
-        w ← w + s                   if the loss falls by ≥ 1/10 of what the model promised
+        w ← w + s                   if the loss falls by ≥ 1/10 of the predicted decrease
 
-    with Δ widened where the model was right and narrowed where not. Inside the region with H positive definite
+    with Δ widened where the model was accurate and narrowed where not. Inside the region with H positive definite
     that is Newton's θ − H⁻¹∇J. Where H curves down the step follows it down to the region's edge, even
     from a point where g is exactly zero along it; it never lands on the saddle.
 
     | here           | symbol | domain         | meaning                                                          |
     | `lr`           |        | [0, 1]         | fraction of s that is taken                                      |
-    | `radius`       | Δ      | > 0 or None    | first trust region; None begins with the whole Newton step       |
-    | `damping`      |        | "region", None | None takes −H⁻¹g whatever the loss does: the textbook's pure step |
+    | `radius`       | Δ      | > 0 or None    | first trust region; None begins with the full Newton step        |
+    | `damping`      |        | "region", None | None takes −H⁻¹g whatever the loss does: the full Newton step    |
     | `weight_decay` |        | ≥ 0            | adds ½ weight_decay ‖w‖² to the loss                             |
     | `memory_limit` |        | bytes or None  | refuse a larger d² than this; None: three quarters of what is free |
     | `full_batch`   |        | bool           | the closure is one function: reuse its last evaluation           |
 
-    One step costs d products, 24 d² bytes and about 9 d³ flops; `dense_cost(d)` says what that is here.
+    One step costs d Hessian-vector products, 24 d² bytes and about 9 d³ flops; `dense_cost(d)` says what that is here.
 
     >>> w = torch.tensor([-1.2, 1.0], dtype=torch.float64, requires_grad=True)
     >>> optimizer = Newton([w])
@@ -96,8 +96,8 @@ class Newton(CurvatureOptimizer):
         cost, d = dense_cost(weights.count, device), weights.count
         raise MemoryError(
             f"Newton needs the whole Hessian. {cost}; {human_bytes(limit)} may be used. Try NewtonCG (the same model "
-            f"by products, about {human_bytes(8 * 30 * d)}), GaussNewton(solver='cg') for least squares and softmax, "
-            f"or LBFGS ({human_bytes(8 * 24 * d)})."
+            f"by Hessian-vector products, about {human_bytes(8 * 30 * d)}), GaussNewton(solver='cg') for least squares "
+            f"and softmax, or LBFGS ({human_bytes(8 * 24 * d)})."
         )
 
     def curves_down(self, closure: Closure) -> tuple[bool, int]:
@@ -169,9 +169,9 @@ class Newton(CurvatureOptimizer):
         step = lr * step
         end = land.at(start.x + step)
         if not end.finite:
-            end, stopped = start, f"taken back: the loss is {end.loss} after the pure Newton step"
+            end, stopped = start, f"rejected: the loss is {end.loss} after the full Newton step"
         else:
-            stopped = "the pure Newton step"
+            stopped = "the full Newton step"
             self._last = end
         bend = float(step @ (hessian @ step))
         predicted = -float(gradient @ step) - 0.5 * bend

@@ -19,7 +19,7 @@ from schuss.newton.report import StepReport
 
 
 class NewtonCG(CurvatureOptimizer):
-    r"""Approach the lowest point of the loss's parabola by conjugate gradients, and leave along any fall.
+    r"""Minimize the loss's quadratic model by conjugate gradients, and leave saddles along negative curvature.
 
     At weights w with gradient g, conjugate gradients on H s = −g build a path from s = 0 until
 
@@ -27,19 +27,19 @@ class NewtonCG(CurvatureOptimizer):
         or ‖s‖ reaches Δ            the trust region
         or dᵀH d ≤ 0                then straight on along d to the region's edge
 
-    and w ← w + s is kept if the loss falls by ≥ 1/10 of what the model promised. Where a step ends with no gradient
-    left, a few random products look for negative curvature, and if there is any the step goes on along it:
+    and w ← w + s is accepted if the loss falls by ≥ 1/10 of the predicted decrease. Where a step ends with no gradient
+    left, a few random HVPs look for negative curvature, and if there is any the step goes on along it:
     it does not stop on a saddle.
 
     | here           | symbol | domain      | meaning                                                             |
     | `lr`           |        | [0, 1]      | fraction of s that is taken                                         |
     | `radius`       | Δ      | > 0 or None | first trust region; None: as far as conjugate gradients go          |
-    | `max_products` |        | ≥ 1 or None | limit of products a step; None: min(2d, 200)                         |
-    | `probes`       |        | ≥ 0         | products spent on looking for negative curvature where g vanishes   |
+    | `max_products` |        | ≥ 1 or None | Hessian-vector products per step, at most; None: min(2d, 200)       |
+    | `probes`       |        | ≥ 0         | Hessian-vector products to look for it where g vanishes             |
     | `weight_decay` |        | ≥ 0         | adds ½ weight_decay ‖w‖² to the loss                                |
     | `full_batch`   |        | bool        | the closure is one function: reuse its last evaluation              |
 
-    Memory is about 30 vectors of d float64; a product costs about two gradients.
+    Memory is about 30 vectors of d float64; a Hessian-vector product costs about two gradients.
 
     >>> w = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
     >>> optimizer = NewtonCG([w])
@@ -133,7 +133,9 @@ class NewtonCG(CurvatureOptimizer):
             predicted=predicted,
             radius=self.memory["radius"],
             negative_curvature=further is not None,
-            stopped=words if further else "the gradient is zero and no product found negative curvature",
+            stopped=words
+            if further
+            else "the gradient is zero and no Hessian-vector product found negative curvature",
         )
 
     def _leave_saddle(self, land: Landscape, point: Point, lr: float) -> tuple[Point, float] | None:

@@ -190,7 +190,7 @@ class KrylovModel:
             self.products += 1
             curvature, size = _dot(direction, bent), _dot(direction, direction)
             if not math.isfinite(curvature):
-                self.why = "a product was not finite"
+                self.why = "a Hessian-vector product was not finite"
                 break
             if last is not None:
                 self.asymmetry = max(self.asymmetry, _asymmetry(last, (direction, bent)))
@@ -331,7 +331,7 @@ def descend(
         promised = promised or trial.predicted
         if not trial.predicted > 0 or not bool(torch.isfinite(trial.step).all()):
             return Outcome(
-                start, None, radius, trials - 1, promised, possible, "the model promises no decrease"
+                start, None, radius, trials - 1, promised, possible, "the model predicts no decrease"
             )
         point = land.at(start.x + trial.step)
         if torch.equal(point.x, start.x):

@@ -8,26 +8,26 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """One step's account, left in `optimizer.report`.
+    """What one step did and cost; it is in `optimizer.report`.
 
     | field                | meaning                                                                     |
     | `loss_before`        | the loss (with weight decay) where the step began                           |
-    | `loss_after`         | the loss where it ended; equal to `loss_before` if the step was taken back  |
-    | `predicted`          | the decrease that the quadratic model promised for the step taken           |
-    | `promised`           | the decrease that the first, longest trial promised, kept or not            |
-    | `possible`           | what the model promises without a region; inf if it has no lowest point     |
+    | `loss_after`         | the loss where it ended; equal to `loss_before` if the step was rejected    |
+    | `predicted`          | the decrease that the quadratic model predicted for the step taken          |
+    | `promised`           | the predicted decrease of the first, longest trial, accepted or not         |
+    | `possible`           | the predicted decrease without a region; inf if there is no lowest point    |
     | `gradient_norm`      | ‖g‖₂ where the step began                                                   |
-    | `step_norm`          | ‖change of the weights‖₂, 0 if taken back                                   |
+    | `step_norm`          | ‖change of the weights‖₂, 0 if rejected                                     |
     | `closures`           | calls of the closure (forward passes)                                       |
     | `gradients`          | backward passes                                                             |
     | `products`           | Hessian-, Gauss-Newton- or Jacobian-vector products; a dense matrix is many |
-    | `trials`             | points tried before one was kept                                            |
+    | `trials`             | points tried before one was accepted                                        |
     | `radius`             | the trust region for the next step, in the method's own norm; inf if none   |
     | `negative_curvature` | whether the step used a direction along which the loss curves down          |
     | `accepted`           | whether the weights moved                                                   |
     | `stopped`            | why the step ended, in words                                                |
 
-    `actual` is the decrease that came, `ratio` is `actual / predicted`: 1 where the model is the loss.
+    `actual` is the decrease of the loss, `ratio` is `actual / predicted`: 1 where the model is accurate.
     """
 
     loss_before: float
@@ -48,19 +48,19 @@ class StepReport:
 
     @property
     def actual(self) -> float:
-        """The decrease of the loss that came."""
+        """The decrease of the loss."""
         return self.loss_before - self.loss_after
 
     @property
     def ratio(self) -> float:
-        """Actual over predicted decrease; nan where nothing was promised."""
+        """Actual over predicted decrease; nan where no decrease was predicted."""
         return self.actual / self.predicted if self.predicted else float("nan")
 
     @property
     def gradient_equivalents(self) -> float:
         """Cost in units of one forward and one backward pass.
 
-        A forward pass counts 1/3, a backward pass 2/3, a product 2 (a backward pass through a gradient's
+        A forward pass counts 1/3, a backward pass 2/3, a Hessian-vector product 2 (a backward pass through a gradient's
         graph, which is twice as long as the loss's).
         """
         return self.closures / 3 + 2 * self.gradients / 3 + 2 * self.products

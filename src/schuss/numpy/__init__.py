@@ -1,4 +1,4 @@
-"""The NumPy front: optimizers for dicts of arrays, and minibatches. Not one formula lives here.
+"""The NumPy API: optimizers for dicts of arrays, and minibatches.
 
 >>> import numpy as np
 >>> from schuss.numpy import Adam

@@ -82,7 +82,7 @@ def grouped(given: Mapping[str, Array], parts: Mapping[str, Part], row: Row) -> 
         if not slash or part not in parts:
             own = sorted(name for name in parts if parts[name].kind in ("count", "number", "slot"))
             raise KeyMismatchError(
-                f"The checkpoint has {key!r}, which is nothing that {row.name} keeps: that is "
+                f"The checkpoint has {key!r}, which {row.name} does not store: it stores "
                 f"{', '.join(own)} of each array. Is it another optimizer's?"
             )
         found.setdefault(array_key, {})[part] = array

@@ -65,7 +65,7 @@ def minibatches(
         batch_size: examples in a batch. More than there are is the full batch; the last batch of an epoch
             may be smaller. A stream has no full batch.
         seed: an integer in [0, 2⁶⁴). The same seed gives the same order, on any machine.
-        shuffle: whether an epoch of arrays has an order of its own. A stream keeps its order but for
+        shuffle: whether an epoch of arrays has an order of its own. A stream stays in its order but for
             `shuffle_buffer`.
         drop_last: whether to leave out a last batch that is smaller than the others.
         shuffle_buffer: for a stream, how many examples to hold back and draw from at random. Memory stays

@@ -1,4 +1,4 @@
-"""The NumPy front: an optimizer for dicts of arrays, changed in place, with one launch where the notes have a loop."""
+"""The NumPy API: an optimizer for dicts of arrays, changed in place, with one launch where plain code has a loop."""
 
 from __future__ import annotations
 
@@ -61,29 +61,29 @@ class _Entry:
 
 
 class Optimizer:
-    """What all optimizers here share. A subclass is its row of the table of rules, and nothing else.
+    """What all optimizers here have in common. A subclass is its row of the table of rules, and nothing else.
 
     Hyperparameters are attributes, by torch.optim's names: read them, and assign to them between updates. Each may be
     a schedule, a function of the number of finished updates; reading it gives the value that the next update will use.
-    `maximize` climbs. None of this compiles anything.
+    `maximize` maximizes. None of this compiles anything.
 
-    What is remembered of each array is kept by its keys in `params`; so are its finished steps, so that an array whose
-    first gradient comes late starts as if it were the first update.
+    State and finished steps of each array are stored under its keys in `params`, so an array whose first gradient
+    comes late starts as if it were the first update.
 
     Every optimizer has these options too, by keyword and as attributes:
 
     | option           | domain                  | meaning                                                             |
     |------------------|-------------------------|---------------------------------------------------------------------|
-    | `ema_decay`      | None, [0, 1]; schedule  | keep each array's running average: see `averaged`                   |
+    | `ema_decay`      | None, [0, 1]; schedule  | a running average of each array: see `averaged`                     |
     | `max_norm`       | None, > 0               | gradients are multiplied by min(1, max_norm / (norm + 1e-6))        |
     | `skip_nonfinite` | True, False             | leave out updates with an infinity or NaN in a gradient: `skipped`  |
-    | `rounding`       | "nearest", "stochastic" | how float16 arrays are rounded; stochastic is right on average      |
-    | `compensated`    | True, False             | keep what rounding takes from float16 arrays, in 2 bytes a number   |
+    | `rounding`       | "nearest", "stochastic" | how float16 arrays are rounded; stochastic rounding is unbiased     |
+    | `compensated`    | True, False             | a Kahan compensation term for float16 arrays: 2 bytes more a number |
     | `state_dtype`    | None, a dtype           | of state that is new or loaded; None: the array's, at least float32 |
-    | `seed`           | a whole number          | what chance starts from                                             |
+    | `seed`           | a whole number          | of the random bits of stochastic rounding                           |
 
-    `state_dtype` is "float64", "float32", "bfloat16" (rounded by chance; NumPy has no such dtype: state is its bits, in
-    uint16) or "int8": a code of 8 bits a number, and a float32 scale for each block of 128. Arrays of fewer than 4096
+    `state_dtype` is "float64", "float32", "bfloat16" (rounded stochastically; NumPy has no such dtype: state is its
+    bits, in uint16) or "int8" (block-wise quantized, a float32 scale for each 128). Arrays of fewer than 4096
     numbers and those with gradients `(indices, values)` then have state in float32. Complex arrays always have complex
     state. The average is of the array's dtype, at least float32.
 
@@ -173,7 +173,7 @@ class Optimizer:
         self._rule, self._terms = self._made(now, self._chosen)
 
     def _made(self, now: dict[str, Any], chosen: Mapping[str, Any]) -> tuple[Rule, Terms]:
-        """The page, and the terms of a step, with what is new or scheduled as it is `now`."""
+        """The rule, and the terms of a step, with what is new or scheduled as it is `now`."""
         own = {key: value for key, value in now.items() if key not in OPTIONS and key != "maximize"}
         parts = own_names(self.row, own)
         rule = self._rule.changed(**parts) if self._chosen else self.row.rule(**parts)
@@ -376,14 +376,14 @@ class Optimizer:
         return plan, entries, ledger
 
     def _stored(self, weight: Array) -> str:
-        """How a weight is kept."""
+        """The storage of a weight."""
         dtype = KERNEL_NAMES[weight.dtype.name]
         return weight_storage(dtype, self._chosen["rounding"], self._chosen["compensated"])
 
     def _with_slots(
         self, slots: dict[str, Array], page: Formula, path: Path, weight: Array, whole: bool
     ) -> dict[str, Array]:
-        """What is remembered of the array, with every slot of the page; in blocks only if its gradient is `whole`."""
+        """What is remembered of the array, with every slot of the rule; in blocks only if its gradient is `whole`."""
         first, found = self._rule.initial(), dict(slots)
         if not page.averaged:
             found.pop(AVERAGE, None)  # of no meaning once the array has moved without it

@@ -1,7 +1,7 @@
-"""The pages, and the one table that docs, fronts and tests are fed from.
+"""The rules, and the one table that the docs, the APIs and the tests use.
 
-A row says how the world knows a page: which arguments PyTorch gives its optimizer, in which order, and what it calls
-the state. Everything else about an optimizer stands on its page. A new page is a file here and a row below.
+A row says how PyTorch knows a rule: which arguments it gives its optimizer, in which order, and what it calls
+the state. Everything else about an optimizer is in its rule. A new rule is a file here and a row below.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ _SWITCHES = "foreach capturable differentiable fused"
 
 @dataclass(frozen=True)
 class Row:
-    """How the world knows a page.
+    """How PyTorch knows a rule.
 
     `arguments` stand in torch.optim's order, `|` where they become keyword-only; `names` is what torch.optim calls
-    the state; `counts_steps` whether it keeps a `step` beside it; `sparse` what PyTorch's optimizer for sparse
+    the state; `counts_steps` whether it stores a `step` too; `sparse` what PyTorch's optimizer for sparse
     gradients sets otherwise.
     """
 
@@ -85,7 +85,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The optimizer's name: that of its page."""
+        """The optimizer's name: that of its rule."""
         return self.rule.__name__
 
 

@@ -32,7 +32,7 @@ class Adadelta(Rule):
 
     State: v and u.
 
-    Where implementations differ: PyTorch, Optax and this page have ρ = 0.9; the paper and Keras 0.95.
+    Where implementations differ: PyTorch, Optax and Schuss have ρ = 0.9; the paper and Keras 0.95.
 
     >>> rule = Adadelta()
     >>> w, v, u = rule.update(1.0, 2.0, 0.0, 0.0, **rule.coefficients(step=1))
@@ -41,7 +41,7 @@ class Adadelta(Rule):
     """
 
     lr: float = number(1.0, low=0)
-    rho: float = number(0.9, low=0, high=1, advice="It is a share of the past.")
+    rho: float = number(0.9, low=0, high=1, advice="It is the weight of the past.")
     eps: float = number(1e-6, low=0)
     weight_decay: float = number(0.0, low=0)
 

@@ -21,8 +21,8 @@ class Adagrad(Rule):
         s ← s + g²                        sum of squared gradients
         w ← w − ηₜ g / (√s + ε),          ηₜ = η / (1 + (t − 1) γ)
 
-    A weight that is seldom touched keeps a large rate: good for sparse gradients. But s only grows, so every rate falls
-    as 1/√t, which can be too fast.
+    A weight that is seldom touched has a large learning rate, which is good for sparse gradients. But s only grows, so
+    every rate falls as 1/√t, which can be too fast.
 
     | here                        | paper | units  | domain | meaning                                   |
     |-----------------------------|-------|--------|--------|-------------------------------------------|

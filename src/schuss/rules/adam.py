@@ -12,7 +12,7 @@ from schuss.rules.rule import Rule, choice, maximum, number, option, sqrt
 
 
 def left_to_average(beta: float, step: int) -> float:
-    """1 − βᵗ, exact also where βᵗ is near 1: the share of an average from zero that is data after t steps."""
+    """1 − βᵗ, exact also where βᵗ is near 1: the fraction of an average from zero that is data after t steps."""
     return -math.expm1(step * math.log(beta)) if beta > 0 else 1.0
 
 

@@ -22,10 +22,10 @@ class AdamW(Adam):
 
     | here           | paper | units  | domain | meaning                                    |
     |----------------|-------|--------|--------|--------------------------------------------|
-    | `weight_decay` | λ     | 1/η    | ≥ 0    | share of w lost a step, in units of `lr`   |
+    | `weight_decay` | λ     | 1/η    | ≥ 0    | fraction of w lost per step, over `lr`     |
 
-    Where implementations differ: the paper multiplies λ by the schedule's factor alone; PyTorch, Keras, Optax and this
-    page by the whole rate, so that halving `lr` halves the decay.
+    Where implementations differ: the paper multiplies λ by the schedule's factor alone; PyTorch, Keras, Optax and
+    Schuss by the whole learning rate, so that halving `lr` halves the decay.
 
     >>> rule = AdamW(lr=0.1, weight_decay=0.5)
     >>> rule.update(1.0, 0.0, 0.0, 0.0, **rule.coefficients(step=1))

@@ -13,7 +13,7 @@ from schuss.rules.rule import Rule, number
 
 @dataclass(frozen=True, kw_only=True)
 class ASGD(Rule):
-    r"""Step down the gradient at a falling rate, and keep the average of the weights.
+    r"""Step down the gradient at a falling rate, and average the weights.
 
     At step t = 1, 2, ... a weight w with gradient g moves by
 
@@ -31,7 +31,7 @@ class ASGD(Rule):
     | `t0`           | t₀    | steps  | finite | when averaging starts                        |
     | `weight_decay` | λ     | of g/w | ≥ 0    | pull towards 0                               |
 
-    State: x; of a whole tensor, eta and mu, the rate and share of the next step.
+    State: x; of a whole tensor, eta and mu, the rate of the next step and its weight in the average.
 
     >>> rule = ASGD(lr=0.5, lambd=0)
     >>> scalars = rule.coefficients(step=1, eta=0.5, mu=1.0)
@@ -56,7 +56,7 @@ class ASGD(Rule):
         return {"eta": self.lr, "mu": 1.0}
 
     def coefficients(self, step: int, eta: float, mu: float) -> dict[str, float]:
-        """The scalars of one step, and the rate and share of the next."""
+        """The scalars of one step; the rate of the next, and its weight in the average."""
         return dict(
             l2=self.weight_decay,
             keep=1 - self.lambd * eta,

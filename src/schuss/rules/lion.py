@@ -23,11 +23,11 @@ class Lion(Rule):
     | here           | paper | units  | domain | meaning                                          |
     |----------------|-------|--------|--------|--------------------------------------------------|
     | `lr`           | η     | of w   | ≥ 0    | how far every step moves every weight            |
-    | `beta1`        | β₁    | none   | [0, 1] | share of the momentum in the step                |
+    | `beta1`        | β₁    | none   | [0, 1] | fraction of momentum in the step                 |
     | `beta2`        | β₂    | none   | [0, 1) | memory of m: 1/(1 − β₂) steps                    |
-    | `weight_decay` | λ     | 1/η    | ≥ 0    | share of w lost a step, in units of `lr`         |
+    | `weight_decay` | λ     | 1/η    | ≥ 0    | fraction of w lost per step, over `lr`           |
 
-    State: m. A rate three to ten times smaller than Adam's, with as much larger a decay, is the paper's advice.
+    State: m. The paper advises a learning rate three to ten times smaller than Adam's, and a decay as much larger.
     Where the blend is exactly 0 the weight stays.
 
     >>> rule = Lion(lr=0.1)
@@ -37,7 +37,7 @@ class Lion(Rule):
     """
 
     lr: float = number(1e-4, low=0)
-    beta1: float = number(0.9, low=0, high=1, advice="It is a share.")
+    beta1: float = number(0.9, low=0, high=1, advice="It is a fraction.")
     beta2: float = number(0.99, low=0, below=1, advice="With 1 the average would never learn.")
     weight_decay: float = number(0.0, low=0)
 

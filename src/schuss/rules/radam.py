@@ -37,7 +37,7 @@ class RAdam(Rule):
 
     State: m and v.
 
-    Where implementations differ: the paper rectifies from ρ > 4, PyTorch and this page from ρ > 5, Optax from ρ ≥ 5.
+    Where implementations differ: the paper rectifies from ρ > 4, PyTorch and Schuss from ρ > 5, Optax from ρ ≥ 5.
 
     >>> rule = RAdam(lr=0.1)
     >>> w, m, v = rule.update(1.0, 2.0, 0.0, 0.0, **rule.coefficients(step=1))

@@ -37,7 +37,7 @@ class RMSprop(Rule):
 
     Where implementations differ: α is 0.99 (PyTorch) or 0.9 (Keras, Optax, most lecture notes); ε stands outside the
     root (PyTorch) or inside (TensorFlow, Optax, lecture notes); TensorFlow 1 started v at 1. Rounding can make v − a² a
-    little negative: this page takes 0 there, PyTorch's root is NaN.
+    little negative: Schuss takes 0 there, PyTorch's root is NaN.
 
     >>> rule = RMSprop(lr=0.1, alpha=0.75)
     >>> w, v = rule.update(1.0, 2.0, 0.0, **rule.coefficients(step=1))
@@ -46,7 +46,7 @@ class RMSprop(Rule):
     """
 
     lr: float = number(1e-2, low=0)
-    alpha: float = number(0.99, low=0, high=1, advice="It is a share of the past.")
+    alpha: float = number(0.99, low=0, high=1, advice="It is the weight of the past.")
     eps: float = number(1e-8, low=0)
     weight_decay: float = number(0.0, low=0)
     momentum: float = number(0.0, low=0)

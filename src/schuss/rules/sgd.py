@@ -28,16 +28,16 @@ class SGD(Rule):
     |--------------------------|-------|--------|--------|---------------------------------------------------|
     | `lr`                     | η (α) | of w/g | ≥ 0    | how far a unit gradient moves w                   |
     | `momentum`               | μ (ρ) | none   | ≥ 0    | memory of v: 1/(1 − μ) steps                      |
-    | `dampening`              | d     | none   | finite | share of a gradient that v leaves out             |
+    | `dampening`              | d     | none   | finite | fraction of a gradient that v leaves out          |
     | `weight_decay`           | λ     | of g/w | ≥ 0    | pull towards 0                                    |
-    | `nesterov`               |       |        |        | look ahead along v before stepping                |
+    | `nesterov`               |       |        |        | Nesterov's look-ahead along v                     |
     | `lr_inside_velocity`     |       |        |        | v holds steps, not gradients                      |
     | `decoupled_weight_decay` |       |        |        | decay w by η λ instead of adding λ w to g         |
 
-    State: v, one number a weight, only with momentum.
+    State: v, one number per weight, only with momentum.
 
-    Where implementations differ: PyTorch and Optax keep the rate outside the velocity; Sutskever, Keras and most
-    lecture notes (v ← ρ v − α g, w ← w + v) keep it inside. At a constant rate the paths are the same; when the rate
+    Where implementations differ: PyTorch and Optax apply the rate outside the velocity; Sutskever, Keras and most
+    lecture notes (v ← ρ v − α g, w ← w + v) apply it inside. At a constant rate both are the same; when the rate
     falls, a velocity that holds steps goes on at the old rate for a while.
 
     >>> rule = SGD(lr=0.1, momentum=0.9)
@@ -65,7 +65,7 @@ class SGD(Rule):
 
     @property
     def variant(self) -> str:
-        """A velocity is kept only when there is momentum."""
+        """There is a velocity only with momentum."""
         return "momentum" if self.momentum else ""
 
     def coefficients(self, step: int) -> dict[str, float]:

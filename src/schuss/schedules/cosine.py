@@ -22,8 +22,8 @@ class Cosine(Page):
     | `end`   | η_min | value | finite | the floor, and the value from N on    |
     | `steps` | T     | N     | > 0    | how many steps it takes (or `epochs`) |
 
-    Where implementations differ: torch's `CosineAnnealingLR` climbs again after `T_max`, this stays at the
-    floor. optax' and Keras' `alpha` is the floor as a share of the start: `end = alpha * start`.
+    Where implementations differ: torch's `CosineAnnealingLR` rises again after `T_max`, this stays at the
+    floor. optax' and Keras' `alpha` is the floor as a fraction of the start: `end = alpha * start`.
 
     >>> schedule = Cosine(1e-3, 1e-5, steps=1000)
     >>> schedule(0), schedule(500), schedule(1000), schedule(1500)

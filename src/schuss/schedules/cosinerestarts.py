@@ -31,7 +31,7 @@ from schuss.schedules.schedule import (
 class CosineRestarts(Page):
     """From the peak to `end` along half a cosine, then back to the peak at once, again and again.
 
-        k = the cycle of step n, x = the share of it that is over
+        k = the cycle of step n, x = the fraction of it that is over
         value(n) = end + ½ (start − end) shrink^k (1 + cos πx),   cycle k lasts period · multiplier^k steps
 
     | here         | paper  | units | domain | meaning                                                 |
@@ -39,7 +39,7 @@ class CosineRestarts(Page):
     | `end`        | η_min  | value | finite | what each cycle falls to                                |
     | `period`     | T₀     | steps | > 0    | the length of the first cycle                           |
     | `multiplier` | T_mult | none  | ≥ 1    | each cycle is so many times longer than the last        |
-    | `shrink`     |        | none  | (0, 1] | each peak stands at this share of the last, above `end` |
+    | `shrink`     |        | none  | (0, 1] | each peak over the last, both measured from `end`       |
     | `cycles`     | M      | whole | ≥ 1    | how many, and then the value stays at `end`             |
     | `steps`      | T      | steps | > 0    | the horizon (or `epochs`)                               |
 

@@ -25,9 +25,9 @@ class Cyclic(Page):
     | `start`      | base_lr    | value    | finite | the value at both ends of a cycle               |
     | `turn`       | max_lr     | value    | finite | the value in the middle of the first cycle      |
     | `period`     | 2 stepsize | P, steps | > 0    | the length of a whole cycle, up and down        |
-    | `turn_after` | stepsize   | R, steps | (0, P) | the way from `start` to `turn`; P/2 if left out |
-    | `shrink`     |            | none     | (0, 1] | multiplies the height after each cycle        |
-    | `rate`       | gamma      | none     | (0, 1] | multiplies the height after each step         |
+    | `turn_after` | stepsize   | R, steps | (0, P) | steps from `start` to `turn`; P/2 if left out   |
+    | `shrink`     |            | none     | (0, 1] | multiplies the height after each cycle          |
+    | `rate`       | gamma      | none     | (0, 1] | multiplies the height after each step           |
     | `steps`      |            | steps    | > 0    | optional horizon: constant after it             |
 
     Where implementations differ: torch's `CyclicLR` says the two halves, `step_size_up` and `step_size_down`;
@@ -56,7 +56,7 @@ class Cyclic(Page):
             self._set("turn_after", self.period / 2)
         if self.turn_after >= self.period:
             raise refusal(
-                "turn_after", self.turn_after, f"in (0, {self.period})", "The way back needs steps too."
+                "turn_after", self.turn_after, f"in (0, {self.period})", "The falling half needs steps too."
             )
 
     def formula(self, n: float) -> float:

@@ -1,4 +1,4 @@
-"""The same share at every step: forgetting at a steady rate, or growing through decades for a range test."""
+"""The same factor at every step: forgetting at a steady rate, or growing through decades for a range test."""
 
 from __future__ import annotations
 

@@ -23,11 +23,11 @@ class OneCycle(Page):
     | `peak`   | value    | finite         | the value of step W                              |
     | `end`    | value    | finite         | the value from step N on                         |
     | `start`  | value    | finite         | the value of the first step; peak/25 if left out |
-    | `warmup` | W, steps | [0, N]         | the way up; 3/10 of the horizon if left out      |
-    | `shape`  |          | cosine, linear | the way from one to the other                    |
+    | `warmup` | W, steps | [0, N]         | the rise; 3/10 of the horizon if left out        |
+    | `shape`  |          | cosine, linear | of the rise and of the fall                      |
     | `steps`  | N        | > 0            | the horizon (or `epochs`)                        |
 
-    For momentum, which goes the other way: `OneCycle(0.85, 0.95, start=0.95, steps=...)`.
+    For momentum, which falls and then rises: `OneCycle(0.85, 0.95, start=0.95, steps=...)`.
 
     Where implementations differ: torch's `OneCycleLR(peak, total_steps=T)` places the peak at 0.3·T − 1 and
     the end at T − 1, ends at peak/250000, and raises after T: `OneCycle(peak, peak / 25e4, steps=T - 1,
@@ -60,7 +60,7 @@ class OneCycle(Page):
 
     @property
     def rise(self) -> float:
-        """The way up."""
+        """The rise."""
         return self.warmup
 
     def formula(self, n: float) -> float:

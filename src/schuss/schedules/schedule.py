@@ -31,7 +31,7 @@ CURVES: dict[str, Callable[[float], float]] = {
     "cosine": cosine,
     "sqrt": math.sqrt,
 }
-"""The share of the way gone at time x of [0, 1], by the name of its shape."""
+"""The fraction of the change made at time x of [0, 1], by the name of its shape."""
 
 
 def curve(shape: str, known: tuple[str, ...] = tuple(CURVES)) -> Callable[[float], float]:
@@ -170,12 +170,12 @@ Horizon = Annotated[
     float, Domain("a number of steps above 0", lambda v: v > 0, _LENGTH_ADVICE, is_length=True)
 ]
 UNSAID: Any = None
-"""The default of a parameter that the page works out, or must be told, when it is constructed."""
+"""The default of a parameter that is derived from others, or must be given, when the schedule is constructed."""
 
 
 @cache
 def _domains(page: type) -> dict[str, Domain]:
-    """Return the domain of each parameter of a page, read from its annotations."""
+    """Return the domain of each parameter of a schedule, read from its annotations."""
     hints = get_type_hints(page, include_extras=True)
     return {
         field.name: next(d for d in hints[field.name].__metadata__ if isinstance(d, Domain))
@@ -191,9 +191,9 @@ class Page(Schedule):
     | here              | units         | domain | meaning                                                 |
     | `steps`           | steps         | > 0    | where it ends; optional where the formula has no end    |
     | `epochs`          | epochs        | > 0    | `steps`, said in epochs                                 |
-    | `steps_per_epoch` | steps / epoch | > 0    | if given, *every* length of this page is said in epochs |
+    | `steps_per_epoch` | steps / epoch | > 0    | if given, *every* length given here is in epochs        |
 
-    Lengths are kept in steps, whatever they were said in, so `repr` and `==` know steps only.
+    Lengths are stored in steps, whatever unit they were given in, so `repr` and `==` know steps only.
     """
 
     _: KW_ONLY
@@ -202,7 +202,7 @@ class Page(Schedule):
     steps_per_epoch: InitVar[float | None] = None
 
     def __post_init__(self, epochs: float | None, steps_per_epoch: float | None) -> None:
-        """Bring the lengths to steps and check each parameter; a page adds what they must be together."""
+        """Bring the lengths to steps and check each parameter; a schedule adds what they must be together."""
         if (epochs is not None) and steps_per_epoch is None:
             raise TypeError(
                 f"epochs={epochs!r} needs steps_per_epoch, for example steps_per_epoch=len(loader)."

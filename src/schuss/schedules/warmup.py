@@ -19,7 +19,7 @@ class Warmup(Page):
 
     | here       | units | domain | meaning                                                   |
     | `steps`    | W     | ≥ 0    | how long it rises (or `epochs`); 0 is no warm-up          |
-    | `fraction` | none  | [0, 1] | where it begins, as a share of the value that it leads to |
+    | `fraction` | none  | [0, 1] | where it begins, as a fraction of the value it leads to   |
 
     On its own it is a factor that rises to 1 and stays; `Warmup(500) * 3e-4` rises to 3e-4 and stays. With
     `fraction=0` the very first step is taken with 0 and moves nothing; that is what the formula of most

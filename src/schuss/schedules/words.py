@@ -4,7 +4,7 @@
     phase    = name [length] clause ...       the length in steps
     clause   = word value                     to 1e-5, from 0.1, rate 0.5, milestones 30 80, shape sqrt
 
-The words are the parameters of the pages themselves, so a new page or parameter is known the day it is
+The words are the parameters of the schedules themselves, so a new schedule or parameter is known the day it is
 written; `from` and `to` stand for the first and the last value. A phase starts where the one before ended;
 the first, and the one after a warm-up, start at the peak.
 """
@@ -159,7 +159,7 @@ def _is_first(page: type[Page], key: str) -> bool:
 
 
 def _parameter(word: str, parameters: Iterable[str]) -> str | None:
-    """Return the parameter that a word names; `from` and `to` name the one that this page has."""
+    """Return the parameter that a word names; `from` and `to` name the one that this schedule has."""
     meant = {"from": _FIRST, "to": _LAST}.get(word.lower(), (word.lower(),))
     return next((key for key in meant if key in parameters), None)
 

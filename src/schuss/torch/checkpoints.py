@@ -222,7 +222,7 @@ def _entry(entry: Any, key: Any, check: Check) -> Entry:
             continue
         if own in found:
             raise ValueError(
-                f"The checkpoint's state of weight {key} has {own!r} twice, as numbers and in codes. Take one out."
+                f"The checkpoint's state of weight {key} has {own!r} twice, as numbers and as int8 codes. Take one out."
             )
         found[own] = value
     strange(check, key, found)

@@ -38,12 +38,13 @@ def groups(
     Biases, the weights of normalisation layers, and all weights with fewer than two dimensions are not decayed, nor is
     any whose name matches one of the `no_decay` patterns (as in a shell: `"*embed*"`). Tied weights count once.
 
-    With `layer_decay` (0.65 to 0.9 in the literature) the rate falls by that factor a layer, from `lr` in the last one
-    down: layers are numbered by the first number in a weight's name (`blocks.3.attn.weight`), weights before the
-    first numbered one belong to the bottom, weights after the last to the top (Clark and others 2020, ELECTRA).
+    With `layer_decay` (0.65 to 0.9 in the literature) the learning rate falls by that factor per layer, from `lr` in
+    the last one down: layers are numbered by the first number in a weight's name (`blocks.3.attn.weight`), weights
+    before the first numbered one belong to the bottom, weights after the last to the top (Clark and others 2020,
+    ELECTRA).
 
     With `state_dtype` (see `schuss.torch`) the groups ask for it, but for those of embeddings, whose state stays in
-    float32: rows that are seldom seen would share a block's scale with common ones.
+    float32: rare rows would be quantized with the scale of common ones.
 
     With `rules` weights whose names match a pattern, the first that does, get these settings, a `rule` of their own
     among them: `{"*embed*": {"rule": "AdamW", "lr": 3e-4}}`.

@@ -44,7 +44,7 @@ class _Driver(LRScheduler):
         self._last_lr = [float(group["lr"]) for group in optimizer.param_groups]
 
     def _apply(self, rates: Sequence[float | Tensor]) -> None:
-        """Put the rates in force; a tensor lr keeps its memory, since a captured graph may read it."""
+        """Put the rates in force; a tensor lr stays in its memory, since a captured graph may read it."""
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
@@ -79,7 +79,7 @@ class Scheduler(_Driver):
     Groups added later: with one schedule they follow it from the next step; with a list, append theirs to
     `schedules`.
 
-    Beside a second scheduler, the one whose `step()` comes last before `optimizer.step()` wins; that there are two is
+    With a second scheduler, the one whose `step()` comes last before `optimizer.step()` wins; that there are two is
     said once, in a warning.
 
     >>> import torch
@@ -229,16 +229,16 @@ class Plateau(_Driver, ReduceLROnPlateau):
     | here             | domain   | meaning                                                        |
     | `mode`           | min, max | whether a lower or a higher metric is better                   |
     | `factor`         | (0, 1)   | what a reduction multiplies by                                 |
-    | `patience`       | ≥ 0      | how many steps in a row without improvement are borne          |
+    | `patience`       | ≥ 0      | how many steps in a row without improvement are allowed        |
     | `threshold`      | ≥ 0      | a smaller improvement is none                                  |
-    | `threshold_mode` | rel, abs | the threshold as a share of the best value, or as a difference |
+    | `threshold_mode` | rel, abs | the threshold as a fraction of the best, or as a difference    |
     | `cooldown`       | ≥ 0      | steps after a reduction in which nothing is counted            |
     | `min_lr`         | ≥ 0      | a floor                                                        |
 
     A metric of NaN or infinity is never an improvement. Settings are not loaded: a changed `patience` holds
     at once.
 
-    Where implementations differ: the same as torch's `ReduceLROnPlateau`, but a relative threshold is a share
+    Where implementations differ: the same as torch's `ReduceLROnPlateau`, but a relative threshold is a fraction
     of the best value's *size*, so that it asks for an improvement of negative metrics too (torch takes values
     that are worse); and there is no `eps`, below which torch leaves the lr as it is.
 

@@ -169,7 +169,7 @@ def test_the_rate_of_a_plain_method_is_the_ladder_cut_at_the_limit():
     assert advice.take == "0.04 to 0.2 for adamw"
     assert advice.sure == "an indication"  # no rate was trained to the horizon
     for lr, where in ((0.03, "below"), (0.04, "inside"), (0.2, "inside"), (0.3, "above")):
-        assert f"{lr:g}, lies {where}" in taken(replace(found, lr=lr))["learning rate"].because
+        assert f"{lr:g}, is {where} this range" in taken(replace(found, lr=lr))["learning rate"].because
     # A ladder that climbed into falling losses far below the limit is no reason to stay there.
     assert taken(replace(found, ladder=ladder(1e-4, 1e-3)))["learning rate"].take == "0.02 to 0.2 for adamw"
     # Where the ladder blew up below the limit, it is the bound.
@@ -191,7 +191,7 @@ def test_no_range_where_ladder_and_limit_disagree():
     found = replace(EMPTY, looks=(look(0, 0.001), look(100, 0.002)), ladder=ladder(0.01, 0.5))
     advice = taken(found)["learning rate"]
     assert (advice.take, advice.sure) == ("no range", "a guess")
-    assert "No rate is inside both" in advice.because
+    assert "No learning rate satisfies both" in advice.because
     assert "schuss race" in advice.command
 
 
@@ -218,7 +218,7 @@ def test_a_rate_is_judged_by_the_numbers_that_are_printed():
     found = replace(EMPTY, ladder=ladder(0.00104, 0.01), adaptive=True, lr=0.001)
     advice = taken(found)["learning rate"]
     assert advice.take == "0.001 to 0.01 for adamw"
-    assert "lies inside" in advice.because
+    assert "is inside this range" in advice.because
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from schuss.lab.tasks import load
 
 def test_a_quadratic_at_twice_its_limit_and_at_half():
     task = load("quadratic:kappa=10,dim=4")
-    for share, words in ((0.5, "with room to spare"), (1.1, "at the edge of stability")):
+    for share, words in ((0.5, "well below the limit"), (1.1, "at the edge of stability")):
         found = curvature_of(task, find("sgd"), "quadratic", {"lr": share * 2.0}, steps=8)
         for look in found["looks"]:
             assert look["dial"] == pytest.approx(share, rel=1e-8)
@@ -34,7 +34,7 @@ def test_a_race_carries_the_reason_and_is_the_same_whoever_ran_it(tmp_path):
     assert {each["topic"] for each in section["seconds"]["advice"]} <= {"batch size"}
     assert first.numbers() == again.numbers()
     page = (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
-    assert "Curvature under the winner" in page
+    assert "Curvature along the winner" in page
     assert section["text"].split(".")[0] in page
     assert first.data["command"].endswith(" --diagnose")
     plain = race("diabetes", out=tmp_path / "a", workers=1, **asked | {"diagnose": False})
@@ -62,8 +62,8 @@ def test_a_method_that_steps_by_curvature_has_no_limit_and_that_is_said(name):
     found = curvature_of(load("diabetes"), find(name), "diabetes", {"lr": 1.0}, steps=4)
     assert [look["dial"] for look in found["looks"]] == [None] * len(found["looks"])
     assert all(look["largest"] > look["smallest"] > 0 for look in found["looks"])
-    assert "no limit applies" in found["missing"]["stability"]
-    assert "its lr is a share of its own step" in found["missing"]["learning rates"]
+    assert "has no stability limit" in found["missing"]["stability"]
+    assert "its lr is a fraction of its own step" in found["missing"]["learning rates"]
     assert found["conditioning"]["value"] == pytest.approx(466.5, rel=0.01)
     json.dumps(found, allow_nan=False)
 
@@ -71,7 +71,7 @@ def test_a_method_that_steps_by_curvature_has_no_limit_and_that_is_said(name):
 def test_a_race_won_by_curvature_or_under_a_schedule_has_its_section(tmp_path):
     asked = {"budget": Budget(1, 1, 1, 2), "diagnose": True, "workers": 1}
     won = race("diabetes", entries=["lbfgs"], out=tmp_path / "a", **asked)
-    assert "no limit applies" in won.data["tasks"][0]["curvature"]["missing"]["stability"]
+    assert "has no stability limit" in won.data["tasks"][0]["curvature"]["missing"]["stability"]
     planned = race("diabetes", entries=["sgd"], schedules=["cosine"], out=tmp_path / "b", **asked)
     section = planned.data["tasks"][0]["curvature"]
     assert section["schedule"] == "cosine"

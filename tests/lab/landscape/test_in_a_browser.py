@@ -12,9 +12,9 @@ from schuss.lab.curves import render as render_curves
 from schuss.lab.diagnose import advise, measure
 from schuss.lab.diagnose import render as render_diagnosis
 from schuss.lab.entries import DEFAULT, find
-from schuss.lab.ladder import climb
-from schuss.lab.ladder import render as render_range
 from schuss.lab.landscape import growth, on_surface, render, render_model, surface, taylor_model
+from schuss.lab.ranges import climb
+from schuss.lab.ranges import render as render_range
 from schuss.lab.tasks import load
 from schuss.schedules.words import parse
 

@@ -66,7 +66,7 @@ def test_a_clear_lead_is_decided_and_says_over_what(line):
     assert (found["kind"], found["headline"], found["winner"]) == ("better", "Decided", "good")
     assert "adjusted for all pairs of 3 entries" in found["text"]
     assert found["notes"] == [
-        "The intervals are over 10 training seeds on one validation split, at settings found in 5 trials an entry. "
+        "The intervals are over 10 training seeds on one validation split, at settings found in 5 trials per entry. "
         "They do not cover another split, nor better tuning."
     ]
     assert all(c["test_agrees"] for c in found["comparisons"])
@@ -80,7 +80,7 @@ def test_a_lead_that_the_test_split_reverses_is_not_called_decided(line):
     assert {c["other"]: c["test_agrees"] for c in found["comparisons"]} == {"bad": False, "worse": True}
     assert found["comparisons"][0]["verdict"] == "better"  # on validation it is
     assert (
-        "On the test split bad (by 0.05) is ahead of good: there, its lead is not confirmed."
+        "On the test split bad (by 0.05) is better than good: its lead is not confirmed there."
         in found["notes"]
     )
 
@@ -99,13 +99,13 @@ def test_losses_on_test_have_their_own_sign(line):
 def test_few_trials_decide_nothing(line, trials, decided):
     found = verdict(line, GOOD, trials=trials)
     assert (found["headline"] == "Decided") == decided
-    assert any("compare the luck of tuning" in note for note in found["notes"]) != decided
+    assert any("compares the luck of tuning" in note for note in found["notes"]) != decided
 
 
 def test_a_tie_says_why_one_is_taken_and_what_more_seeds_would_show(line):
     found = verdict(line, {"a": 0.9 + 0.01 * NOISE, "b": 0.897 + 0.012 * NOISE[::-1]})
     assert found["headline"] == "A tie"
-    assert "Take a: of these it needs the fewest gradients to the target." in found["text"]
+    assert "Take a: of these entries it needs the fewest gradients to reach the target." in found["text"]
     seeds = found["comparisons"][0]["seeds_needed"]
     assert found["comparisons"][0]["settles_as"] == "equal"
     assert (
@@ -116,7 +116,7 @@ def test_a_tie_says_why_one_is_taken_and_what_more_seeds_would_show(line):
 
 def test_nobody_is_cheapest_where_nobody_reached_the_target(line):
     found = verdict(line, {"a": 0.2 + 0.01 * NOISE, "b": 0.199 + 0.01 * NOISE[::-1]})
-    assert "Take a: none of them reached the target, so none is cheaper." in found["text"]
+    assert "Take a: none of these entries reached the target, so none is cheaper." in found["text"]
 
 
 def test_rows_follow_the_means_and_an_odd_order_is_explained(line):
@@ -132,7 +132,7 @@ def test_rows_follow_the_means_and_an_odd_order_is_explained(line):
         (r["metric"]["mean"] for r in rows), reverse=True
     )
     assert report["verdict"]["notes"][-1] == (
-        "noisy has rank 1 though quiet did better on average: its seeds differ more, so that noisy cannot be told "
+        "noisy has rank 1 although quiet did better on average. Its seeds differ more, so noisy cannot be told "
         "apart from the leader, and they can."
     )
 

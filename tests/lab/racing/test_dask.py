@@ -102,7 +102,7 @@ def test_a_race_does_not_wait_for_a_scheduler_that_is_gone(line, tmp_path, monke
         client = distributed.Client(cluster)
         more = {"out": tmp_path, "executor": client.get_executor(), "workers": 1, "watcher": watcher}
         with pytest.raises(
-            ExecutorError, match=r"The Dask cluster at tcp.* is gone: .*What was finished is kept"
+            ExecutorError, match=r"The Dask cluster at tcp.* is gone: .*Finished runs are stored"
         ):
             race(line(), ["sgd"], BUDGET, **more)
         client.close()

@@ -393,7 +393,7 @@ def test_a_cluster_that_is_gone_is_not_waited_for(monkeypatch):
     cluster.submit = lambda *_: gone  # an answer that never comes
     client.status = "connecting"
     with pytest.raises(
-        ExecutorError, match=r"is gone: its scheduler does not answer\. What was finished is kept"
+        ExecutorError, match=r"is gone: its scheduler does not answer\. Finished runs are stored"
     ):
         execute([Job("a", train_run, None, {})], cluster, 1, lambda *_: None)
     client.status, client.answers = "running", {}

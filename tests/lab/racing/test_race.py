@@ -203,7 +203,7 @@ class FullDisk(Here):
 def test_a_full_disk_is_named_and_loses_nothing(whole, line, tmp_path):
     before, watcher = resource.getrlimit(resource.RLIMIT_FSIZE), FullDisk()
     try:
-        with pytest.raises(StoreError, match=r"could not be written: .*What was finished is kept"):
+        with pytest.raises(StoreError, match=r"could not be written: .*Finished runs are stored"):
             raced(line(), tmp_path / "full", watcher=watcher)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -273,7 +273,10 @@ def test_a_run_outlives_its_workers_but_not_for_ever(deaths, status):
     with Dying(2, 2 + deaths) as executor:
         execute(jobs, executor, 1, lambda job, result: seen.append(result["status"]))
     assert seen == ["finished", status]
-    with Dying(0, 99) as executor, pytest.raises(ExecutorError, match="No worker lives long enough"):
+    with (
+        Dying(0, 99) as executor,
+        pytest.raises(ExecutorError, match="Every worker ended before it finished a run"),
+    ):
         execute(jobs, executor, 1, lambda job, result: seen.append(result["status"]))
     assert len(seen) == 2  # nothing is held against the runs
 

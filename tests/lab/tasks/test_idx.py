@@ -32,7 +32,7 @@ def test_a_file_cut_short_is_named(mnist_folder):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(
         ValueError,
-        match=re.escape(f"{path} is cut short: its header promises 31360 bytes of data, it has 31359."),
+        match=re.escape(f"{path} is cut short: its header says 31360 bytes of data, it has 31359."),
     ):
         load("mnist", path.parent)
 

@@ -125,7 +125,7 @@ def test_where_they_do_not_apply_the_words_say_why():
         train=(torch.ones(100, 1),),
         epochs=5,
     )
-    with pytest.raises(ValueError, match="half their sum of squares"):
+    with pytest.raises(ValueError, match="Half the sum of squared residuals"):
         check_applies(wrong, [find("gauss-newton")])
 
 

@@ -1,8 +1,8 @@
-"""Why training goes as it goes, and what to try: measurements of a task, and advice that carries them.
+"""What limits training on a task, and what to try: measurements, and advice that quotes them.
 
-measure(task, entry, spec)    a short run, looked at from start to end, within a budget of seconds
+measure(task, entry, spec)    a short run, measured from start to end, within a budget of seconds
 advise(diagnosis)             optimizer, learning rate, batch size, schedule
-render(diagnosis, advice)     one HTML page
+render(diagnosis, advice)     one HTML report
 """
 
 from schuss.lab.diagnose.advise import Advice, advise, costs

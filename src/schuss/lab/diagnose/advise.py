@@ -38,7 +38,7 @@ class Advice:
 
 @dataclass(frozen=True)
 class Cost:
-    """A batch size: steps to a goal relative to one with all data, seconds a step, and their product."""
+    """A batch size: steps to a goal relative to one with all data, seconds per step, and their product."""
 
     batch: int
     steps: float
@@ -78,9 +78,8 @@ def _optimizer(found: Diagnosis) -> Advice:
                 "optimizer",
                 "adagrad",
                 f"A batch leaves {table.empty_rows:.0%} of the rows of {table.name} untouched "
-                f"({table.size / found.weights:.0%} "
-                "of all weights). AdaGrad gives rare rows long steps, and its launch touches the others "
-                "not at all.",
+                f"({table.size / found.weights:.0%} of all weights). AdaGrad takes longer steps in rows that are "
+                "rarely touched, and a sparse step does not visit the other rows.",
                 "an indication",
                 f"{race}adagrad,adam,momentum",
             )
@@ -89,11 +88,9 @@ def _optimizer(found: Diagnosis) -> Advice:
         return Advice(
             "optimizer",
             "momentum",
-            f"There is no gradient noise, and the curvature spreads over a factor of {kappa:.3g}: "
-            "gradient descent needs "
-            f"about {kappa / 2:.3g} steps for each factor e, momentum at its best about "
-            f"{kappa**0.5 / 2:.3g}. With second "
-            "derivatives at hand, schuss.torch.LBFGS may need fewer still.",
+            f"There is no gradient noise, and the curvature spreads over a factor of {kappa:.3g}. To lower the error "
+            f"by a factor of e, gradient descent needs about {kappa / 2:.3g} steps, and momentum at its best about "
+            f"{kappa**0.5 / 2:.3g}. schuss.torch.LBFGS may need fewer still.",
             "an indication",
             f"{race}momentum,nesterov,adam",
         )
@@ -101,9 +98,8 @@ def _optimizer(found: Diagnosis) -> Advice:
         plain, scaled = found.directions.plain, found.directions.scaled
         ratio = scaled / plain if plain > 0 else inf
         words = (
-            f"After {found.steps} steps, the best point along the gradient divided by each weight's "
-            "typical gradient lies "
-            f"{scaled:.3g} lower, along the gradient itself {plain:.3g} (a search along both lines)."
+            f"After {found.steps} steps, a line search along the gradient lowers the loss by {plain:.3g}. A line "
+            f"search along the gradient divided by each weight's typical gradient lowers it by {scaled:.3g}."
         )
         if ratio >= CLEAR:
             return Advice("optimizer", "adamw", words, "an indication", f"{race}adamw,momentum")
@@ -112,14 +108,14 @@ def _optimizer(found: Diagnosis) -> Advice:
         return Advice(
             "optimizer",
             "momentum",
-            f"{words} That is no clear difference; momentum keeps half of AdamW's state.",
+            f"{words} That is no clear difference; momentum has half the state of AdamW.",
             "a guess",
             f"{race}momentum,adamw",
         )
     return Advice(
         "optimizer",
         "adamw",
-        "Nothing that was measured speaks for one or the other; AdamW needs the least tuning on most models.",
+        "No measurement favours an optimizer; AdamW needs the least tuning on most models.",
         "a guess",
         f"{race}momentum,adamw",
     )
@@ -139,15 +135,15 @@ def _rate(found: Diagnosis, optimizer: str) -> Advice | None:
     words: list[str] = []
     low, high = ladder or (0.0, inf)
     if ladder is not None:
-        words.append(f"up a ladder of rates the loss falls between {low:.2g} and {high:.2g}")
+        words.append(f"in the range test the loss falls between {low:.2g} and {high:.2g}")
     if stable is not None and found.adaptive:
         words.append(
-            f"with its denominators as they were, {stable:.2g} was stable, but they move with the rate"
+            f"with its denominators as they were, {stable:.2g} was stable, but they change with the learning rate"
         )
     elif stable is not None:
         bounded = any(look.bounds[3] != "" for look in found.settled)
         words.append(
-            f"at the sharpest place of the run rates are stable up to {'at most ' * bounded}{stable:.2g}"
+            f"at the sharpest point of the run learning rates are stable up to {'at most ' * bounded}{stable:.2g}"
         )
         fraction = _signal(found)
         if fraction < 1:
@@ -162,16 +158,19 @@ def _rate(found: Diagnosis, optimizer: str) -> Advice | None:
     schedule = "" if found.schedule == "constant" else f" --schedules {found.schedule}"
     command = f"{settings}{schedule} --preset quick"
     if high <= low:
-        because += " No rate is inside both, so none is advised: the race searches them."
+        because += " No learning rate satisfies both, so none is advised: the race searches them."
         return Advice("learning rate", "no range", because, "a guess", command)
     if stable is not None and not found.adaptive:
         low = max(low, high / SPAN)
     low = min(low, high / 3)  # half a decade at least: no measurement here is finer
     low, high = (float(f"{x:.2g}") for x in (low, high))  # judged as it is printed
     where = "below" if found.lr < low else "above" if found.lr > high else "inside"
-    because += f" The run's own rate, {found.lr:g}, lies {where}."
+    because += f" The run's own learning rate, {found.lr:g}, is {where} this range."
     if optimizer != found.optimizer:
-        because += f" For {optimizer}, the advice above: schuss diagnose {quote(found.spec)} --optimizer {optimizer}."
+        because += (
+            f" For the learning rate of {optimizer}, which is advised above, run: "
+            f"schuss diagnose {quote(found.spec)} --optimizer {optimizer}."
+        )
     return Advice(
         "learning rate", f"{low:.2g} to {high:.2g} for {found.optimizer}", because, "an indication", command
     )
@@ -214,14 +213,16 @@ def _batch(found: Diagnosis) -> Advice | None:
     high_words = f"{high:.3g}" if isfinite(high) else "∞"
     gain = times[own] / min(times.values())
     named = ",".join(dict.fromkeys(map(str, (own, best[0])))) if best[0] != own else f"{own},{4 * own}"
-    compared = "which is in use" if best[0] == own else f"at {own} a goal takes {gain:.2g} times as long"
+    compared = "which is in use" if best[0] == own else f"at B = {own} a goal takes {gain:.2g} times as long"
     because = (
         f"Noise and signal are equal at {noise.simple:.3g} examples ({low:.3g} to {high_words}). With the measured "
-        f"seconds a step, (1 + {noise.simple:.3g}/B) × seconds is least at {best[0]}; {compared}."
+        f"seconds per step, (1 + {noise.simple:.3g}/B) × seconds is least at B = {best[0]}; {compared}."
     )
     if len(set(best)) > 1:
         least, most = min(best), max(best)
-        because += f" Within the errors of noise scale and timings it may lie between {least} and {most}."
+        because += (
+            f" Within the errors of noise scale and timings the best B may lie between {least} and {most}."
+        )
     return Advice(
         "batch size",
         str(best[0]),
@@ -241,9 +242,8 @@ def _schedule(found: Diagnosis, optimizer: str) -> Advice | None:
         grown = last.largest_lr / first.largest_lr
         warm = grown > MOVING or (first.dial or 0) > 1
         words.append(
-            f"the largest stable rate went from {first.largest_lr:.2g} at step {first.step} to "
-            f"{last.largest_lr:.2g} at step "
-            f"{last.step}{': the start bears less than what follows' if warm else ''}"
+            f"the largest stable learning rate went from {first.largest_lr:.2g} at step {first.step} to "
+            f"{last.largest_lr:.2g} at step {last.step}{': it is lowest at the start' if warm else ''}"
         )
     falling = False
     if before is not None and after is not None and isfinite(after.simple):
@@ -251,7 +251,7 @@ def _schedule(found: Diagnosis, optimizer: str) -> Advice | None:
         words.append(
             f"the noise scale went from {before.simple:.3g} to {after.simple:.3g} examples, "
             f"{'above' if falling else 'below'} the batch of {found.batch_size}"
-            f"{': a falling rate averages the noise away' if falling else ''}"
+            f"{': a falling learning rate averages the noise out' if falling else ''}"
         )
     if not words:
         return None

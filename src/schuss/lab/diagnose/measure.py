@@ -39,8 +39,8 @@ from schuss.curvature import (
 from schuss.errors import refusal
 from schuss.lab.diagnose.effort import RUNGS, SECONDS, Effort, affordable
 from schuss.lab.entries import Entry
-from schuss.lab.ladder.range_test import climb
 from schuss.lab.landscape.trails import said
+from schuss.lab.ranges.range_test import climb
 from schuss.lab.schedules import schedule as planned
 from schuss.lab.tasks.data import Batch, Rows
 from schuss.lab.tasks.data import size as size_of
@@ -68,7 +68,7 @@ class Look:
     """The curvature after `step` steps, on the sample.
 
     `largest` and `smallest` are the ends of the Hessian's spectrum. `sharpness` is the largest eigenvalue as
-    the optimizer sees it (preconditioned) and `limit` what its settings bear; `dial` = sharpness / limit;
+    the optimizer sees it (preconditioned) and `limit` the stability limit of its settings; `dial` = sharpness / limit;
     `largest_lr` the largest stable rate here. None where it could not be measured.
 
     Every eigenvalue is reached from inside the spectrum. `residuals` are how far, at most, an eigenvalue lies
@@ -363,8 +363,8 @@ def _look(task: Task, held: Batch, moment: Moment, effort: Effort, attempt: _Att
     seen = None
     if isinstance(optimizer, CurvatureOptimizer):
         attempt.missing["stability"] = (
-            f"{type(optimizer).__name__} bears any curvature: it steps by it, and takes a step back that does not "
-            "lower the loss, so no limit applies."
+            f"{type(optimizer).__name__} has no stability limit: it computes its steps from the curvature, and rejects "
+            "a step that does not lower the loss."
         )
     elif step or not _adaptive(optimizer):  # an adaptive optimizer has no denominator before its first step
         seen = attempt(

@@ -1,4 +1,4 @@
-"""A diagnosis as one HTML page."""
+"""A diagnosis as one HTML report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from schuss.lab.pages import page
 
 
 def render(found: Diagnosis, advice: Sequence[Advice], command: str) -> str:
-    """The page of a diagnosis with its advice, and the command that makes it again."""
+    """The HTML report of a diagnosis with its advice, and the command that repeats it."""
     noise = found.noise[1] or found.noise[0]
     dial = next((look.dial for look in reversed(found.looks) if look.dial is not None), None)
     shown = {
@@ -24,7 +24,7 @@ def render(found: Diagnosis, advice: Sequence[Advice], command: str) -> str:
         "edge": "Edge of stability",
         "curvature": "Curvature",
         "noise": "Gradient noise",
-        "ladder": "Learning rates",
+        "rates": "Learning rates",
         "sparsity": "Sparsity",
         "missing": "Not measured",
         "repeat": "How to repeat it",
@@ -34,7 +34,7 @@ def render(found: Diagnosis, advice: Sequence[Advice], command: str) -> str:
         "edge": dial is not None,
         "curvature": any(look.largest is not None for look in found.looks),
         "noise": noise is not None,
-        "ladder": found.ladder is not None,
+        "rates": found.ladder is not None,
         "sparsity": found.sparsity is not None,
         "missing": bool(found.missing),
         "repeat": True,
@@ -83,16 +83,16 @@ def _dial(look: Look) -> float:
 
 
 def _data(found: Diagnosis) -> dict[str, Any]:
-    density, ladder = found.density, found.ladder
+    density, tested = found.density, found.ladder
     return {
         "looks": [{**vars(look), "dial": look.dial} for look in found.looks],
         "density": None
         if density is None
         else {"grid": density.grid, "density": density.density, "error": density.error},
         "costs": [vars(cost) for cost in _costs(found)],
-        "ladder": None
-        if ladder is None
-        else {"rates": ladder.rates, "losses": ladder.losses, "interval": ladder.interval},
+        "range": None
+        if tested is None
+        else {"rates": tested.rates, "losses": tested.losses, "interval": tested.interval},
         "lr": found.lr,
         "batch": found.batch_size,
     }

@@ -77,7 +77,7 @@ def curvature_of(
 
 
 def in_words(found: Diagnosis, advice: list[Advice]) -> str:
-    """What was measured of the winner, in two or three sentences."""
+    """What was measured along the winner's run, in two or three sentences."""
     settled = [look for look in found.settled if look.dial is not None]
     words: list[str] = []
     if settled:
@@ -86,19 +86,19 @@ def in_words(found: Diagnosis, advice: list[Advice]) -> str:
         where = (
             "at the edge of stability"
             if 0.8 <= last.dial <= 1.25
-            else "beyond what a quadratic would bear"
+            else "above the stability limit of a quadratic"
             if last.dial > 1.25
-            else "with room to spare"
+            else "well below the limit"
         )
         rate = "" if found.schedule == "constant" else f" under {found.schedule}"
         words.append(
             f"After {last.step} steps of {found.optimizer}{rate} the sharpness is {last.sharpness:.3g}, "
-            f"{last.dial:.2g} of the {last.limit:.3g} that these settings bear: {where}."
+            f"{last.dial:.2g} of the stability limit {last.limit:.3g} of these settings: {where}."
         )
         top = max(settled, key=lambda look: look.dial or 0.0)
         assert top.dial is not None
         if top.dial > 1.1 * last.dial:
-            words.append(f"It came closest at step {top.step}: {top.dial:.2g} of what was borne then.")
+            words.append(f"It was highest at step {top.step}: {top.dial:.2g} of the limit then.")
     if found.conditioning is not None:
         words.append(f"The curvature spreads over a factor of {found.conditioning.value:.3g}.")
     noise = found.noise[1] or found.noise[0]
@@ -110,8 +110,8 @@ def in_words(found: Diagnosis, advice: list[Advice]) -> str:
         )
     other = next((each.take for each in advice if each.topic == "optimizer"), None)
     if other is not None and other != found.optimizer:
-        words.append(f"From the curvature alone one would have tried {other} first.")
-    return " ".join(words) or "Nothing of the curvature could be measured on this task."
+        words.append(f"By the curvature alone, {other} would be the first optimizer to try.")
+    return " ".join(words) or "No curvature could be measured on this task."
 
 
 def _noise(noise: NoiseScale | None, step: int) -> dict[str, Any]:

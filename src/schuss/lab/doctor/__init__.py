@@ -1,4 +1,4 @@
-"""Is everything right on this machine? Truths that nobody here made up, measured in seconds.
+"""Is everything right on this machine? Numbers with known values, measured in seconds.
 
 examine()    each part of the examination with its findings, one after another
 PARTS        the parts by name
@@ -36,7 +36,7 @@ PARTS: dict[str, Callable[[], Iterator[Finding]]] = {
 def examine(
     parts: Iterable[str] | None = None, dtypes: tuple[str, ...] = ("float32",)
 ) -> Iterator[tuple[str, Finding]]:
-    """Measure each truth of these parts (all, if not given) and yield (part, finding) as they come.
+    """Check each known value of these parts (all, if not given) and yield (part, finding) as they come.
 
     `dtypes`: those in which every kernel is compared. A check that breaks is a finding that fails.
 

@@ -10,7 +10,7 @@ Verdict = Literal["holds", "fails", "note"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One truth beside what this machine measured.
+    """One known value (`truth`) and what this machine measured.
 
     `verdict` is "note" where nothing can be right or wrong, such as whether there is a GPU.
     """

@@ -1,8 +1,8 @@
-"""Where optimizers walk: functions of two numbers, stories, and planes through a network's weights.
+"""Trajectories of optimizers: on functions of two numbers, in demonstrations, on planes through a network's weights.
 
 surface("rosenbrock")                     a function of two numbers
 on_surface(surface, entries, steps)       optimizers on it, each at its best learning rate
-story("jitter")                           a picture that explains, with its claim measured
+story("jitter")                           a demonstration, with its claim measured
 on_network(task, entries, steps)          runs of a network on a plane through its weights
 network_cost(task, entries, steps)        the memory and the seconds that this takes
 render(scenes, command)                   one HTML page

@@ -1,7 +1,7 @@
 r"""A plane through a network's weights: that of its own trajectories, or two random directions.
 
 A picture in two dimensions shows what lies in them. Three numbers say how much that is: the share of the
-trajectories' movement that the plane holds, the share that it would hold of pure random walks (much, always),
+trajectories' movement that the plane holds, the fraction that it would hold of random walks (much, always),
 and how far the loss on the plane is from that of the real weights.
 
 The null. The Gram matrix of a random walk of T steps in many dimensions is min(s, t) times the dimension,
@@ -295,7 +295,7 @@ def _principal(every: Tensor) -> tuple[Tensor, Tensor]:
     _, sizes, rows = torch.linalg.svd(every - centre, full_matrices=False)
     if len(rows) < 2 or not float(sizes[1]) > 1e-12 * float(sizes[0]):
         raise ValueError(
-            "The runs moved along one line, which spans no plane. Give more steps, more optimizers, or a "
+            "The runs moved along one line, and a line spans no plane. Give more steps, more optimizers, or a "
             "smaller lr."
         )
     return centre, rows[:2]
@@ -318,7 +318,10 @@ def _filters(model: nn.Module, end: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     second = axes[1] - (axes[1] @ axes[0]) / (axes[0] @ axes[0]) * axes[0]
     if not bool(second.norm() > 0):
         raise refusal(
-            "plane", "filter", "possible here", "The model has no weight of two dimensions: use 'pca'."
+            "plane",
+            "filter",
+            "possible here",
+            "The model has no weight with two dimensions. Try --plane pca.",
         )
     return end, torch.stack([axes[0], second])
 

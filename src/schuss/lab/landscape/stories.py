@@ -1,4 +1,4 @@
-"""The pictures that explain why optimizers differ, each with its claim measured where it is drawn.
+"""Demonstrations of why optimizers differ; each measures its claim on the trajectories that it draws.
 
 Sources: Goh 2017 (momentum in a valley); Dauphin et al. 2014 (saddles); Duchi, Hazan and Singer 2011
 (AdaGrad); Loshchilov and Hutter 2017 (warm restarts).
@@ -40,13 +40,12 @@ def jitter() -> Scene:
         trails,
         id="jitter",
         title="Jitter in a narrow valley",
-        lede=f"The valley is {KAPPA:g} times steeper across than along. A rate that is safe across "
-        f"(below 2/{KAPPA:g}) is small along.",
-        found=f"At lr {lr:.3g}, 95 % of the limit, {turns} of {steps} steps crossed the valley and "
-        f"{moved[1] / moved.sum():.0%} of the way went across it; {_left(wild, 0)} of the way along is "
-        "still to go. "
-        f"At a fifth of the rate it does not jitter, and {_left(trails[1], 0)} is left.",
-        how="Settings by formula, not searched.",
+        lede=f"The curvature across the valley is {KAPPA:g} times that along it. A learning rate that is stable across "
+        f"(below 2/{KAPPA:g}) makes slow progress along.",
+        found=f"At lr {lr:.3g}, 95 % of the stability limit, {turns} of {steps} steps crossed the valley, and "
+        f"{moved[1] / moved.sum():.0%} of the distance moved was across it. {_left(wild, 0)} of the distance along it "
+        f"remains. At a fifth of that rate nothing jitters, and {_left(trails[1], 0)} remains.",
+        how="The learning rates follow from the formula; they are not searched.",
     )
 
 
@@ -75,21 +74,22 @@ def momentum() -> Scene:
         valley,
         trails,
         id="momentum",
-        title="Momentum damps it",
+        title="Momentum damps the jitter",
         lede=f"The same valley. With β {beta:g} a gradient counts in every later step, 1/(1 − β) = "
-        f"{1 / (1 - beta):.0f} times in sum; at a tenth of the rate it counts as much as without. "
-        "What alternates cancels, what agrees adds up.",
-        found=f"In {steps} steps plain descent crosses the valley {turns[0]} times and goes {across[0]:.2g} across it, "
-        f"momentum {turns[1]} times and {across[1]:.2g}; of the height, {slow:.2g} and {fast:.2g} are left. "
-        f"Not every momentum damps: at the settings that are fastest in theory (lr {lr:.2g}, β {best:.2g}) it first "
-        f"swings to {wide / start:.2g} times the start's distance, and has {left:.1g} left.",
-        how="Settings by formula: 95 % of the limit 2/L; the same times 1 − β; fastest in theory are lr 4/(√L + √μ)², "
-        "β ((√κ − 1)/(√κ + 1))².",
+        f"{1 / (1 - beta):.0f} times in sum. So the learning rate is a tenth of that without momentum. "
+        "Gradients that alternate cancel, gradients that agree add up.",
+        found=f"In {steps} steps plain descent crosses the valley {turns[0]} times and moves {across[0]:.2g} across "
+        f"it; momentum does so {turns[1]} times and moves {across[1]:.2g}. The fractions of the height that remain are "
+        f"{slow:.2g} and {fast:.2g}. Not every momentum damps: at the settings that are fastest in theory "
+        f"(lr {lr:.2g}, β {best:.2g}) it first swings to {wide / start:.2g} times the start's distance, and "
+        f"{left:.1g} remains.",
+        how="The settings follow from formulas: 95 % of the stability limit 2/L; the same times 1 − β. Fastest in "
+        "theory are lr 4/(√L + √μ)² and β ((√κ − 1)/(√κ + 1))².",
     )
 
 
 def saddle() -> Scene:
-    """At a saddle the gradient is zero: who starts exactly on its ridge stays."""
+    """At a saddle the gradient is zero: what starts exactly on its ridge stays."""
     ground_, steps, noise = surface("saddle"), 150, 1e-3
     draw = torch.Generator().manual_seed(0)
 
@@ -111,18 +111,17 @@ def saddle() -> Scene:
         step("adam", lambda w: Adam(w, lr=LR), 1e-3),
     )
     left = [(trail.name, trail.first_below(-0.2)) for trail in trails]
-    told = "; ".join(f"{name}: {'never' if at is None else f'step {at}'}" for name, at in left)
+    steps_by_name = "; ".join(f"{name}: {'never' if at is None else f'step {at}'}" for name, at in left)
     return ground(
         ground_,
         trails,
         id="saddle",
-        title="A saddle, left or not",
-        lede="Two minima at (0, ±1), a saddle between them at (0, 0). From the ridge y = 0 the gradient "
-        "leads straight "
-        "to the saddle. A thousandth beside it, or noise of that size, is a way out that grows by 1 + "
-        "lr a step.",
-        found=f"Left the saddle (four fifths of the way down) – {told}.",
-        how=f"All at lr {LR:g}; the noise is Gaussian of size {noise:g} in each direction, seed 0.",
+        title="Escaping a saddle",
+        lede="There are two minima at (0, ±1) and a saddle between them at (0, 0). From the ridge y = 0 the gradient "
+        "leads straight to the saddle. An offset of a thousandth from the ridge, or noise of that size, grows by a "
+        "factor of 1 + lr per step and leads out.",
+        found=f"Escaped the saddle (four fifths of the descent) – {steps_by_name}.",
+        how=f"All at lr {LR:g}. The noise is Gaussian of size {noise:g} in each direction, seed 0.",
     )
 
 
@@ -175,14 +174,12 @@ def noise() -> Scene:
         trails,
         id="noise",
         title="Noise of small batches",
-        lede="All three use the same rate on the same data. With every example the path is a curve; "
-        "with a few it "
-        "wanders, and in the end it hovers at a height that the rate and the batch decide.",
-        found=f"Mean height above the minimum in the last {steps // 2} steps: batch 1 {hover[0]:.2g}, "
-        "batch 16 "
-        f"{hover[1]:.2g} ({hover[0] / hover[1]:.0f} times less; theory says about 16), all examples "
-        f"{hover[2]:.1g}.",
-        how=f"All at lr {lr:g}; batches drawn with replacement, seeds fixed.",
+        lede="All three use the same learning rate on the same data. With every example the trajectory is a smooth "
+        "curve. With a few examples it wanders, and in the end it hovers at a height that depends on the learning rate "
+        "and the batch size.",
+        found=f"Mean height above the minimum in the last {steps // 2} steps: batch 1 {hover[0]:.2g}, batch 16 "
+        f"{hover[1]:.2g} ({hover[0] / hover[1]:.0f} times less; theory says about 16), all examples {hover[2]:.1g}.",
+        how=f"All at lr {lr:g}. Batches are sampled with replacement, seeds fixed.",
     )
 
 
@@ -225,12 +222,12 @@ def adagrad() -> Scene:
         trails,
         id="adagrad",
         title="AdaGrad stalls",
-        lede="Both divide by the size of past gradients, and take the same first step. AdaGrad divides "
-        "by the sum of all of them, which can only grow; RMSprop by an average that forgets: once the steep wall is "
-        "behind it, its rate recovers.",
-        found=f"Effective rate, first step to last: AdaGrad {a[0]:.2g} to {a[-1]:.2g}, RMSprop "
-        f"{r[0]:.2g} to {r[-1]:.2g}. After {steps} steps AdaGrad has come {gone[0]:.0%} of the way to the minimum, "
-        f"at height {trails[0].values[-1]:.2g}; RMSprop {gone[1]:.0%}, at {trails[1].values[-1]:.2g}.",
+        lede="Both divide by the size of past gradients, and take the same first step. AdaGrad divides by the root of "
+        "their sum of squares, which can only grow. RMSprop divides by the root of an average that forgets: once the "
+        "steep wall is behind it, its effective rate recovers.",
+        found=f"Effective rate, first step to last: AdaGrad {a[0]:.2g} to {a[-1]:.2g}, RMSprop {r[0]:.2g} to "
+        f"{r[-1]:.2g}. After {steps} steps AdaGrad has covered {gone[0]:.0%} of the distance to the minimum and is at "
+        f"height {trails[0].values[-1]:.2g}; RMSprop has covered {gone[1]:.0%} and is at {trails[1].values[-1]:.2g}.",
         how="RMSprop's rate is AdaGrad's times √(1 − α), which makes the first steps equal.",
         watched="effective rate",
         watching="The learning rate over the square root of the sum, or average, of squared gradients: the "
@@ -240,7 +237,7 @@ def adagrad() -> Scene:
 
 
 def restarts() -> Scene:
-    """Back to a high rate, out of this minimum, down into the next."""
+    """A restart raises the learning rate, leaves this minimum, and descends into the next."""
     depth, wave, steps, cycles, peak = 0.5, 4.0, 240, 4, 0.7
 
     def value(w: Tensor) -> Tensor:
@@ -283,14 +280,14 @@ def restarts() -> Scene:
         trails,
         id="restarts",
         title="Warm restarts jump out of a minimum",
-        lede=f"Every small bowl has sharpness about {sharp:.3g}, so no rate above 2/{sharp:.3g} = "
-        f"{2 / sharp:.2g} can rest "
-        f"in one. Each restart goes back to {peak:g}, leaves, and settles as the rate falls.",
+        lede=f"Every small bowl has sharpness about {sharp:.3g}, so learning rates above 2/{sharp:.3g} = "
+        f"{2 / sharp:.2g} are unstable in it. Each restart raises the rate to {peak:g}, leaves the bowl, and settles "
+        "in a bowl as the rate falls.",
         found=f"The {cycles} cycles ended in {len(set(rests))} different bowls, at heights "
-        f"{', '.join(f'{h:.2g}' for h in heights)}; a single cosine visited one at the end, at "
-        f"{float(trails[0].values[-1]):.2g}{' – one of those' if once in rests else ''}.",
-        how=f"Plain gradient descent without noise; both rates start at {peak:g} and end at 0 after "
-        f"{steps} steps.",
+        f"{', '.join(f'{h:.2g}' for h in heights)}. A single cosine ended in one, at "
+        f"{float(trails[0].values[-1]):.2g}{', one of those' if once in rests else ''}.",
+        how=f"Plain gradient descent without noise. Both learning rates start at {peak:g} and end at 0 after {steps} "
+        "steps.",
         watched="learning rate",
         watching="The learning rate of each step",
         marks=tuple(

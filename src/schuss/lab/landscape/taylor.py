@@ -88,19 +88,19 @@ class TaylorModel:
         )
         newton = next((step for step in self.steps if step.name == "Newton"), None)
         if newton is None:
-            words += "It has no single point without slope, so there is no pure Newton step. "
+            words += "Its gradient does not vanish at a single point, so there is no full Newton step. "
         elif self.shape != "a bowl":
             words += (
-                f"Newton's pure step goes to where the parabola is level, which is no minimum: the surface "
+                f"The full Newton step goes to the parabola's stationary point, which is no minimum: the surface "
                 f"{'rises' if newton.actual < 0 else 'falls'} by {abs(newton.actual):.3g}. "
             )
         else:
             words += (
-                f"Newton's step promises a fall of {newton.predicted:.4g}; "
-                f"{'a fall' if newton.actual >= 0 else 'a rise'} of {abs(newton.actual):.4g} comes. "
+                f"For Newton's step the model predicts a decrease of {newton.predicted:.4g}; "
+                f"{'a decrease' if newton.actual >= 0 else 'an increase'} of {abs(newton.actual):.4g} was measured. "
             )
         first = next(step for step in self.steps if step.name == "gradient")
-        return words + f"The model's best step along the gradient falls by {first.actual:.4g}."
+        return words + f"The model's best step along the gradient decreases it by {first.actual:.4g}."
 
 
 def taylor_model(surface: Surface, at: Pair | None = None, radius: float | None = None) -> TaylorModel:
@@ -189,7 +189,7 @@ class _Point:
         return -float(self.g @ s) - 0.5 * float(s @ self.H @ s)
 
     def trusted(self) -> tuple[float, str]:
-        """The radius in which the model is believed, and how it was found."""
+        """The trust-region radius, and how it was found."""
         radius, tried = self.model.natural(), 0
         while tried < HALVINGS:
             trial = self.model.within(radius).step
@@ -199,11 +199,12 @@ class _Point:
         if tried:
             return (
                 radius,
-                f"the Newton length halved {tried} times, until the surface fell by a quarter of the promise",
+                f"the Newton step's length, halved {tried} times until the surface fell by a quarter of the predicted "
+                "decrease",
             )
         return (
             radius,
-            "the whole Newton length, where the surface falls by at least a quarter of what the model promises",
+            "the Newton step's length; the surface falls by at least a quarter of the predicted decrease",
         )
 
     def proposed(self, radius: float) -> list[tuple[str, str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Where an optimizer walks on a surface, and at which learning rate it walks best."""
+"""The trajectory of an optimizer on a surface, and the learning rate at which it is best."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ Slope = Callable[[Tensor, int], Tensor]
 """`slope(w, n)`: the gradient that the optimizer sees at w after n steps, where it is not the surface's own."""
 
 LOST = 1e8
-"""A walk ends where the value has grown by this much."""
+"""A trajectory ends where the value has grown by this factor."""
 
-LADDER = tuple(10 ** (k / 4) for k in range(-20, 5))
-"""Learning rates from 10⁻⁵ to 10, four to a decade."""
+SEARCHED = tuple(10 ** (k / 4) for k in range(-20, 5))
+"""Learning rates from 10⁻⁵ to 10, four per decade."""
 
 SEARCH = (
-    f"Each optimizer walked from the start at {len(LADDER)} learning rates from 10⁻⁵ to 10, four to a decade, "
-    "with its other settings as usual. Of the walks that stayed in the window (of all, if none did) the one "
-    "is shown whose height above the lowest value seen, averaged over the walk in its logarithm, was least."
+    f"Each optimizer ran from the start at {len(SEARCHED)} learning rates from 10⁻⁵ to 10, four per decade, "
+    "with its other settings as usual. Of the trajectories that stayed in the window (of all, if none did) the best "
+    "is shown: the one with the lowest mean logarithm of the height above the lowest value seen."
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Trail:
-    """A walk: `places` (n, 2) and the surface's `values` there, after the steps `at` (every one, if not given).
+    """A trajectory: `places` (n, 2) and the surface's `values` there, after the steps `at` (every one, if not given).
 
-    `ended`: "" or why it stopped early. `seen`: a number a step that a story wants to show, empty otherwise.
+    `ended`: "" or why it stopped early. `seen`: a number per step that a demonstration shows, empty otherwise.
     """
 
     name: str
@@ -119,12 +119,12 @@ def tuned(surface: Surface, entry: Entry, steps: int) -> Trail:
     if entry.kind == "curvature":
         return given(surface, entry, {}, steps)
     trails: list[Trail] = []
-    for lr in LADDER:
+    for lr in SEARCHED:
         trail = given(surface, entry, {"lr": lr}, steps)
         if not trail.ended:
             trails.append(trail)
     if not trails:
-        return given(surface, entry, {"lr": LADDER[0]}, steps)
+        return given(surface, entry, {"lr": SEARCHED[0]}, steps)
     trails = [trail for trail in trails if _inside(surface, trail)] or trails
     lowest = surface.lowest
     if lowest is None:

@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-ADVICE = "Try a path elsewhere, or make room there."
+ADVICE = "Try a path elsewhere, or free space there."
 
 
 def write(path: Path, content: str | bytes) -> None:

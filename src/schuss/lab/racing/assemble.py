@@ -193,7 +193,7 @@ def _run(raced: Raced, contestant: Contestant, run: Run, result: Result) -> dict
 def run_again(
     contestant: Contestant, parameters: Mapping[str, float], seed: int, test: bool
 ) -> dict[str, Any]:
-    """A run in the words that `--run` understands."""
+    """A run as the arguments that `--run` takes."""
     return {
         "entry": contestant.entry.name,
         "schedule": contestant.schedule,
@@ -205,7 +205,7 @@ def run_again(
 
 
 def digest_free(work: Mapping[str, Any]) -> str:
-    """The words as one shell argument."""
+    """The arguments of `--run` as one shell argument."""
     import json
     import shlex
 
@@ -213,7 +213,7 @@ def digest_free(work: Mapping[str, Any]) -> str:
 
 
 def _scores(raced: Raced, contestant: Contestant, column: str = "metric") -> list[float]:
-    """One number a reporting seed; NaN for a run that crashed or is not there."""
+    """One number per reporting seed; NaN for a run that crashed or is not there."""
     found = {run.seed: _score(result, column) for run, result in raced.stage(contestant, "report")}
     return [found.get(seed, nan) for seed in raced.plan.seeds["report"]]
 
@@ -341,7 +341,7 @@ def _rows(
 
 def _verdict(raced: Raced, ranking: Ranking | None, targets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if ranking is None:
-        text = "No run of the report stage has come to an end, so there is no verdict."
+        text = "No run of the report stage has finished, so there is no verdict."
         empty: dict[str, Any] = {"winner": None, "tied": [], "take": None, "comparisons": []}
         head: dict[str, Any] = {"headline": "No result", "kind": "none", "notes": []}
         return {"text": text, **head, **empty, "rank_by": raced.rank_by}
@@ -379,7 +379,7 @@ def _sentences(
     behind: Mapping[str, Comparison],
     target: Mapping[str, Any] | None,
 ) -> str:
-    """Who leads, by how much, whom to take, and what more seeds would show."""
+    """Which entry leads, by how much, which to take, and what more seeds would show."""
     seeds, leader = len(raced.plan.seeds["report"]), ranking.places[0].entry
     by = raced.task.metric_name if raced.rank_by == "metric" else f"{raced.rank_by} to the target"
     value = f"{ranking.places[0].mean:.4g}" if raced.rank_by == "metric" else ""
@@ -405,11 +405,11 @@ def _trials(raced: Raced, entry: str) -> int:
 
 
 def _take(ranking: Ranking, target: Mapping[str, Any] | None) -> str:
-    """Whom to take of those that tie, and why."""
+    """Which of the tied entries to take, and why."""
     pick, leader = ranking.pick, ranking.places[0].entry
     if target is None or target["entries"][pick]["ert"]["gradients"] is None:
-        return f"Take {leader}: none of them reached the target, so none is cheaper."
-    return f"Take {pick}: of these it needs the fewest gradients to the target."
+        return f"Take {leader}: none of these entries reached the target, so none is cheaper."
+    return f"Take {pick}: of these entries it needs the fewest gradients to reach the target."
 
 
 def _settling(ties: Sequence[Comparison]) -> str:
@@ -435,25 +435,25 @@ def _notes(raced: Raced, ranking: Ranking, comparisons: Sequence[Mapping[str, An
     trials, seeds = _trials(raced, leader), len(raced.plan.seeds["report"])
     notes = [
         f"The intervals are over {seeds} training seeds on one validation split, at settings found in {trials} "
-        f"trial{'s' if trials > 1 else ''} an entry. They do not cover another split, nor better tuning."
+        f"trial{'s' if trials > 1 else ''} per entry. They do not cover another split, nor better tuning."
     ]
     if trials < LEAST_TRIALS:
         notes.append(
-            f"Fewer than {LEAST_TRIALS} trials an entry compare the luck of tuning, not optimizers: this race says "
-            "which of the settings tried did best, and decides nothing else."
+            f"With fewer than {LEAST_TRIALS} trials per entry a race compares the luck of tuning, not optimizers: this "
+            "race says which of the settings tried did best, and decides nothing else."
         )
     against = [c for c in comparisons if c["verdict"] == "better" and c["test_agrees"] is False]
     if against:
         gaps = " and ".join(f"{c['other']} (by {-c['test']['mean']:.2g})" for c in against)
         are = "is" if len(against) == 1 else "are"
-        notes.append(f"On the test split {gaps} {are} ahead of {leader}: there, its lead is not confirmed.")
+        notes.append(f"On the test split {gaps} {are} better than {leader}: its lead is not confirmed there.")
     for place in ranking.places:
         above = [p.entry for p in ranking.places[: ranking.places.index(place)] if p.rank > place.rank]
         if above:
-            whom = "the leader" if place.rank == 1 else "as many of those above"
+            whom = "the leader" if place.rank == 1 else "as many of the entries above"
             notes.append(
-                f"{place.entry} has rank {place.rank} though {', '.join(above)} did better on average: its seeds "
-                f"differ more, so that {place.entry} cannot be told apart from {whom}, and they can."
+                f"{place.entry} has rank {place.rank} although {', '.join(above)} did better on average. Its seeds "
+                f"differ more, so {place.entry} cannot be told apart from {whom}, and they can."
             )
     return notes
 
@@ -493,7 +493,7 @@ def _comparison(raced: Raced, found: Comparison) -> dict[str, Any]:
 
 
 def _tests(raced: Raced, contestant: Contestant) -> list[float]:
-    """The metric on the test split, one a reporting seed; NaN for a run that did not finish."""
+    """The metric on the test split, one per reporting seed; NaN for a run that did not finish."""
     found = {run.seed: r["test"]["metric"] for run, r in raced.stage(contestant, "report") if r["test"]}
     return [nan if (x := found.get(seed)) is None else x for seed in raced.plan.seeds["report"]]
 

@@ -9,7 +9,7 @@ from schuss.errors import unknown, whole
 
 @dataclass(frozen=True)
 class Budget:
-    """Trials an entry is tuned with, how many of them are confirmed, and from how many seeds.
+    """Trials per entry, how many of them are confirmed, and seeds per stage.
 
     | field           | meaning                                                                        |
     | `trials`        | configurations tried of each entry, all from one seed                          |

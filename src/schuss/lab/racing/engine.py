@@ -88,7 +88,7 @@ def _check_lives(executor: Executor, last: str) -> None:
     result, end = _result(_submit(executor, code_version))
     if end == "died":
         raise ExecutorError(
-            f"No worker lives long enough to do any work: {result['error']}. The last run said: {last}. {KEPT}"
+            f"Every worker ended before it finished a run: {result['error']}. The last run said: {last}. {KEPT}"
         )
 
 

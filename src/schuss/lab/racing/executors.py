@@ -27,7 +27,7 @@ from schuss.units import human_seconds
 PATIENCE = 10.0  # seconds, with a scheduler that may be busy
 TICK = 0.25  # seconds between two looks at what the workers use
 GRACE = 5.0  # seconds: a run that still takes steps ends itself at its limit
-KEPT = "What was finished is kept; run the same race again to go on."
+KEPT = "Finished runs are stored. Give the same command again to resume the race."
 
 
 class ExecutorError(RuntimeError):

@@ -91,12 +91,12 @@ def race(
     run_minutes: float | None = None,
     run_memory: float | None = None,
 ) -> Report:
-    """Race entries on a task or several and return the report; go on where a race in `out` ended.
+    """Race entries on one or several tasks and return the report; resume the race in `out`, if there is one.
 
-    | argument      | meaning                                                                              |
+    | argument      | meaning                                                                               |
     | `task`        | a name ("digits", "quadratic:kappa=100"), a file of your own, a `Task`, or a list     |
     | `entries`     | names, `file.py:name`, `Entry` objects or optimizer classes; the usual ones if None   |
-    | `budget`      | "quick", "default", "careful", a number of trials an entry, or a `Budget`             |
+    | `budget`      | "quick", "default", "careful", a number of trials per entry, or a `Budget`            |
     | `schedules`   | every entry is raced with each of them                                                |
     | `batch_sizes` | and at each of these; "full" is the whole training split                              |
     | `out`         | the folder of the race; `runs/TASK` if None                                           |
@@ -106,12 +106,12 @@ def race(
     | `rank_by`     | "metric" at the horizon, or the cost to the target on one of the four axes            |
     | `device`      | "cpu" or "cuda" (one worker for each GPU)                                             |
     | `data`        | handed to a built-in task that reads files                                            |
-    | `diagnose`    | measure the curvature under each winner and put it beside the verdict                 |
+    | `diagnose`    | measure the curvature along each winner's run, and report it with the verdict         |
     | `retry_crashed` | run again what crashed in an earlier race in `out`; else it stays crashed           |
     | `run_minutes` | a run that takes longer is stopped and counts as crashed; by default 30 times what is |
     |               | expected of it, at least 10 minutes                                                   |
     | `run_memory`  | GiB that a run's process and its children may use (Linux; local processes only);      |
-    |               | by default its worker's part of four fifths of the machine's                          |
+    |               | by default four fifths of the machine's memory, divided by the workers                |
 
     The report is the same whatever the executor, the number of workers or the number of interruptions, but for runs
     that were stopped. Local processes are killed at their limit; elsewhere a run ends itself before its next step.
@@ -241,7 +241,7 @@ def _limits_in_words(limits: Limits, executor: Executor) -> str:
     if not isinstance(executor, LocalProcesses):
         return f"Each run may use {time_alone} (--run-minutes), checked between its steps; memory is not watched here."
     if not WATCHES_MEMORY:
-        return f"Each run may use {time_alone} (--run-minutes); memory is watched on Linux alone."
+        return f"Each run may use {time_alone} (--run-minutes); memory is watched on Linux only."
     return f"Each run may use {limits} (--run-minutes, --run-memory); one that uses more is stopped."
 
 

@@ -14,7 +14,7 @@ from schuss.lab.racing.store import KEPT, StoreError
 class Report:
     """The report of a race; `data` is what `report.json` holds (see `schuss.lab.report.schema`).
 
-    With several tasks, `best`, `optimizer` and `recipe` speak of the first unless told otherwise.
+    With several tasks, `best`, `optimizer` and `recipe` speak of the first unless another is named.
     """
 
     def __init__(self, data: dict[str, Any], contestants: Mapping[tuple[str, str], Contestant]) -> None:

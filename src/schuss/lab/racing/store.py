@@ -19,7 +19,7 @@ FILE = "race.sqlite"
 APPLICATION = 0x53434855  # "SCHU", in SQLite's own field for it
 FORMAT = 1
 STATUS = ("finished", "diverged", "crashed")
-KEPT = "What was finished is kept. Make room, then run the same command again."
+KEPT = "Finished runs are stored. Free some space, then give the same command again to resume the race."
 
 SCHEMA = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
@@ -206,7 +206,7 @@ class Store:
         advice = "race into another --out, or restore the file"
         if table in ("runs", "calibrations"):
             advice = f"--retry-crashed removes such rows and runs them again; or {advice}"
-        return StoreError(f"{self.path}, table {table}, row {id!r} is damaged: {why}. To go on: {advice}.")
+        return StoreError(f"{self.path}, table {table}, row {id!r} is damaged: {why}. To resume: {advice}.")
 
     def save(self, id: str, task: str, result: Mapping[str, Any]) -> None:
         """Keep a run, whole, in one transaction."""

@@ -47,7 +47,7 @@ def lr_basin(
     rates = np.asarray(lr, dtype=np.float64)
     losses = as_losses(scores, lower_is_better=lower_is_better)
     if rates.shape != losses.shape or rates.ndim != 1 or not (rates > 0).all():
-        raise refusal("lr", lr, "one positive number a trial", "A width in decades needs positive rates.")
+        raise refusal("lr", lr, "one positive number per trial", "A width in decades needs positive rates.")
     if not np.isfinite(losses).any():
         return None
     best = int(losses.argmin())

@@ -47,7 +47,7 @@ def expected_best(scores: ArrayLike, *, lower_is_better: bool = True) -> Floats:
     """
     losses = as_losses(scores, lower_is_better=lower_is_better)
     if losses.ndim != 1 or losses.size == 0:
-        raise refusal("scores", losses.shape, "one number a trial, at least one trial")
+        raise refusal("scores", losses.shape, "one number per trial, at least one trial")
     worst_first = np.sort(losses)[::-1]
     weights = _weights(losses.size)
     failed = int(np.isinf(worst_first).sum())

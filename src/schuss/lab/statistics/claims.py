@@ -318,7 +318,7 @@ def _usual_eps(compared: Claim, runs: Sequence[RunNumbers]) -> Claim:
     ):
         return compared
     why = (
-        f"{compared.why} Adam's eps was not tuned: with a large one, and its rate scaled by it, Adam is "
+        f"{compared.why} Adam's eps was not tuned: with a large eps, and its rate scaled by it, Adam is "
         "momentum, so this speaks of Adam at its usual eps only."
     )
     return replace(compared, why=why)

@@ -127,7 +127,7 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
     """
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or x.size == 0:
-        raise refusal("shape", x.shape, "(n,) with n ≥ 1", "Give one value a seed.")
+        raise refusal("shape", x.shape, "(n,) with n ≥ 1", "Give one value per seed.")
     if not 0 < level < 1:
         raise refusal("level", level, "in (0, 1)", "Use 0.95 for a 95 % interval.")
     if not np.isfinite(x).all():
@@ -158,7 +158,7 @@ def median_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
     """
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or x.size == 0:
-        raise refusal("shape", x.shape, "(n,) with n ≥ 1", "Give one value a seed.")
+        raise refusal("shape", x.shape, "(n,) with n ≥ 1", "Give one value per seed.")
     if not 0 < level < 1:
         raise refusal("level", level, "in (0, 1)", "Use 0.95 for a 95 % interval.")
     widest = 1 - 2 * float(bdtr(0, x.size, 0.5))

@@ -39,11 +39,9 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     shape = struct.unpack(f">{dimensions}I", content[4:header])
     found, promised = len(content) - header, math.prod(shape)
     if found < promised:
-        raise ValueError(
-            f"{path} is cut short: its header promises {promised} bytes of data, it has {found}."
-        )
+        raise ValueError(f"{path} is cut short: its header says {promised} bytes of data, it has {found}.")
     if found > promised:
-        raise ValueError(f"{path} is too long: its header promises {promised} bytes of data, it has {found}.")
+        raise ValueError(f"{path} is too long: its header says {promised} bytes of data, it has {found}.")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 

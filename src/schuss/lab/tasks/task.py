@@ -20,7 +20,7 @@ class Task:
 
     | field         | meaning                                                                                |
     | `name`        | what it is called; also the salt of the split                                          |
-    | `model`       | makes a fresh model; called once a run under the run's seed                            |
+    | `model`       | makes a fresh model; called once per run under the run's seed                          |
     | `loss`        | `loss(model, batch)`: the mean loss of a batch, a scalar tensor with a graph           |
     | `train`       | tensors or arrays (alone, in a tuple or a dict), a Dataset, a DataLoader, a list       |
     |               | of batches (tuples or dicts of tensors), a function that returns them, or None:        |
@@ -32,7 +32,7 @@ class Task:
     |               | (logits, targets) with their mean cross-entropy as loss; it applies only where given   |
     | `metric_name` | how it is called                                                                       |
     | `best`        | "max" if a larger metric is better, "min" if a smaller one is                          |
-    | `batch_size`  | examples a step (a stream brings its own)                                              |
+    | `batch_size`  | examples per step (a stream brings its own)                                            |
     | `epochs`      | the horizon, in passes over `train`                                                    |
     | `steps`       | or in steps: needed for a stream or a function                                         |
     | `measured_on` | at most so many examples of a split are measured at each evaluation                    |

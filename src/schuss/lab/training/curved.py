@@ -98,7 +98,7 @@ class CurvedRun(Running):
         )
 
     def step(self, watch: bool) -> float:
-        """Take one step and pay for it, at least as much as one gradient; a step too dear is taken back."""
+        """Take one step and pay for it, at least as much as one gradient; a step that costs too much is undone."""
         if self.schedule is not None:
             for group in self.method.param_groups:
                 group["lr"] = self.schedule(self.gradients)
@@ -189,7 +189,6 @@ def _check_outputs(task: Task, entry: Entry) -> None:
         told = float(found.double().square().sum() / 2 if squares else cross_entropy(*found))
     if not abs(told - own) <= AGREE * max(abs(own), abs(told)):
         raise ValueError(
-            f"Task {task.name!r}: its loss is {own:.6g}, but what outputs(model, batch) returns stands for "
-            f"{told:.6g}. Residuals must have the loss as half their sum of squares, (logits, targets) as "
-            "their mean cross-entropy."
+            f"Task {task.name!r}: its loss is {own:.6g}, but outputs(model, batch) gives the loss {told:.6g}. Half the "
+            "sum of squared residuals, or the mean cross-entropy of (logits, targets), must be the loss."
         )

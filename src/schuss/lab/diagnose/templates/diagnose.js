@@ -7,7 +7,7 @@
       const values = looks.flatMap((l) => [l.sharpness, l.limit]);
       return [[
         { x, y: looks.map((l) => l.sharpness), mode: "lines+markers", name: "sharpness", visible: !hidden.has("sharpness"), line: { color: look(0).colour, width: 2 }, marker: { size: 7 }, hovertemplate: "sharpness %{y:.4g} at step %{x}<extra></extra>" },
-        { x, y: looks.map((l) => l.limit), mode: "lines", name: "what it bears", visible: !hidden.has("what it bears"), line: { color: css("--bad"), width: 2, dash: "dash" }, hovertemplate: "bears %{y:.4g}<extra></extra>" },
+        { x, y: looks.map((l) => l.limit), mode: "lines", name: "stability limit", visible: !hidden.has("stability limit"), line: { color: css("--bad"), width: 2, dash: "dash" }, hovertemplate: "stability limit %{y:.4g}<extra></extra>" },
       ], layout({ title: "step", zeroline: false, rangemode: "tozero" }, { title: "sharpness", ...logTicks(values) })];
     },
     density() {
@@ -26,10 +26,10 @@
         { x: own.map((c) => c.batch), y: own.map((c) => c.time), mode: "markers", hoverinfo: "skip", marker: { symbol: "circle-open", size: 16, color: css("--accent"), line: { width: 2 } } },
       ], layout({ title: "batch size", type: "log", tickvals: batches, ticktext: batches.map(String) }, { title: "seconds × relative steps", ...logTicks(times) })];
     },
-    ladder: () => schuss.ladder(data.ladder, data.lr),
+    range: () => schuss.rangeTest(data.range, data.lr),
   };
   const box = document.querySelector(".edge .legend");
-  const items = [["sharpness", look(0)], ["what it bears", { css: "var(--bad)", dash: "dash" }]];
+  const items = [["sharpness", look(0)], ["stability limit", { css: "var(--bad)", dash: "dash" }]];
   const hidden = new Set(), redraw = () => document.querySelector(".figure.edge").figure.draw();
   if (box) schuss.legend(box, items, hidden, redraw);
   for (const node of document.querySelectorAll("[data-figure]")) schuss.figure(node, draw[node.dataset.figure]);

@@ -36,7 +36,7 @@
       { name: `${step.name} step`, visible: seen(`${step.name} step`), x: data.shares, y: data.real[i], mode: "lines", line: { color: look(i).colour, width: [2.2, 4.5, 2][i] ?? 2 }, hovertemplate: `%{y:.4g} at %{x:.2f} of it<extra>${step.name}</extra>` },
       { visible: seen(`${step.name} step`), x: data.shares, y: data.promised[i], mode: "lines", line: { color: look(i).colour, width: 1.6, dash: "dot" }, hovertemplate: `model %{y:.4g} at %{x:.2f} of it<extra>${step.name}</extra>` },
     ]);
-    return [traces, schuss.layout({ title: "share of the step taken", zeroline: false }, { title: "value of the surface" })];
+    return [traces, schuss.layout({ title: "fraction of the step", zeroline: false }, { title: "value of the surface" })];
   });
   const redraw = () => { for (const known of [ground, cut]) if (known.drawn) known.draw(); };
   schuss.legend(document.querySelector(".legend"), [["model", { ...ink, dash: "dot" }], ["trust region", { ...ink, dash: "dash" }], ...named], hidden, redraw);

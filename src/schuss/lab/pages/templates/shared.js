@@ -90,8 +90,8 @@ const schuss = (() => {
     }
   };
 
-  // The losses of some sweeps up a ladder of learning rates; an upright line at one of them.
-  const ladder = ({ rates, losses, interval }, upright) => {
+  // The losses of some sweeps of a range test by learning rate; a vertical line at one rate.
+  const rangeTest = ({ rates, losses, interval }, upright) => {
     const known = losses.flat().filter((l) => l !== null), start = Math.max(...losses.map((sweep) => sweep[0] ?? 0)), shown = known.filter((l) => l < 4 * start);
     const traces = losses.map((sweep, i) => ({ x: rates, y: sweep.map((l) => (l !== null && l < 4 * start ? l : null)), mode: "lines", line: { color: css("--s0"), width: 1.4, dash: DASHES[i % 6] }, hovertemplate: `loss %{y:.4g} at lr %{x:.3g}<extra>sweep ${i + 1}</extra>` }));
     const shapes = upright === null ? [] : [{ type: "line", x0: upright, x1: upright, yref: "paper", y0: 0, y1: 1, line: { color: css("--accent"), width: 1.5, dash: "dot" } }];
@@ -152,5 +152,5 @@ const schuss = (() => {
   addEventListener("beforeprint", () => onPaper(true));
   addEventListener("afterprint", () => onPaper(false));
 
-  return { data, css, look, sample, faint, minus, short, layout, logTicks, watch, figure, redraw, legend, ladder, CONFIG };
+  return { data, css, look, sample, faint, minus, short, layout, logTicks, watch, figure, redraw, legend, rangeTest, CONFIG };
 })();

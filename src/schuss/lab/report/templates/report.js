@@ -145,7 +145,7 @@
           const y = [0, ...sorted.map((_, i) => (i + 1) / n), sorted.length / n];
           return line(name, x, y, { line: { shape: "hv" }, hovertemplate: `%{y:.0%} of the seeds within %{x:.4~g}<extra>${escape(name)}</extra>` });
         });
-        return [traces, layout({ title: state.axis, rangemode: "tozero" }, { title: "share of seeds that reached it", range: [-0.03, 1.05], tickformat: ".0%" })];
+        return [traces, layout({ title: state.axis, rangemode: "tozero" }, { title: "fraction of seeds that reached it", range: [-0.03, 1.05], tickformat: ".0%" })];
       },
     },
     rate: {
@@ -171,7 +171,7 @@
         const lines = pair ? { [pair.a]: pair.a_share, [pair.b]: pair.b_share } : share;
         const names = pair ? Object.keys(lines) : shown(Object.keys(lines));
         return [names.map((name) => line(name, tau, lines[name], { line: { shape: "hv" }, hovertemplate: `%{y:.0%} within %{x:.2f} ×<extra>${escape(name)}</extra>` })),
-          layout({ title: `τ: times the cheapest entry's ${cost}`, range: [0.97, 4.03] }, { title: "share solved", range: [-0.03, 1.05], tickformat: ".0%" })];
+          layout({ title: `τ: times the cheapest entry's ${cost}`, range: [0.97, 4.03] }, { title: "fraction solved", range: [-0.03, 1.05], tickformat: ".0%" })];
       },
     },
   };
@@ -185,7 +185,7 @@
     legend(node.querySelector(".legend"), kind.entries(task, index).map((name) => [name, look(name)]), hidden, redraw);
   }
 
-  // ---------------------------------------------------------------- the basins: one small panel an entry, same scales
+  // ---------------------------------------------------------------- the basins: one small panel per entry, same scales
   for (const node of document.querySelectorAll("figure[data-figure='basin']")) {
     const task = tasks[Number(node.dataset.task)], grid = node.querySelector(".basins");
     const all = Object.values(task.sensitivity).flatMap((basin) => basin.metric).filter((x) => x !== null);
@@ -229,7 +229,7 @@
     node.querySelector("title").textContent = text;
   }
 
-  // ---------------------------------------------------------------- a page a run, made when it is opened
+  // ---------------------------------------------------------------- the details of a run, made when it is opened
   const PAGE = 40;
   const runBody = (task, run) => {
     const pairs = { Settings: setting(run.parameters), [`Validation ${task.metric.name}`]: short(run.metric), "Validation loss": short(run.validation_loss),

@@ -1,4 +1,4 @@
-"""A range test as one HTML page."""
+"""A learning-rate range test as one HTML report."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ROWS = 13
 
 
 def render(found: RangeTest, task: Task, entry: Entry, command: str) -> str:
-    """The page of a range test, and the command that makes it again."""
+    """The HTML report of a range test, and the command that repeats it."""
     usual = {key: value for key, value in entry.usual.items() if key != "lr"}
     picks = np.unique(np.linspace(0, len(found.rates) - 1, ROWS).round().astype(int))
     return page(
         Path(__file__).parent / "templates",
         "range",
         f"Learning rates of {entry.name} on {task.name}",
-        [("ladder", "The ladder"), ("rungs", "Rung by rung"), ("repeat", "How to repeat it")],
+        [("test", "The range test"), ("rates", "Loss at some rates"), ("repeat", "How to repeat it")],
         {
             "rates": found.rates,
             "losses": found.losses,
@@ -35,7 +35,7 @@ def render(found: RangeTest, task: Task, entry: Entry, command: str) -> str:
         task=task,
         entry=entry,
         settings=said(entry, usual),
-        rungs=[(float(found.rates[i]), found.losses[:, i].tolist()) for i in picks],
+        rows=[(float(found.rates[i]), found.losses[:, i].tolist()) for i in picks],
         command=command,
         version=schuss.__version__,
     )

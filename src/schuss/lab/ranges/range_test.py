@@ -11,7 +11,7 @@ from schuss.lab.entries import Entry
 from schuss.lab.tasks.task import Task
 from schuss.lab.training.run import first_step
 
-BEYOND = 10.0  # how far the ladder reaches below and above the entry's usual range
+BEYOND = 10.0  # how far the test reaches below and above the entry's usual range
 
 
 def climb(
@@ -25,17 +25,17 @@ def climb(
     seed: int = 0,
     progress: Callable[[int, int], object] | None = None,
 ) -> RangeTest:
-    """Train a few steps from the seed's start while the rate climbs, some times over; see `range_test`.
+    """Train a few steps from the seed's start while the learning rate grows, in several sweeps; see `range_test`.
 
-    `lowest`, `highest`: ends of the ladder; a decade below and above the entry's range, if not given. Raises
-    `ValueError` for a method that steps by curvature, whose lr is a share of its own step.
+    `lowest`, `highest`: first and last rate; a decade below and above the entry's range, if not given. Raises
+    `ValueError` for a second-order method, whose lr is a fraction of its own step.
     """
     if entry.kind == "curvature":
         raise refusal(
             "entry",
             entry.name,
             "an optimizer with a learning rate",
-            "Its lr is a share of a step of its own length.",
+            "The lr of a second-order method is a fraction of its own step.",
         )
     low, high, _ = entry.space["lr"]
     model = first_step(task, seed).model

@@ -4,7 +4,7 @@ climb(task, entry)      a few sweeps up a ladder of rates, from the seed's own s
 render(...)             one HTML page
 """
 
-from schuss.lab.ladder.page import render
-from schuss.lab.ladder.range_test import climb
+from schuss.lab.ranges.page import render
+from schuss.lab.ranges.range_test import climb
 
 __all__ = ["climb", "render"]
