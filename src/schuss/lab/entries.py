@@ -99,7 +99,7 @@ class Entry:
         """The class's keyword arguments at a point of the search space.
 
         >>> find("adam").arguments({"lr": 0.01, "1 - beta1": 0.25})
-        {'lr': 0.01, 'betas': (0.75, 0.999)}
+        {'betas': (0.75, 0.999), 'lr': 0.01}
         """
         plain = {
             name.removeprefix("1 - "): 1 - x if name.startswith("1 - ") else x
