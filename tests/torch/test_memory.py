@@ -272,7 +272,7 @@ ATTACKS = {
     "slot missing": (
         without("exp_avg_sq"),
         ADAM,
-        "The state 'exp_avg_sq' of weight 1, of shape (6, 5), is missing; it needs its own numbers beside 'exp_avg', "
+        "The state 'exp_avg_sq' of weight 1, of shape (6, 5), is missing; it needs its own numbers, like 'exp_avg', "
         "'step'",
     ),
     "step missing": (without("step"), ADAM, "The state 'step' of weight 1, of shape (6, 5), is missing"),

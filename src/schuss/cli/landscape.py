@@ -122,7 +122,7 @@ def command(
     data: Path | None,
     out: Path,
 ) -> None:
-    """Draw where optimizers walk, step by step, on a function of two numbers or on a network's loss."""
+    """Draw the trajectories of optimizers, on a function of two numbers or on a network's loss."""
     _check_together(target, names, taylor, at, radius, window)
     console = Console()
     if taylor:
@@ -153,7 +153,7 @@ def command(
             write(out, render(scenes, this_command()))
         for scene in scenes:
             _show(console, scene)
-    console.print(f"Page: {out}", soft_wrap=True, highlight=False)
+    console.print(f"Report: {out}", soft_wrap=True, highlight=False)
 
 
 def _check_together(
@@ -188,7 +188,7 @@ def _check_together(
 
 
 def _stories(console: Console, names: str) -> list[Scene]:
-    """The named pictures."""
+    """The named demonstrations."""
     from schuss.lab.landscape import STORIES, story
 
     with console.status("Training"):
@@ -204,7 +204,7 @@ def _on_surface(
     steps: int | None,
     lr: float | None,
 ) -> Scene:
-    """The walks of optimizers on a function of two numbers."""
+    """The trajectories of optimizers on a function of two numbers."""
     from schuss.lab.landscape import on_surface, surface
 
     with console.status("Training"):

@@ -98,7 +98,7 @@ def command(
     with clear_end(console, "Fewer --steps or --sweeps take less time."):
         check_writable(out)
         given, entry = load(task, data), find(optimizer)
-        with console.status("Climbing") as status:
+        with console.status("Range test") as status:
             found = climb(
                 *(given, entry),
                 lowest=lowest,

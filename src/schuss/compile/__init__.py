@@ -19,7 +19,7 @@ def source(
     `device` is "cpu" (Numba) or "gpu" (Triton).
 
     `dtypes` is one storage format for all, or that of the weight, the gradient and each slot in turn: "float64",
-    "float32", "bfloat16", "float16", or one of the other names in `schuss.compile.storage`, as "bfloat16 stochastic".
+    "float32", "bfloat16", "float16", or another name in `schuss.compile.storage`, such as "bfloat16 stochastic".
 
     >>> from schuss.rules import Lion
     >>> print(source(Lion, "cpu").split("@cfunc")[0].split("@njit")[-1].strip())

@@ -293,7 +293,7 @@ def _bounded(place: Place, apply: Apply, cut: float, seed: int, progress: Progre
     sure = (ritz.values > cut * largest) & (ritz.residuals < ritz.values / 2)
     converged = ritz.converged and float(ritz.values[0]) > cut * largest
     smallest = float(ritz.values[0]) if converged else float((ritz.values + ritz.residuals)[sure].min())
-    how = f"ends by {ritz.products} products, cut at {cut:.3g} of the largest"
+    how = f"ends by {ritz.products} matrix-vector products, cut at {cut:.3g} of the largest"
     if not converged:
         how += f"; the smallest eigenvalue of all is {ritz.values[0]:.3g}"
     return ConditionNumber(largest / smallest, largest, smallest, cut * largest, None, None, converged, how)

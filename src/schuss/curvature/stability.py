@@ -138,7 +138,7 @@ class Sharpness:
 
 @dataclass(frozen=True, eq=False)
 class StabilityLimit:
-    """The curvature up to which an optimizer's settings are stable.
+    """The stability limit of an optimizer's settings.
 
     `limit`: the largest stable eigenvalue of P^-½ (H + λ) P^-½, in loss per weight² (times the units of P for
     adaptive methods); for plain methods P is 1 and this is the largest stable sharpness. With several groups,
@@ -242,13 +242,13 @@ class StabilityLimit:
 
 
 def stability_limit(optimizer: torch.optim.Optimizer | NumPyOptimizer) -> StabilityLimit:
-    """The largest curvature at which the optimizer's present settings and state do not diverge.
+    """The largest curvature at which the optimizer is stable with its present settings and state.
 
     Reads optimizers of Schuss, of your own rules too, and those of torch.optim by the same names, with state in any
     precision; nothing is changed. Of an optimizer of `schuss.numpy` it knows the limit; the result's `sharpness` needs
     a torch model. Plain methods give a limit on the sharpness (2/lr for gradient descent), adaptive ones on the
     sharpness of P^-½ H P^-½ with P from their state, which the result's `sharpness(model, loss, batch)` measures.
-    `largest_lr(sharpness)` turns the question round. The limit is worked out from the rule's own `update`, with P as
+    `largest_lr(sharpness)` is the inverse. The limit is worked out from the rule's own `update`, with P as
     it is now.
 
     Raises:

@@ -30,7 +30,7 @@ CURVED: dict[str, type[CurvatureOptimizer]] = {
     "lbfgs": LBFGS,
     "gauss-newton": GaussNewton,
 }
-"""Methods that step by curvature; every other name is looked up among the optimizers of `schuss.torch`."""
+"""Second-order methods; every other name is looked up among the optimizers of `schuss.torch`."""
 
 DEAR = 100  # losses for a gradient by differences, or
 DEAR_STEP = 1000  # losses for a step, from which on their price is said before it is paid
@@ -61,7 +61,7 @@ class Result(dict[str, Any]):
     | `status`     | 0 gradient ≤ tol, 1 limit of steps, 2 rounding, 3 callback, 4 failed                   |
     | `message`    | the same in words, with the numbers there; also where that point is a saddle           |
     | `nit`        | steps taken                                                                            |
-    | `nfev`, `njev`, `nhev` | losses, gradients, products with a Hessian or Jacobian                       |
+    | `nfev`, `njev`, `nhev` | losses, gradients, Hessian- or Jacobian-vector products                      |
     | `derivative` | where gradients came from: "autograd", "given" or "finite differences"                 |
     | `method`     | the method's name                                                                      |
     """

@@ -50,7 +50,7 @@ class GaussNewton(CurvatureOptimizer):
 
     "auto" is dense for d ≤ 1000 where J fits. GGN-vector products need no d² memory; conjugate gradients end where
     ‖G s + g‖ ≤ η ‖g‖, η by Eisenstat & Walker between ½, where it begins, and 10⁻²: far from the minimum of a network
-    a tighter solution takes hundreds of products, and its step leaves the region in which the model is accurate.
+    a tighter solution takes hundreds of these products, and its step leaves the region in which the model is accurate.
 
     >>> t = torch.arange(5, dtype=torch.float64)
     >>> w = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)

@@ -75,7 +75,7 @@ class Newton(CurvatureOptimizer):
     ) -> None:
         if damping not in ("region", None):
             raise refusal("damping", damping, '"region" or None')
-        check_radius(radius, "None begins with the whole Newton step.")
+        check_radius(radius, "None begins with the full Newton step.")
         if memory_limit is not None:
             real("memory_limit", memory_limit, "a number of bytes ≥ 0, or None", lambda x: x >= 0)
         super().__init__(params, lr, weight_decay, full_batch)

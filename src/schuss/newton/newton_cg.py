@@ -71,7 +71,7 @@ class NewtonCG(CurvatureOptimizer):
         }
 
     def curves_down(self, closure: Closure) -> tuple[bool, int]:
-        """Whether `probes` Lanczos products from a random vector find clearly negative curvature."""
+        """Whether `probes` HVPs of a Lanczos run from a random vector find clearly negative curvature."""
         land = self._landscape(closure)
         with torch.enable_grad():
             point = self._start(land)

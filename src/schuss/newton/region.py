@@ -211,7 +211,7 @@ class KrylovModel:
             squared, previous = _dot(residual, residual), squared
             direction = (squared / previous) * direction - residual
         else:
-            self.why = f"{limit} products"
+            self.why = f"{limit} matrix-vector products"
 
     def possible(self) -> float:
         """The decrease at the last iterate: a lower bound where the path was cut, or not solved to the end."""

@@ -521,7 +521,7 @@ class Optimizer:
         self._unmatched, self._plan = bool(entries) and strict, None
 
     def _convert(self, slots: dict[str, Array], in_blocks: bool, block: int) -> None:
-        """Keep a checkpoint's state as `state_dtype` says, and in blocks of the size that is one here."""
+        """Store a checkpoint's state as `state_dtype` says, and in blocks of this library's size."""
         for slot in [one for one in slots if self.kind.check.parts[one].kind == "slot"]:
             dtype = kept.name_of(slots[slot])
             if self._chosen["state_dtype"] is not None:

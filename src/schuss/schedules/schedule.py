@@ -17,12 +17,12 @@ from schuss.errors import refusal
 
 
 def between(start: float, end: float, gone: float) -> float:
-    """Where one is after the share `gone` of the way; exactly `start` at 0 and exactly `end` at 1."""
+    """The value after the fraction `gone` of the change; exactly `start` at 0 and exactly `end` at 1."""
     return (1 - gone) * start + gone * end
 
 
 def cosine(x: float) -> float:
-    """The share of the way gone at time x of [0, 1], slow at both ends: (1 − cos πx) / 2."""
+    """The fraction of the change made at time x of [0, 1], slow at both ends: (1 − cos πx) / 2."""
     return (1 - math.cos(math.pi * x)) / 2
 
 
@@ -139,7 +139,7 @@ class Schedule(ABC):
         return self
 
 
-# A page: what its parameters may be, and in which unit its lengths are said.
+# A schedule with parameters: what they may be, and in which unit its lengths are given.
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Warmup(Page):
         return True
 
     def formula(self, n: float) -> float:
-        """Return the share of the following value."""
+        """Return the fraction of the following value."""
         return between(self.fraction, 1.0, n / self.steps) if self.steps else 1.0
 
     def leading_to(self, following: Schedule) -> Schedule:

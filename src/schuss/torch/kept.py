@@ -232,7 +232,7 @@ def _check_slot(weight: Tensor, slot: Any, scales: Any, refuse: Refuse, refuse_s
         _check_scales(slot, scales, refuse_scales)
     elif scales is not None:
         has = f"is {dtype_name(slot.dtype)} with scales"
-        raise refuse(has, "int8 codes beside scales", "Were they cast?")
+        raise refuse(has, "int8 codes with scales", "Were they cast?")
 
 
 _GONE = "Was it replaced, or the weight's `.data`? `optimizer.state.clear()` starts the state anew."
@@ -260,7 +260,7 @@ def _check_together(
     for name in together if there else ():
         if name not in there:
             beside = ", ".join(map(repr, there))
-            raise refuse(name)("is missing", f"its own numbers beside {beside}", _GONE)
+            raise refuse(name)("is missing", f"its own numbers, like {beside}", _GONE)
 
 
 def _number(value: Any) -> float:
@@ -278,7 +278,7 @@ def _numbers_of(field: str) -> str:
 def _check_held(tensor: Tensor, refuse: Refuse) -> None:
     if in_memory(tensor) and not held(tensor):
         has = "has memory for fewer numbers than its shape"
-        raise refuse(has, "room for all", "Was its storage freed or resized?")
+        raise refuse(has, "memory for all of them", "Was its storage freed or resized?")
 
 
 def _check_scales(codes: Tensor, scales: Any, refuse: Refuse) -> None:

@@ -70,7 +70,7 @@ def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Optimizer(torch.optim.Optimizer):
-    """What all optimizers here share. A subclass is its row of the table of rules, and nothing else.
+    """What all optimizers here have in common. A subclass is its row of the table of rules, and nothing else.
 
     A parameter group may name a rule of its own, `{"params": ..., "rule": "AdamW", "lr": 1e-3}`: a name in the table or
     the class of a rule. Its hyperparameters then start from that rule's defaults, its options from the optimizer's.

@@ -58,13 +58,13 @@ def test_too_few_products_leave_bounds_that_are_marked_and_not_called_measured(m
         assert look.smallest > better.smallest
         assert look.largest_lr > better.largest_lr
     assert bounded.examples == 128
-    assert "had not converged in 3 products" in caveat(bounded)
+    assert "had not converged in 3 Hessian-vector products" in caveat(bounded)
     assert caveat(known) == ""
     (rate,) = (each for each in advise(bounded) if each.topic == "learning rate")
     assert rate.sure == "an indication"
     assert "stable up to at most" in rate.because
     page = render(bounded, advise(bounded), "schuss diagnose digits")
-    assert "had not converged in 3 products" in page
+    assert "had not converged in 3 Hessian-vector products" in page
     assert "≥ " in page
     assert "128 training examples" in page
     assert "had not converged" not in render(known, advise(known), "schuss diagnose digits")
@@ -78,7 +78,9 @@ def test_a_budget_of_nothing_is_refused():
 def test_a_loss_without_second_derivatives_is_said_once():
     found = measure(load("sparse"), find("sgd"), "sparse", steps=2, budget=1e-9)
     assert found.looks[0].largest is not None
-    assert found.missing["exact products"].startswith("An operation in the loss has no second derivative")
+    assert found.missing["exact Hessian-vector products"].startswith(
+        "An operation in the loss has no second derivative"
+    )
 
 
 @pytest.mark.parametrize(

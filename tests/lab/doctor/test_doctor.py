@@ -75,7 +75,7 @@ def test_a_cold_folder_is_no_failure(monkeypatch, tmp_path):
 def test_a_folder_that_cannot_be_written_to_fails(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SCHUSS_CACHE_DIR", str(tmp_path / "file" / "inside"))
-    with pytest.warns(RuntimeWarning, match="cannot be kept"):
+    with pytest.warns(RuntimeWarning, match="cannot be stored"):
         found = [finding for _, finding in examine(["cache"])]
     assert found[0].verdict == "fails"
 

@@ -146,7 +146,7 @@ class TestText:
         comparison |= {"verdict": "better", "test_agrees": False}
         comparison["test"] |= {"mean": -0.0034, "low": -0.0051, "high": -0.0017}
         found = render(contradicted)
-        assert f"{comparison['leader']} is better here; on test {comparison['other']} is ahead" in found
+        assert f"{comparison['leader']} is better here; on test {comparison['other']} is better" in found
         assert "−0.0034<br><small>(−0.0051 … −0.0017)</small>" in found
 
     def test_says_what_the_intervals_are_over(self, example, page):
@@ -154,11 +154,11 @@ class TestText:
         assert example["tasks"][0]["verdict"]["headline"] in text
         assert "The intervals are over 5 training seeds on one validation split" in text
         assert "the interval of the median (95 % or more; 94 % with five seeds)" in text
-        assert "at most one race in twenty puts anybody behind the leader" in text
+        assert "at most one race in twenty puts an entry behind the leader" in text
 
     def test_the_budget_does_not_contradict_the_verdict(self, page):
         assert "is your optimizer" not in page
-        assert "from the one seed that tuned" in page
+        assert "on the one seed used for tuning" in page
 
     def test_no_gap_that_counts_is_not_a_failure(self, example):
         found = json.loads(json.dumps(example))

@@ -173,7 +173,7 @@ def caveat(found: Diagnosis) -> str:
         return ""
     return (
         f"; ≥ and ≤ mark bounds: the eigenvalue behind them had not converged in {found.effort.products} "
-        f"products (relative residual up to {worst:.1g})"
+        f"Hessian-vector products (relative residual up to {worst:.1g})"
     )
 
 
@@ -198,7 +198,7 @@ class _Attempts:
                 found = measure()
             for each in warned:
                 if str(each.message).startswith(INEXACT):  # once for the whole diagnosis
-                    self.missing.setdefault("exact products", str(each.message))
+                    self.missing.setdefault("exact Hessian-vector products", str(each.message))
                 else:
                     warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
             return found
@@ -307,7 +307,7 @@ def _at_start(
 ) -> _AtStart:
     model, ladder = moment.model, None
     if entry.kind == "curvature":
-        attempt.missing["learning rates"] = f"{entry.name} has none: its lr is a share of its own step."
+        attempt.missing["learning rates"] = f"{entry.name} has none: its lr is a fraction of its own step."
     else:
         ladder = attempt(
             "learning rates",

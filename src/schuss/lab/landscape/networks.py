@@ -149,9 +149,12 @@ def _plane_through(runs: list[_Run], plane: str, seed: int) -> _Plane:
 
 def _facts(gaps: list[Array], through: _Plane, weights: int) -> tuple[tuple[str, str], ...]:
     return (
-        ("movement that the two directions hold", f"{through.held[0]:.0%} + {through.held[1]:.0%}"),
-        ("of pure random walks they would hold", f"{through.null[0]:.0%} + {through.null[1]:.0%}"),
-        ("largest loss gap between weights and plane", f"{max(float(np.abs(g).max()) for g in gaps):.3g}"),
+        ("movement within the two directions", f"{through.held[0]:.0%} + {through.held[1]:.0%}"),
+        ("expected for random walks", f"{through.null[0]:.0%} + {through.null[1]:.0%}"),
+        (
+            "largest difference of loss between weights and plane",
+            f"{max(float(np.abs(g).max()) for g in gaps):.3g}",
+        ),
         ("weights", f"{weights:,}".replace(",", "\u202f")),
     )
 
@@ -163,8 +166,8 @@ def _found(trails: list[Trail], gaps: list[Array], through: _Plane) -> str:
         for t, g in zip(trails, gaps, strict=True)
     )
     return (
-        f"Loss at the end: {ends}. The plane holds {sum(through.held):.0%} of the movement; of pure random walks "
-        f"of this length it would hold {sum(through.null):.0%}."
+        f"Loss at the end: {ends}. The plane contains {sum(through.held):.0%} of the movement; of random walks "
+        f"of this length it would contain {sum(through.null):.0%}."
     )
 
 
