@@ -36,14 +36,22 @@ class DeviceSteps:
         """How many steps the device has left out, as far as is known."""
         return self.control.skipped if self.control else 0
 
-    def take(self, plan: Plan, counts: Any, groups: list[Group], alone: bool, found: Any, given: Any) -> bool:
+    def take(
+        self,
+        plan: Plan,
+        counts: Any,
+        groups: list[Group],
+        alone: bool,
+        capturable: bool,
+        found: Any,
+        given: Any,
+    ) -> bool:
         """Take the step as a GPU decides, where it alone knows whether it is taken; False if the host does.
 
-        `alone`: whether nobody else has a say, no other rank and no hand that has written over a schedule.
+        `alone`: whether it is asked, and nobody else has a say: no other rank, no hand that has written over a
+        schedule. `found` and `given` are GradScaler's, as `Gate.scale` has them.
         """
-        capturable = any([group.get("capturable") for group in groups])  # noqa: C419 (a step has few groups)
-        asked = capturable or found is not None or given is not None or self.gate.measures
-        launches = plan.on_one_device() if asked and alone else None
+        launches = plan.on_one_device() if alone else None
         if launches is None:
             if self.control is not None:
                 self._leave()

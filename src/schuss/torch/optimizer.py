@@ -208,15 +208,19 @@ class Optimizer(torch.optim.Optimizer):
             self._device_steps.settle()
             rules = list(map(hyperparameters.rule, groups))
         found, given = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        gate, device_steps = self._gate, self._device_steps
-        alone = not overruled and not (gate.measures and gate.divided(weights, checked=True).several)
-        if device_steps.take(plan, counts.table, groups, alone, found, given):
-            counts.unmoved.clear()
-            return loss
-        scale = gate.scale(plan, weights, gradients, found, given)
-        if scale is None:
-            gate.skipped += 1
-            return loss
+        gate, device_steps, scale = self._gate, self._device_steps, 1.0
+        capturable = any([group.get("capturable") for group in groups])  # noqa: C419 (a step has few groups)
+        asked = capturable or found is not None or given is not None or gate.measures
+        if asked or device_steps.control is not None:
+            divided = gate.measures and gate.divided(weights, checked=True).several
+            alone = asked and not overruled and not divided
+            if device_steps.take(plan, counts.table, groups, alone, capturable, found, given):
+                counts.unmoved.clear()
+                return loss
+            scale = gate.scale(plan, weights, gradients, found, given)
+            if scale is None:
+                gate.skipped += 1
+                return loss
         terms = [self._terms(group, group["step"], scale) for group in groups]
         sparse_rules = {
             item.group: for_sparse(rules[item.group], self._kinds.of(groups[item.group]).sparse)
