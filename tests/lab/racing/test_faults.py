@@ -3,7 +3,6 @@
 import json
 import operator
 import os
-import signal
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -299,7 +298,7 @@ def test_a_run_over_its_limit_is_a_result_and_its_children_end_with_it(tmp_path)
 
 
 def test_an_interrupt_tears_no_process_out_of_its_start(monkeypatch):
-    ended, interrupted, main = [], threading.Event(), threading.main_thread().ident
+    ended, begun, interrupted = [], threading.Event(), threading.Event()
     monkeypatch.setattr(executors, "end", ended.append)
 
     class Slow:
@@ -308,7 +307,7 @@ def test_an_interrupt_tears_no_process_out_of_its_start(monkeypatch):
         _processes = None
 
         def submit(self, *_):
-            signal.pthread_kill(main, signal.SIGINT)
+            begun.set()
             assert interrupted.wait(60)
             self._processes = {12345: None}
             return Future()
@@ -316,8 +315,17 @@ def test_an_interrupt_tears_no_process_out_of_its_start(monkeypatch):
         def shutdown(self, **_):
             pass
 
+    class Torn:
+        """What the main thread waits for when the interrupt reaches it."""
+
+        def result(self):
+            assert begun.wait(60)
+            raise KeyboardInterrupt
+
     executor = LocalProcesses(1)
     executor._workers[0].pool = Slow()
+    give = executor._starter.submit
+    monkeypatch.setattr(executor._starter, "submit", lambda *work: (give(*work), Torn())[1])
     with pytest.raises(KeyboardInterrupt):
         executor.submit(abs, -1)
     interrupted.set()
