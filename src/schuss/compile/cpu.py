@@ -25,13 +25,20 @@ import llvmlite.binding as llvm
 
 from schuss.compile import cache
 from schuss.compile.formula import Formula
+from schuss.compile.passes import Passes
 from schuss.compile.storage import BLOCK, LEVEL_LEAST, Column, columns, compute_dtype, drawn
+from schuss.rules.rule import WHOLE_TENSOR
 
 # Rows of at most so many elements, as of a sparse gradient, are asked for so many rows ahead.
 SHORT, AHEAD = 256, 4
 
 # Products may fuse with sums. NaN, infinity, signed zeros and the order of operations stay what they are.
 _FLAGS = 'error_model="numpy", fastmath={"contract"}'
+
+# The same for sums over a row, which may be taken in any order, so that several numbers are added at once.
+_FREE_SUMS = 'error_model="numpy", fastmath={"contract", "reassoc"}'
+# What a row of the table says besides of a rule with whole-tensor words: where its sums go, and its tensor's numbers.
+MEASURES = ("sums", "found")
 
 _WORDS = {
     "abs": "abs = abs",
@@ -54,15 +61,21 @@ class _TypedNumbers(ast.NodeTransformer):
         return node
 
 
-def page(formula: Formula) -> str:
-    """The page's `update`, with every number given the kernel's type."""
-    tree = ast.parse(formula.source())
-    function = tree.body[0]
+def functions(formula: Formula) -> list[str]:
+    """The rule's `update`, with every number given the kernel's type, and what measures whole tensors for it."""
+    passes = formula.passes
+    if passes is None:
+        texts = [formula.source()]
+    else:
+        texts = [*(passes.measure(level + 1) for level in range(passes.levels)), passes.update()]
+    trees = [ast.parse(text) for text in texts]
+    function = trees[-1].body[0]
     assert isinstance(function, ast.FunctionDef)
     function.name = "update"
     if ast.get_docstring(function):
         function.body = function.body[1:]
-    return ast.unparse(ast.fix_missing_locations(_TypedNumbers().visit(tree)))
+    found = [ast.unparse(ast.fix_missing_locations(_TypedNumbers().visit(tree))) for tree in trees]
+    return [*found, *([formula.with_average(formula.measured)] if formula.averaged else [])]
 
 
 class _Array:
@@ -180,41 +193,78 @@ def _arrays(names: Sequence[str], memory: Sequence[Column]) -> list[_Array]:
 
 def _words(formula: Formula) -> list[str]:
     """What the formula's words mean in a kernel; Python's own abs needs no line."""
-    words = [word for word in formula.words() if word not in ("abs", "where")]
+    words = [word for word in formula.words() if word not in ("abs", "where", *WHOLE_TENSOR)]
     return [_WORDS[word] for word in (*words, *(["where"] if "where" in formula.words() else []))]
+
+
+def _called(
+    coefficients: Sequence[str], arrays: Sequence[_Array], function: str, measured: Sequence[str]
+) -> list[str]:
+    """The lines that call a function of the formula for the element at `i`."""
+    weight, gradient, *slots = arrays
+    return [
+        f"new = {function}(",
+        f"    {weight.read()},",
+        f"    scale_ * {gradient.read()},",
+        *(f"    {slot.read()}," for slot in slots),
+        *(f"    {name}_," for name in (*coefficients, *measured)),
+        ")",
+    ]
 
 
 def _loop(formula: Formula, arrays: Sequence[_Array]) -> list[str]:
     """The lines that move a row's weights, one by one or block by block."""
-    weight, gradient, *slots = arrays
+    weight, _, *slots = arrays
     written = [weight, *slots]
-    blocks = any(array.blocks for array in arrays)
-    loop = [
-        "for i in range(first, last):" if blocks else "for i in range(length):",
-        f"    new = {'moved' if formula.averaged else 'update'}(",
-        f"        {weight.read()},",
-        f"        scale_ * {gradient.read()},",
-        *(f"        {slot.read()}," for slot in slots),
-        *(f"        {name}_," for name in formula.coefficients),
-        "    )",
-        *(f"    {line}" for k, array in enumerate(written) for line in array.write(f"new[{k}]")),
-    ]
-    if not blocks:
-        return loop
+    function = "moved" if formula.averaged else "update"
+    moved = _called(formula.coefficients, arrays, function, formula.measured)
+    lines = [*moved, *(line for k, array in enumerate(written) for line in array.write(f"new[{k}]"))]
+    if not any(array.blocks for array in arrays):
+        return ["for i in range(length):", *_indented(lines, 4)]
     return [
-        f"for first in range(0, length, {BLOCK}):",
-        f"    last = min(first + {BLOCK}, length)",
-        *_indented([line for array in written for line in array.before_block()], 4),
-        *_indented(loop, 4),
+        *_by_block([line for array in written for line in array.before_block()], lines),
         *_indented([line for array in written for line in array.after_block()], 4),
     ]
 
 
-def _row(memory: Sequence[Column], numbers: Sequence[str]) -> list[str]:
-    """The lines that read a row of the table and its coefficients."""
-    stride, keys = len(memory) + 3, ("key1", "key2")
+def _by_block(before: list[str], lines: list[str]) -> list[str]:
+    """These lines for each element of a row, block by block."""
+    return [
+        f"for first in range(0, length, {BLOCK}):",
+        f"    last = min(first + {BLOCK}, length)",
+        *_indented(before, 4),
+        "    for i in range(first, last):",
+        *_indented(lines, 8),
+    ]
+
+
+def _sums(formula: Formula, passes: Passes, arrays: Sequence[_Array], level: int) -> list[str]:
+    """The lines that sum over a row what the words of this level need, in float64."""
+    words = passes.at(level)
+    arrays = arrays[: 2 + len(formula.page_slots)]  # not the average, which no word is of
+    lines = _called(formula.page_coefficients, arrays, f"measure_{level}", passes.known(level))
+    for k, one in enumerate(words):
+        lines += [f"x = float64(new[{k}])", f"{one.name}_ += {'x * x' if one.word == 'norm' else 'x'}"]
+    blocks = any(array.blocks for array in arrays)
+    scales = [array.before_block()[0] for array in arrays if array.blocks]
+    return [
+        *(f"{one.name}_ = 0.0" for one in words),
+        *(_by_block(scales, lines) if blocks else ["for i in range(length):", *_indented(lines, 4)]),
+        *(f"write_float64(at_sums, {passes.words.index(one)}, {one.name}_)" for one in words),
+    ]
+
+
+def _row(memory: Sequence[Column], numbers: Sequence[str], passes: Passes | None, level: int) -> list[str]:
+    """The lines that read a row of the table, its coefficients, and what earlier passes measured of its tensor."""
+    more, known = (MEASURES, passes.known(level)) if passes else ((), ())
+    words = [word.name for word in passes.words] if passes else []
+    stride, keys = len(memory) + len(more) + 3, ("key1", "key2")
     return [
         *(f"at_{column.name} = read_int64(table, {stride} * row + {k})" for k, column in enumerate(memory)),
+        *(
+            f"at_{name} = read_int64(table, {stride} * row + {len(memory) + k})"
+            for k, name in enumerate(more)
+        ),
         f"place = read_int64(table, {stride} * row + {stride - 3})",
         f"length = read_int64(table, {stride} * row + {stride - 2})",
         f"if length <= {SHORT}:  # far apart in memory: ask for rows to come while this one is worked on",
@@ -233,6 +283,7 @@ def _row(memory: Sequence[Column], numbers: Sequence[str]) -> list[str]:
             f"{name}_ = {'float64' if name in keys else 'real'}(read_float64(coefficients, these + {k}))"
             for k, name in enumerate(numbers)
         ),
+        *(f"{name}_ = real(read_float64(at_found, {words.index(name)}))" for name in known),
     ]
 
 
@@ -243,32 +294,137 @@ def source(formula: Formula, kept: tuple[str, ...]) -> str:
     arrays = _arrays(names, memory)
     weight, _, *slots = arrays
     blocks = sum(array.blocks for array in arrays)
+    passes = formula.passes
+    moving = [
+        *_row(memory, scalars(formula, kept), passes, passes.levels + 1 if passes else 0),
+        *(line for array in (weight, *slots) for line in array.before_row()),
+        *_loop(formula, arrays),
+    ]
     lines = [
         *head(formula, kept, "on the CPU"),
+        *(["from math import sqrt as root"] if passes else []),
         "from numba import cfunc, float64, int32, njit",
         f"from numba import {real} as real",
         "from schuss.compile.memory import Slots, draw, inverse_of, larger, prefetch, read_float64, read_int64",
-        "from schuss.compile.memory import scale_of, spare, stream",
+        f"from schuss.compile.memory import scale_of, spare, stream{', write_float64' if passes else ''}",
         *_words(formula),
         "",
         f'slots = Slots({len(memory) + blocks}, "{real}")',
         *(array.made() for array in arrays),
+        *(line for text in functions(formula) for line in ("", "", f"@njit({_FLAGS})", text)),
+        "",
+        "",
+    ]
+    if passes is None:
+        lines += [
+            f'@cfunc("void(int64, int64, int64, int64)", {_FLAGS})',
+            "def launch(table, coefficients, first_row, last_row):",
+            "    for row in range(first_row, last_row):",
+            *_indented(moving, 8),
+        ]
+    else:
+        for level in range(1, passes.levels + 1):
+            reading = _row(memory, scalars(formula, kept), passes, level)
+            lines += _measuring(formula, passes, arrays, level, reading, len(memory) + 5)
+        lines += _in_turn(passes, moving, len(memory) + 5)
+    return "\n".join([*lines, ""])
+
+
+def _measuring(
+    formula: Formula, passes: Passes, arrays: Sequence[_Array], level: int, reading: list[str], stride: int
+) -> list[str]:
+    """The functions that sum over a row, and over the rows of a tensor in their order: so for any number of threads."""
+    finished = {"norm": "root({})", "mean": "{} / count", "total": "{}"}
+    words = [(word, passes.words.index(word)) for word in passes.at(level)]
+    return [
+        f"@njit({_FREE_SUMS})",
+        f"def row_{level}(table, coefficients, row, last_row):",
+        *_indented([*reading, *_sums(formula, passes, arrays, level)], 4),
         "",
         "",
         f"@njit({_FLAGS})",
-        page(formula),
-        *(("", "", f"@njit({_FLAGS})", formula.with_average()) if formula.averaged else ()),
+        f"def tensor_{level}(table, first, last):",
+        "    count = 0.0",
+        *(f"    {word.name}_ = 0.0" for word, _ in words),
+        "    for row in range(first, last):",
+        f"        at_sums = read_int64(table, {stride} * row + {stride - 5})",
+        f"        count += float64(read_int64(table, {stride} * row + {stride - 2}))",
+        *(f"        {word.name}_ += read_float64(at_sums, {k})" for word, k in words),
+        f"    at_found = read_int64(table, {stride} * first + {stride - 4})",
+        *(
+            f"    write_float64(at_found, {k}, {finished[word.word].format(f'{word.name}_')})"
+            for word, k in words
+        ),
         "",
-        "",
-        f'@cfunc("void(int64, int64, int64, int64)", {_FLAGS})',
-        "def launch(table, coefficients, first_row, last_row):",
-        "    for row in range(first_row, last_row):",
-        *_indented(_row(memory, scalars(formula, kept)), 8),
-        *_indented([line for array in (weight, *slots) for line in array.before_row()], 8),
-        *_indented(_loop(formula, arrays), 8),
         "",
     ]
-    return "\n".join(lines)
+
+
+def _in_turn(passes: Passes, moving: list[str], stride: int) -> list[str]:
+    """The kernel of an update in passes. Phase 0 takes one tensor after the other through all of them.
+
+    Of the other phases each is one pass over rows: 1 sums over rows, 2 over tensors, 3 over rows for the next level,
+    ...; the last one moves. Phase 0 and the even ones are given whole tensors.
+    """
+    phases: list[tuple[int, str]] = []
+    for level in range(1, passes.levels + 1):
+        phases += [(2 * level - 1, f"row_{level}"), (2 * level, f"tensor_{level}")]
+    lines = [
+        f"@njit({_FLAGS})",
+        "def move(table, coefficients, row, last_row):",
+        *_indented(moving, 4),
+        "",
+        "",
+        f"@njit({_FLAGS})",
+        "def end_of(table, first, last_row):",
+        f"    found = read_int64(table, {stride} * first + {stride - 4})",
+        "    last = first + 1",
+        f"    while last < last_row and read_int64(table, {stride} * last + {stride - 4}) == found:",
+        "        last += 1",
+        "    return last",
+        "",
+        "",
+        f'@cfunc("void(int64, int64, int64, int64, int64)", {_FLAGS})',
+        "def launch(phase, table, coefficients, first_row, last_row):",
+        "    if phase == 0:",
+        "        first = first_row",
+        "        while first < last_row:",
+        "            last = end_of(table, first, last_row)",
+    ]
+    for phase, function in phases:
+        if phase % 2:
+            lines += [
+                "            for row in range(first, last):",
+                f"                {function}(table, coefficients, row, last)",
+            ]
+        else:
+            lines.append(f"            {function}(table, first, last)")
+    lines += [
+        "            for row in range(first, last):",
+        "                move(table, coefficients, row, last)",
+        "            first = last",
+    ]
+    for phase, function in phases:
+        lines.append(f"    elif phase == {phase}:")
+        if phase % 2:
+            lines += [
+                "        for row in range(first_row, last_row):",
+                f"            {function}(table, coefficients, row, last_row)",
+            ]
+        else:
+            lines += [
+                "        first = first_row",
+                "        while first < last_row:",
+                "            last = end_of(table, first, last_row)",
+                f"            {function}(table, first, last)",
+                "            first = last",
+            ]
+    return [
+        *lines,
+        "    else:",
+        "        for row in range(first_row, last_row):",
+        "            move(table, coefficients, row, last_row)",
+    ]
 
 
 def _machine() -> llvm.TargetMachine:
@@ -325,8 +481,9 @@ def _fingerprint() -> str:
     return "\0".join(parts)
 
 
-# (table address, coefficients address, first row, last row) -> None, without the interpreter's lock
-Kernel = Callable[[int, int, int, int], None]
+# (table address, coefficients address, first row, last row) -> None, without the interpreter's lock; before these the
+# phase, where a formula has passes
+Kernel = Callable[..., None]
 
 _engines: list[Any] = []  # machine code lives as long as its engine
 _kernels: dict[tuple[Formula, tuple[str, ...]], Kernel] = {}  # found quickly
@@ -344,7 +501,8 @@ def kernel(formula: Formula, kept: tuple[str, ...]) -> Kernel:
     """The compiled kernel of `source`: from this process, else from the cache folder, else compiled now (a second)."""
     found = _kernels.get((formula, kept))
     if found is None:
-        found = _kernels[formula, kept] = load(formula.name, source(formula, kept))
+        arguments = 4 if formula.passes is None else 5
+        found = _kernels[formula, kept] = load(formula.name, source(formula, kept), arguments=arguments)
     return found
 
 
@@ -353,16 +511,16 @@ def count() -> int:
     return len(_loaded)
 
 
-def load(title: str, text: str, prototype: Any = ctypes.CFUNCTYPE) -> Kernel:
-    """The compiled `launch` of a source text, and the files in the cache folder that start with the title.
+def load(title: str, text: str, prototype: Any = ctypes.CFUNCTYPE, arguments: int = 4) -> Kernel:
+    """The compiled `launch` of a source text, which takes so many whole numbers; its files start with the title.
 
     With `ctypes.PYFUNCTYPE` it is called with the interpreter's lock, and may leave a Python exception.
     """
     with _compiling:
-        return _loaded.get(text) or _loaded.setdefault(text, _load(title, text, prototype))
+        return _loaded.get(text) or _loaded.setdefault(text, _load(title, text, prototype, arguments))
 
 
-def _load(title: str, text: str, prototype: Any = ctypes.CFUNCTYPE) -> Kernel:
+def _load(title: str, text: str, prototype: Any, arguments: int) -> Kernel:
     key = text + _fingerprint()
     name = f"{title}-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
     machine = _machine()
@@ -377,7 +535,7 @@ def _load(title: str, text: str, prototype: Any = ctypes.CFUNCTYPE) -> Kernel:
     engine.finalize_object()
     _engines.append(engine)
     # What Numba calls with: where to write a result (none) and an exception (none), then the arguments.
-    signature = prototype(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 4)
+    signature = prototype(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * arguments)
     return functools.partial(signature(engine.get_function_address(_SYMBOL)), _NOWHERE, _NOWHERE)
 
 

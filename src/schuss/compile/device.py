@@ -147,6 +147,20 @@ class _Program:
             self.run = compiled[self.grid] if compiled else self.function[self.grid]
 
 
+class _Pass:
+    """One pass of an update over all tensors, with or without a gate; one that measures adds up what it found."""
+
+    def __init__(self, kernels: dict[str, Any], suffix: str, programs: int, tensors: int) -> None:
+        self.move = _Program(kernels[f"launch{suffix}"], programs)
+        self.gated = _Program(kernels[f"launch{suffix}_gated"], programs)
+        self.adding = _Program(kernels[f"finish{suffix}"], tensors) if suffix else None
+
+    def finish(self, tensors: Tensors, table: torch.Tensor, *measures: torch.Tensor) -> None:
+        """Add up the sums of each tensor's programs."""
+        if self.adding:
+            self.adding(tensors.starts, table, table.shape[1], *measures)
+
+
 class Tensors:
     """What a launch knows of its tensors: addresses by column, place, length, and which coefficients apply."""
 
@@ -161,6 +175,9 @@ class Tensors:
         cut = _Sent(rows.shape, torch.int64, device)
         cut.send(rows)
         self.rows = cut.there
+        begun = _Sent(first.shape, torch.int64, device)  # which program is each tensor's first
+        begun.send(first)
+        self.starts = begun.there
         self.cells = np.zeros((len(whole), len(columns) + 3), dtype=np.int64)
         self.cells[:, -2] = whole
         self.address = 0
@@ -224,9 +241,15 @@ class DeviceLaunch(Launch):
         self.programs = len(self.tensors.rows)
         self.real, self.gradient = getattr(torch, compute_dtype(kept)), kept[1]
         self.device = device
-        entries = gpu.kernels(formula, kept)
-        self.move = _Program(entries["launch"], self.programs)
-        self.move_gated = _Program(entries["launch_gated"], self.programs)
+        kernels = gpu.kernels(formula, kept)
+        self.passes = [
+            _Pass(kernels, suffix, self.programs, len(lengths)) for suffix in gpu.suffixes(formula)
+        ]
+        # What an update in passes measures: a row of sums for each program, a row of numbers for each tensor.
+        width = len(formula.measured)
+        self.sums = torch.empty((self.programs, width), dtype=torch.float64, device=device)
+        self.found = torch.empty((len(lengths), width), dtype=self.real, device=device)
+        self.measures = (self.sums, self.found) if width else ()
         self.square: _Program | None = None
         self.coefficients = self.window = _Sent((0,), self.real, device)
         super().__init__(formula, self._launch, self.tensors, groups, members)  # pyright: ignore[reportArgumentType]
@@ -257,7 +280,10 @@ class DeviceLaunch(Launch):
             return
         with _on(self.device):
             self.coefficients.send(self.matrix)
-            self.move(self.tensors.rows, self.tensors.on_device(), self.coefficients.there)
+            table = self.tensors.on_device()
+            for one in self.passes:
+                one.move(self.tensors.rows, table, self.coefficients.there, *self.measures)
+                one.finish(self.tensors, table, *self.measures)
 
     # The steps that a `Control` takes
 
@@ -322,7 +348,10 @@ class DeviceLaunch(Launch):
 
     def gated(self, table: torch.Tensor, gate: torch.Tensor) -> None:
         """Take the step that the gate says."""
-        self.move_gated(self.tensors.rows, table, self.window.there, len(self.cohorts), gate)
+        window, cohorts = self.window.there, len(self.cohorts)
+        for one in self.passes:
+            one.gated(self.tensors.rows, table, window, cohorts, gate, *self.measures)
+            one.finish(self.tensors, table, *self.measures)
 
 
 @dataclass(frozen=True)

@@ -47,11 +47,18 @@ def _words(wide: torch.dtype) -> dict[str, Any]:
         """The vocabulary's own definition, with its `where` choosing elementwise."""
         return types.FunctionType(function.__code__, {**function.__globals__, "where": where})
 
+    def whole(function: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+        """A number of a whole tensor, summed in float64."""
+        return lambda x: function(x, dtype=torch.float64).to(wide)
+
     return {
         "abs": torch.abs,
         "exp": torch.exp,
         "log": torch.log,
         "maximum": over_tensors(maximum),
+        "mean": whole(torch.mean),
+        "norm": whole(torch.linalg.vector_norm),
+        "total": whole(torch.sum),
         "minimum": over_tensors(minimum),
         "sign": over_tensors(sign),
         "sqrt": torch.sqrt,

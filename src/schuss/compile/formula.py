@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from schuss.compile.grammar import AVERAGE, RENEWED, check, text_of
-from schuss.rules.rule import VOCABULARY, Rule
+from schuss.compile.passes import Passes
+from schuss.rules.rule import VOCABULARY, WHOLE_TENSOR, Rule
 
 __all__ = ["AVERAGE", "RENEWED", "Formula", "formula"]
 
@@ -71,10 +72,20 @@ class Formula:
         used = {node.id for node in ast.walk(ast.parse(self.source())) if isinstance(node, ast.Name)}
         return tuple(word for word in VOCABULARY if word in used)
 
-    def with_average(self) -> str:
+    @functools.cached_property
+    def passes(self) -> Passes | None:
+        """How the update is cut where it needs whole tensors; None if it does not."""
+        return Passes(self.source()) if any(word in WHOLE_TENSOR for word in self.words()) else None
+
+    @functools.cached_property
+    def measured(self) -> tuple[str, ...]:
+        """The numbers of a whole tensor that the moving pass takes, by name."""
+        return tuple(word.name for word in self.passes.words) if self.passes else ()
+
+    def with_average(self, measured: tuple[str, ...] = ()) -> str:
         """The text of `moved`: the page's `update`, and the average's."""
-        arguments = ", ".join(("w", "g", *self.slots, *self.coefficients))
-        page = ", ".join(("w", "g", *self.page_slots, *self.page_coefficients))
+        arguments = ", ".join(("w", "g", *self.slots, *self.coefficients, *measured))
+        page = ", ".join(("w", "g", *self.page_slots, *self.page_coefficients, *measured))
         new = ", ".join(("w", *self.page_slots))
         return (
             f"def moved({arguments}):\n"

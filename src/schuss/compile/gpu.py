@@ -6,6 +6,9 @@ slots and what is kept beside them, its place among all numbers, a length, and w
 is sent again only when one of these changes. `coefficients` are a few dozen numbers. The kernel is keyed on the formula
 and on how each array is kept, and is never autotuned: trial runs would move the weights.
 
+An update with whole-tensor words has kernels for its measuring passes too: each program sums over its stretch, then a
+program for each tensor adds up what its stretches gave, in their order. So nothing depends on which program ends first.
+
 Each kernel has two entries. `launch` takes the coefficients of this step, sent with it. `launch_gated` takes those of
 all steps that may be next, and asks a gate on the device which of them this is, what gradients are multiplied by, and
 whether the step is taken at all (`device` has the reasons).
@@ -24,8 +27,10 @@ from typing import Any
 
 from schuss.compile import cache, cpu
 from schuss.compile.formula import Formula
+from schuss.compile.passes import Passes
 from schuss.compile.storage import BLOCK as SHARED
 from schuss.compile.storage import Column, columns, compute_dtype
+from schuss.rules.rule import WHOLE_TENSOR
 
 # Elements of one program, and of one of its rounds: with 4 warps a thread then asks for 16 bytes at a time, twice.
 ROW, BLOCK = 4096, 1024
@@ -66,10 +71,10 @@ class _Quotients(ast.NodeTransformer):
         return ast.BinOp(left, node.op, right)
 
 
-def _page(formula: Formula) -> str:
-    """The page's `update` with numbers of the kernel's own type, as on the CPU."""
-    tree = ast.parse(cpu.page(formula))
-    return ast.unparse(ast.fix_missing_locations(_Quotients().visit(tree)))
+def _functions(formula: Formula) -> list[str]:
+    """The rule's `update` with numbers of the kernel's own type, as on the CPU."""
+    trees = [_Quotients().visit(ast.parse(text)) for text in cpu.functions(formula)]
+    return [ast.unparse(ast.fix_missing_locations(tree)) for tree in trees]
 
 
 def _indented(lines: Iterable[str], by: int) -> list[str]:
@@ -145,21 +150,37 @@ class _Array:
         return [self._store(name, f"{value}{self.way}.to(tl.{dtype})")]
 
 
-def _stretch(formula: Formula, kept: tuple[str, ...], whole: bool) -> list[str]:
-    """The function that moves one stretch of a tensor: a whole one, or what is left at its end."""
+def _stretch(formula: Formula, kept: tuple[str, ...], whole: bool, level: int) -> list[str]:
+    """The function that moves one stretch of a tensor: a whole one, or what is left at its end.
+
+    Of a formula in passes, that of a level below the last one gives the sums over the stretch instead.
+    """
     names = ("w", "g", *formula.slots)
     memory, real = columns(names, kept), compute_dtype(kept)
     arrays = [_Array(k, column, real, whole) for k, column in enumerate(memory[: len(names)])]
+    blocks = any(array.blocks for array in arrays)
+    measuring = formula.passes if formula.passes and level <= formula.passes.levels else None
+    drawing = [] if measuring else [line for one in arrays if one.name != "g" for line in one.before()]
+    words = measuring.at(level) if measuring else ()
+    shape = f"({BLOCK // SHARED}, {SHARED})" if blocks else f"({BLOCK},)"
+    lines = _sums(formula, measuring, level, arrays, whole) if measuring else _moves(formula, arrays)
     return [
         "@triton.jit",
-        f"def {'whole' if whole else 'end'}({_arguments(formula, kept)}):",
+        f"def {'whole' if whole else 'end'}{_suffix(formula, level)}({_arguments(formula, kept, level)}):",
         *(f"    at_{column.name} = {_pointer(column, whole)}" for column in memory),
-        *_indented([line for array in arrays if array.name != "g" for line in array.before()], 4),
+        *_indented(drawing, 4),
+        *(f"    {word.name}_ = tl.zeros({shape}, tl.float64)" for word in words),
         f"    for done in range(0, {ROW if whole else 'length - first'}, {BLOCK}):",
-        *_indented([*_places(any(array.blocks for array in arrays), whole), *_moves(formula, arrays)], 8),
+        *_indented([*_places(blocks, whole), *lines], 8),
+        *([f"    return {', '.join(f'tl.sum({word.name}_)' for word in words)}"] if words else []),
         "",
         "",
     ]
+
+
+def _suffix(formula: Formula, level: int) -> str:
+    """What a function's name ends in, of a pass that only measures."""
+    return f"_{level}" if formula.passes and level <= formula.passes.levels else ""
 
 
 def _pointer(column: Column, whole: bool) -> str:
@@ -186,7 +207,8 @@ def _places(blocks: bool, whole: bool) -> list[str]:
 
 def _moves(formula: Formula, arrays: list[_Array]) -> list[str]:
     """Read all arrays, work out the new numbers, write them."""
-    arguments = ("w", "scale * g", *formula.slots, *(f"{name}_" for name in formula.coefficients))
+    scalars = (f"{name}_" for name in (*formula.coefficients, *formula.measured))
+    arguments = ("w", "scale * g", *formula.slots, *scalars)
     written = [array for array in arrays if array.name != "g"]
     return [
         *(f"{array.name} = {array.read()}" for array in arrays),
@@ -195,10 +217,28 @@ def _moves(formula: Formula, arrays: list[_Array]) -> list[str]:
     ]
 
 
-def _arguments(formula: Formula, kept: tuple[str, ...]) -> str:
-    """What a stretch is: from where to where, its place, its memory, and the step's scalars."""
+def _sums(formula: Formula, passes: Passes, level: int, arrays: list[_Array], whole: bool) -> list[str]:
+    """Read the rule's own arrays, and add up what the words of this level need, in float64."""
+    slots = formula.page_slots
+    scalars = (f"{name}_" for name in (*formula.page_coefficients, *passes.known(level)))
+    lines = [f"{array.name} = {array.read()}" for array in arrays[: 2 + len(slots)]]
+    lines.append(f"new = measure_{level}({', '.join(('w', 'scale * g', *slots, *scalars))})")
+    for k, word in enumerate(passes.at(level)):
+        lines.append(f"x = {f'new[{k}]' if whole else f'tl.where(inside, new[{k}], 0)'}.to(tl.float64)")
+        lines.append(f"{word.name}_ += {'x * x' if word.word == 'norm' else 'x'}")
+    return lines
+
+
+def _known(formula: Formula, level: int) -> tuple[str, ...]:
+    """What earlier passes have measured of a tensor, by name."""
+    return formula.passes.known(level) if formula.passes else ()
+
+
+def _arguments(formula: Formula, kept: tuple[str, ...], level: int) -> str:
+    """What a stretch is: from where to where, its place, its memory, the step's scalars, and its tensor's numbers."""
     memory = columns(("w", "g", *formula.slots), kept)
-    scalars = ("scale", *(f"{name}_" for name in cpu.scalars(formula, kept)[1:]))
+    names = (*cpu.scalars(formula, kept)[1:], *_known(formula, level))
+    scalars = ("scale", *(f"{name}_" for name in names))
     return ", ".join(("first", "length", "place", *(f"to_{c.name}" for c in memory), *scalars))
 
 
@@ -212,7 +252,13 @@ _MEMORY = (
 
 def source(formula: Formula, kept: tuple[str, ...]) -> str:
     """The kernel's source: for weights, gradients and each slot `kept` so (names as in `storage`)."""
-    stretches = [*_stretch(formula, kept, whole=True), *_stretch(formula, kept, whole=False)]
+    last = formula.passes.levels + 1 if formula.passes else 1
+    stretches = [
+        line
+        for level in range(1, last + 1)
+        for whole in (True, False)
+        for line in _stretch(formula, kept, whole, level)
+    ]
     text = "\n".join(stretches)
     shared = [name for name in _MEMORY if re.search(rf"\b{name}\b", text)]
     lines = [
@@ -224,8 +270,8 @@ def source(formula: Formula, kept: tuple[str, ...]) -> str:
         "",
         *(f"@triton.jit\n{function}\n\n" for function in _vocabulary(formula, compute_dtype(kept))),
         *stretches,
-        *_program(formula, kept),
-        *_entries(len(cpu.scalars(formula, kept)), compute_dtype(kept)),
+        *(line for level in range(1, last + 1) for line in _program(formula, kept, level)),
+        *_entries(formula, len(cpu.scalars(formula, kept)), compute_dtype(kept)),
     ]
     return "\n".join(lines)
 
@@ -235,22 +281,25 @@ def _vocabulary(formula: Formula, real: str) -> list[str]:
     return [
         f"def real(x: tl.constexpr):\n    return tl.full((), x, tl.{real})",
         f"def divide(a, b):\n    return {'tl.div_rn(a, b)' if real == 'float32' else 'a / b'}",
-        *(_word(word, real) for word in formula.words()),
-        _page(formula),
-        *([formula.with_average()] if formula.averaged else []),
+        *(_word(word, real) for word in formula.words() if word not in WHOLE_TENSOR),
+        *_functions(formula),
     ]
 
 
-def _program(formula: Formula, kept: tuple[str, ...]) -> list[str]:
-    """What one program does: look up its stretch, and move it."""
+def _program(formula: Formula, kept: tuple[str, ...], level: int) -> list[str]:
+    """What one program does: look up its stretch, and move it; or measure it, and write its sums."""
     memory = columns(("w", "g", *formula.slots), kept)
-    numbers = cpu.scalars(formula, kept)
-    stride, arguments = len(memory) + 3, _arguments(formula, kept)
+    numbers, suffix = cpu.scalars(formula, kept), _suffix(formula, level)
+    stride, arguments = len(memory) + 3, _arguments(formula, kept, level)
     addresses = " | ".join(f"to_{column.name}" for column in memory if column.per == 1)
+    measured = formula.measured
+    words = [word.name for word in formula.passes.at(level)] if formula.passes else []
+    sums = f"{', '.join(words)} = " if words else ""
     return [
         "@triton.jit",
-        "def stretch(rows, tensors, coefficients, coefficient, taken):",
-        "    row = rows + 2 * tl.program_id(0).to(tl.int64)",
+        f"def stretch{suffix}(rows, tensors, coefficients, coefficient, taken{_more(formula)}):",
+        "    program = tl.program_id(0).to(tl.int64)",
+        "    row = rows + 2 * program",
         f"    tensor = tensors + {stride} * tl.load(row)",
         f"    first = tl.multiple_of(tl.load(row + 1), {ROW})",
         *(f"    to_{column.name} = tl.load(tensor + {k})" for k, column in enumerate(memory)),
@@ -259,36 +308,86 @@ def _program(formula: Formula, kept: tuple[str, ...]) -> list[str]:
         f"    these = coefficients + {len(numbers)} * tl.load(tensor + {stride - 1})",
         "    scale = tl.load(these) * coefficient",
         *(f"    {name}_ = tl.load(these + {k})" for k, name in enumerate(numbers) if k),
+        *(
+            f"    {name}_ = tl.load(found + {len(measured)} * tl.load(row) + {measured.index(name)})"
+            for name in _known(formula, level)
+        ),
         f"    aligned = (({addresses}) & 15) == 0",
-        f"    if taken & aligned & (length == first + {ROW}):  # each thread takes 16 bytes at a time",
-        f"        whole({arguments})",
-        "    elif taken:  # the end of a tensor, or one that starts at an odd address",
-        f"        end({arguments})",
+        f"    if {'' if words else 'taken & '}aligned & (length == first + {ROW}):"
+        "  # each thread takes 16 bytes at a time",
+        f"        {sums}whole{suffix}({arguments})",
+        f"    {'else' if words else 'elif taken'}:  # the end of a tensor, or one that starts at an odd address",
+        f"        {sums}end{suffix}({arguments})",
+        *(
+            f"    tl.store(sums + {len(measured)} * program + {measured.index(name)}, {name})"
+            for name in words
+        ),
         "",
         "",
     ]
 
 
-def _entries(width: int, real: str) -> list[str]:
-    """The two kernels; a row of coefficients is `width` numbers."""
-    return [
+def _more(formula: Formula) -> str:
+    """What a kernel in passes takes besides: sums, a row for each program, and found numbers, one for each tensor."""
+    return ", sums, found" if formula.passes else ""
+
+
+def _entries(formula: Formula, width: int, real: str) -> list[str]:
+    """The two kernels of each pass, and what adds up sums; a row of coefficients is `width` numbers."""
+    more, lines = _more(formula), list[str]()
+    levels = range(1, formula.passes.levels + 1) if formula.passes else ()
+    for suffix in suffixes(formula):
+        entry = f"launch{suffix}"
+        lines += [
+            "@triton.jit",
+            f"def {entry}(rows, tensors, coefficients{more}):",
+            f"    stretch{suffix}(rows, tensors, coefficients, real(1), True{more})",
+            "",
+            "",
+            "@triton.jit(do_not_specialize=['cohorts'])",
+            f"def {entry}_gated(rows, tensors, coefficients, cohorts, gate{more}):",
+            f"    these = coefficients + {width} * cohorts * tl.load(gate + {GATE.index('row')}).to(tl.int64)",
+            f"    coefficient = tl.load(gate + {GATE.index('coefficient')}).to(tl.{real})",
+            f"    taken = tl.load(gate + {GATE.index('taken')}) != 0",
+            f"    stretch{suffix}(rows, tensors, these, coefficient, taken{more})",
+            "",
+        ]
+    for level in levels:
+        lines += ["", *_finish(formula, level)]
+    return lines
+
+
+def _finish(formula: Formula, level: int) -> list[str]:
+    """The kernel that adds up a tensor's sums, a program for each, in the order of its stretches."""
+    assert formula.passes
+    finished = {"norm": "tl.sqrt({})", "mean": "{} / length.to(tl.float64)", "total": "{}"}
+    count, words = len(formula.measured), formula.passes.at(level)
+    lines = [
         "@triton.jit",
-        "def launch(rows, tensors, coefficients):",
-        "    stretch(rows, tensors, coefficients, real(1), True)",
-        "",
-        "",
-        "@triton.jit(do_not_specialize=['cohorts'])",
-        "def launch_gated(rows, tensors, coefficients, cohorts, gate):",
-        f"    these = coefficients + {width} * cohorts * tl.load(gate + {GATE.index('row')}).to(tl.int64)",
-        f"    coefficient = tl.load(gate + {GATE.index('coefficient')}).to(tl.{real})",
-        f"    stretch(rows, tensors, these, coefficient, tl.load(gate + {GATE.index('taken')}) != 0)",
-        "",
+        f"def finish_{level}(starts, tensors, stride, sums, found):",
+        "    tensor = tl.program_id(0).to(tl.int64)",
+        "    first = tl.load(starts + tensor)",
+        "    length = tl.load(tensors + stride * tensor + stride - 2)",
+        f"    last = first + (length + {ROW - 1}) // {ROW}",
+        *(f"    {word.name}_ = tl.zeros(({BLOCK},), tl.float64)" for word in words),
+        f"    for done in range(first, last, {BLOCK}):",
+        f"        i = done + tl.arange(0, {BLOCK})",
     ]
+    for word in words:
+        k = formula.measured.index(word.name)
+        lines.append(f"        {word.name}_ += tl.load(sums + {count} * i + {k}, mask=i < last, other=0.0)")
+    for word in words:
+        k, sum_ = formula.measured.index(word.name), f"tl.sum({word.name}_)"
+        lines.append(f"    tl.store(found + {count} * tensor + {k}, {finished[word.word].format(sum_)})")
+    return [*lines, ""]
+
+
+_ENTRIES = (("launch", ""), ("launch", "_gated"), ("finish", ""))
 
 
 @functools.cache
 def kernels(formula: Formula, kept: tuple[str, ...]) -> dict[str, Any]:
-    """The Triton functions `launch` and `launch_gated`; Triton compiles and keeps each at its first call."""
+    """The Triton functions of all passes (`suffixes`); Triton compiles and keeps each at its first call."""
     text = source(formula, kept)
     name = f"{formula.name}-gpu-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
     filename = str(cache.folder() / f"{name}.py")
@@ -296,7 +395,16 @@ def kernels(formula: Formula, kept: tuple[str, ...]) -> dict[str, Any]:
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
     scope: dict[str, Any] = {"__name__": Path(filename).stem}
     exec(compile(text, filename, "exec"), scope)
-    return {entry: scope[entry] for entry in ("launch", "launch_gated")}
+    names = (f"{name}{one}{gated}" for one in suffixes(formula) for name, gated in _ENTRIES)
+    return {name: scope[name] for name in names if name in scope}
+
+
+def suffixes(formula: Formula) -> tuple[str, ...]:
+    """What the names of a formula's passes end in, in their order: each is `launch...` and `launch..._gated`.
+
+    The last one moves; what another one measures is added up by `finish...`.
+    """
+    return (*(f"_{level + 1}" for level in range(formula.passes.levels if formula.passes else 0)), "")
 
 
 def compiled(function: Any, signature: dict[str, str], target: int | str = 90) -> Any:
@@ -320,10 +428,16 @@ def machine_code(
     formula: Formula, kept: tuple[str, ...], target: int | str = 90, entry: str = "launch"
 ) -> Any:
     """A rule's kernel, compiled for a GPU that need not be here."""
-    signature = {
-        "rows": "*i64",
-        "tensors": "*i64",
-        "coefficients": "*fp64" if compute_dtype(kept) == "float64" else "*fp32",
-        **({"cohorts": "i32", "gate": "*fp64"} if entry == "launch_gated" else {}),
-    }
+    real = "*fp64" if compute_dtype(kept) == "float64" else "*fp32"
+    more = {"sums": "*fp64", "found": real} if formula.passes else {}
+    if entry.startswith("finish"):
+        signature = {"starts": "*i64", "tensors": "*i64", "stride": "i32", **more}
+    else:
+        signature = {
+            "rows": "*i64",
+            "tensors": "*i64",
+            "coefficients": real,
+            **({"cohorts": "i32", "gate": "*fp64"} if entry.endswith("_gated") else {}),
+            **more,
+        }
     return compiled(kernels(formula, kept)[entry], signature, target)

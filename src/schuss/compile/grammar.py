@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from schuss.errors import RuleError
-from schuss.rules.rule import VOCABULARY, Rule
+from schuss.rules.rule import VOCABULARY, WHOLE_TENSOR, Rule
 
 # The names of the running average of the weights, and of the part of it that each step renews.
 AVERAGE, RENEWED = "average", "renewed"
@@ -250,6 +250,7 @@ class _Sentence:
     ) -> None:
         self.wrong, self.rule, self.name, self.slots = wrong, rule, name, slots
         self.known = set(arguments)
+        self.varying = {"w", "g", *slots}  # what differs from element to element of a tensor
 
     def check(self, body: list[ast.stmt]) -> None:
         """Every statement, of which the last returns the new weight and state."""
@@ -276,7 +277,9 @@ class _Sentence:
             if all(isinstance(one, ast.Name) for one in targets) and len(targets) == len(values):
                 for one in values:
                     self._expression(one)
-                for one in cast(list[ast.Name], targets):
+                differ = [self._varies(one) for one in values]
+                for one, differs in zip(cast(list[ast.Name], targets), differ, strict=True):
+                    (self.varying.add if differs else self.varying.discard)(one.id)
                     if one.id in VOCABULARY:
                         self.wrong(
                             f"{one.id} is a word of the vocabulary. Give the number another name.", one
@@ -402,6 +405,20 @@ class _Sentence:
             self.wrong(f"{ast.unparse(node)!r} does not fit: {word} takes {word}({arguments}).", node)
         for one in node.args:
             self._expression(one)
+        if word in WHOLE_TENSOR and not self._varies(node.args[0]):
+            self.wrong(
+                f"{ast.unparse(node)!r} is of {ast.unparse(node.args[0])}, which is one number for the whole tensor. "
+                f"Give {word} what differs from element to element, as w or g.",
+                node,
+            )
+
+    def _varies(self, node: ast.AST) -> bool:
+        """Whether an expression differs from element to element: not if it is of coefficients and whole tensors."""
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in WHOLE_TENSOR:
+            return False
+        if isinstance(node, ast.Name):
+            return node.id in self.varying
+        return any(map(self._varies, ast.iter_child_nodes(node)))
 
 
 # Coefficients

@@ -19,6 +19,8 @@ Array = np.ndarray[Any, Any]
 
 # Elements of one row: long enough to forget the row's own cost, short enough to share among threads.
 ROW = 32768
+# A tensor of at most so many rows goes through all passes of an update before the next tensor.
+IN_CACHE = 16
 # A tensor has fewer than 2⁴⁰ numbers: above these bits of a place stands which tensor it is in.
 TENSOR_BITS = 40
 
@@ -30,10 +32,12 @@ class Table:
     has.
     """
 
-    def __init__(self, columns: Sequence[Column], owner: Array, offsets: Array, lengths: Array) -> None:
+    def __init__(
+        self, columns: Sequence[Column], owner: Array, offsets: Array, lengths: Array, more: int = 0
+    ) -> None:
         self.columns, self.owner, self.offsets = columns, owner, offsets
         self.elements = int(lengths.sum())
-        self.cells = np.empty((len(owner), len(columns) + 3), dtype=np.int64)
+        self.cells = np.empty((len(owner), len(columns) + more + 3), dtype=np.int64)
         self.cells[:, -2] = lengths
         self.address = self.cells.ctypes.data
 
@@ -52,15 +56,27 @@ class Table:
 
 
 class WholeTensors(Table):
-    """A table over whole tensors, cut into rows of `ROW` elements."""
+    """A table over whole tensors, cut into rows of `ROW` elements.
 
-    def __init__(self, columns: Sequence[Column], lengths: Sequence[int]) -> None:
+    With `measured` numbers of each tensor a row says where its own sums go, and where its tensor's numbers are.
+    """
+
+    def __init__(self, columns: Sequence[Column], lengths: Sequence[int], measured: int = 0) -> None:
         whole = np.asarray(lengths, dtype=np.int64)
         rows_of = -(-whole // ROW)
         owner = np.repeat(np.arange(len(whole)), rows_of)
         first = np.cumsum(rows_of) - rows_of
         offsets = (np.arange(len(owner)) - first[owner]) * ROW
-        super().__init__(columns, owner, offsets, np.minimum(whole[owner] - offsets, ROW))
+        if measured:  # those that fit in a cache come first
+            order = np.argsort(rows_of[owner] > IN_CACHE, kind="stable")
+            owner, offsets = owner[order], offsets[order]
+        super().__init__(columns, owner, offsets, np.minimum(whole[owner] - offsets, ROW), 2 * bool(measured))
+        if measured:
+            self.sums, self.found = np.zeros((len(owner), measured)), np.zeros((len(whole), measured))
+            self.cells[:, len(columns)] = self.sums.ctypes.data + self.sums.strides[0] * np.arange(len(owner))
+            self.cells[:, len(columns) + 1] = self.found.ctypes.data + self.found.strides[0] * owner
+            self.small = int((rows_of[owner] <= IN_CACHE).sum())
+            self.starts = np.flatnonzero(np.diff(owner, prepend=-1, append=-1))
 
     def place(self, column: int, addresses: Array) -> None:
         """Say where each tensor's memory of this column is."""
@@ -185,9 +201,32 @@ class Launch:
     def moving(self, workers: int) -> functools.partial[None]:
         """What takes the step that was prepared."""
         if self.call is None or self.call[0] != workers:
-            where = self.table.address, self.at_matrix, len(self.table.cells)
-            self.call = workers, threads.call(self.kernel, *where, self.table.elements, workers)
+            passes = self.formula.passes
+            calls = (
+                [self._call(self.kernel, workers, slice(len(self.table.cells)))]
+                if passes is None
+                else self._in_passes(passes.levels, workers)
+            )
+            self.call = workers, calls[0] if len(calls) == 1 else functools.partial(threads.together, calls)
         return self.call[1]
+
+    def _call(
+        self, kernel: Kernel, workers: int, rows: slice, starts: Array | None = None
+    ) -> functools.partial[None]:
+        elements = int(self.table.cells[rows, -2].sum())
+        return threads.call(kernel, self.table.address, self.at_matrix, rows, elements, workers, starts)
+
+    def _in_passes(self, levels: int, workers: int) -> list[functools.partial[None]]:
+        """Tensors that fit in a cache one by one through all passes, then the others together, pass by pass."""
+        table = self.table
+        assert isinstance(table, WholeTensors)
+        small, large = slice(table.small), slice(table.small, len(table.cells))
+        calls = [self._call(functools.partial(self.kernel, 0), workers, small, table.starts)]
+        if table.small < len(table.cells):
+            for phase in range(1, 2 * levels + 2):
+                starts = table.starts if phase % 2 == 0 else None
+                calls.append(self._call(functools.partial(self.kernel, phase), workers, large, starts))
+        return calls
 
     def taken(self, ledger: Array) -> None:
         """Note that the step which was prepared is taken and counted."""

@@ -308,11 +308,15 @@ read_int64 = _reader(types.int64, _INT64)
 read_float64 = _reader(types.float64, _DOUBLE)
 
 
-def _write_int64(b: Builder, address: Any, i: Any, value: Any) -> None:
-    b.store(value, b.gep(b.inttoptr(address, _INT64.as_pointer()), [i]), align=8)
+def _writer(number: Any, stored: ir.Type) -> Any:
+    def write(b: Builder, address: Any, i: Any, value: Any) -> None:
+        b.store(value, b.gep(b.inttoptr(address, stored.as_pointer()), [i]), align=8)
+
+    return _in_ir(types.void, [_PLACE, _PLACE, number], write)
 
 
-write_int64 = _in_ir(types.void, [_PLACE, _PLACE, types.int64], _write_int64)
+write_int64 = _writer(types.int64, _INT64)
+write_float64 = _writer(types.float64, _DOUBLE)
 
 
 # Calls of functions of C, by their address

@@ -18,9 +18,12 @@ WORDS: dict[str, Any] = {
     "exp": np.exp,
     "log": np.log,
     "maximum": np.maximum,
+    "mean": np.mean,
     "minimum": np.minimum,
+    "norm": lambda x: np.linalg.norm(np.ravel(x)),
     "sign": np.sign,
     "sqrt": np.sqrt,
+    "total": np.sum,
     "where": np.where,
 }
 

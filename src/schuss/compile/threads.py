@@ -19,6 +19,8 @@ ELEMENTS_A_THREAD = 200_000
 # Pieces a thread: several, so that a thread that the machine holds up leaves its share to the others.
 PIECES = 8
 
+Array = np.ndarray[Any, Any]
+
 _pools: dict[int, ThreadPoolExecutor] = {}
 
 
@@ -39,17 +41,26 @@ def _take(pieces: Iterator[tuple[int, int]], kernel: Kernel, table: int, matrix:
 
 
 def call(
-    kernel: Kernel, table: int, matrix: int, rows: int, elements: int, workers: int
+    kernel: Kernel,
+    table: int,
+    matrix: int,
+    rows: slice,
+    elements: int,
+    workers: int,
+    starts: Array | None = None,
 ) -> functools.partial[None]:
-    """What calls the kernel over all rows of the table and matrix at these addresses, on at most `workers` threads.
+    """What calls the kernel over these rows of the table and matrix at these addresses, on at most `workers` threads.
 
-    Once it has begun all rows are walked, also when it is interrupted.
+    Rows are cut anywhere, or only at `starts`. Once it has begun all rows are walked, also when it is interrupted.
     """
-    workers = min(workers, max(1, elements // ELEMENTS_A_THREAD), rows)
+    count = rows.stop - (rows.start or 0)
+    workers = min(workers, max(1, elements // ELEMENTS_A_THREAD), count)
     if workers <= 1:
-        return functools.partial(kernel, table, matrix, 0, rows)
-    edges = np.linspace(0, rows, min(rows, workers * PIECES) + 1).astype(int).tolist()
-    return functools.partial(_shared, kernel, table, matrix, edges, workers)
+        return functools.partial(kernel, table, matrix, rows.start or 0, rows.stop)
+    edges = np.linspace(rows.start or 0, rows.stop, min(count, workers * PIECES) + 1).astype(int)
+    if starts is not None:
+        edges = np.unique(starts[np.searchsorted(starts, edges)])
+    return functools.partial(_shared, kernel, table, matrix, edges.tolist(), workers)
 
 
 def _shared(kernel: Kernel, table: int, matrix: int, edges: list[int], workers: int) -> None:
@@ -77,7 +88,7 @@ def _wait(helpers: list[Future[None]]) -> None:
 
 def run(kernel: Kernel, table: int, matrix: int, rows: int, elements: int, workers: int) -> None:
     """Call the kernel over all rows of the table and matrix at these addresses, on at most `workers` threads."""
-    call(kernel, table, matrix, rows, elements, workers)()
+    call(kernel, table, matrix, slice(rows), elements, workers)()
 
 
 def together(actions: Iterable[functools.partial[Any]]) -> None:

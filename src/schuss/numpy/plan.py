@@ -173,7 +173,8 @@ class _Batch:
         self, signature: Signature, items: list[Item], gradients: Sequence[Any], memory: _Memory
     ) -> None:
         self.memory = memory
-        self.table = WholeTensors(_columns(signature), [length(item.weight) for item in items])
+        lengths = [length(item.weight) for item in items]
+        self.table = WholeTensors(_columns(signature), lengths, len(signature[0].measured))
         members = [item.member for item in items]
         self.launch = Launch(signature[0], cpu.kernel(*signature), self.table, [0] * len(items), members)
         self.weights_in: list[tuple[Array, Array]] = []

@@ -25,11 +25,14 @@ from schuss.rules.rule import (
     exp,
     log,
     maximum,
+    mean,
     minimum,
+    norm,
     number,
     option,
     sign,
     sqrt,
+    total,
     where,
 )
 from schuss.rules.sgd import SGD
@@ -54,12 +57,15 @@ __all__ = [
     "exp",
     "log",
     "maximum",
+    "mean",
     "minimum",
+    "norm",
     "number",
     "option",
     "row_of",
     "sign",
     "sqrt",
+    "total",
     "where",
 ]
 

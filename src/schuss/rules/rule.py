@@ -6,6 +6,9 @@ A page is a frozen dataclass. Its fields are hyperparameters; `state` names what
 `update` may use `+ - * /`, comparisons, numbers, and the functions below. Here they work on plain numbers, so a
 page can be read and run by hand; each backend binds the same names to its own. There is no `if` in an `update`:
 a convention is a coefficient, and what changes the *state* is a variant with an `update_<variant>` of its own.
+
+`norm(x)`, `mean(x)` and `total(x)` are of a whole tensor. The compiler makes passes over memory of them: one that
+measures for each that another one depends on, and the last one, which alone writes.
 """
 
 from __future__ import annotations
@@ -21,16 +24,20 @@ from schuss.errors import refusal
 
 __all__ = [
     "VOCABULARY",
+    "WHOLE_TENSOR",
     "Rule",
     "choice",
     "exp",
     "log",
     "maximum",
+    "mean",
     "minimum",
+    "norm",
     "number",
     "option",
     "sign",
     "sqrt",
+    "total",
     "where",
 ]
 
@@ -55,8 +62,27 @@ def sign(a: Any) -> Any:
     return where(a > 0, 1, where(a < 0, -1, a))
 
 
+# Words that need every number of a tensor. Of a tensor of one number they mean:
+
+
+def norm(a: Any) -> Any:
+    """The 2-norm of a whole tensor."""
+    return abs(a)
+
+
+def mean(a: Any) -> Any:
+    """The mean over a whole tensor."""
+    return a
+
+
+def total(a: Any) -> Any:
+    """The sum over a whole tensor."""
+    return a
+
+
+WHOLE_TENSOR = ("mean", "norm", "total")
 # The names that a backend binds anew. `abs` is Python's own.
-VOCABULARY = ("abs", "exp", "log", "maximum", "minimum", "sign", "sqrt", "where")
+VOCABULARY = ("abs", "exp", "log", "maximum", "minimum", "sign", "sqrt", "where", *WHOLE_TENSOR)
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,8 @@ def _launch(signature: Signature, items: Sequence[Item], table: Table) -> Launch
 
 
 def _whole(signature: Signature, items: Sequence[Item]) -> WholeTensors:
-    return WholeTensors(_columns(signature), [_length(item.weight) for item in items])
+    lengths = [_length(item.weight) for item in items]
+    return WholeTensors(_columns(signature), lengths, len(signature[0].measured))
 
 
 class _Plain:

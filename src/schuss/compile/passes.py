@@ -1,0 +1,150 @@
+"""An update that uses whole-tensor words, cut into passes over memory.
+
+`norm(x)` needs x of every element before any element can go on. So each word has a level: one more than the deepest
+word that its argument depends on. For each level there is a function `measure_<level>` of the same statements, which
+gives the arguments of that level's words for one element, and `update` takes what was measured as further arguments:
+
+    u = m / sqrt(v)                          measure_1(w, g, m, v)          -> w, u
+    w = w - lr * norm(w) / norm(u) * u       update(w, g, m, v, norm_w, norm_u)
+
+Every pass computes anew what it needs from the weight, the gradient and the old state. Only `update` writes: until
+then nothing has changed. What a pass does not need the compiler removes from it.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+
+from schuss.rules.rule import WHOLE_TENSOR
+
+__all__ = ["Passes", "Word"]
+
+
+@dataclass(frozen=True)
+class Word:
+    """One whole-tensor word in an update: which, the name of the number it gives, and the pass that measures it."""
+
+    word: str
+    name: str
+    level: int
+
+
+@dataclass(frozen=True)
+class _Line:
+    """`name = value`, which can be worked out once the words up to `level` are measured."""
+
+    name: str
+    value: ast.expr
+    level: int
+
+
+class _Hoist(ast.NodeTransformer):
+    """Put a name in the place of each whole-tensor word, innermost first, and remember what it is of."""
+
+    def __init__(self, taken: set[str]) -> None:
+        self.taken = taken
+        self.levels: dict[str, int] = {}
+        self.words: list[Word] = []
+        self.lines: list[_Line] = []
+
+    def level(self, expression: ast.expr) -> int:
+        names = [node.id for node in ast.walk(expression) if isinstance(node, ast.Name)]
+        return max((self.levels.get(name, 0) for name in names), default=0)
+
+    def assign(self, name: str, value: ast.expr) -> None:
+        value = self.visit(value)
+        self.levels[name] = self.level(value)
+        self.lines.append(_Line(name, value, self.levels[name]))
+
+    def free(self, name: str) -> str:
+        while name in self.taken:
+            name += "_"
+        self.taken.add(name)
+        return name
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        self.generic_visit(node)
+        word = node.func.id if isinstance(node.func, ast.Name) else ""
+        if word not in WHOLE_TENSOR:
+            return node
+        (argument,) = node.args
+        level = self.level(argument)
+        of = argument.id if isinstance(argument, ast.Name) else str(len(self.words) + 1)
+        name = self.free(f"{word}_{of}")
+        self.levels[name] = level + 1
+        self.words.append(Word(word, name, level + 1))
+        self.lines.append(_Line(_argument(name), argument, level))
+        return ast.Name(name, ast.Load())
+
+
+def _argument(name: str) -> str:
+    return f"argument_of_{name}"
+
+
+class Passes:
+    """The passes of an update with this text: its `words`, and the text of each pass.
+
+    >>> passes = Passes("def update(w, g, lr):\\n    return (w - lr * norm(w) / norm(g) * g,)")
+    >>> [(word.name, word.level) for word in passes.words]
+    [('norm_w', 1), ('norm_g', 1)]
+    >>> print(passes.update())
+    def update(w, g, lr, norm_w, norm_g):
+        return (w - lr * norm_w / norm_g * g,)
+    """
+
+    def __init__(self, text: str) -> None:
+        (function,) = ast.parse(text).body
+        assert isinstance(function, ast.FunctionDef)
+        self.arguments = [one.arg for one in function.args.args]
+        hoist = _Hoist(
+            {node.id for node in ast.walk(function) if isinstance(node, ast.Name)} | set(self.arguments)
+        )
+        for statement in function.body:
+            match statement:
+                case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                    hoist.assign(name, value)
+                case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)):
+                    # All values are of before the statement.
+                    halfway = [hoist.free(f"new_{ast.unparse(target)}") for target in targets]
+                    for name, value in zip(halfway, values, strict=True):
+                        hoist.assign(name, value)
+                    for target, name in zip(targets, halfway, strict=True):
+                        hoist.assign(ast.unparse(target), ast.Name(name, ast.Load()))
+                case ast.Return(value=ast.expr() as value):
+                    self.result = ast.unparse(hoist.visit(value))
+                case _:
+                    pass  # a docstring
+        self.words, self.lines = tuple(hoist.words), hoist.lines
+
+    @property
+    def levels(self) -> int:
+        """How many measuring passes there are."""
+        return max((word.level for word in self.words), default=0)
+
+    def at(self, level: int) -> tuple[Word, ...]:
+        """The words that the pass of this level measures."""
+        return tuple(word for word in self.words if word.level == level)
+
+    def known(self, level: int) -> tuple[str, ...]:
+        """What has been measured before the pass of this level, by name."""
+        return tuple(word.name for word in self.words if word.level < level)
+
+    def measure(self, level: int) -> str:
+        """The text of `measure_<level>`: the arguments of this level's words, of one element."""
+        arguments = [_argument(word.name) for word in self.at(level)]
+        return self._text(f"measure_{level}", level, f"({', '.join(arguments)},)")
+
+    def update(self) -> str:
+        """The text of the moving pass."""
+        return self._text("update", self.levels + 1, self.result)
+
+    def _text(self, name: str, level: int, result: str) -> str:
+        others = {_argument(word.name) for word in self.words if word.level != level}
+        body = [
+            f"    {line.name} = {ast.unparse(line.value)}"
+            for line in self.lines
+            if line.level < level and line.name not in others
+        ]
+        arguments = ", ".join((*self.arguments, *self.known(level)))
+        return "\n".join([f"def {name}({arguments}):", *body, f"    return {result}"])
