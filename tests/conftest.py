@@ -63,6 +63,16 @@ class Case:
         """Whether L2 decay moves weights that have no gradient."""
         return self.rule.coefficients(1, **dict.fromkeys(self.rule.scalars, 1.0)).get("l2", 0) != 0
 
+    @property
+    def sparse_refusal(self):
+        """Why the rule cannot move some rows only; None if it can."""
+        from schuss.compile.formula import formula
+
+        if formula(self.rule).passes:
+            return f"{self.name} measures whole tensors, of which a sparse gradient has only some rows"
+        decay = self.rule.weight_decay if self.feels_untouched_rows else 0
+        return rf"weight_decay={decay} \(L2\) is not possible with sparse gradients" if decay else None
+
 
 LISTED = (
     Case("SGD"),
@@ -107,6 +117,15 @@ LISTED = (
     Case("ASGD", dict(lr=0.03, lambd=0.1, alpha=0.5, t0=2, weight_decay=0.1)),
     Case("Lion"),
     Case("Lion", dict(lr=0.02, betas=(0.8, 0.95), weight_decay=0.1)),
+    Case("LARS"),
+    Case("LARS", dict(lr=0.3, momentum=0.5, weight_decay=0.1, trust_coefficient=0.2)),
+    Case("LARS", dict(lr=0.3), dict(lr_inside_velocity=True, trust_clip=True)),
+    Case("LARS", dict(lr=0.01), dict(always_adapt=False)),
+    Case("LAMB"),
+    Case("LAMB", dict(lr=0.02, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.1)),
+    Case("LAMB", dict(lr=0.02, weight_decay=0.0), dict(always_adapt=False)),
+    Case("MARS"),
+    Case("MARS", dict(lr=0.02, betas=(0.8, 0.95), gamma=0.1, eps=1e-3, weight_decay=0.1)),
 )
 
 

@@ -60,8 +60,8 @@ def bfloat16_as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(InterpreterBuilder, "create_fp_ext", extended)
 
 
-def table_row(arrays, start, length, which):
-    return [a.data_ptr() + start * a.element_size() for a in arrays] + [start, length, which]
+def table_row(arrays, start, length, which, measures=()):
+    return [a.data_ptr() + start * a.element_size() for a in arrays] + [*measures, start, length, which]
 
 
 @pytest.fixture(scope="session")
@@ -73,10 +73,15 @@ def launch():
         arrays = [w, g, *slots]
         kernel = cpu.kernel(one, tuple(str(a.dtype).removeprefix("torch.") for a in arrays))
         edges = [0, *cuts, w.numel()]
-        rows = [table_row(arrays, a, b - a, 0) for a, b in itertools.pairwise(edges)]
+        sums, found = np.zeros((len(edges), len(one.measured))), np.zeros(len(one.measured))
+        rows = [
+            table_row(arrays, a, b - a, 0, (sums[k].ctypes.data, found.ctypes.data) if one.passes else ())
+            for k, (a, b) in enumerate(itertools.pairwise(edges))
+        ]
         table = np.array(rows, dtype=np.int64)
         matrix = np.array([[scale, *(coefficients[name] for name in one.coefficients)]], dtype=np.float64)
-        kernel(table.ctypes.data, matrix.ctypes.data, 0, len(table))
+        every_pass = (0,) if one.passes else ()
+        kernel(*every_pass, table.ctypes.data, matrix.ctypes.data, 0, len(table))
 
     return run
 

@@ -19,7 +19,8 @@ def test_the_page_stands_in_its_kernel(variant):
     assert lines
     assert "return" in last
     for line in lines:
-        assert line.strip() in plain
+        measured = re.sub(r"\b(mean|norm|total)\((\w+)\)", r"\1_\2", line.strip())
+        assert measured in plain
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,55 @@ def lion(w, t, gs, past, o):
     return w - o["lr"] * sign(o["beta1"] * average(gs[:-1], o["beta2"]) + (ONE - o["beta1"]) * gs[-1])
 
 
+# Rules that look at a whole tensor: `ws` are its weights, `gs` its gradients, step by step.
+
+
+def length(xs):
+    return sum(x * x for x in xs).sqrt()
+
+
+def lamb(ws, t, gs, past, o):
+    us = []
+    for k, w in enumerate(ws):
+        mine = [g[k] for g in gs]
+        m, v = average(mine, o["beta1"]), average([g * g for g in mine], o["beta2"])
+        m = m / (ONE - o["beta1"] ** t) if o["beta1"] else m
+        v = v / (ONE - o["beta2"] ** t) if o["beta2"] else v
+        us.append(m / (v.sqrt() + o["eps"]) + o["weight_decay"] * w)
+    adapted = (o["always_adapt"] or o["weight_decay"]) and length(ws) and length(us)
+    ratio = length(ws) / length(us) if adapted else ONE
+    return [w - o["lr"] * ratio * u for w, u in zip(ws, us, strict=True)]
+
+
+def lars(ws, t, gs, past, o):
+    rate = ONE
+    below = length(gs[-1]) + o["weight_decay"] * length(ws) + o["eps"]
+    if (o["always_adapt"] or o["weight_decay"]) and length(ws) and below:
+        rate = o["trust_coefficient"] * length(ws) / below
+    if o["trust_clip"]:
+        rate = min(rate / o["lr"], ONE)
+    pushes = past.setdefault("pushes", [])
+    pushes.append([rate * (g + o["weight_decay"] * w) for g, w in zip(gs[-1], ws, strict=True)])
+    # At a constant rate, the rate inside or outside the velocity is the same path.
+    return [
+        w - o["lr"] * sum(power(o["momentum"], t - i) * push[k] for i, push in enumerate(pushes, 1))
+        for k, w in enumerate(ws)
+    ]
+
+
+def mars(ws, t, gs, past, o):
+    before = gs[-2] if t > 1 else [Decimal(0)] * len(ws)
+    push = o["gamma"] * o["beta1"] / (ONE - o["beta1"])
+    c = [(ONE + push) * g - push * h for g, h in zip(gs[-1], before, strict=True)]
+    clipped = past.setdefault("clipped", [])
+    clipped.append([x / length(c) for x in c] if length(c) > 1 else c)
+    decayed = [w - o["lr"] * o["weight_decay"] * w for w in ws]
+    adam_only = o | {"decoupled_weight_decay": False, "amsgrad": False, "eps_position": "outside"}
+    return [adam(w, t, [c[k] for c in clipped], {}, adam_only) for k, w in enumerate(decayed)]
+
+
+TENSOR_PAPERS = {"LAMB": lamb, "LARS": lars, "MARS": mars}
+
 PAPERS = {
     "SGD": sgd,
     "Adagrad": adagrad,
@@ -161,6 +210,13 @@ def paper():
         found = np.empty(gradients.shape)
         with localcontext() as context:
             context.prec = 60
+            if name in TENSOR_PAPERS:
+                ws, gs, past = [Decimal(w) for w in start.tolist()], [], {}
+                for t, g in enumerate(gradients.tolist(), 1):
+                    gs.append([Decimal(x) for x in g])
+                    ws = TENSOR_PAPERS[name](ws, t, gs, past, options)
+                    found[t - 1] = [float(w) for w in ws]
+                return found
             for k, first in enumerate(start.tolist()):
                 w, gs, past = Decimal(first), [], {}
                 for t, g in enumerate(gradients[:, k].tolist(), 1):

@@ -61,3 +61,13 @@ def test_a_rate_inside_the_velocity_outlives_its_fall(paper):
         expected = -sum(at(t, s) * 0.9 ** (t - s) for t in range(40) for s in range(t + 1))
         assert w == pytest.approx(expected, rel=1e-12)
     assert [round(w) for w in found] == [-140, -202]
+
+
+def test_mars_bounds_long_gradients_only():
+    """Of gradients whose norm stays below 1, without a difference to the last, MARS is AdamW."""
+    gradients = 0.05 * np.random.default_rng(4).standard_normal((STEPS, 12))
+    start = np.linspace(-1, 1, 12)
+    same = dict(lr=0.02, beta1=0.9, beta2=0.99, eps=1e-3, weight_decay=0.1)
+    mars, adamw = TABLE["MARS"].rule(gamma=0.0, **same), TABLE["AdamW"].rule(**same)
+    assert np.allclose(path(mars, start, gradients), path(adamw, start, gradients), rtol=1e-13, atol=0)
+    assert not np.allclose(path(mars, start, 1e3 * gradients), path(adamw, start, 1e3 * gradients), rtol=1e-6)

@@ -338,6 +338,11 @@ def for_sparse(rule: Rule, conventions: tuple[tuple[str, Any], ...]) -> Rule:
 
     Raises `RuntimeError` if the rule would need the untouched rows.
     """
+    if formula(rule).passes:
+        raise RuntimeError(
+            f"{type(rule).__name__} measures whole tensors, of which a sparse gradient has only some rows. Give dense "
+            "gradients (nn.Embedding(..., sparse=False)), or these weights a group with another rule."
+        )
     defaults = {f.name: f.default for f in fields(rule)}
     rule = replace(rule, **{k: v for k, v in conventions if getattr(rule, k) == defaults[k]})
     first = {name: rule.initial().get(name, 0.0) for name in rule.scalars}

@@ -10,6 +10,9 @@ from schuss.rules import Rule
 
 __all__ = [
     "ASGD",
+    "LAMB",
+    "LARS",
+    "MARS",
     "SGD",
     "Adadelta",
     "Adagrad",
@@ -434,6 +437,114 @@ class Lion(Optimizer):
         self,
         lr: Number = 0.0001,
         betas: tuple[Number, Number] = (0.9, 0.99),
+        weight_decay: Number = 0.0,
+        *,
+        maximize: bool = False,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        compensated: bool = False,
+        state_dtype: Any = None,
+        ema_decay: Number | None = None,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        seed: int = 0,
+    ) -> None: ...
+
+class LARS(Optimizer):
+    """Step along a velocity, at a rate for each tensor in proportion to the norm of its weights over its gradient's."""
+
+    lr: Number
+    momentum: Number
+    weight_decay: Number
+    trust_coefficient: Number
+    eps: Number
+    maximize: bool
+    trust_clip: bool
+    lr_inside_velocity: bool
+    always_adapt: bool
+    rounding: Literal["nearest", "stochastic"]
+    compensated: bool
+    state_dtype: Any
+    ema_decay: Number | None
+    max_norm: float | None
+    skip_nonfinite: bool
+    seed: int
+    def __init__(
+        self,
+        lr: Number = 1.0,
+        momentum: Number = 0.9,
+        weight_decay: Number = 0.0,
+        trust_coefficient: Number = 0.001,
+        eps: Number = 1e-08,
+        *,
+        maximize: bool = False,
+        trust_clip: bool = False,
+        lr_inside_velocity: bool = False,
+        always_adapt: bool = True,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        compensated: bool = False,
+        state_dtype: Any = None,
+        ema_decay: Number | None = None,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        seed: int = 0,
+    ) -> None: ...
+
+class LAMB(Optimizer):
+    """Step along Adam's direction, by a length in proportion to the norm of the whole weight tensor."""
+
+    lr: Number
+    betas: tuple[Number, Number]
+    eps: Number
+    weight_decay: Number
+    maximize: bool
+    always_adapt: bool
+    rounding: Literal["nearest", "stochastic"]
+    compensated: bool
+    state_dtype: Any
+    ema_decay: Number | None
+    max_norm: float | None
+    skip_nonfinite: bool
+    seed: int
+    def __init__(
+        self,
+        lr: Number = 0.001,
+        betas: tuple[Number, Number] = (0.9, 0.999),
+        eps: Number = 1e-06,
+        weight_decay: Number = 0.01,
+        *,
+        maximize: bool = False,
+        always_adapt: bool = True,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        compensated: bool = False,
+        state_dtype: Any = None,
+        ema_decay: Number | None = None,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        seed: int = 0,
+    ) -> None: ...
+
+class MARS(Optimizer):
+    """Step as AdamW does, after pushing each gradient away from the previous one and bounding its tensor's norm."""
+
+    lr: Number
+    betas: tuple[Number, Number]
+    gamma: Number
+    eps: Number
+    weight_decay: Number
+    maximize: bool
+    rounding: Literal["nearest", "stochastic"]
+    compensated: bool
+    state_dtype: Any
+    ema_decay: Number | None
+    max_norm: float | None
+    skip_nonfinite: bool
+    seed: int
+    def __init__(
+        self,
+        lr: Number = 0.003,
+        betas: tuple[Number, Number] = (0.95, 0.99),
+        gamma: Number = 0.025,
+        eps: Number = 1e-08,
         weight_decay: Number = 0.0,
         *,
         maximize: bool = False,

@@ -14,7 +14,10 @@ from schuss.rules.adam import Adam
 from schuss.rules.adamax import Adamax
 from schuss.rules.adamw import AdamW
 from schuss.rules.asgd import ASGD
+from schuss.rules.lamb import LAMB
+from schuss.rules.lars import LARS
 from schuss.rules.lion import Lion
+from schuss.rules.mars import MARS
 from schuss.rules.nadam import NAdam
 from schuss.rules.radam import RAdam
 from schuss.rules.rmsprop import RMSprop
@@ -39,6 +42,9 @@ from schuss.rules.sgd import SGD
 
 __all__ = [
     "ASGD",
+    "LAMB",
+    "LARS",
+    "MARS",
     "SGD",
     "TABLE",
     "Adadelta",
@@ -166,6 +172,13 @@ TABLE: dict[str, Row] = {
             {"m": "exp_avg"},
             counts_steps=False,
         ),
+        Row(
+            LARS,
+            f"lr momentum weight_decay trust_coefficient eps | maximize {_SWITCHES}",
+            {"v": "momentum_buffer"},
+        ),
+        Row(LAMB, f"lr betas eps weight_decay | maximize {_SWITCHES}", _MOMENTS),
+        Row(MARS, f"lr betas gamma eps weight_decay | maximize {_SWITCHES}", _MOMENTS | {"h": "last_grad"}),
     )
 }
 

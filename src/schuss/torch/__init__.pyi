@@ -20,7 +20,10 @@ from schuss.torch.scheduler import Scheduler as Scheduler
 
 __all__ = [
     "ASGD",
+    "LAMB",
+    "LARS",
     "LBFGS",
+    "MARS",
     "SGD",
     "Adadelta",
     "Adagrad",
@@ -338,6 +341,87 @@ class Lion(Optimizer):
         params: ParamsT,
         lr: Number = 0.0001,
         betas: tuple[Number, Number] = (0.9, 0.99),
+        weight_decay: Number = 0.0,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        compensated: bool = False,
+        state_dtype: Any = None,
+        ema_decay: Number | None = None,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        seed: int = 0,
+        process_group: Any = None,
+    ) -> None: ...
+
+class LARS(Optimizer):
+    """Step along a velocity, at a rate for each tensor in proportion to the norm of its weights over its gradient's."""
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 1.0,
+        momentum: Number = 0.9,
+        weight_decay: Number = 0.0,
+        trust_coefficient: Number = 0.001,
+        eps: Number = 1e-08,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        trust_clip: bool = False,
+        lr_inside_velocity: bool = False,
+        always_adapt: bool = True,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        compensated: bool = False,
+        state_dtype: Any = None,
+        ema_decay: Number | None = None,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        seed: int = 0,
+        process_group: Any = None,
+    ) -> None: ...
+
+class LAMB(Optimizer):
+    """Step along Adam's direction, by a length in proportion to the norm of the whole weight tensor."""
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.001,
+        betas: tuple[Number, Number] = (0.9, 0.999),
+        eps: Number = 1e-06,
+        weight_decay: Number = 0.01,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        always_adapt: bool = True,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        compensated: bool = False,
+        state_dtype: Any = None,
+        ema_decay: Number | None = None,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        seed: int = 0,
+        process_group: Any = None,
+    ) -> None: ...
+
+class MARS(Optimizer):
+    """Step as AdamW does, after pushing each gradient away from the previous one and bounding its tensor's norm."""
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.003,
+        betas: tuple[Number, Number] = (0.95, 0.99),
+        gamma: Number = 0.025,
+        eps: Number = 1e-08,
         weight_decay: Number = 0.0,
         *,
         maximize: bool = False,
