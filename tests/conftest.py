@@ -126,6 +126,17 @@ LISTED = (
     Case("LAMB", dict(lr=0.02, weight_decay=0.0), dict(always_adapt=False)),
     Case("MARS"),
     Case("MARS", dict(lr=0.02, betas=(0.8, 0.95), gamma=0.1, eps=1e-3, weight_decay=0.1)),
+    Case("ScheduleFreeSGD"),
+    Case(
+        "ScheduleFreeSGD",
+        dict(lr=0.03, momentum=0.8, weight_decay=0.1, warmup_steps=4, r=1, weight_lr_power=1),
+    ),
+    Case("ScheduleFreeAdamW"),
+    Case("ScheduleFreeAdamW", dict(lr=0.02, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.1, warmup_steps=3)),
+    Case("ScheduleFreeRAdam"),
+    Case(
+        "ScheduleFreeRAdam", dict(lr=0.02, betas=(0.8, 0.9), weight_decay=0.1, silent_sgd_phase=False, r=0.5)
+    ),
 )
 
 

@@ -36,7 +36,9 @@ def test_touched_rows_move_as_if_they_were_the_whole_array(name, layout):
     sparse, dense = {"e": layout(start.copy())}, {"e": start[rows].copy()}
     one, other = make(name), dense_twin(name)
     if formula(TABLE[name].rule).passes:
-        with pytest.raises(RuntimeError, match=f"{name} measures whole tensors, of which a sparse gradient has only"):
+        with pytest.raises(
+            RuntimeError, match=f"{name} measures whole tensors, of which a sparse gradient has only"
+        ):
             one.update(sparse, {"e": (rows, rng.normal(size=(3, 4)))})
         np.testing.assert_array_equal(sparse["e"], start)
         return

@@ -180,7 +180,51 @@ def mars(ws, t, gs, past, o):
 
 TENSOR_PAPERS = {"LAMB": lamb, "LARS": lars, "MARS": mars}
 
+
+def schedule_free(w, t, rate, u, beta, past, o):
+    """y = (1 − β) z + β x, and x is what all z so far average to."""
+    zs, weights = past.setdefault("zs", [w]), past.setdefault("weights", [])
+    past["fastest"] = max(past.get("fastest", rate), rate)
+    zs.append(zs[-1] - rate * u)
+    weights.append(Decimal(t) ** o["r"] * past["fastest"] ** o["weight_lr_power"])
+    if not sum(weights):
+        return w
+    x = sum(a * z for a, z in zip(weights, zs[1:], strict=True)) / sum(weights)
+    return (ONE - beta) * zs[-1] + beta * x
+
+
+def warm(t, o):
+    return o["lr"] * (min(ONE, Decimal(t) / o["warmup_steps"]) if o["warmup_steps"] else ONE)
+
+
+def schedule_free_sgd(w, t, gs, past, o):
+    u = gs[-1] + o["weight_decay"] * w
+    return schedule_free(w, t, warm(t, o), u, o["momentum"], past, o)
+
+
+def schedule_free_adamw(w, t, gs, past, o):
+    v = average([g * g for g in gs], o["beta2"]) / (ONE - power(o["beta2"], t) if o["beta2"] else ONE)
+    u = gs[-1] / (v.sqrt() + o["eps"]) + o["weight_decay"] * w
+    return schedule_free(w, t, warm(t, o), u, o["beta1"], past, o)
+
+
+def schedule_free_radam(w, t, gs, past, o):
+    b2 = o["beta2"]
+    longest = 2 / (ONE - b2) - 1
+    length = longest - 2 * t * b2**t / (ONE - b2**t)
+    rate, u = o["lr"], gs[-1]
+    if length > 4:
+        rate *= ((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)).sqrt()
+        u = u / ((average([g * g for g in gs], b2) / (ONE - b2**t)).sqrt() + o["eps"])
+    elif o["silent_sgd_phase"]:
+        rate = Decimal(0)
+    return schedule_free(w, t, rate, u + o["weight_decay"] * w, o["beta1"], past, o)
+
+
 PAPERS = {
+    "ScheduleFreeSGD": schedule_free_sgd,
+    "ScheduleFreeAdamW": schedule_free_adamw,
+    "ScheduleFreeRAdam": schedule_free_radam,
     "SGD": sgd,
     "Adagrad": adagrad,
     "Adadelta": adadelta,
@@ -206,7 +250,7 @@ def paper():
 
     def path(name, rule, start, gradients):
         options = {key: exact(value) for key, value in vars(rule).items()}
-        coupled = not options.get("decoupled_weight_decay", name == "Lion")
+        coupled = not options.get("decoupled_weight_decay", name == "Lion" or name.startswith("ScheduleFree"))
         found = np.empty(gradients.shape)
         with localcontext() as context:
             context.prec = 60

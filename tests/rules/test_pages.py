@@ -124,7 +124,8 @@ SCALE_FREE = {
 }
 SCALE_FREE |= {"Adamax": ("eps",), "Lion": (), "Rprop": ()}
 SCALE_FREE |= {"LARS": ("eps",), "LAMB": ("eps",), "MARS": ("eps",)}
-SCALED = ("SGD", "ASGD", "Adadelta", "RAdam")
+SCALE_FREE |= {"ScheduleFreeAdamW": ("eps",)}
+SCALED = ("ScheduleFreeSGD", "ScheduleFreeRAdam", "SGD", "ASGD", "Adadelta", "RAdam")
 
 
 @pytest.mark.parametrize("factor", [2.0**-20, 2.0**20])
@@ -136,9 +137,7 @@ def test_the_scale_of_the_loss(case, start, decades, factor):
         case.name in SCALED
         or case.feels_untouched_rows
         or bool(case.options.get("initial_accumulator_value"))
-        or (case.name == "LARS" and (
-            (case.rule.trust_clip and factor < 1) or not case.rule.always_adapt
-        ))
+        or (case.name == "LARS" and ((case.rule.trust_clip and factor < 1) or not case.rule.always_adapt))
         or (case.name == "MARS" and factor < 1)  # longer gradients are cut to norm 1
     )
     rule = replace(case.rule, **dict.fromkeys(SCALE_FREE.get(case.name, ()), 0.0))

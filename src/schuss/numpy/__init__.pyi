@@ -24,6 +24,9 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "Rprop",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeRAdam",
+    "ScheduleFreeSGD",
     "minibatches",
     "optimizer",
 ]
@@ -548,6 +551,120 @@ class MARS(Optimizer):
         weight_decay: Number = 0.0,
         *,
         maximize: bool = False,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        compensated: bool = False,
+        state_dtype: Any = None,
+        ema_decay: Number | None = None,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        seed: int = 0,
+    ) -> None: ...
+
+class ScheduleFreeSGD(Optimizer):
+    """Step along the gradient at a constant rate; evaluate the average of where that leads."""
+
+    lr: Number
+    momentum: Number
+    weight_decay: Number
+    warmup_steps: Number
+    r: Number
+    weight_lr_power: Number
+    maximize: bool
+    rounding: Literal["nearest", "stochastic"]
+    compensated: bool
+    state_dtype: Any
+    ema_decay: Number | None
+    max_norm: float | None
+    skip_nonfinite: bool
+    seed: int
+    def __init__(
+        self,
+        lr: Number = 1.0,
+        momentum: Number = 0.9,
+        weight_decay: Number = 0.0,
+        warmup_steps: Number = 0.0,
+        r: Number = 0.0,
+        weight_lr_power: Number = 2.0,
+        *,
+        maximize: bool = False,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        compensated: bool = False,
+        state_dtype: Any = None,
+        ema_decay: Number | None = None,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        seed: int = 0,
+    ) -> None: ...
+
+class ScheduleFreeAdamW(Optimizer):
+    """Step along the gradient over its typical size, at a constant rate; evaluate the average of where that leads."""
+
+    lr: Number
+    betas: tuple[Number, Number]
+    eps: Number
+    weight_decay: Number
+    warmup_steps: Number
+    r: Number
+    weight_lr_power: Number
+    maximize: bool
+    rounding: Literal["nearest", "stochastic"]
+    compensated: bool
+    state_dtype: Any
+    ema_decay: Number | None
+    max_norm: float | None
+    skip_nonfinite: bool
+    seed: int
+    def __init__(
+        self,
+        lr: Number = 0.0025,
+        betas: tuple[Number, Number] = (0.9, 0.999),
+        eps: Number = 1e-08,
+        weight_decay: Number = 0.0,
+        warmup_steps: Number = 0.0,
+        r: Number = 0.0,
+        weight_lr_power: Number = 2.0,
+        *,
+        maximize: bool = False,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        compensated: bool = False,
+        state_dtype: Any = None,
+        ema_decay: Number | None = None,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        seed: int = 0,
+    ) -> None: ...
+
+class ScheduleFreeRAdam(Optimizer):
+    """Schedule-Free AdamW whose rate rises as the typical size of the gradient becomes known: no warm-up to tune."""
+
+    lr: Number
+    betas: tuple[Number, Number]
+    eps: Number
+    weight_decay: Number
+    r: Number
+    weight_lr_power: Number
+    silent_sgd_phase: bool
+    maximize: bool
+    warmup_steps: Number
+    rounding: Literal["nearest", "stochastic"]
+    compensated: bool
+    state_dtype: Any
+    ema_decay: Number | None
+    max_norm: float | None
+    skip_nonfinite: bool
+    seed: int
+    def __init__(
+        self,
+        lr: Number = 0.0025,
+        betas: tuple[Number, Number] = (0.9, 0.999),
+        eps: Number = 1e-08,
+        weight_decay: Number = 0.0,
+        r: Number = 0.0,
+        weight_lr_power: Number = 2.0,
+        silent_sgd_phase: bool = True,
+        *,
+        maximize: bool = False,
+        warmup_steps: Number = 0.0,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         compensated: bool = False,
         state_dtype: Any = None,

@@ -38,6 +38,7 @@ from schuss.rules.rule import (
     total,
     where,
 )
+from schuss.rules.schedulefree import ScheduleFreeAdamW, ScheduleFreeRAdam, ScheduleFreeSGD
 from schuss.rules.sgd import SGD
 
 __all__ = [
@@ -59,6 +60,9 @@ __all__ = [
     "Row",
     "Rprop",
     "Rule",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeRAdam",
+    "ScheduleFreeSGD",
     "choice",
     "exp",
     "log",
@@ -102,6 +106,7 @@ class Row:
 
 
 _MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq"}
+_ITERATES = {"z": "z", "weight_sum": "weight_sum", "fastest": "lr_max"}
 
 TABLE: dict[str, Row] = {
     row.name: row
@@ -179,6 +184,21 @@ TABLE: dict[str, Row] = {
         ),
         Row(LAMB, f"lr betas eps weight_decay | maximize {_SWITCHES}", _MOMENTS),
         Row(MARS, f"lr betas gamma eps weight_decay | maximize {_SWITCHES}", _MOMENTS | {"h": "last_grad"}),
+        Row(
+            ScheduleFreeSGD,
+            f"lr momentum weight_decay warmup_steps r weight_lr_power | maximize {_SWITCHES}",
+            _ITERATES,
+        ),
+        Row(
+            ScheduleFreeAdamW,
+            f"lr betas eps weight_decay warmup_steps r weight_lr_power | maximize {_SWITCHES}",
+            _ITERATES | {"v": "exp_avg_sq"},
+        ),
+        Row(
+            ScheduleFreeRAdam,
+            f"lr betas eps weight_decay r weight_lr_power silent_sgd_phase | maximize {_SWITCHES}",
+            _ITERATES | {"v": "exp_avg_sq"},
+        ),
     )
 }
 
