@@ -73,7 +73,8 @@ def launch():
         arrays = [w, g, *slots]
         kernel = cpu.kernel(one, tuple(str(a.dtype).removeprefix("torch.") for a in arrays))
         edges = [0, *cuts, w.numel()]
-        sums, found = np.zeros((len(edges), len(one.measured))), np.zeros(len(one.measured))
+        count = len(one.passes.numbers) if one.passes else 0
+        sums, found = np.zeros((len(edges), count)), np.zeros(count)
         rows = [
             table_row(arrays, a, b - a, 0, (sums[k].ctypes.data, found.ctypes.data) if one.passes else ())
             for k, (a, b) in enumerate(itertools.pairwise(edges))

@@ -65,7 +65,7 @@ class Arrays:
             table.place(k, np.array([tensor.data_ptr() for tensor in column], dtype=np.int64))
 
     def on_cpu(self, groups, members):
-        table = WholeTensors(self.columns, self.lengths, len(self.formula.measured))
+        table = WholeTensors(self.columns, self.lengths, self.formula.passes)
         self.placed(table)
         return Launch(self.formula, cpu.kernel(self.formula, self.kept), table, groups, members)
 

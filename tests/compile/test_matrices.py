@@ -47,11 +47,12 @@ def test_many_iterations_end_at_the_polar_factor():
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e30])
 def test_a_matrix_of_any_size(scale):
     matrix = scale * np.random.default_rng(2).standard_normal((3, 8)).astype(np.float32)
-    for found in (
+    for given in (
         orthogonal(matrix, POLYNOMIALS["quintic"]),
         orthogonal(torch.from_numpy(matrix), POLYNOMIALS["quintic"]),
     ):
-        assert np.isfinite(np.asarray(found)).all()
+        found = np.asarray(given)
+        assert np.isfinite(found).all()
         assert np.abs(found).max() < 2
         assert (np.abs(found).max() > 0.5) == (scale > 1)
 

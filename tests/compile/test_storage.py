@@ -47,7 +47,7 @@ def memory(rule, kept, start, slots=()):
 def launched(rule, kept, arrays, steps, gradients, seed=0, averaged=False):
     """Steps by the kernel, in place."""
     one = formula(rule, averaged)
-    table = WholeTensors(columns(("w", "g", *one.slots), kept), [len(arrays[0])], len(one.measured))
+    table = WholeTensors(columns(("w", "g", *one.slots), kept), [len(arrays[0])], one.passes)
     for column, array in enumerate(arrays):
         table.place(column, np.array([array.data_ptr()]))
     made = Launch(one, cpu.kernel(one, kept), table, [0], [3])

@@ -25,7 +25,7 @@ import llvmlite.binding as llvm
 
 from schuss.compile import cache
 from schuss.compile.formula import Formula
-from schuss.compile.passes import Passes
+from schuss.compile.passes import Passes, Word
 from schuss.compile.storage import BLOCK, LEVEL_LEAST, Column, columns, compute_dtype, drawn
 from schuss.rules.rule import WHOLE_TENSOR
 
@@ -37,8 +37,6 @@ _FLAGS = 'error_model="numpy", fastmath={"contract"}'
 
 # The same for sums over a row, which may be taken in any order, so that several numbers are added at once.
 _FREE_SUMS = 'error_model="numpy", fastmath={"contract", "reassoc"}'
-# What a row of the table says besides of a rule with whole-tensor words: where its sums go, and its tensor's numbers.
-MEASURES = ("sums", "found")
 
 _WORDS = {
     "abs": "abs = abs",
@@ -75,7 +73,8 @@ def functions(formula: Formula) -> list[str]:
     if ast.get_docstring(function):
         function.body = function.body[1:]
     found = [ast.unparse(ast.fix_missing_locations(_TypedNumbers().visit(tree))) for tree in trees]
-    return [*found, *([formula.with_average(formula.measured)] if formula.averaged else [])]
+    names = tuple(word.name for word in passes.words) if passes else ()
+    return [*found, *([formula.with_average(names)] if formula.averaged else [])]
 
 
 class _Array:
@@ -154,6 +153,11 @@ class _Array:
         ]
 
 
+def measures(passes: Passes | None) -> tuple[str, ...]:
+    """What a row says besides of an update in passes: where its sums, its tensor's numbers and its matrices are."""
+    return ("sums", "found", *(word.name for word in passes.matrices)) if passes else ()
+
+
 def scalars(formula: Formula, kept: tuple[str, ...]) -> tuple[str, ...]:
     """The columns of the coefficient matrix, by name."""
     return ("scale", *formula.coefficients, *(("key1", "key2") if drawn(kept) else ()))
@@ -198,7 +202,7 @@ def _words(formula: Formula) -> list[str]:
 
 
 def _called(
-    coefficients: Sequence[str], arrays: Sequence[_Array], function: str, measured: Sequence[str]
+    coefficients: Sequence[str], arrays: Sequence[_Array], function: str, known: Sequence[Word]
 ) -> list[str]:
     """The lines that call a function of the formula for the element at `i`."""
     weight, gradient, *slots = arrays
@@ -207,7 +211,8 @@ def _called(
         f"    {weight.read()},",
         f"    scale_ * {gradient.read()},",
         *(f"    {slot.read()}," for slot in slots),
-        *(f"    {name}_," for name in (*coefficients, *measured)),
+        *(f"    {name}_," for name in coefficients),
+        *(f"    load_{one.name}(at_{one.name}, i)," if one.matrix else f"    {one.name}_," for one in known),
         ")",
     ]
 
@@ -217,7 +222,8 @@ def _loop(formula: Formula, arrays: Sequence[_Array]) -> list[str]:
     weight, _, *slots = arrays
     written = [weight, *slots]
     function = "moved" if formula.averaged else "update"
-    moved = _called(formula.coefficients, arrays, function, formula.measured)
+    known = formula.passes.words if formula.passes else ()
+    moved = _called(formula.coefficients, arrays, function, known)
     lines = [*moved, *(line for k, array in enumerate(written) for line in array.write(f"new[{k}]"))]
     if not any(array.blocks for array in arrays):
         return ["for i in range(length):", *_indented(lines, 4)]
@@ -244,20 +250,24 @@ def _sums(formula: Formula, passes: Passes, arrays: Sequence[_Array], level: int
     arrays = arrays[: 2 + len(formula.page_slots)]  # not the average, which no word is of
     lines = _called(formula.page_coefficients, arrays, f"measure_{level}", passes.known(level))
     for k, one in enumerate(words):
-        lines += [f"x = float64(new[{k}])", f"{one.name}_ += {'x * x' if one.word == 'norm' else 'x'}"]
+        if one.matrix:
+            lines.append(f"store_{one.name}(at_{one.name}, i, new[{k}])")
+        else:
+            lines += [f"x = float64(new[{k}])", f"{one.name}_ += {'x * x' if one.word == 'norm' else 'x'}"]
+    numbers = [one for one in words if not one.matrix]
     blocks = any(array.blocks for array in arrays)
     scales = [array.before_block()[0] for array in arrays if array.blocks]
     return [
-        *(f"{one.name}_ = 0.0" for one in words),
+        *(f"{one.name}_ = 0.0" for one in numbers),
         *(_by_block(scales, lines) if blocks else ["for i in range(length):", *_indented(lines, 4)]),
-        *(f"write_float64(at_sums, {passes.words.index(one)}, {one.name}_)" for one in words),
+        *(f"write_float64(at_sums, {passes.numbers.index(one)}, {one.name}_)" for one in numbers),
     ]
 
 
 def _row(memory: Sequence[Column], numbers: Sequence[str], passes: Passes | None, level: int) -> list[str]:
     """The lines that read a row of the table, its coefficients, and what earlier passes measured of its tensor."""
-    more, known = (MEASURES, passes.known(level)) if passes else ((), ())
-    words = [word.name for word in passes.words] if passes else []
+    more = measures(passes)
+    known = [word for word in passes.known(level) if not word.matrix] if passes else []
     stride, keys = len(memory) + len(more) + 3, ("key1", "key2")
     return [
         *(f"at_{column.name} = read_int64(table, {stride} * row + {k})" for k, column in enumerate(memory)),
@@ -283,7 +293,11 @@ def _row(memory: Sequence[Column], numbers: Sequence[str], passes: Passes | None
             f"{name}_ = {'float64' if name in keys else 'real'}(read_float64(coefficients, these + {k}))"
             for k, name in enumerate(numbers)
         ),
-        *(f"{name}_ = real(read_float64(at_found, {words.index(name)}))" for name in known),
+        *(
+            f"{word.name}_ = real(read_float64(at_found, {passes.numbers.index(word)}))"
+            for word in known
+            if passes
+        ),
     ]
 
 
@@ -295,6 +309,7 @@ def source(formula: Formula, kept: tuple[str, ...]) -> str:
     weight, _, *slots = arrays
     blocks = sum(array.blocks for array in arrays)
     passes = formula.passes
+    products = passes.matrices if passes else ()
     moving = [
         *_row(memory, scalars(formula, kept), passes, passes.levels + 1 if passes else 0),
         *(line for array in (weight, *slots) for line in array.before_row()),
@@ -309,8 +324,12 @@ def source(formula: Formula, kept: tuple[str, ...]) -> str:
         f"from schuss.compile.memory import scale_of, spare, stream{', write_float64' if passes else ''}",
         *_words(formula),
         "",
-        f'slots = Slots({len(memory) + blocks}, "{real}")',
+        f'slots = Slots({len(memory) + blocks + len(products)}, "{real}")',
         *(array.made() for array in arrays),
+        *(
+            f'load_{word.name}, store_{word.name} = slots.nearest({len(memory) + blocks + k}, "{real}")'
+            for k, word in enumerate(products)
+        ),
         *(line for text in functions(formula) for line in ("", "", f"@njit({_FLAGS})", text)),
         "",
         "",
@@ -325,17 +344,18 @@ def source(formula: Formula, kept: tuple[str, ...]) -> str:
     else:
         for level in range(1, passes.levels + 1):
             reading = _row(memory, scalars(formula, kept), passes, level)
-            lines += _measuring(formula, passes, arrays, level, reading, len(memory) + 5)
-        lines += _in_turn(passes, moving, len(memory) + 5)
+            lines += _measuring(formula, passes, arrays, level, reading, len(memory))
+        lines += _in_turn(passes, moving, len(memory))
     return "\n".join([*lines, ""])
 
 
 def _measuring(
-    formula: Formula, passes: Passes, arrays: Sequence[_Array], level: int, reading: list[str], stride: int
+    formula: Formula, passes: Passes, arrays: Sequence[_Array], level: int, reading: list[str], columns: int
 ) -> list[str]:
     """The functions that sum over a row, and over the rows of a tensor in their order: so for any number of threads."""
     finished = {"norm": "root({})", "mean": "{} / count", "total": "{}"}
-    words = [(word, passes.words.index(word)) for word in passes.at(level)]
+    words = [(word, passes.numbers.index(word)) for word in passes.at(level) if not word.matrix]
+    stride = columns + len(measures(passes)) + 3
     return [
         f"@njit({_FREE_SUMS})",
         f"def row_{level}(table, coefficients, row, last_row):",
@@ -347,10 +367,10 @@ def _measuring(
         "    count = 0.0",
         *(f"    {word.name}_ = 0.0" for word, _ in words),
         "    for row in range(first, last):",
-        f"        at_sums = read_int64(table, {stride} * row + {stride - 5})",
+        f"        at_sums = read_int64(table, {stride} * row + {columns})",
         f"        count += float64(read_int64(table, {stride} * row + {stride - 2}))",
         *(f"        {word.name}_ += read_float64(at_sums, {k})" for word, k in words),
-        f"    at_found = read_int64(table, {stride} * first + {stride - 4})",
+        f"    at_found = read_int64(table, {stride} * first + {columns + 1})",
         *(
             f"    write_float64(at_found, {k}, {finished[word.word].format(f'{word.name}_')})"
             for word, k in words
@@ -360,12 +380,13 @@ def _measuring(
     ]
 
 
-def _in_turn(passes: Passes, moving: list[str], stride: int) -> list[str]:
+def _in_turn(passes: Passes, moving: list[str], columns: int) -> list[str]:
     """The kernel of an update in passes. Phase 0 takes one tensor after the other through all of them.
 
     Of the other phases each is one pass over rows: 1 sums over rows, 2 over tensors, 3 over rows for the next level,
     ...; the last one moves. Phase 0 and the even ones are given whole tensors.
     """
+    stride = columns + len(measures(passes)) + 3
     phases: list[tuple[int, str]] = []
     for level in range(1, passes.levels + 1):
         phases += [(2 * level - 1, f"row_{level}"), (2 * level, f"tensor_{level}")]
@@ -377,9 +398,9 @@ def _in_turn(passes: Passes, moving: list[str], stride: int) -> list[str]:
         "",
         f"@njit({_FLAGS})",
         "def end_of(table, first, last_row):",
-        f"    found = read_int64(table, {stride} * first + {stride - 4})",
+        f"    found = read_int64(table, {stride} * first + {columns + 1})",
         "    last = first + 1",
-        f"    while last < last_row and read_int64(table, {stride} * last + {stride - 4}) == found:",
+        f"    while last < last_row and read_int64(table, {stride} * last + {columns + 1}) == found:",
         "        last += 1",
         "    return last",
         "",

@@ -246,7 +246,7 @@ class DeviceLaunch(Launch):
             _Pass(kernels, suffix, self.programs, len(lengths)) for suffix in gpu.suffixes(formula)
         ]
         # What an update in passes measures: a row of sums for each program, a row of numbers for each tensor.
-        width = len(formula.measured)
+        width = len(formula.passes.numbers) if formula.passes else 0
         self.sums = torch.empty((self.programs, width), dtype=torch.float64, device=device)
         self.found = torch.empty((len(lengths), width), dtype=self.real, device=device)
         self.measures = (self.sums, self.found) if width else ()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from schuss.compile.formula import Formula
+from schuss.compile.matrices import words
 from schuss.compile.storage import (
     BLOCK,
     FIRST,
@@ -27,7 +28,7 @@ from schuss.compile.storage import (
     columns,
     compute_dtype,
 )
-from schuss.rules.rule import maximum, minimum, sign
+from schuss.rules.rule import Rule, maximum, minimum, sign
 
 Tensor = torch.Tensor
 
@@ -205,10 +206,11 @@ def step(
     memory: Sequence[Tensor],
     numbers: Sequence[float],
     starts: Tensor | None = None,
+    rule: Rule | None = None,
 ) -> None:
     """Move a weight and its state by one step, in place."""
     with torch.no_grad():
-        for array, value in moved(formula, kept, memory, numbers, starts):
+        for array, value in moved(formula, kept, memory, numbers, starts, rule):
             array.copy_(value)
 
 
@@ -219,11 +221,13 @@ def moved(
     memory: Sequence[Tensor],
     numbers: Sequence[float],
     starts: Tensor | None = None,
+    rule: Rule | None = None,
 ) -> list[tuple[Tensor, Tensor]]:
     """Where a weight and its state are, each with what it is after one step; compute in float32 or wider.
 
     `memory` and `numbers` are as a kernel's columns and its row of coefficients. `starts` are the places where
-    stretches of the weight of equal length start: one for a whole weight, one a row for some rows.
+    stretches of the weight of equal length start: one for a whole weight, one a row for some rows. A formula of matrices
+    needs the `rule`.
     """
     names = ("w", "g", *formula.slots)
     cells = columns(names, kept)
@@ -237,7 +241,8 @@ def moved(
     w, g, *slots = (_read(storages[name], arrays[name], besides[name]).to(wide) for name in names)
     scale, *coefficients = numbers
     chance = tuple(coefficients[len(formula.coefficients) :])
-    new = formula.bind(_words(wide))(w, scale * g, *slots, *coefficients[: len(formula.coefficients)])
+    vocabulary = _words(wide) if rule is None else {**_words(wide), **words(rule, w.shape)}
+    new = formula.bind(vocabulary)(w, scale * g, *slots, *coefficients[: len(formula.coefficients)])
     found: list[tuple[Tensor, Tensor]] = []
     for value, name in zip(new, ("w", *formula.slots), strict=True):
 

@@ -77,13 +77,13 @@ class Formula:
         """How the update is cut where it needs whole tensors; None if it does not."""
         return Passes(self.source()) if any(word in WHOLE_TENSOR for word in self.words()) else None
 
-    @functools.cached_property
-    def measured(self) -> tuple[str, ...]:
-        """The numbers of a whole tensor that the moving pass takes, by name."""
-        return tuple(word.name for word in self.passes.words) if self.passes else ()
+    @property
+    def of_matrices(self) -> bool:
+        """Whether the update needs products of matrices."""
+        return self.passes is not None and bool(self.passes.matrices)
 
     def with_average(self, measured: tuple[str, ...] = ()) -> str:
-        """The text of `moved`: the page's `update`, and the average's."""
+        """The text of `moved`: the page's `update`, which may take what was measured, and the average's."""
         arguments = ", ".join(("w", "g", *self.slots, *self.coefficients, *measured))
         page = ", ".join(("w", "g", *self.page_slots, *self.page_coefficients, *measured))
         new = ", ".join(("w", *self.page_slots))

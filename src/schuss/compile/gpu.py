@@ -21,6 +21,7 @@ import functools
 import hashlib
 import linecache
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -207,7 +208,7 @@ def _places(blocks: bool, whole: bool) -> list[str]:
 
 def _moves(formula: Formula, arrays: list[_Array]) -> list[str]:
     """Read all arrays, work out the new numbers, write them."""
-    scalars = (f"{name}_" for name in (*formula.coefficients, *formula.measured))
+    scalars = (f"{name}_" for name in (*formula.coefficients, *_known(formula)))
     arguments = ("w", "scale * g", *formula.slots, *scalars)
     written = [array for array in arrays if array.name != "g"]
     return [
@@ -220,7 +221,7 @@ def _moves(formula: Formula, arrays: list[_Array]) -> list[str]:
 def _sums(formula: Formula, passes: Passes, level: int, arrays: list[_Array], whole: bool) -> list[str]:
     """Read the rule's own arrays, and add up what the words of this level need, in float64."""
     slots = formula.page_slots
-    scalars = (f"{name}_" for name in (*formula.page_coefficients, *passes.known(level)))
+    scalars = (f"{name}_" for name in (*formula.page_coefficients, *_known(formula, level)))
     lines = [f"{array.name} = {array.read()}" for array in arrays[: 2 + len(slots)]]
     lines.append(f"new = measure_{level}({', '.join(('w', 'scale * g', *slots, *scalars))})")
     for k, word in enumerate(passes.at(level)):
@@ -229,9 +230,9 @@ def _sums(formula: Formula, passes: Passes, level: int, arrays: list[_Array], wh
     return lines
 
 
-def _known(formula: Formula, level: int) -> tuple[str, ...]:
-    """What earlier passes have measured of a tensor, by name."""
-    return formula.passes.known(level) if formula.passes else ()
+def _known(formula: Formula, level: int = sys.maxsize) -> tuple[str, ...]:
+    """What passes before this level's have measured of a tensor, by name."""
+    return tuple(word.name for word in formula.passes.known(level)) if formula.passes else ()
 
 
 def _arguments(formula: Formula, kept: tuple[str, ...], level: int) -> str:
@@ -292,7 +293,7 @@ def _program(formula: Formula, kept: tuple[str, ...], level: int) -> list[str]:
     numbers, suffix = cpu.scalars(formula, kept), _suffix(formula, level)
     stride, arguments = len(memory) + 3, _arguments(formula, kept, level)
     addresses = " | ".join(f"to_{column.name}" for column in memory if column.per == 1)
-    measured = formula.measured
+    measured = _known(formula)
     words = [word.name for word in formula.passes.at(level)] if formula.passes else []
     sums = f"{', '.join(words)} = " if words else ""
     return [
@@ -361,7 +362,7 @@ def _finish(formula: Formula, level: int) -> list[str]:
     """The kernel that adds up a tensor's sums, a program for each, in the order of its stretches."""
     assert formula.passes
     finished = {"norm": "tl.sqrt({})", "mean": "{} / length.to(tl.float64)", "total": "{}"}
-    count, words = len(formula.measured), formula.passes.at(level)
+    count, words = len(_known(formula)), formula.passes.at(level)
     lines = [
         "@triton.jit",
         f"def finish_{level}(starts, tensors, stride, sums, found):",
@@ -374,10 +375,10 @@ def _finish(formula: Formula, level: int) -> list[str]:
         f"        i = done + tl.arange(0, {BLOCK})",
     ]
     for word in words:
-        k = formula.measured.index(word.name)
+        k = _known(formula).index(word.name)
         lines.append(f"        {word.name}_ += tl.load(sums + {count} * i + {k}, mask=i < last, other=0.0)")
     for word in words:
-        k, sum_ = formula.measured.index(word.name), f"tl.sum({word.name}_)"
+        k, sum_ = _known(formula).index(word.name), f"tl.sum({word.name}_)"
         lines.append(f"    tl.store(found + {count} * tensor + {k}, {finished[word.word].format(sum_)})")
     return [*lines, ""]
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from schuss.errors import RuleError
-from schuss.rules.rule import VOCABULARY, WHOLE_TENSOR, Rule
+from schuss.rules.rule import MATRIX, VOCABULARY, WHOLE_TENSOR, Rule
 
 # The names of the running average of the weights, and of the part of it that each step renews.
 AVERAGE, RENEWED = "average", "renewed"
@@ -415,7 +415,7 @@ class _Sentence:
     def _varies(self, node: ast.AST) -> bool:
         """Whether an expression differs from element to element: not if it is of coefficients and whole tensors."""
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in WHOLE_TENSOR:
-            return False
+            return node.func.id in MATRIX
         if isinstance(node, ast.Name):
             return node.id in self.varying
         return any(map(self._varies, ast.iter_child_nodes(node)))

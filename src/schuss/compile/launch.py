@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from schuss.compile import threads
+from schuss.compile import matrices, threads
 from schuss.compile.cpu import Kernel
 from schuss.compile.formula import Formula
+from schuss.compile.passes import Passes, Word
 from schuss.compile.storage import Column, keys
 from schuss.rules.rule import Rule
 
@@ -55,28 +57,81 @@ class Table:
         self.cells[:, -1] = which[self.owner]
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Tensors that go through the passes of an update together: their rows, and their matrices' common shape."""
+
+    rows: slice
+    group: int = 0
+    shape: tuple[int, int, int] = (0, 0, 0)
+    one_by_one: bool = False
+
+
 class WholeTensors(Table):
     """A table over whole tensors, cut into rows of `ROW` elements.
 
-    With `measured` numbers of each tensor a row says where its own sums go, and where its tensor's numbers are.
+    For an update in `passes` a row also says where its sums, its tensor's numbers and its tensor's matrices are; the
+    rows then stand in the order of `batches`. It needs the tensors' `shapes` as matrices, and their `groups`.
     """
 
-    def __init__(self, columns: Sequence[Column], lengths: Sequence[int], measured: int = 0) -> None:
+    def __init__(
+        self,
+        columns: Sequence[Column],
+        lengths: Sequence[int],
+        passes: Passes | None = None,
+        shapes: Sequence[tuple[int, int]] = (),
+        groups: Sequence[int] = (),
+        real: str = "float32",
+    ) -> None:
         whole = np.asarray(lengths, dtype=np.int64)
         rows_of = -(-whole // ROW)
         owner = np.repeat(np.arange(len(whole)), rows_of)
         first = np.cumsum(rows_of) - rows_of
         offsets = (np.arange(len(owner)) - first[owner]) * ROW
-        if measured:  # those that fit in a cache come first
-            order = np.argsort(rows_of[owner] > IN_CACHE, kind="stable")
-            owner, offsets = owner[order], offsets[order]
-        super().__init__(columns, owner, offsets, np.minimum(whole[owner] - offsets, ROW), 2 * bool(measured))
-        if measured:
-            self.sums, self.found = np.zeros((len(owner), measured)), np.zeros((len(whole), measured))
-            self.cells[:, len(columns)] = self.sums.ctypes.data + self.sums.strides[0] * np.arange(len(owner))
-            self.cells[:, len(columns) + 1] = self.found.ctypes.data + self.found.strides[0] * owner
-            self.small = int((rows_of[owner] <= IN_CACHE).sum())
-            self.starts = np.flatnonzero(np.diff(owner, prepend=-1, append=-1))
+        if passes is None:
+            super().__init__(columns, owner, offsets, np.minimum(whole[owner] - offsets, ROW))
+            return
+        if passes.matrices:
+            keys = [(*shape, group) for shape, group in zip(shapes, groups, strict=True)]
+        else:  # those that fit in a cache come first
+            keys = [(int(rows > IN_CACHE), 0, 0) for rows in rows_of.tolist()]
+        every = sorted(set(keys))
+        batch_of = np.array([every.index(key) for key in keys], dtype=np.int64)
+        order = np.argsort(batch_of[owner], kind="stable")
+        owner, offsets = owner[order], offsets[order]
+        lengths_of = np.minimum(whole[owner] - offsets, ROW)
+        super().__init__(columns, owner, offsets, lengths_of, 2 + len(passes.matrices))
+        self.starts = np.flatnonzero(np.diff(owner, prepend=-1, append=-1))
+        ends = np.searchsorted(batch_of[owner], np.arange(len(every) + 1))
+        members = [np.flatnonzero(batch_of == k) for k in range(len(every))]
+        self.batches = [
+            Batch(
+                slice(ends[k], ends[k + 1]),
+                *(
+                    (key[2], (len(members[k]), key[0], key[1]))
+                    if passes.matrices
+                    else (0, (0, 0, 0), not key[0])
+                ),
+            )
+            for k, key in enumerate(every)
+        ]
+        numbers = len(passes.numbers)
+        self.sums, self.found = np.zeros((len(owner), numbers)), np.zeros((len(whole), numbers))
+        for k, word in enumerate(passes.numbers):
+            if word.level == 0:
+                self.found[:, k] = [shape[word.word == "columns"] for shape in shapes]
+        self.cells[:, len(columns)] = self.sums.ctypes.data + self.sums.strides[0] * np.arange(len(owner))
+        self.cells[:, len(columns) + 1] = self.found.ctypes.data + self.found.strides[0] * owner
+        # Where the matrices of one batch are, one after the other, and then those of the next.
+        begun = np.zeros_like(whole)
+        for some in members:
+            begun[some] = np.cumsum(whole[some]) - whole[some]
+        most = max((int(whole[some].sum()) for some in members), default=0)
+        self.products = {word.name: np.zeros(most, dtype=real) for word in passes.matrices}
+        for k, array in enumerate(self.products.values()):
+            self.cells[:, len(columns) + 2 + k] = array.ctypes.data + array.itemsize * (
+                begun[owner] + offsets
+            )
 
     def place(self, column: int, addresses: Array) -> None:
         """Say where each tensor's memory of this column is."""
@@ -154,6 +209,8 @@ class Launch:
         # Another rule may remember more of a tensor: of the ledger's columns the first are this one's.
         self.place = rows, slice(1 + len(formula.rule.scalars))
         self.written: bytes | None = None
+        self.library: Callable[[Array], Any] = np.asarray  # whose products of matrices are taken
+        self.rules: Sequence[Rule] | Mapping[int, Rule] = ()
         self.call: tuple[int, functools.partial[None]] | None = None
 
     def stands(self, ledger: Array) -> bool:
@@ -187,7 +244,7 @@ class Launch:
         """
         if not self.stands(ledger):
             self._gather(ledger[self.place])
-        self.written = None  # until this step is taken
+        self.written, self.rules = None, rules  # until this step is taken
         for row, (group, history) in enumerate(self.cohorts):
             self.matrix[row], after = numbers(self.formula, self.drawn, rules[group], history, terms[group])
             self.cohorts[row] = group, after
@@ -205,7 +262,7 @@ class Launch:
             calls = (
                 [self._call(self.kernel, workers, slice(len(self.table.cells)))]
                 if passes is None
-                else self._in_passes(passes.levels, workers)
+                else self._in_passes(passes, workers)
             )
             self.call = workers, calls[0] if len(calls) == 1 else functools.partial(threads.together, calls)
         return self.call[1]
@@ -216,17 +273,36 @@ class Launch:
         elements = int(self.table.cells[rows, -2].sum())
         return threads.call(kernel, self.table.address, self.at_matrix, rows, elements, workers, starts)
 
-    def _in_passes(self, levels: int, workers: int) -> list[functools.partial[None]]:
-        """Tensors that fit in a cache one by one through all passes, then the others together, pass by pass."""
+    def _in_passes(self, passes: Passes, workers: int) -> list[functools.partial[None]]:
+        """Batch by batch: tensors that fit in a cache one by one through all passes, the others together."""
         table = self.table
         assert isinstance(table, WholeTensors)
-        small, large = slice(table.small), slice(table.small, len(table.cells))
-        calls = [self._call(functools.partial(self.kernel, 0), workers, small, table.starts)]
-        if table.small < len(table.cells):
-            for phase in range(1, 2 * levels + 2):
-                starts = table.starts if phase % 2 == 0 else None
-                calls.append(self._call(functools.partial(self.kernel, phase), workers, large, starts))
+        calls: list[functools.partial[None]] = []
+
+        def run(phase: int, batch: Batch, starts: Array | None = None) -> None:
+            calls.append(self._call(functools.partial(self.kernel, phase), workers, batch.rows, starts))
+
+        for batch in table.batches:
+            if batch.one_by_one:
+                run(0, batch, table.starts)
+                continue
+            for level in range(1, passes.levels + 1):
+                run(2 * level - 1, batch)
+                run(2 * level, batch, table.starts)
+                calls += [
+                    functools.partial(threads.apart, self._multiply, word, batch)
+                    for word in passes.at(level)
+                    if word.matrix
+                ]
+            run(2 * passes.levels + 1, batch)
         return calls
+
+    def _multiply(self, word: Word, batch: Batch) -> None:
+        """Put the product of matrices that the word is in the place of its argument."""
+        table, rule = self.table, self.rules[batch.group]
+        assert isinstance(table, WholeTensors)
+        given = table.products[word.name][: math.prod(batch.shape)].reshape(batch.shape)
+        given[...] = matrices.orthogonal(self.library(given), rule.iterations, rule.smallest_norm)
 
     def taken(self, ledger: Array) -> None:
         """Note that the step which was prepared is taken and counted."""

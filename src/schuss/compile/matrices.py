@@ -14,14 +14,16 @@ Gower 2025, the Polar Express (`polar_express`); the tables of coefficients as p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from schuss.errors import refusal
+from schuss.rules.rule import Rule
 
-__all__ = ["POLYNOMIALS", "Polynomials", "orthogonal", "polynomials", "range_of"]
+__all__ = ["POLYNOMIALS", "Polynomials", "matrix_shape", "orthogonal", "polynomials", "range_of", "words"]
 
 Polynomials = tuple[tuple[float, float, float], ...]
 
@@ -55,6 +57,21 @@ def polynomials(name: str, steps: int | None = None) -> Polynomials:
         raise refusal("polynomials", name, "one of " + ", ".join(map(repr, POLYNOMIALS)))
     found = POLYNOMIALS[name]
     return found if steps is None else (found + found[-1:] * steps)[:steps]
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """A weight of this shape as a matrix: its first axis, and all others together."""
+    return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+
+
+def words(rule: Rule, shape: Sequence[int]) -> dict[str, Any]:
+    """The words of matrices for one whole weight of this shape, over NumPy's arrays or torch's."""
+    rows, columns = matrix_shape(shape)
+
+    def of_matrix(x: Any) -> Any:
+        return orthogonal(x.reshape(rows, columns), rule.iterations, rule.smallest_norm).reshape(shape)
+
+    return {"orthogonal": of_matrix, "rows": lambda x: float(rows), "columns": lambda x: float(columns)}
 
 
 def range_of(iterations: Polynomials, low: float) -> tuple[float, float]:

@@ -16,18 +16,26 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass
 
-from schuss.rules.rule import WHOLE_TENSOR
+from schuss.rules.rule import MATRIX, SHAPES, WHOLE_TENSOR
 
 __all__ = ["Passes", "Word"]
 
 
 @dataclass(frozen=True)
 class Word:
-    """One whole-tensor word in an update: which, the name of the number it gives, and the pass that measures it."""
+    """One whole-tensor word in an update: which, the name of what it gives, and the pass that measures it.
+
+    Level 0 is known of the weight's shape.
+    """
 
     word: str
     name: str
     level: int
+
+    @property
+    def matrix(self) -> bool:
+        """Whether it gives a number for each element, not one for the tensor."""
+        return self.word in MATRIX
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,8 @@ class _Hoist(ast.NodeTransformer):
         if word not in WHOLE_TENSOR:
             return node
         (argument,) = node.args
+        if word in SHAPES:
+            return self.known_of_shape(word)
         level = self.level(argument)
         of = argument.id if isinstance(argument, ast.Name) else str(len(self.words) + 1)
         name = self.free(f"{word}_{of}")
@@ -76,6 +86,12 @@ class _Hoist(ast.NodeTransformer):
         self.words.append(Word(word, name, level + 1))
         self.lines.append(_Line(_argument(name), argument, level))
         return ast.Name(name, ast.Load())
+
+    def known_of_shape(self, word: str) -> ast.expr:
+        found = [one.name for one in self.words if one.word == word] or [self.free(f"number_of_{word}")]
+        if all(one.name != found[0] for one in self.words):
+            self.words.append(Word(word, found[0], 0))
+        return ast.Name(found[0], ast.Load())
 
 
 def _argument(name: str) -> str:
@@ -118,6 +134,16 @@ class Passes:
         self.words, self.lines = tuple(hoist.words), hoist.lines
 
     @property
+    def numbers(self) -> tuple[Word, ...]:
+        """The words that give one number for a tensor."""
+        return tuple(word for word in self.words if not word.matrix)
+
+    @property
+    def matrices(self) -> tuple[Word, ...]:
+        """The words that give a matrix."""
+        return tuple(word for word in self.words if word.matrix)
+
+    @property
     def levels(self) -> int:
         """How many measuring passes there are."""
         return max((word.level for word in self.words), default=0)
@@ -126,9 +152,9 @@ class Passes:
         """The words that the pass of this level measures."""
         return tuple(word for word in self.words if word.level == level)
 
-    def known(self, level: int) -> tuple[str, ...]:
-        """What has been measured before the pass of this level, by name."""
-        return tuple(word.name for word in self.words if word.level < level)
+    def known(self, level: int) -> tuple[Word, ...]:
+        """What has been measured before the pass of this level."""
+        return tuple(word for word in self.words if word.level < level)
 
     def measure(self, level: int) -> str:
         """The text of `measure_<level>`: the arguments of this level's words, of one element."""
@@ -146,5 +172,5 @@ class Passes:
             for line in self.lines
             if line.level < level and line.name not in others
         ]
-        arguments = ", ".join((*self.arguments, *self.known(level)))
+        arguments = ", ".join((*self.arguments, *(word.name for word in self.known(level))))
         return "\n".join([f"def {name}({arguments}):", *body, f"    return {result}"])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from schuss.compile.formula import formula
+from schuss.compile.matrices import words
 from schuss.rules.rule import Rule
 
 Array = np.ndarray[Any, Any]
@@ -52,7 +53,7 @@ class Reference:
         self.scalars = {name: scalars[name] for name in self.rule.scalars}
         one_step = formula(self.rule)
         with np.errstate(all="ignore"):
-            self.w, *self.state = one_step.bind(WORDS)(
+            self.w, *self.state = one_step.bind(WORDS | words(self.rule, self.w.shape))(
                 self.w,
                 np.asarray(g, dtype=np.float64),
                 *self.state,

@@ -6,7 +6,7 @@ import functools
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -84,6 +84,11 @@ def _wait(helpers: list[Future[None]]) -> None:
     except KeyboardInterrupt:
         _wait(helpers)
         raise
+
+
+def apart(function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function of Python on a thread of its own, where no interrupt ends it halfway."""
+    _wait([_pool(1).submit(function, *arguments)])
 
 
 def run(kernel: Kernel, table: int, matrix: int, rows: int, elements: int, workers: int) -> None:

@@ -20,7 +20,8 @@ from schuss.compile import cpu, norm, threads
 from schuss.compile.formula import Formula
 from schuss.compile.front import for_sparse
 from schuss.compile.launch import Launch, Terms, TouchedRows, WholeTensors
-from schuss.compile.storage import Column, columns
+from schuss.compile.matrices import matrix_shape
+from schuss.compile.storage import Column, columns, compute_dtype
 from schuss.errors import refusal
 from schuss.numpy.layout import KERNEL_NAMES, address, bounds, empty, has_kernel, length, lies, native
 from schuss.numpy.sparse import touched
@@ -174,7 +175,10 @@ class _Batch:
     ) -> None:
         self.memory = memory
         lengths = [length(item.weight) for item in items]
-        self.table = WholeTensors(_columns(signature), lengths, len(signature[0].measured))
+        shapes = [matrix_shape(item.weight.shape) for item in items]
+        one, kept = signature
+        real, groups = compute_dtype(kept), [0] * len(items)
+        self.table = WholeTensors(_columns(signature), lengths, one.passes, shapes, groups, real)
         members = [item.member for item in items]
         self.launch = Launch(signature[0], cpu.kernel(*signature), self.table, [0] * len(items), members)
         self.weights_in: list[tuple[Array, Array]] = []

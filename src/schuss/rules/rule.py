@@ -8,7 +8,9 @@ page can be read and run by hand; each backend binds the same names to its own. 
 a convention is a coefficient, and what changes the *state* is a variant with an `update_<variant>` of its own.
 
 `norm(x)`, `mean(x)` and `total(x)` are of a whole tensor. The compiler makes passes over memory of them: one that
-measures for each that another one depends on, and the last one, which alone writes.
+measures for each that another one depends on, and the last one, which alone writes. `orthogonal(x)` is of a whole
+matrix: the library's products make it between two passes, as `Rule.iterations` say. `rows(w)` and `columns(w)` are
+known of its shape.
 """
 
 from __future__ import annotations
@@ -23,10 +25,14 @@ from typing import Any, ClassVar, Self
 from schuss.errors import refusal
 
 __all__ = [
+    "MATRIX",
+    "MEASURED",
+    "SHAPES",
     "VOCABULARY",
     "WHOLE_TENSOR",
     "Rule",
     "choice",
+    "columns",
     "exp",
     "log",
     "maximum",
@@ -35,6 +41,8 @@ __all__ = [
     "norm",
     "number",
     "option",
+    "orthogonal",
+    "rows",
     "sign",
     "sqrt",
     "total",
@@ -80,7 +88,26 @@ def total(a: Any) -> Any:
     return a
 
 
-WHOLE_TENSOR = ("mean", "norm", "total")
+def rows(a: Any) -> Any:
+    """How many rows the weight's matrix has: its first axis. All other axes together are its columns."""
+    del a
+    return 1.0
+
+
+def columns(a: Any) -> Any:
+    """How many columns the weight's matrix has."""
+    del a
+    return 1.0
+
+
+def orthogonal(a: Any) -> Any:
+    """The matrix with all singular values driven to 1, by the rule's `iterations`."""
+    return sign(a)
+
+
+# Those that give one number for a tensor, those that are known of its shape, and those that give a matrix.
+MEASURED, SHAPES, MATRIX = ("mean", "norm", "total"), ("rows", "columns"), ("orthogonal",)
+WHOLE_TENSOR = (*MEASURED, *SHAPES, *MATRIX)
 # The names that a backend binds anew. `abs` is Python's own.
 VOCABULARY = ("abs", "exp", "log", "maximum", "minimum", "sign", "sqrt", "where", *WHOLE_TENSOR)
 
@@ -205,6 +232,16 @@ class Rule:
     def slots(self) -> tuple[str, ...]:
         """The state of this variant, by name."""
         return self.variants[self.variant]
+
+    @property
+    def iterations(self) -> tuple[tuple[float, float, float], ...]:
+        """The polynomials a σ + b σ³ + c σ⁵ by which `orthogonal` drives singular values to 1."""
+        raise NotImplementedError
+
+    @property
+    def smallest_norm(self) -> float:
+        """`orthogonal` divides a matrix by its norm at first; by this where the norm is smaller."""
+        return 1e-7
 
     def initial(self) -> dict[str, float]:
         """The value of each slot and scalar before the first step, where it is not 0."""

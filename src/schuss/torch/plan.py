@@ -24,7 +24,8 @@ from schuss.compile import cpu, device, eager, threads
 from schuss.compile.formula import Formula
 from schuss.compile.front import dtype_name
 from schuss.compile.launch import TENSOR_BITS, Launch, Table, Terms, TouchedRows, WholeTensors, numbers
-from schuss.compile.storage import PLAIN, STORAGES, Column, columns, drawn
+from schuss.compile.matrices import matrix_shape
+from schuss.compile.storage import PLAIN, STORAGES, Column, columns, compute_dtype, drawn
 from schuss.rules import Rule
 from schuss.torch import layout
 from schuss.torch.kept import check_rows
@@ -66,6 +67,8 @@ class Item:
         if not all(one in STORAGES for one in self.kept) or not all(map(_has_kernel, tensors)):
             return "eager"
         straight = all(map(_contiguous, tensors)) and not any(map(lazy, tensors))
+        if self.formula.of_matrices and not (straight and self.weight.device.type == "cpu"):
+            return "eager"
         if device.runs_on(self.weight.device):
             alike = not self.in_blocks and all(_lies_like(t, self.weight) for t in tensors)
             return "gpu" if straight or alike else "eager"
@@ -139,12 +142,17 @@ def _columns(signature: Signature) -> list[Column]:
 
 def _launch(signature: Signature, items: Sequence[Item], table: Table) -> Launch:
     groups, members = [item.group for item in items], [item.member for item in items]
-    return Launch(signature[0], cpu.kernel(*signature), table, groups, members)
+    launch = Launch(signature[0], cpu.kernel(*signature), table, groups, members)
+    launch.library = torch.from_numpy
+    return launch
 
 
 def _whole(signature: Signature, items: Sequence[Item]) -> WholeTensors:
     lengths = [_length(item.weight) for item in items]
-    return WholeTensors(_columns(signature), lengths, len(signature[0].measured))
+    shapes = [matrix_shape(item.weight.shape) for item in items]
+    groups = [item.group for item in items]
+    formula, kept = signature
+    return WholeTensors(_columns(signature), lengths, formula.passes, shapes, groups, compute_dtype(kept))
 
 
 class _Plain:
@@ -291,6 +299,7 @@ class _Eager:
 
     item: Item
     gradient: Tensor
+    rule: Rule
     row: list[float]
     remembered: list[float]
 
@@ -303,7 +312,7 @@ class _Eager:
             starts = torch.tensor([item.start()], device=place)
             kept = item.signature(gradient)[1]
             memory = [written[0], gradient, *written[1:]]
-            return _copying(eager.moved(item.formula, kept, memory, self.row, starts))
+            return _copying(eager.moved(item.formula, kept, memory, self.row, starts, self.rule))
         rows = gradient.indices().unbind()
         touched = [tensor[rows] for tensor in written]
         outer = item.weight.shape[: gradient.sparse_dim()]
@@ -472,7 +481,7 @@ class Plan:
             ledger[item.member].tolist(),
             terms[item.group],
         )
-        return _Eager(item, gradient, *scalars)
+        return _Eager(item, gradient, rules[item.group], *scalars)
 
 
 def _copying(back: Back) -> list[partial[Any]]:
