@@ -78,14 +78,15 @@ MUTATIONS = [
     ("Lion", "gain=1 - self.beta2", "gain=1 - self.beta1"),
     ("Adan", "follows=1.0 if step > 1 else 0.0", "follows=1.0"),
     ("Adan", "where(follows > 0, g - h, 0.0)", "where(follows > 0, h - g, 0.0)"),
-    ("Adan", "ahead = g + decay2 * change", "ahead = g + gain2 * change"),
-    ("Adan", "ahead = g + decay2 * change", "ahead = g"),
-    ("Adan", "step_d=self.lr * self.beta2 /", "step_d=self.lr * (1 - self.beta2) /"),  # as Optax does
-    ("Adan", "step_d=self.lr * self.beta2 /", "step_d=self.lr /"),
+    ("Adan", "ahead = g + b2 * change", "ahead = g + gain2 * change"),
+    ("Adan", "ahead = g + b2 * change", "ahead = g"),
+    ("Adan", "step_d=lr * self.beta2 /", "step_d=lr * (1 - self.beta2) /"),  # as Optax does
+    ("Adan", "step_d=lr * self.beta2 /", "step_d=lr /"),
     ("Adan", "left_to_average(self.beta3, step)", "left_to_average(self.beta2, step)"),
     ("Adan", "return w, m, d, n, g", "return w, m, d, n, -g"),
-    ("Adan", "1 / (1 + lost)", "1 - lost"),
+    ("Adan", "else 1 / (1 + lost)", "else 1 - lost"),
     ("Adan", "keep=1 - lost if self.no_prox", "keep=1 / (1 + lost) if self.no_prox"),
+    ("Adan", "self.lr if self.no_prox else self.lr / (1 + lost)", "self.lr"),
     ("AdaBelief", "strays = g - m", "strays = g"),
     ("AdaBelief", "strays = g - m", "strays = g - (m - gain1 * g) / decay1"),  # the average before
     ("AdaBelief", 'eps_each=self.eps if self.eps_position == "accumulated" else 0.0', "eps_each=0.0"),

@@ -64,49 +64,29 @@ class Adan(Rule):
     def coefficients(self, step: int) -> dict[str, float]:
         """The scalars of one step."""
         lost = self.lr * self.weight_decay
+        lr = self.lr if self.no_prox else self.lr / (1 + lost)  # (w − η u) / (1 + η λ), multiplied out
         return dict(
             follows=1.0 if step > 1 else 0.0,
-            decay1=self.beta1,
+            b1=self.beta1,
             gain1=1 - self.beta1,
-            decay2=self.beta2,
+            b2=self.beta2,
             gain2=1 - self.beta2,
-            decay3=self.beta3,
+            b3=self.beta3,
             gain3=1 - self.beta3,
-            step_m=self.lr / left_to_average(self.beta1, step),
-            step_d=self.lr * self.beta2 / left_to_average(self.beta2, step),
+            step_m=lr / left_to_average(self.beta1, step),
+            step_d=lr * self.beta2 / left_to_average(self.beta2, step),
             root=1 / math.sqrt(left_to_average(self.beta3, step)),
             eps=self.eps,
-            keep=1 - lost if self.no_prox else 1.0,
-            shrink=1.0 if self.no_prox else 1 / (1 + lost),
+            keep=1 - lost if self.no_prox else 1 / (1 + lost),
         )
 
     @staticmethod
-    def update(
-        w,
-        g,
-        m,
-        d,
-        n,
-        h,
-        follows,
-        decay1,
-        gain1,
-        decay2,
-        gain2,
-        decay3,
-        gain3,
-        step_m,
-        step_d,
-        root,
-        eps,
-        keep,
-        shrink,
-    ):
+    def update(w, g, m, d, n, h, follows, b1, gain1, b2, gain2, b3, gain3, step_m, step_d, root, eps, keep):
         """One weight, one step."""
         change = where(follows > 0, g - h, 0.0)
-        ahead = g + decay2 * change
-        m = decay1 * m + gain1 * g
-        d = decay2 * d + gain2 * change
-        n = decay3 * n + gain3 * ahead * ahead
-        w = shrink * (keep * w - (step_m * m + step_d * d) / (sqrt(n) * root + eps))
+        ahead = g + b2 * change
+        m = b1 * m + gain1 * g
+        d = b2 * d + gain2 * change
+        n = b3 * n + gain3 * ahead * ahead
+        w = keep * w - (step_m * m + step_d * d) / (sqrt(n) * root + eps)
         return w, m, d, n, g
