@@ -137,6 +137,23 @@ LISTED = (
     Case(
         "ScheduleFreeRAdam", dict(lr=0.02, betas=(0.8, 0.9), weight_decay=0.1, silent_sgd_phase=False, r=0.5)
     ),
+    Case("Adan"),
+    Case("Adan", dict(lr=0.02, betas=(0.8, 0.7, 0.95), eps=1e-3, weight_decay=0.3)),
+    Case("Adan", dict(lr=0.02, weight_decay=0.3, no_prox=True)),
+    Case("AdaBelief"),
+    Case("AdaBelief", dict(lr=0.02, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.1)),
+    Case(
+        "AdaBelief",
+        dict(lr=0.02, eps=1e-3, weight_decay=0.1, decoupled_weight_decay=False),
+        dict(eps_position="once"),
+    ),
+    Case("AdaBelief", dict(lr=0.02, eps=1e-3), dict(eps_position="outside")),
+    Case("ADOPT"),
+    Case("ADOPT", dict(lr=0.02, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.1)),
+    Case("ADOPT", dict(lr=0.02, weight_decay=0.1, decoupled_weight_decay=True), dict(clip=False)),
+    Case("AdEMAMix"),
+    Case("AdEMAMix", dict(lr=0.02, betas=(0.8, 0.95, 0.99), eps=1e-3, weight_decay=0.1, alpha=3.0)),
+    Case("AdEMAMix", dict(lr=0.02, beta3_warmup=6, alpha_warmup=5)),
 )
 
 

@@ -17,11 +17,14 @@ from schuss.rules import (
     ASGD,
     SGD,
     TABLE,
+    AdaBelief,
     Adadelta,
     Adagrad,
     Adam,
     Adamax,
     AdamW,
+    Adan,
+    AdEMAMix,
     NAdam,
     RAdam,
     RMSprop,
@@ -154,6 +157,26 @@ CASES = {
     "LateSized": (LateSized(), 3, {"v": 0.3}),
     "Sized": (Sized(share=1.0, pull=0.3), 3, {"q": 0.3}),
     "ADOPT": (ADOPT(lr=0.1, beta2=STILL), 4, {"v": 0.3}),
+    "ADOPT built in": (schuss.rules.ADOPT(lr=0.1, weight_decay=0.2, beta2=STILL), 4, {"v": 0.3}),
+    "ADOPT unclipped": (
+        schuss.rules.ADOPT(lr=0.1, weight_decay=2.0, decoupled_weight_decay=True, clip=False, beta2=STILL),
+        4,
+        {"v": 0.3},
+    ),
+    "Adan": (Adan(lr=0.1, weight_decay=0.2, beta3=STILL), 4, {"n": 3e-13}),
+    "Adan without prox": (Adan(lr=0.1, weight_decay=2.0, no_prox=True, beta3=STILL), 4, {"n": 3e-13}),
+    "AdaBelief": (AdaBelief(lr=0.1, weight_decay=2.0, beta2=STILL, eps=1e-24), 4, {"s": 3e-13}),
+    "AdaBelief coupled": (
+        AdaBelief(lr=0.1, weight_decay=0.2, decoupled_weight_decay=False, eps_position="once", beta2=STILL),
+        4,
+        {"s": 3e-13},
+    ),
+    "AdEMAMix": (AdEMAMix(lr=0.1, weight_decay=0.2, beta2=STILL), 4, {"v": 3e-13}),
+    "AdEMAMix warming up": (
+        AdEMAMix(lr=0.1, beta2=STILL, beta3_warmup=10, alpha_warmup=10),
+        4,
+        {"v": 3e-13},
+    ),
 }
 
 

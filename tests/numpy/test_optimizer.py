@@ -30,6 +30,12 @@ OPTIONS = [
     ("lr_decay", 0.1),
     ("etas", (0.4, 1.3)),
     ("betas", (0.8, 0.95)),
+    ("betas", (0.8, 0.95, 0.9)),
+    ("eps_position", "once"),
+    ("clip", False),
+    ("no_prox", True),
+    ("alpha_warmup", 5.0),
+    ("beta3_warmup", 5.0),
     ("maximize", True),
 ]
 
@@ -41,7 +47,7 @@ def cases():
         for option, value in OPTIONS:
             domain = own.get(option)
             if option in ("etas", "betas"):
-                known = option in row.rule.tuples
+                known = len(row.rule.tuples.get(option, ())) == len(value)
             else:
                 known = option in own and (
                     option != "eps_position" or value in getattr(domain, "choices", ())

@@ -221,6 +221,65 @@ def schedule_free_radam(w, t, gs, past, o):
     return schedule_free(w, t, rate, u + o["weight_decay"] * w, o["beta1"], past, o)
 
 
+def adan(w, t, gs, past, o):
+    b1, b2, b3 = o["beta1"], o["beta2"], o["beta3"]
+    changes = [g - h for g, h in zip(gs, [gs[0], *gs], strict=False)]
+    m, d = average(gs, b1) / (ONE - b1**t), average(changes, b2) / (ONE - b2**t)
+    n = average([(g + b2 * change) ** 2 for g, change in zip(gs, changes, strict=True)], b3) / (ONE - b3**t)
+    step = o["lr"] * (m + b2 * d) / (n.sqrt() + o["eps"])
+    lost = o["lr"] * o["weight_decay"]
+    return w - lost * w - step if o["no_prox"] else (w - step) / (ONE + lost)
+
+
+def adabelief(w, t, gs, past, o):
+    if o["decoupled_weight_decay"]:
+        w = w - o["lr"] * o["weight_decay"] * w
+    b1, b2, eps = o["beta1"], o["beta2"], o["eps"]
+    s = average([(g - average(gs[:i], b1)) ** 2 for i, g in enumerate(gs, 1)], b2)
+    if (
+        o["eps_position"] == "accumulated"
+    ):  # the weight of each ε is a power of β₂: they sum to a geometric series
+        s = s + eps * (ONE - b2**t) / (ONE - b2)
+    elif o["eps_position"] == "once":
+        s = s + eps
+    root = (s / (ONE - b2**t)).sqrt()
+    return w - o["lr"] * average(gs, b1) / (ONE - b1**t) / (root + eps)
+
+
+def adopt(w, t, gs, past, o):
+    if t == 1:
+        return w
+    if o["decoupled_weight_decay"]:
+        w = w - o["lr"] * o["weight_decay"] * w
+    xs = past.setdefault("xs", [])
+    # v starts at g₁²: that square keeps the weight that an average from zero has not given away.
+    v = gs[0] ** 2 * power(o["beta2"], t - 2) + average([g * g for g in gs[1:-1]], o["beta2"])
+    x, c = gs[-1] / max(v.sqrt(), o["eps"]), Decimal(t - 1).sqrt().sqrt()
+    xs.append(sign(x) * min(abs(x), c) if o["clip"] else x)
+    return w - o["lr"] * average(xs, o["beta1"])
+
+
+def ademamix(w, t, gs, past, o):
+    """The paper's formula for β₃(t), with a product of logarithms above a mean of them."""
+    b1, b2, b3 = o["beta1"], o["beta2"], o["beta3"]
+    alpha, beta = o["alpha"], b3
+    if o["alpha_warmup"]:
+        alpha = min(alpha, t * alpha / o["alpha_warmup"])
+    if o["beta3_warmup"] and t < o["beta3_warmup"]:
+        part = t / o["beta3_warmup"]
+        beta = min(b3, (b1.ln() * b3.ln() / ((ONE - part) * b3.ln() + part * b1.ln())).exp())
+    past.setdefault("betas", []).append(beta)
+    slow, left = Decimal(0), ONE
+    for g, one in zip(reversed(gs), reversed(past["betas"]), strict=True):
+        slow, left = slow + left * (ONE - one) * g, left * one
+    fast = average(gs, b1) / (ONE - b1**t)
+    root = (average([g * g for g in gs], b2) / (ONE - b2**t)).sqrt()
+    return w - o["lr"] * ((fast + alpha * slow) / (root + o["eps"]) + o["weight_decay"] * w)
+
+
+# Those whose decay never goes through the gradient.
+DECOUPLED = ("Lion", "Adan", "AdEMAMix", "ScheduleFreeSGD", "ScheduleFreeAdamW", "ScheduleFreeRAdam")
+
 PAPERS = {
     "ScheduleFreeSGD": schedule_free_sgd,
     "ScheduleFreeAdamW": schedule_free_adamw,
@@ -237,6 +296,10 @@ PAPERS = {
     "Rprop": rprop,
     "ASGD": asgd,
     "Lion": lion,
+    "Adan": adan,
+    "AdaBelief": adabelief,
+    "ADOPT": adopt,
+    "AdEMAMix": ademamix,
 }
 
 
@@ -250,7 +313,7 @@ def paper():
 
     def path(name, rule, start, gradients):
         options = {key: exact(value) for key, value in vars(rule).items()}
-        coupled = not options.get("decoupled_weight_decay", name == "Lion" or name.startswith("ScheduleFree"))
+        coupled = not options.get("decoupled_weight_decay", name in DECOUPLED)
         found = np.empty(gradients.shape)
         with localcontext() as context:
             context.prec = 60

@@ -115,6 +115,47 @@ MUTATIONS = [
     ("MARS", "        h = g\n", "        h = c\n"),
     ("MARS", "v = decay2 * v + gain2 * c * c", "v = decay2 * v + gain2 * g * g"),
     ("MARS", "keep=1 - self.lr * self.weight_decay", "keep=1 - self.weight_decay"),
+    ("Adan", "follows=1.0 if step > 1 else 0.0", "follows=1.0"),
+    ("Adan", "where(follows > 0, g - h, 0.0)", "where(follows > 0, h - g, 0.0)"),
+    ("Adan", "ahead = g + b2 * change", "ahead = g + gain2 * change"),
+    ("Adan", "ahead = g + b2 * change", "ahead = g"),
+    ("Adan", "step_d=lr * self.beta2 /", "step_d=lr * (1 - self.beta2) /"),  # as Optax does
+    ("Adan", "step_d=lr * self.beta2 /", "step_d=lr /"),
+    ("Adan", "left_to_average(self.beta3, step)", "left_to_average(self.beta2, step)"),
+    ("Adan", "return w, m, d, n, g", "return w, m, d, n, -g"),
+    ("Adan", "else 1 / (1 + lost)", "else 1 - lost"),
+    ("Adan", "keep=1 - lost if self.no_prox", "keep=1 / (1 + lost) if self.no_prox"),
+    ("Adan", "self.lr if self.no_prox else self.lr / (1 + lost)", "self.lr"),
+    ("AdaBelief", "strays = g - m", "strays = g"),
+    ("AdaBelief", "strays = g - m", "strays = g - (m - gain1 * g) / decay1"),  # the average before
+    ("AdaBelief", 'eps_each=self.eps if self.eps_position == "accumulated" else 0.0', "eps_each=0.0"),
+    ("AdaBelief", 'eps_once=self.eps if self.eps_position == "once" else 0.0', "eps_once=0.0"),
+    ("AdaBelief", "strays * strays + eps_each", "(strays * strays + eps_each)"),
+    ("AdaBelief", "sqrt(s + eps_once) * root + eps", "(sqrt(s + eps_once) + eps) * root"),
+    ("AdaBelief", "step=self.lr / left_to_average(self.beta1, step)", "step=self.lr"),
+    ("ADOPT", "max(step - 1, 1) ** 0.25", "step**0.25"),  # as pytorch_optimizer does
+    ("ADOPT", "max(step - 1, 1) ** 0.25", "max(step - 1, 1) ** 0.5"),
+    ("ADOPT", "maximum(sqrt(v), eps)", "(sqrt(v) + eps)"),
+    ("ADOPT", "where(most > 0, maximum(-most, minimum(most, x)), x)", "where(most > 0, minimum(most, x), x)"),
+    ("ADOPT", "if moves else (0.0, 1.0, 0.0)", "if moves else (self.lr, self.beta1, 0.0)"),
+    ("ADOPT", "if moves else (0.0, 1.0, 0.0)", "if moves else (0.0, 1.0, self.beta2)"),
+    (
+        "ADOPT",
+        "keep=1 - lr * self.weight_decay",
+        "keep=1 - self.lr * self.weight_decay",
+    ),  # at the first step too
+    ("ADOPT", "v = decay2 * v + gain2 * g * g", "v = decay2 * v + gain2 * x * x"),
+    ("AdEMAMix", "alpha *= step / self.alpha_warmup", "alpha *= (step - 1) / self.alpha_warmup"),
+    ("AdEMAMix", "if step < self.alpha_warmup", "if False"),
+    ("AdEMAMix", "beta3 = math.exp(-1 / memory) if memory > 0 else 0.0", "beta3 = self.beta3"),
+    (
+        "AdEMAMix",
+        "beta3 = math.exp(-1 / memory) if memory > 0 else 0.0",
+        "beta3 = (1 - done) * self.beta1 + done * self.beta3",
+    ),
+    ("AdEMAMix", "step2=self.lr * alpha", "step2=self.lr * alpha / left_to_average(self.beta3, step)"),
+    ("AdEMAMix", "gain3=1 - beta3", "gain3=1 - self.beta1"),
+    ("AdEMAMix", "keep=1 - self.lr * self.weight_decay", "keep=1 - self.weight_decay"),
 ]
 
 

@@ -326,11 +326,13 @@ def test_a_closure_is_called_once_with_gradients_on(plain, noise):
         loss.backward()
         return loss
 
-    with torch.no_grad():
-        start = weight.detach().clone()
-        loss = optimizer.step(closure)
-    assert calls == [True]
-    assert loss.item() == pytest.approx(start.square().sum().item())
+    for _ in range(2):  # ADOPT's first step moves nothing
+        calls.clear()
+        with torch.no_grad():
+            start = weight.detach().clone()
+            loss = optimizer.step(closure)
+        assert calls == [True]
+        assert loss.item() == pytest.approx(start.square().sum().item())
     assert not torch.equal(weight, start)
 
 

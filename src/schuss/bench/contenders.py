@@ -89,7 +89,10 @@ def contenders(page: Page) -> dict[str, Make]:
         and (others := _peer("pytorch_optimizer")) is not None
         and hasattr(others, page.optimizer)
     ):
-        found["pytorch_optimizer"] = _like(page, getattr(others, page.optimizer))
+        make = _like(page, getattr(others, page.optimizer))
+        # It counts ADOPT's first step, which moves nothing, among those whose fourth root it clips by.
+        more = {"clip_lambda": lambda step: (step - 1) ** 0.25} if page.optimizer == "ADOPT" else {}
+        found["pytorch_optimizer"] = functools.partial(make, **more)
     return found
 
 

@@ -9,16 +9,20 @@ from schuss.numpy.optimizer import Optimizer as Optimizer
 from schuss.rules import Rule
 
 __all__ = [
+    "ADOPT",
     "ASGD",
     "LAMB",
     "LARS",
     "MARS",
     "SGD",
+    "AdEMAMix",
+    "AdaBelief",
     "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
+    "Adan",
     "Lion",
     "NAdam",
     "RAdam",
@@ -665,6 +669,150 @@ class ScheduleFreeRAdam(Optimizer):
         *,
         maximize: bool = False,
         warmup_steps: Number = 0.0,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        compensated: bool = False,
+        state_dtype: Any = None,
+        ema_decay: Number | None = None,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        seed: int = 0,
+    ) -> None: ...
+
+class Adan(Optimizer):
+    """Step along the average gradient and its trend, measured in units of the gradient's own typical size."""
+
+    lr: Number
+    betas: tuple[Number, Number, Number]
+    eps: Number
+    weight_decay: Number
+    no_prox: bool
+    maximize: bool
+    rounding: Literal["nearest", "stochastic"]
+    compensated: bool
+    state_dtype: Any
+    ema_decay: Number | None
+    max_norm: float | None
+    skip_nonfinite: bool
+    seed: int
+    def __init__(
+        self,
+        lr: Number = 0.001,
+        betas: tuple[Number, Number, Number] = (0.98, 0.92, 0.99),
+        eps: Number = 1e-08,
+        weight_decay: Number = 0.0,
+        *,
+        no_prox: bool = False,
+        maximize: bool = False,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        compensated: bool = False,
+        state_dtype: Any = None,
+        ema_decay: Number | None = None,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        seed: int = 0,
+    ) -> None: ...
+
+class AdaBelief(Optimizer):
+    """Step along the average gradient, and the further the less the gradients stray from it."""
+
+    lr: Number
+    betas: tuple[Number, Number]
+    eps: Number
+    weight_decay: Number
+    decoupled_weight_decay: bool
+    maximize: bool
+    eps_position: Literal["accumulated", "once", "outside"]
+    rounding: Literal["nearest", "stochastic"]
+    compensated: bool
+    state_dtype: Any
+    ema_decay: Number | None
+    max_norm: float | None
+    skip_nonfinite: bool
+    seed: int
+    def __init__(
+        self,
+        lr: Number = 0.001,
+        betas: tuple[Number, Number] = (0.9, 0.999),
+        eps: Number = 1e-16,
+        weight_decay: Number = 0.0,
+        *,
+        decoupled_weight_decay: bool = True,
+        maximize: bool = False,
+        eps_position: Literal["accumulated", "once", "outside"] = "accumulated",
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        compensated: bool = False,
+        state_dtype: Any = None,
+        ema_decay: Number | None = None,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        seed: int = 0,
+    ) -> None: ...
+
+class ADOPT(Optimizer):
+    """Step along an average of gradients, each first measured by the size of those before it."""
+
+    lr: Number
+    betas: tuple[Number, Number]
+    eps: Number
+    weight_decay: Number
+    decoupled_weight_decay: bool
+    maximize: bool
+    clip: bool
+    rounding: Literal["nearest", "stochastic"]
+    compensated: bool
+    state_dtype: Any
+    ema_decay: Number | None
+    max_norm: float | None
+    skip_nonfinite: bool
+    seed: int
+    def __init__(
+        self,
+        lr: Number = 0.001,
+        betas: tuple[Number, Number] = (0.9, 0.9999),
+        eps: Number = 1e-06,
+        *,
+        weight_decay: Number = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        clip: bool = True,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        compensated: bool = False,
+        state_dtype: Any = None,
+        ema_decay: Number | None = None,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        seed: int = 0,
+    ) -> None: ...
+
+class AdEMAMix(Optimizer):
+    """Step along a short and a long average of gradients, measured in units of their typical size."""
+
+    lr: Number
+    betas: tuple[Number, Number, Number]
+    alpha: Number
+    beta3_warmup: Number
+    alpha_warmup: Number
+    eps: Number
+    weight_decay: Number
+    maximize: bool
+    rounding: Literal["nearest", "stochastic"]
+    compensated: bool
+    state_dtype: Any
+    ema_decay: Number | None
+    max_norm: float | None
+    skip_nonfinite: bool
+    seed: int
+    def __init__(
+        self,
+        lr: Number = 0.001,
+        betas: tuple[Number, Number, Number] = (0.9, 0.999, 0.9999),
+        alpha: Number = 5.0,
+        beta3_warmup: Number = 0.0,
+        alpha_warmup: Number = 0.0,
+        eps: Number = 1e-08,
+        weight_decay: Number = 0.0,
+        *,
+        maximize: bool = False,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         compensated: bool = False,
         state_dtype: Any = None,

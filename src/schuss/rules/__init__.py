@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
+from schuss.rules.adabelief import AdaBelief
 from schuss.rules.adadelta import Adadelta
 from schuss.rules.adagrad import Adagrad
 from schuss.rules.adam import Adam
 from schuss.rules.adamax import Adamax
 from schuss.rules.adamw import AdamW
+from schuss.rules.adan import Adan
+from schuss.rules.ademamix import AdEMAMix
+from schuss.rules.adopt import ADOPT
 from schuss.rules.asgd import ASGD
 from schuss.rules.lamb import LAMB
 from schuss.rules.lars import LARS
@@ -45,17 +49,21 @@ from schuss.rules.schedulefree import ScheduleFreeAdamW, ScheduleFreeRAdam, Sche
 from schuss.rules.sgd import SGD
 
 __all__ = [
+    "ADOPT",
     "ASGD",
     "LAMB",
     "LARS",
     "MARS",
     "SGD",
     "TABLE",
+    "AdEMAMix",
+    "AdaBelief",
     "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
+    "Adan",
     "Lion",
     "NAdam",
     "RAdam",
@@ -204,6 +212,27 @@ TABLE: dict[str, Row] = {
             ScheduleFreeRAdam,
             f"lr betas eps weight_decay r weight_lr_power silent_sgd_phase | maximize {_SWITCHES}",
             _ITERATES | {"v": "exp_avg_sq"},
+        ),
+        Row(
+            Adan,
+            "lr betas eps weight_decay | no_prox maximize foreach capturable differentiable fused",
+            {"m": "exp_avg", "d": "exp_avg_diff", "n": "exp_avg_sq", "h": "pre_grad"},
+        ),
+        Row(
+            AdaBelief,
+            "lr betas eps weight_decay | decoupled_weight_decay maximize foreach capturable differentiable fused",
+            {"m": "exp_avg", "s": "exp_avg_var"},
+        ),
+        Row(
+            ADOPT,
+            "lr betas eps | weight_decay decoupled_weight_decay maximize foreach capturable differentiable fused",
+            _MOMENTS,
+        ),
+        Row(
+            AdEMAMix,
+            "lr betas alpha beta3_warmup alpha_warmup eps weight_decay | "
+            "maximize foreach capturable differentiable fused",
+            {"m1": "exp_avg_fast", "m2": "exp_avg_slow", "v": "exp_avg_sq"},
         ),
     )
 }

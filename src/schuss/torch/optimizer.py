@@ -479,7 +479,7 @@ class Optimizer(torch.optim.Optimizer):
         self._plan = self._seen = None
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        if type(self) is optimizer(self.row.rule) and self.row.name not in TABLE:
+        if type(self) is optimizer(self.row.rule) and TABLE.get(self.row.name) is not self.row:
             return _again, (self.row.rule,), self.__getstate__()
         return super().__reduce_ex__(protocol)
 

@@ -1,0 +1,155 @@
+"""Rules that torch.optim does not have, against another library's, over 120 steps in float64, defaults included.
+
+Where a peer strays from the paper, the comparison is the one that its fault does not touch, and a comment says which.
+"""
+
+import jax
+import numpy as np
+import optax
+import pytest
+import pytorch_optimizer
+import torch
+
+import schuss.torch
+
+STEPS, SIZE = 120, 40
+
+
+@pytest.fixture
+def start():
+    return np.random.default_rng(5).standard_normal(SIZE)
+
+
+@pytest.fixture
+def gradients():
+    """A direction of each weight's own, noise as large, sizes over six decades, and zeros."""
+    random = np.random.default_rng(6)
+    sizes = 10.0 ** random.uniform(-4, 2, SIZE)
+    found = sizes * (random.standard_normal(SIZE) + random.standard_normal((STEPS, SIZE)))
+    found[random.random(found.shape) < 0.05] = 0.0
+    return found
+
+
+def path(make, start, gradients):
+    """Where an optimizer of torch's kind takes a weight."""
+    weight = torch.tensor(start, requires_grad=True)
+    optimizer, found = make([weight]), []
+    for g in gradients:
+        weight.grad = torch.tensor(g)
+        optimizer.step()
+        found.append(weight.detach().numpy().copy())
+    return np.array(found)
+
+
+def path_of_optax(transform, start, gradients):
+    with jax.enable_x64(True):
+        params, found = jax.numpy.asarray(start), []
+        state = transform.init(params)
+        step = jax.jit(transform.update)
+        for g in gradients:
+            updates, state = step(jax.numpy.asarray(g), state, params)
+            params = optax.apply_updates(params, updates)
+            found.append(np.asarray(params))
+    assert params.dtype == np.float64
+    return np.array(found)
+
+
+def ours(name, options):
+    return lambda params: getattr(schuss.torch, name)(params, **options)
+
+
+PYTORCH_OPTIMIZER = [
+    ("Adan", {}, {}),
+    (
+        "Adan",
+        dict(lr=0.02, betas=(0.9, 0.7, 0.95), eps=1e-3, weight_decay=0.3),
+        dict(lr=0.02, betas=(0.9, 0.7, 0.95), eps=1e-3, weight_decay=0.3),
+    ),
+    ("Adan", dict(weight_decay=0.3, no_prox=True), dict(weight_decay=0.3, weight_decouple=True)),
+    ("AdaBelief", {}, {}),
+    (
+        "AdaBelief",
+        dict(lr=0.02, betas=(0.8, 0.95), eps=1e-4, weight_decay=0.3),
+        dict(lr=0.02, betas=(0.8, 0.95), eps=1e-4, weight_decay=0.3),
+    ),
+    (
+        "AdaBelief",
+        dict(weight_decay=0.3, decoupled_weight_decay=False),
+        dict(weight_decay=0.3, weight_decouple=False),
+    ),
+    # It counts the first step that moves nothing among those whose fourth root it clips by.
+    ("ADOPT", {}, dict(clip_lambda=lambda t: (t - 1) ** 0.25)),
+    ("ADOPT", dict(clip=False), dict(clip_lambda=None)),
+    (
+        "ADOPT",
+        dict(lr=0.02, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.3),
+        dict(lr=0.02, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.3, clip_lambda=lambda t: (t - 1) ** 0.25),
+    ),
+    ("AdEMAMix", {}, {}),
+    (
+        "AdEMAMix",
+        dict(lr=0.02, betas=(0.8, 0.95, 0.99), eps=1e-3, alpha=8.0, weight_decay=0.3),
+        dict(lr=0.02, betas=(0.8, 0.95, 0.99), eps=1e-3, alpha=8.0, weight_decay=0.3, weight_decouple=True),
+    ),
+    ("AdEMAMix", dict(beta3_warmup=80, alpha_warmup=80), dict(t_alpha_beta3=80)),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "theirs"), PYTORCH_OPTIMIZER)
+def test_pytorch_optimizer(name, options, theirs, start, gradients, close):
+    expected = path(lambda params: getattr(pytorch_optimizer, name)(params, **theirs), start, gradients)
+    close(path(ours(name, options), start, gradients), expected, 1e-11)
+
+
+def test_pytorch_optimizers_adopt_decays_once_more(start, gradients, close):
+    """Its decoupled decay begins at the step that moves nothing: from w / (1 − η λ) it comes to w there."""
+    lr, decay = 0.02, 0.3
+    expected = path(
+        lambda params: pytorch_optimizer.ADOPT(
+            params, lr, weight_decay=decay, weight_decouple=True, clip_lambda=lambda t: (t - 1) ** 0.25
+        ),
+        start / (1 - lr * decay),
+        gradients,
+    )
+    options = dict(lr=lr, weight_decay=decay, decoupled_weight_decay=True)
+    close(path(ours("ADOPT", options), start, gradients), expected, 1e-11)
+
+
+def rising(n):
+    """α after n finished steps, from 0 to 5 in 80."""
+    return 5.0 * (n + 1).clip(max=80) / 80
+
+
+OPTAX = [
+    ("AdaBelief", {}, lambda: optax.adabelief(1e-3)),
+    (
+        "AdaBelief",
+        dict(lr=0.02, betas=(0.8, 0.95), eps=1e-4),
+        lambda: optax.adabelief(0.02, 0.8, 0.95, 1e-4, 1e-4),
+    ),
+    (
+        "AdaBelief",
+        dict(eps=1e-8, eps_position="outside"),
+        lambda: optax.adabelief(1e-3, eps=1e-8, eps_root=0.0),
+    ),
+    ("ADOPT", {}, lambda: optax.contrib.adopt(1e-3)),
+    (
+        "ADOPT",
+        dict(betas=(0.8, 0.95), clip=False),
+        lambda: optax.contrib.adopt(1e-3, 0.8, 0.95, use_clipping=False),
+    ),
+    ("AdEMAMix", {}, lambda: optax.contrib.ademamix(1e-3)),
+    ("AdEMAMix", dict(alpha_warmup=80), lambda: optax.contrib.ademamix(1e-3, alpha=rising)),
+    # Optax multiplies differences by 1 − β₂ where the authors multiply by β₂: the same where β₂ = ½.
+    (
+        "Adan",
+        dict(betas=(0.98, 0.5, 0.99), weight_decay=0.3, no_prox=True),
+        lambda: optax.adan(1e-3, b2=0.5, eps_root=0.0, weight_decay=0.3),
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "theirs"), OPTAX)
+def test_optax(name, options, theirs, start, gradients, close):
+    expected = path_of_optax(theirs(), start, gradients)
+    close(path(ours(name, options), start, gradients), expected, 1e-11)
