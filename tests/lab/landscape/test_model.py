@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from schuss.lab.entries import find
-from schuss.lab.landscape import growth, on_surface, render_model, surface, taylor_model
+from schuss.lab.landscape import TaylorModel, growth, on_surface, render_model, surface
 from schuss.lab.landscape.growth import Cost, Time
 
 
@@ -13,7 +13,7 @@ def named(model):
 
 
 def test_on_a_quadratic_the_model_is_the_surface():
-    model = taylor_model(surface("quadratic:kappa=50"), (0.3, 0.2))
+    model = TaylorModel(surface("quadratic:kappa=50"), (0.3, 0.2))
     np.testing.assert_allclose(model.modelled, model.heights, atol=1e-12)
     assert model.eigenvalues == pytest.approx((1, 50))
     newton = named(model)["Newton"]
@@ -24,13 +24,13 @@ def test_on_a_quadratic_the_model_is_the_surface():
 
 
 def test_rosenbrocks_newton_step_is_the_published_one():
-    model = taylor_model(surface("rosenbrock"))
+    model = TaylorModel(surface("rosenbrock"))
     assert named(model)["Newton"].end == pytest.approx((-1.1752809, 1.3806742), abs=1e-7)
     assert model.gradient == pytest.approx((-215.6, -88))
 
 
 def test_at_a_saddle_newton_goes_to_it_and_the_region_does_not():
-    model = taylor_model(surface("saddle"), (0.5, 0.1))
+    model = TaylorModel(surface("saddle"), (0.5, 0.1))
     steps = named(model)
     assert model.shape == "a saddle"
     assert "no minimum" in model.found
@@ -46,14 +46,14 @@ def test_the_model_errs_as_the_third_power():
     ground = surface("beale")
     errors = []
     for radius in (1e-2, 5e-3):
-        step = named(taylor_model(ground, radius=radius))["trust region"]
+        step = named(TaylorModel(ground, radius=radius))["trust region"]
         errors.append(abs(step.predicted - step.actual))
     assert errors[0] / errors[1] == pytest.approx(8, rel=0.2)
 
 
 def test_a_radius_too_long_is_halved_until_the_promise_is_kept():
     for place in ((-1.2, 1.0), (0.0, 0.5), (1.4, -0.4)):
-        model = taylor_model(surface("rosenbrock"), place)
+        model = TaylorModel(surface("rosenbrock"), place)
         step = named(model)["trust region"]
         assert step.actual >= 0.25 * step.predicted > 0
 
@@ -64,7 +64,7 @@ def test_a_radius_too_long_is_halved_until_the_promise_is_kept():
 )
 def test_points_without_steps_are_refused(at, radius, message):
     with pytest.raises(ValueError, match=message):
-        taylor_model(surface("rosenbrock"), at, radius)
+        TaylorModel(surface("rosenbrock"), at, radius)
 
 
 def test_costs_are_measured_as_far_as_patience_goes():
@@ -79,21 +79,21 @@ def test_costs_are_measured_as_far_as_patience_goes():
         expected = getattr(known, part).seconds * (far.d / known.d) ** power
         assert getattr(far, part).seconds == pytest.approx(expected)
     assert far.dense.seconds == pytest.approx(far.hessian.seconds + far.solution.seconds)
-    assert far.dense_bytes == 24 * 10**18
+    assert far.memory[2] == 24 * 10**18
     with pytest.raises(ValueError, match="growing numbers"):
         growth((100, 10))
 
 
 def test_the_page_says_what_is_a_guess():
     costs = [Cost(10, Time(1e-4, True), Time(2e-4, True), Time(3e-4, True), Time(7e-4, False))]
-    page = render_model(taylor_model(surface("himmelblau")), costs, "schuss landscape himmelblau --model")
+    page = render_model(TaylorModel(surface("himmelblau")), costs, "schuss landscape himmelblau --model")
     assert "≈ 1.0 ms" in page
     assert "≈ 100 µs" not in page
     assert "240.0 B" in page
 
 
-def test_methods_of_curvature_walk_with_their_own_step():
+def test_second_order_methods_take_their_own_step():
     scene = on_surface(surface("rosenbrock"), [find("lbfgs"), find("newton-cg")], 60)
-    assert all(trail.values[-1] < 1e-12 for trail in scene.trails)
+    assert all(each.values[-1] < 1e-12 for each in scene.trajectories)
     with pytest.raises(ValueError, match="no sum of squares"):
         on_surface(surface("rosenbrock"), [find("gauss-newton")], 5)

@@ -39,7 +39,7 @@ from schuss.curvature import (
 from schuss.errors import refusal
 from schuss.lab.diagnose.effort import RUNGS, SECONDS, Effort, affordable
 from schuss.lab.entries import Entry
-from schuss.lab.landscape.trails import said
+from schuss.lab.landscape.trajectories import settings_in_words
 from schuss.lab.ranges.range_test import climb
 from schuss.lab.schedules import schedule as planned
 from schuss.lab.tasks.data import Batch, Rows
@@ -267,7 +267,7 @@ def measure(
         description=task.description,
         spec=spec,
         optimizer=entry.name,
-        settings=said(entry, chosen),
+        settings=settings_in_words(entry, chosen),
         lr=chosen["lr"],
         schedule=schedule,
         named=named or entry.name,

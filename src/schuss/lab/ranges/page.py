@@ -9,7 +9,7 @@ import numpy as np
 import schuss
 from schuss.curvature import RangeTest
 from schuss.lab.entries import Entry
-from schuss.lab.landscape.trails import said
+from schuss.lab.landscape.trajectories import settings_in_words
 from schuss.lab.pages import page
 from schuss.lab.tasks.task import Task
 
@@ -34,7 +34,7 @@ def render(found: RangeTest, task: Task, entry: Entry, command: str) -> str:
         found=found,
         task=task,
         entry=entry,
-        settings=said(entry, usual),
+        settings=settings_in_words(entry, usual),
         rows=[(float(found.rates[i]), found.losses[:, i].tolist()) for i in picks],
         command=command,
         version=schuss.__version__,
