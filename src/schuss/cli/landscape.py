@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,25 +40,24 @@ TRAJECTORIES = ("optimizers", "steps", "lr")
 NETWORKS = ("seed", "data")
 
 
-class Numbers(click.ParamType):
-    """So many numbers with commas between."""
+def _numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None], tuple[float, ...] | None]:
+    """The callback of an option that is so many numbers with commas between."""
 
-    name = "text"
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def convert(
-        self, value: str, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, ...]:
-        """The numbers, or a refusal."""
+    def parse(
+        context: click.Context, parameter: click.Parameter, text: str | None
+    ) -> tuple[float, ...] | None:
+        if text is None:
+            return None
         try:
-            numbers = tuple(map(float, value.split(",")))
+            numbers = tuple(map(float, text.split(",")))
         except ValueError:
             numbers = ()
-        if len(numbers) != self.count:
-            self.fail(f"{value!r} is not {self.count} numbers with commas between.", param, ctx)
+        if len(numbers) != count:
+            words = f"{text!r} is not {count} numbers with commas between."
+            raise click.BadParameter(words, context, parameter)
         return numbers
+
+    return parse
 
 
 @click.command(epilog=EPILOG)
@@ -82,16 +82,18 @@ class Numbers(click.ParamType):
     type=click.FloatRange(0, min_open=True),
     help="Learning rate of every optimizer.  [default: the best of a search, for each]",
 )
-@click.option("--start", type=Numbers(2), help="Start on a function, as x,y.  [default: the function's own]")
+@click.option(
+    "--start", callback=_numbers(2), help="Start on a function, as x,y.  [default: the function's own]"
+)
 @click.option(
     "--window",
-    type=Numbers(4),
+    callback=_numbers(4),
     help="Part of the plane to draw, as x from,x to,y from,y to.  [default: the function's own]",
 )
 @click.option(
     "--model", is_flag=True, help="Draw the quadratic Taylor model at a point, and its steps.  [default: off]"
 )
-@click.option("--at", type=Numbers(2), help="Point of the Taylor model, as x,y.  [default: the start]")
+@click.option("--at", callback=_numbers(2), help="Point of the Taylor model, as x,y.  [default: the start]")
 @click.option(
     "--radius",
     type=click.FloatRange(0, min_open=True),
