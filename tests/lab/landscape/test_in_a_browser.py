@@ -13,7 +13,7 @@ from schuss.lab.diagnose import advise, measure
 from schuss.lab.diagnose import render as render_diagnosis
 from schuss.lab.entries import DEFAULT, find
 from schuss.lab.landscape import TaylorModel, growth, on_surface, render, render_model, surface
-from schuss.lab.ranges import climb
+from schuss.lab.ranges import range_test_of
 from schuss.lab.ranges import render as render_range
 from schuss.lab.tasks import load
 from schuss.schedules.words import parse
@@ -169,7 +169,10 @@ def test_schedules_are_drawn(act):
 
 def test_a_range_test_and_a_model_are_drawn(act):
     found = act(
-        render_range(climb(load("diabetes"), find("sgd"), steps=20), load("diabetes"), find("sgd"), "x"), ""
+        render_range(
+            range_test_of(load("diabetes"), find("sgd"), steps=20), load("diabetes"), find("sgd"), "x"
+        ),
+        "",
     )
     assert found["wrong"] == []
     assert found["drawn"] == found["figures"] == 1

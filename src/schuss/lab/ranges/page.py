@@ -25,12 +25,7 @@ def render(found: RangeTest, task: Task, entry: Entry, command: str) -> str:
         "range",
         f"Learning rates of {entry.name} on {task.name}",
         [("test", "The range test"), ("rates", "Loss at some rates"), ("repeat", "How to repeat it")],
-        {
-            "rates": found.rates,
-            "losses": found.losses,
-            "interval": found.interval,
-            "suggestion": found.suggestion,
-        },
+        {key: getattr(found, key) for key in ("rates", "losses", "interval", "suggestion")},
         found=found,
         task=task,
         entry=entry,
