@@ -28,16 +28,13 @@ Examples:
   schuss landscape rosenbrock --model --at 0,0 the Taylor model, its steps, and what they cost as d grows
   schuss landscape --story all                 six demonstrations of why optimizers differ
   schuss landscape --story saddle
-  schuss landscape digits --optimizers sgd,adam a network: the plane of its trajectories
 
 \b
 Functions: rosenbrock, himmelblau, saddle, beale, quadratic:kappa=K, FILE.py:function.
 Demonstrations: jitter, momentum, saddle, noise, adagrad, restarts, all.
 """
 
-ON_SURFACES, ON_NETWORKS = 200, 300
 TRAJECTORIES = ("optimizers", "steps", "lr")
-NETWORKS = ("seed", "data")
 
 
 def _numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None], tuple[float, ...] | None]:
@@ -61,10 +58,10 @@ def _numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None
 
 
 @click.command(epilog=EPILOG)
-@click.argument("target", required=False, metavar="[FUNCTION|TASK]")
+@click.argument("target", required=False, metavar="[FUNCTION]")
 @click.option(
     "--story",
-    help="Draw these demonstrations, separated by commas, or all.  [default: draw the FUNCTION or TASK]",
+    help="Draw these demonstrations, separated by commas, or all.  [default: draw the FUNCTION]",
 )
 @click.option(
     "--optimizers",
@@ -73,9 +70,7 @@ def _numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None
     help="Entries whose trajectories are drawn, separated by commas.",
 )
 @click.option(
-    "--steps",
-    type=click.IntRange(1),
-    help=f"Steps of every trajectory.  [default: {ON_SURFACES} on a function, {ON_NETWORKS} on a network]",
+    "--steps", type=click.IntRange(1), default=200, show_default=True, help="Steps of every trajectory."
 )
 @click.option(
     "--lr",
@@ -99,25 +94,21 @@ def _numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None
     type=click.FloatRange(0, min_open=True),
     help="Trust-region radius of the Taylor model.  [default: measured]",
 )
-@options.seed("Seed of a network's weights and batches.")
-@options.data
 @options.report("landscape.html")
 def command(
     target: str | None,
     story: str | None,
     optimizers: str,
-    steps: int | None,
+    steps: int,
     lr: float | None,
     start: tuple[float, float] | None,
     window: tuple[float, ...] | None,
     model: bool,
     at: tuple[float, float] | None,
     radius: float | None,
-    seed: int,
-    data: Path | None,
     out: Path,
 ) -> None:
-    """Draw the trajectories of optimizers, on a function of two numbers or on a network's loss."""
+    """Draw the trajectories of optimizers on a function of two numbers, or its Taylor model at a point."""
     _check_together(target, story, model, at is not None or radius is not None)
     names = [name.strip() for name in optimizers.split(",")]
     check_names(landscape=target or "", entries=names)
@@ -126,35 +117,22 @@ def command(
         from schuss.lab import landscape
         from schuss.lab.entries import find
         from schuss.lab.pages import check_writable, write
-        from schuss.lab.tasks import load
 
         check_writable(out)
-        pictures: list[Picture] = []
         if target is None:
             chosen = landscape.DEMONSTRATIONS if story == "all" else (story or "").split(",")
             pictures = [landscape.demonstration(name.strip()) for name in chosen]
-        elif landscape.is_surface(target):
-            _leave_out("A function of two numbers is drawn as it is", *NETWORKS)
-            surface = landscape.surface(target, start, window)
-            if model:
-                taylor = landscape.TaylorModel(surface, at, radius)
-                status.update("Timing steps as d grows")
-                costs = landscape.growth()
-                write(out, landscape.render_model(taylor, costs, this_command()))
-                _show_model(console, taylor)
-                _show_growth(console, costs)
-            else:
-                entries = [find(name) for name in names]
-                pictures = [landscape.on_surface(surface, entries, steps or ON_SURFACES, lr)]
+        elif model:
+            pictures = []
+            taylor = landscape.TaylorModel(landscape.surface(target, start), at, radius)
+            status.update("Timing steps as d grows")
+            costs = landscape.growth()
+            write(out, landscape.render_model(taylor, costs, this_command()))
+            _show_model(console, taylor)
+            _show_growth(console, costs)
         else:
-            _leave_out("This is for functions of two numbers", "start", "window", "model")
-            entries = [find(name) for name in names]
-            pictures = [
-                landscape.on_network(
-                    *(load(target, data), entries, steps or ON_NETWORKS, lr, seed),
-                    progress=lambda what: status.update(f"Training: {what}"),
-                )
-            ]
+            surface = landscape.surface(target, start, window)
+            pictures = [landscape.on_surface(surface, [find(name) for name in names], steps, lr)]
         if pictures:
             write(out, landscape.render(pictures, this_command()))
     for picture in pictures:
@@ -165,17 +143,15 @@ def command(
 def _check_together(target: str | None, story: str | None, model: bool, of_model: bool) -> None:
     """Refuse options that do not go together, or would change nothing."""
     if (target is None) == (story is None):
-        raise click.UsageError(
-            "Give a function or a task, or --story NAME. Try: schuss landscape --story all"
-        )
+        raise click.UsageError("Give a function, or --story NAME. Try: schuss landscape --story all")
     if of_model and not model:
         raise click.UsageError("--at and --radius belong to --model.")
     if model:
         why = "--model draws one function in a window of its own, and no trajectories"
-        _leave_out(why, "story", "window", *TRAJECTORIES, *NETWORKS)
+        _leave_out(why, "story", "window", *TRAJECTORIES)
     if story is not None:
         why = "--story draws demonstrations with settings of their own"
-        _leave_out(why, *TRAJECTORIES, "start", "window", *NETWORKS)
+        _leave_out(why, *TRAJECTORIES, "start", "window")
 
 
 def _leave_out(why: str, *names: str) -> None:
@@ -222,5 +198,3 @@ def _show(console: Console, picture: Picture) -> None:
         table.add_row(each.name, each.settings, str(each.steps), f"{each.values.min():.3g}", last)
     console.print(table)
     console.print(picture.found)
-    for what, value in picture.facts:
-        console.print(f"  {what}: {value}")

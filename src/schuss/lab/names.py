@@ -86,11 +86,10 @@ def check_entry(name: str) -> str:
 
 
 def check_landscape(spec: str) -> str:
-    """Return the name in a spec if a function of two numbers or a task that comes with the lab has it."""
+    """Return the name in a spec if a function of two numbers that comes with the lab has it."""
     name = spec.partition(":")[0]
-    if name not in SURFACES and name not in TASKS:
-        own = "Your own: FILE.py:function, or FILE.py with a schuss.lab.Task."
-        raise unknown("landscape", name, dict.fromkeys((*SURFACES, *TASKS)), own)
+    if name not in SURFACES:
+        raise unknown("landscape", name, SURFACES, "Your own: FILE.py:function.")
     return name
 
 

@@ -1,4 +1,4 @@
-"""Trajectories, demonstrations and planes against what theory says of them."""
+"""Trajectories and demonstrations against what theory says of them."""
 
 import math
 from dataclasses import replace
@@ -12,17 +12,12 @@ from schuss.lab.landscape import (
     DEMONSTRATIONS,
     SURFACES,
     demonstration,
-    is_surface,
-    networks,
-    on_network,
     on_surface,
     render,
     surface,
 )
-from schuss.lab.landscape.networks import random_walk_fractions
 from schuss.lab.landscape.surfaces import heights_on, value_at
 from schuss.lab.landscape.trajectories import SEARCHED, at_best, at_settings, descend
-from schuss.lab.tasks import load
 from schuss.torch import SGD
 
 
@@ -116,34 +111,9 @@ def test_restarts_leave_where_they_rest():
     assert np.abs(trajectory.places[59] - trajectory.places[60]).max() < 1e-3
 
 
-def test_the_null_is_that_of_simulated_walks():
-    draw = torch.Generator().manual_seed(0)
-    walks = torch.randn(2, 60, 4000, generator=draw, dtype=torch.float64)
-    walks[:, 0] = 0
-    places = walks.cumsum(dim=1).reshape(120, 4000)
-    values = torch.linalg.svdvals(places - places.mean(dim=0)).square()
-    np.testing.assert_allclose(random_walk_fractions([60, 60]), values[:2] / values.sum(), rtol=0.05)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return on_network(load("digits"), [find("momentum"), find("adam")], 40, lr=0.02)
-
-
-def test_a_network_on_its_own_plane(digits):
-    momentum, adam = digits.trajectories
-    np.testing.assert_array_equal(momentum.values[0], adam.values[0])  # one start
-    np.testing.assert_allclose(momentum.places[0], adam.places[0], rtol=1e-9)
-    facts = dict(digits.facts)
-    assert facts["weights"].replace("\u202f", "") == "4810"
-    held = [int(part.strip("% ")) for part in facts["movement within the two directions"].split("+")]
-    assert held[0] >= held[1] > 0
-    assert sum(held) <= 100
-    assert "of random walks" in digits.found
-
-
-def test_the_page_needs_nothing_else(digits):
-    page = render([digits, on_surface(surface("beale"), [find("adam")], 30, lr=0.1)], "schuss landscape <x>")
+def test_the_page_needs_nothing_else():
+    every = [on_surface(surface(name), [find("adam")], 30, lr=0.1) for name in ("beale", "himmelblau")]
+    page = render(every, "schuss landscape <x>")
     assert "schuss landscape &lt;x&gt;" in page
     assert page.count('class="picture"') == 2
     assert 'http-equiv="Content-Security-Policy" content="default-src \'none\'' in page
@@ -206,29 +176,9 @@ def test_bad_places_are_refused():
         surface("beale", start=(math.nan, 0.0))
     with pytest.raises(ValueError, match="Try another place"):
         surface("beale", start=(1e200, 1e200))
+
+
+def test_demonstrations_have_names():
+    assert set(DEMONSTRATIONS) == {"jitter", "momentum", "saddle", "noise", "adagrad", "restarts"}
     with pytest.raises(ValueError, match="story='hope' is not one of jitter"):
         demonstration("hope")
-
-
-def test_targets(tmp_path):
-    assert is_surface("rosenbrock")
-    assert not is_surface("digits:model=convnet")
-    with pytest.raises(ValueError, match="is not one of rosenbrock"):
-        is_surface("nothing")
-    file = tmp_path / "task.py"
-    file.write_text("from schuss.lab.tasks import load\nTASK = load('diabetes')\n")
-    assert not is_surface(f"{file}:TASK")
-    assert load(str(file)).name == load(f"{file}:TASK").name == "diabetes"
-    assert set(DEMONSTRATIONS) == {"jitter", "momentum", "saddle", "noise", "adagrad", "restarts"}
-
-
-def test_memory_that_is_not_there_is_refused(monkeypatch):
-    """Two runs of 41 places, four times: 332 vectors of 4810 numbers; the check comes before any step."""
-    from schuss.curvature import memory
-
-    asked = load("digits"), [find("sgd"), find("adam")], 40
-    monkeypatch.setattr(memory, "free_memory", lambda device: 12_000_000)
-    monkeypatch.setattr(memory, "ROOM", 0)
-    monkeypatch.setattr(networks, "training", lambda *_: pytest.fail("trained before the memory was checked"))
-    with pytest.raises(MemoryError, match=r"a plane through 2 runs needs 332 vectors .*0\.0128 GB.*fewer"):
-        on_network(*asked, lr=0.02)

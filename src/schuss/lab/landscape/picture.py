@@ -22,8 +22,7 @@ class Picture:
     `heights` (ys × xs) are the values on the grid, `lowest` what they are drawn above on a logarithmic scale.
     `lede` says what to watch for, `found` what was measured, `how` where the settings came from. `watched`
     names what the trajectories' `seen` are, `watching` says it in a sentence; they are drawn on a `logarithmic` axis
-    or not. `axes` name the two directions. `marks`: (x, y, text) written into the picture, `marked` what they are.
-    `facts`: (what, value) below what was measured.
+    or not. `marks`: (x, y, text) written into the picture, `marked` what they are.
     """
 
     id: str
@@ -42,9 +41,6 @@ class Picture:
     logarithmic: bool = False
     marks: tuple[tuple[float, float, str], ...] = ()
     marked: str = ""
-    axes: tuple[str, str] = ("x", "y")
-    unit: str = "height above the lowest"
-    facts: tuple[tuple[str, str], ...] = ()
 
     @property
     def to_scale(self) -> bool:
@@ -54,7 +50,7 @@ class Picture:
 
     def plain(self) -> dict[str, Any]:
         """The picture as the report draws it."""
-        keys = ("xs", "ys", "lowest", "minima", "watched", "logarithmic", "marks", "axes", "unit", "to_scale")
+        keys = ("xs", "ys", "lowest", "minima", "watched", "logarithmic", "marks", "to_scale")
         # Six digits are more than a picture shows, and a third of the file.
         heights = [[float(f"{z:.6g}") for z in row] for row in self.heights]
         trajectories = [vars(each) for each in self.trajectories]
@@ -66,7 +62,8 @@ def on_surface(surface: Surface, entries: list[Entry], steps: int, lr: float | N
     if lr is None:
         found, how = tuple(at_best(surface, entry, steps) for entry in entries), SEARCH
     else:
-        found, how = tuple(at_settings(surface, entry, {"lr": lr}, steps) for entry in entries), at_lr(lr)
+        found = tuple(at_settings(surface, entry, {"lr": lr}, steps) for entry in entries)
+        how = f"Every optimizer at the given learning rate {lr:g}, its other settings as usual."
     best = min(found, key=lambda each: float(np.nanmin(each.values)))
     words = f"Lowest after {steps} steps: {best.name}, {best.values.min():.3g}."
     if lost := [each.name for each in found if each.ended]:
@@ -81,11 +78,6 @@ def on_surface(surface: Surface, entries: list[Entry], steps: int, lr: float | N
         found=words,
         how=how,
     )
-
-
-def at_lr(lr: float) -> str:
-    """How the settings were chosen, where a learning rate was given."""
-    return f"Every optimizer at the given learning rate {lr:g}, its other settings as usual."
 
 
 def picture(surface: Surface, trajectories: tuple[Trajectory, ...], **words: Any) -> Picture:

@@ -17,10 +17,8 @@ from torch import Tensor
 
 from schuss.errors import refusal, unknown
 from schuss.lab.files import load_name
-from schuss.lab.names import SURFACES as NAMES
-from schuss.lab.names import TASKS, check_landscape, divide, is_own
+from schuss.lab.names import divide, is_own
 from schuss.lab.tasks.functions import two_ways_down, valley
-from schuss.lab.tasks.task import Task
 
 Pair = tuple[float, float]
 Array = NDArray[np.float64]
@@ -119,18 +117,6 @@ SURFACES: dict[str, Surface] = {
     ),
     "quadratic": quadratic(),
 }
-
-
-def is_surface(spec: str) -> bool:
-    """Whether a spec names a function of two numbers rather than a task; refused where it names nothing.
-
-    >>> is_surface("beale"), is_surface("digits")
-    (True, False)
-    """
-    if spec.partition(":")[0] not in (*NAMES, *TASKS) and is_own(spec):
-        place, name = divide(spec)
-        return bool(name) and not isinstance(load_name(place, name)[0], Task)
-    return check_landscape(spec) in NAMES
 
 
 def surface(spec: str, start: Pair | None = None, window: tuple[float, ...] | None = None) -> Surface:

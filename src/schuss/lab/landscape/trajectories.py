@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -36,7 +35,7 @@ SEARCH = (
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """`places` (n, 2) and the surface's `values` there, after the steps `at` (every one, if not given).
+    """`places` (n, 2) and the surface's `values` there, at the start and after each step.
 
     `ended`: "" or why it stopped early. `seen`: a number per step that a demonstration shows, empty otherwise.
     """
@@ -47,22 +46,16 @@ class Trajectory:
     values: Array
     ended: str = ""
     seen: Array = field(default_factory=lambda: np.zeros(0))
-    at: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-
-    def __post_init__(self) -> None:
-        """Number the places, where nothing else was said."""
-        if not len(self.at):
-            object.__setattr__(self, "at", np.arange(len(self.values)))
 
     @property
     def steps(self) -> int:
         """How many steps were taken."""
-        return int(self.at[-1])
+        return len(self.values) - 1
 
     def first_below(self, value: float) -> int | None:
         """The first step at which the value was at most this."""
         below = np.flatnonzero(self.values <= value)
-        return int(self.at[below[0]]) if len(below) else None
+        return int(below[0]) if len(below) else None
 
 
 def descend(

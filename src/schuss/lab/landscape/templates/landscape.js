@@ -9,7 +9,7 @@ for (const section of document.querySelectorAll("[data-picture]")) {
   const levels = picture.heights.map((row) => row.map(up));
   const sorted = levels.flat().filter((z) => z !== null).sort((a, b) => a - b);
   const [bottom, top] = [sorted[Math.floor(0.01 * sorted.length)], sorted.at(-1)]; // a pole at a minimum would stretch the scale
-  const longest = picture.trajectories.reduce((a, b) => (b.at.length > a.at.length ? b : a)), last = longest.at.length - 1;
+  const last = Math.max(...picture.trajectories.map((trajectory) => trajectory.values.length)) - 1;
   const stride = Math.max(1, Math.ceil(last / 120)), stops = [];
   for (let k = 0; k < last; k += stride) stops.push(k);
   stops.push(last);
@@ -50,17 +50,17 @@ for (const section of document.querySelectorAll("[data-picture]")) {
     // To scale the height follows from the width that there is.
     plot.style.height = `${picture.to_scale ? Math.min(Math.max(((plot.clientWidth - 60) * high) / wide + 55, 170), 660) : Math.min(plot.clientWidth, 480)}px`;
     const same = picture.to_scale ? { constrain: "domain" } : {};
-    return [traces, schuss.layout({ title: picture.axes[0], range: range(picture.xs), showgrid: false, zeroline: false, ...same },
-      { title: picture.axes[1], range: range(picture.ys), showgrid: false, zeroline: false, ...same, ...(picture.to_scale ? { scaleanchor: "x" } : {}) })];
+    return [traces, schuss.layout({ title: "x", range: range(picture.xs), showgrid: false, zeroline: false, ...same },
+      { title: "y", range: range(picture.ys), showgrid: false, zeroline: false, ...same, ...(picture.to_scale ? { scaleanchor: "x" } : {}) })];
   });
   const height = schuss.figure(section.querySelector(".height"), () => {
     // What lies more than sixteen decades below the highest is rounding: the line leaves the picture there.
     const rise = (z) => (z > picture.lowest ? z - picture.lowest : null), values = picture.trajectories.flatMap((trajectory) => trajectory.values.map(rise)).filter((z) => z !== null);
     const high = Math.max(...values), low = Math.max(Math.min(...values), high * 1e-16);
-    const traces = picture.trajectories.map((trajectory, i) => ({ name: trajectory.name, visible: seenNow(trajectory), x: trajectory.at, y: trajectory.values.map(rise), mode: "lines",
+    const traces = picture.trajectories.map((trajectory, i) => ({ name: trajectory.name, visible: seenNow(trajectory), x: trajectory.values.map((_, k) => k), y: trajectory.values.map(rise), mode: "lines",
       line: { color: look(i).colour, dash: look(i).dash, width: 2 }, hovertemplate: `%{y:.3g} at step %{x}<extra>${trajectory.name}</extra>` }));
     const room = 0.04 * Math.log10(high / low) || 0.5;
-    return [traces, schuss.layout({ title: "step", zeroline: false, rangemode: "tozero" }, { title: picture.unit, ...schuss.logTicks([low, high], true), range: [Math.log10(low) - room, Math.log10(high) + room] }, { shapes: [cursor()] })];
+    return [traces, schuss.layout({ title: "step", zeroline: false, rangemode: "tozero" }, { title: "height above the lowest", ...schuss.logTicks([low, high], true), range: [Math.log10(low) - room, Math.log10(high) + room] }, { shapes: [cursor()] })];
   });
   const watchedNode = section.querySelector(".watched");
   const watched = watchedNode && schuss.figure(watchedNode, () => {
@@ -68,7 +68,7 @@ for (const section of document.querySelectorAll("[data-picture]")) {
       hovertemplate: `%{y:.3g} at step %{x}<extra>${trajectory.name}</extra>` }));
     return [traces, schuss.layout({ title: "step", zeroline: false, rangemode: "tozero" }, { title: picture.watched, rangemode: "tozero", ...(picture.logarithmic ? schuss.logTicks(picture.trajectories.flatMap((trajectory) => trajectory.seen)) : {}) }, { shapes: [cursor()] })];
   });
-  const cursor = () => ({ type: "line", x0: longest.at[step], x1: longest.at[step], yref: "paper", y0: 0, y1: 1, line: { color: css("--soft"), width: 1, dash: "dot" } });
+  const cursor = () => ({ type: "line", x0: step, x1: step, yref: "paper", y0: 0, y1: 1, line: { color: css("--soft"), width: 1, dash: "dot" } });
   const lift = 0.015 * (top - bottom), shown3 = (z) => (z === null ? null : Math.max(z, bottom));
   // The height of the drawn surface at a place, between the four points of the grid round it; a path runs above both.
   const drawnAt = ([x, y]) => {
@@ -80,12 +80,12 @@ for (const section of document.querySelectorAll("[data-picture]")) {
     return (1 - s) * (1 - t) * z(0, 0) + s * (1 - t) * z(1, 0) + (1 - s) * t * z(0, 1) + s * t * z(1, 1);
   };
   const deep = schuss.figure(section.querySelector(".deep"), (plot) => {
-    const axis = (title) => ({ title: { text: title.split(",")[0] }, gridcolor: css("--grid"), color: css("--soft"), showbackground: false, zeroline: false, nticks: 6 });
+    const axis = (title) => ({ title: { text: title }, gridcolor: css("--grid"), color: css("--soft"), showbackground: false, zeroline: false, nticks: 6 });
     const window_ = ([x, y]) => x >= picture.xs[0] && x <= picture.xs.at(-1) && y >= picture.ys[0] && y <= picture.ys.at(-1);
     const traces = [{ type: "surface", x: picture.xs, y: picture.ys, z: levels.map((row) => row.map(shown3)), colorscale: colours(), showscale: false, opacity: 0.92, hoverinfo: "skip",
       contours: { z: { show: true, usecolormap: false, color: css("--line"), width: 1 } }, lighting: { ambient: 0.85, diffuse: 0.35, specular: 0.05 } }];
     picture.trajectories.forEach((trajectory, i) => {
-      const at = trajectory.places.map((p, k) => (k <= step && window_(p) ? p : null)), height = (p, k) => (p === null ? null : Math.max(shown3(up(trajectory.values[k])), picture.unit === "loss" ? bottom : drawnAt(p)) + lift);
+      const at = trajectory.places.map((p, k) => (k <= step && window_(p) ? p : null)), height = (p, k) => (p === null ? null : Math.max(shown3(up(trajectory.values[k])), drawnAt(p)) + lift);
       traces.push({ type: "scatter3d", name: trajectory.name, visible: seenNow(trajectory), mode: "lines", x: at.map((p) => p?.[0] ?? null), y: at.map((p) => p?.[1] ?? null), z: at.map(height),
         line: { color: look(i).colour, width: 6 }, hoverinfo: "name" });
     });
@@ -93,7 +93,7 @@ for (const section of document.querySelectorAll("[data-picture]")) {
     const far = plot.clientWidth < 560 ? 1.7 : 1.2, ratio = (picture.ys.at(-1) - picture.ys[0]) / (picture.xs.at(-1) - picture.xs[0]);
     const long = picture.to_scale ? Math.min(Math.max(ratio, 0.5), 2) : 1;
     return [traces, { ...schuss.layout({}, {}), margin: { l: 0, r: 0, t: 0, b: 0 },
-      scene: { xaxis: axis(picture.axes[0]), yaxis: axis(picture.axes[1]), zaxis: axis(picture.unit === "loss" ? "log₁₀ loss" : "log₁₀ height"), aspectratio: { x: 1.25 / Math.max(long, 1), y: 1.25 * Math.min(long, 1), z: 0.6 },
+      scene: { xaxis: axis("x"), yaxis: axis("y"), zaxis: axis("log₁₀ height"), aspectratio: { x: 1.25 / Math.max(long, 1), y: 1.25 * Math.min(long, 1), z: 0.6 },
         camera: { eye: { x: -0.85 * far, y: -1.15 * far, z: 0.95 * far }, center: { x: 0, y: 0, z: -0.08 } } }, uirevision: "kept" }];
   });
   schuss.legend(section.querySelector(".legend"), picture.trajectories.map((trajectory, i) => [trajectory.name, look(i)]), hidden,
@@ -117,7 +117,7 @@ for (const section of document.querySelectorAll("[data-picture]")) {
   };
   const go = async (at) => {
     step = stops[at];
-    output.textContent = `step ${longest.at[step]} of ${longest.at[last]}`;
+    output.textContent = `step ${step} of ${last}`;
     if (ground.drawn) {
       await frames();
       await Plotly.animate(ground.plot, [String(step)], { mode: "immediate", frame: { duration: 0, redraw: false }, transition: { duration: 0 } }).catch(() => {}); // a newer stop has taken over
