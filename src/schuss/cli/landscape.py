@@ -17,7 +17,6 @@ from schuss.cli.names import check_names
 
 if TYPE_CHECKING:
     from schuss.lab.landscape import Picture, TaylorModel
-    from schuss.lab.landscape.growth import Cost
 
 EPILOG = """\b
 Examples:
@@ -25,7 +24,7 @@ Examples:
   schuss landscape quadratic:kappa=100 --optimizers sgd,momentum --steps 60
   schuss landscape beale --optimizers adam,rmsprop --lr 0.05
   schuss landscape hills.py:f --start 1,2 --window -3,3,-3,3
-  schuss landscape rosenbrock --model --at 0,0 the Taylor model, its steps, and what they cost as d grows
+  schuss landscape rosenbrock --model --at 0,0 the Taylor model and its steps
   schuss landscape --story all                 six demonstrations of why optimizers differ
   schuss landscape --story saddle
 
@@ -113,7 +112,7 @@ def command(
     names = [name.strip() for name in optimizers.split(",")]
     check_names(landscape=target or "", entries=names)
     console = Console(markup=False, highlight=False)
-    with clear_end(console), console.status("Training") as status:
+    with clear_end(console), console.status("Training"):
         from schuss.lab import landscape
         from schuss.lab.entries import find
         from schuss.lab.pages import check_writable, write
@@ -125,11 +124,8 @@ def command(
         elif model:
             pictures = []
             taylor = landscape.TaylorModel(landscape.surface(target, start), at, radius)
-            status.update("Timing steps as d grows")
-            costs = landscape.growth()
-            write(out, landscape.render_model(taylor, costs, this_command()))
+            write(out, landscape.render_model(taylor, this_command()))
             _show_model(console, taylor)
-            _show_growth(console, costs)
         else:
             surface = landscape.surface(target, start, window)
             pictures = [landscape.on_surface(surface, [find(name) for name in names], steps, lr)]
@@ -177,18 +173,6 @@ def _show_model(console: Console, model: TaylorModel) -> None:
     console.print(table)
     console.print(model.found)
     console.print(f"Trust region {model.radius:.3g}: {model.how}.")
-
-
-def _show_growth(console: Console, costs: list[Cost]) -> None:
-    from schuss.units import human_bytes, human_seconds
-
-    numbers = ("d", "gradient", "HVP", "dense Newton", "its memory")
-    table = _table("A step as d grows (~ extrapolated)", (), numbers)
-    for cost in costs:
-        times = (cost.gradient, cost.product, cost.dense)
-        words = (("" if t.measured else "~ ") + human_seconds(t.seconds) for t in times)
-        table.add_row(f"{cost.d:,}", *words, human_bytes(cost.memory[2]))
-    console.print(table)
 
 
 def _show(console: Console, picture: Picture) -> None:

@@ -12,7 +12,7 @@ from schuss.lab.curves import render as render_curves
 from schuss.lab.diagnose import advise, measure
 from schuss.lab.diagnose import render as render_diagnosis
 from schuss.lab.entries import DEFAULT, find
-from schuss.lab.landscape import TaylorModel, growth, on_surface, render, render_model, surface
+from schuss.lab.landscape import TaylorModel, on_surface, render, render_model, surface
 from schuss.lab.ranges import range_test_of
 from schuss.lab.ranges import render as render_range
 from schuss.lab.tasks import load
@@ -176,9 +176,7 @@ def test_a_range_test_and_a_model_are_drawn(act):
     )
     assert found["wrong"] == []
     assert found["drawn"] == found["figures"] == 1
-    page = render_model(
-        TaylorModel(surface("beale")), growth((10, 100), 0.05), "schuss landscape beale --model"
-    )
+    page = render_model(TaylorModel(surface("beale")), "schuss landscape beale --model")
     found = act(page, "")
     assert found["wrong"] == []
     assert found["drawn"] == found["figures"] == 2

@@ -1,11 +1,10 @@
-"""The Taylor model against what is known of it, the cost table, and methods of curvature on a surface."""
+"""The Taylor model against what is known of it, and second-order methods on a surface."""
 
 import numpy as np
 import pytest
 
 from schuss.lab.entries import find
-from schuss.lab.landscape import TaylorModel, growth, on_surface, render_model, surface
-from schuss.lab.landscape.growth import Cost, Time
+from schuss.lab.landscape import TaylorModel, on_surface, render_model, surface
 
 
 def named(model):
@@ -67,29 +66,11 @@ def test_points_without_steps_are_refused(at, radius, message):
         TaylorModel(surface("rosenbrock"), at, radius)
 
 
-def test_costs_are_measured_as_far_as_patience_goes():
-    costs = growth((10, 100, 10**9), patience=0.5)
-    assert costs[0].gradient.measured
-    assert costs[0].dense.measured
-    far = costs[-1]
-    assert not any(found.measured for found in (far.gradient, far.product, far.dense))
-    assert not far.dense.measured
-    for part, power in (("gradient", 1), ("product", 1), ("hessian", 2), ("solution", 3)):
-        known = [cost for cost in costs if getattr(cost, part).measured][-1]
-        expected = getattr(known, part).seconds * (far.d / known.d) ** power
-        assert getattr(far, part).seconds == pytest.approx(expected)
-    assert far.dense.seconds == pytest.approx(far.hessian.seconds + far.solution.seconds)
-    assert far.memory[2] == 24 * 10**18
-    with pytest.raises(ValueError, match="growing numbers"):
-        growth((100, 10))
-
-
-def test_the_page_says_what_is_a_guess():
-    costs = [Cost(10, Time(1e-4, True), Time(2e-4, True), Time(3e-4, True), Time(7e-4, False))]
-    page = render_model(TaylorModel(surface("himmelblau")), costs, "schuss landscape himmelblau --model")
-    assert "≈ 1.0 ms" in page
-    assert "≈ 100 µs" not in page
-    assert "240.0 B" in page
+def test_the_page_has_the_steps():
+    page = render_model(TaylorModel(surface("himmelblau")), "schuss landscape himmelblau --model")
+    assert "The quadratic model of himmelblau" in page
+    for name in ("gradient", "Newton", "trust region"):
+        assert f"</span>{name}</th>" in page
 
 
 def test_second_order_methods_take_their_own_step():

@@ -14,7 +14,7 @@ from typing import Any
 
 from schuss.curvature import NoiseScale
 from schuss.lab.diagnose.advise import Advice, advise
-from schuss.lab.diagnose.measure import Diagnosis, Progress, caveat, measure
+from schuss.lab.diagnose.measure import Diagnosis, caveat, measure
 from schuss.lab.entries import Entry
 from schuss.lab.pages.frame import plain
 from schuss.lab.report.schema import Curvature
@@ -32,7 +32,6 @@ def curvature_of(
     seed: int = 0,
     steps: int | None = None,
     schedule: str = "constant",
-    progress: Progress = lambda what, done, at_most: None,
 ) -> Curvature:
     """Train at the winner's own settings and schedule, over the whole horizon, and measure on the way.
 
@@ -49,7 +48,6 @@ def curvature_of(
             seed=seed,
             steps=steps or given.total_steps(),
             schedule=schedule,
-            progress=progress,
         )
     timed = [asdict(each) for each in advise(found) if each.topic == "batch size"]
     speeds, found = found.speeds, replace(found, speeds=())

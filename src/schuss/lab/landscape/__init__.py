@@ -5,11 +5,9 @@ on_surface(surface, entries, steps)       optimizers on it, each at its best lea
 demonstration("jitter")                   why optimizers differ, measured
 render(pictures, command)                 one HTML report
 TaylorModel(surface, at)                  the quadratic model at a point, and its steps
-growth()                                  what a step of each order costs as d grows
 """
 
 from schuss.lab.landscape.demonstrations import DEMONSTRATIONS, demonstration
-from schuss.lab.landscape.growth import growth
 from schuss.lab.landscape.page import render, render_model
 from schuss.lab.landscape.picture import Picture, on_surface
 from schuss.lab.landscape.surfaces import SURFACES, Surface, surface
@@ -24,7 +22,6 @@ __all__ = [
     "TaylorModel",
     "Trajectory",
     "demonstration",
-    "growth",
     "on_surface",
     "render",
     "render_model",

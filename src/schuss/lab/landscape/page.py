@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import schuss
-from schuss.lab.landscape.growth import Cost
 from schuss.lab.landscape.picture import Picture
 from schuss.lab.landscape.taylor import TaylorModel
 from schuss.lab.pages import page
@@ -28,16 +27,15 @@ def render(pictures: Sequence[Picture], command: str) -> str:
     )
 
 
-def render_model(model: TaylorModel, costs: Sequence[Cost], command: str) -> str:
-    """The report of a quadratic model and of what its steps cost."""
+def render_model(model: TaylorModel, command: str) -> str:
+    """The report of a quadratic model and its steps."""
     return page(
         TEMPLATES,
         "model",
         f"The quadratic model of {model.surface.name}",
-        [("picture", "The model and its steps"), ("cost", "What it costs"), ("repeat", "How to repeat it")],
+        [("picture", "The model and its steps"), ("repeat", "How to repeat it")],
         model.plain(),
         model=model,
-        costs=costs,
         command=command,
         version=schuss.__version__,
     )
