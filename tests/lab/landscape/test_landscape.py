@@ -24,8 +24,8 @@ from schuss.torch import SGD
 @pytest.mark.parametrize("name", SURFACES)
 def test_known_minima_are_minima(name):
     ground = surface(name)
-    for place in ground.minima:
-        w = torch.tensor(place, dtype=torch.float64, requires_grad=True)
+    for point in ground.minima:
+        w = torch.tensor(point, dtype=torch.float64, requires_grad=True)
         value = ground.value(w)
         (slope,) = torch.autograd.grad(value, w)
         assert abs(value.item() - ground.lowest) < 1e-6
@@ -37,7 +37,7 @@ def test_a_trajectory_is_the_textbook_iteration():
     trajectory = descend(ground, lambda w: SGD(w, lr=0.05), 20)
     factors = 1 - 0.05 * np.array([1.0, 10.0])
     expected = np.array(ground.start) * factors ** np.arange(21)[:, None]
-    np.testing.assert_allclose(trajectory.places, expected, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(trajectory.points, expected, rtol=1e-12, atol=1e-15)
     assert trajectory.steps == 20
     assert trajectory.first_below(0) is None
 
@@ -64,8 +64,8 @@ def test_jitter_and_momentum_are_measured():
     assert "40 of 40 steps crossed the valley" in jitter.found
     momentum = demonstration("momentum")
     plain, damped = momentum.trajectories
-    across = [np.abs(np.diff(trajectory.places[:, 1])).sum() for trajectory in (plain, damped)]
-    turns = [(np.diff(np.sign(trajectory.places[:, 1])) != 0).sum() for trajectory in (plain, damped)]
+    across = [np.abs(np.diff(trajectory.points[:, 1])).sum() for trajectory in (plain, damped)]
+    turns = [(np.diff(np.sign(trajectory.points[:, 1])) != 0).sum() for trajectory in (plain, damped)]
     assert across[1] < across[0] / 3
     assert turns[1] < turns[0] / 5
     assert damped.values[-1] < plain.values[-1] / 5
@@ -77,13 +77,13 @@ def test_jitter_and_momentum_are_measured():
 
 def test_the_saddle_is_left_or_not():
     ridge, shaken, beside, momentum, adam = demonstration("saddle").trajectories
-    assert (ridge.places[:, 1] == 0).all()
+    assert (ridge.points[:, 1] == 0).all()
     assert ridge.first_below(-0.01) is None
     times = [trajectory.first_below(-0.2) for trajectory in (shaken, beside, momentum, adam)]
     assert None not in times
     assert times[3] < times[2] < times[1]
     # beside the ridge y grows by 1 + lr a step
-    grown = beside.places[1:40, 1] / beside.places[:39, 1]
+    grown = beside.points[1:40, 1] / beside.points[:39, 1]
     np.testing.assert_allclose(grown, 1.1, rtol=1e-3)
 
 
@@ -105,10 +105,10 @@ def test_adagrad_only_slows_down_and_rmsprop_recovers():
 def test_restarts_leave_where_they_rest():
     picture = demonstration("restarts")
     trajectory = picture.trajectories[1]
-    rests = trajectory.places[[60, 120, 180, 240]]
+    rests = trajectory.points[[60, 120, 180, 240]]
     jumps = np.abs(np.diff(rests, axis=0)).max(axis=1)
     assert (jumps > math.pi / 4).any()  # half the distance between two bowls
-    assert np.abs(trajectory.places[59] - trajectory.places[60]).max() < 1e-3
+    assert np.abs(trajectory.points[59] - trajectory.points[60]).max() < 1e-3
 
 
 def test_the_page_needs_nothing_else():
@@ -134,7 +134,7 @@ def test_the_ground_is_the_function_also_where_it_cannot_be_mapped():
     assert heights[2, 0] == pytest.approx(value_at(ground, (-1.0, 2.0)), rel=1e-14)
     branching = replace(ground, value=lambda w: ground.value(w) if float(w[0]) > 0 else ground.value(w) * 1)
     assert np.array_equal(heights_on(branching, xs, ys), heights)
-    with pytest.raises(ValueError, match="a place where it is finite"):
+    with pytest.raises(ValueError, match="a point where it is finite"):
         heights_on(replace(ground, value=lambda w: w.sum() * math.nan), xs, ys)
 
 
@@ -147,7 +147,7 @@ def test_a_function_of_your_own(tmp_path):
     assert ground.start == (1.0, 1.0)
     assert surface(f"{file}:f", start=(0.0, 2.0)).start == (0.0, 2.0)
     picture = on_surface(ground, [find("sgd")], 50)
-    assert abs(picture.trajectories[0].places[-1, 0] - 2) < 0.01
+    assert abs(picture.trajectories[0].points[-1, 0] - 2) < 0.01
     with pytest.raises(ValueError, match="is not a scalar tensor with a gradient"):
         surface(f"{file}:g")
     with pytest.raises(ValueError, match="not in"):
@@ -174,7 +174,7 @@ def test_bad_places_are_refused():
         surface("beale", window=(1.0, 0.0, 0.0, 1.0))
     with pytest.raises(ValueError, match="start"):
         surface("beale", start=(math.nan, 0.0))
-    with pytest.raises(ValueError, match="Try another place"):
+    with pytest.raises(ValueError, match="Try another point"):
         surface("beale", start=(1e200, 1e200))
 
 

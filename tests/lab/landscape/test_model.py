@@ -51,8 +51,8 @@ def test_the_model_errs_as_the_third_power():
 
 
 def test_a_radius_too_long_is_halved_until_the_promise_is_kept():
-    for place in ((-1.2, 1.0), (0.0, 0.5), (1.4, -0.4)):
-        model = TaylorModel(surface("rosenbrock"), place)
+    for point in ((-1.2, 1.0), (0.0, 0.5), (1.4, -0.4)):
+        model = TaylorModel(surface("rosenbrock"), point)
         step = named(model)["trust region"]
         assert step.actual >= 0.25 * step.predicted > 0
 

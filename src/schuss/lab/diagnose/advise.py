@@ -15,6 +15,7 @@ from shlex import quote
 from statistics import median
 from typing import Literal
 
+from schuss.curvature import NoiseScale
 from schuss.lab.diagnose.measure import Diagnosis, Speed
 
 Sure = Literal["measured", "an indication", "a guess"]
@@ -118,31 +119,15 @@ def _rate(found: Diagnosis, optimizer: str) -> Advice | None:
 
     None of these rates was trained to the horizon, so nothing here is called measured.
     """
-    tested = None if found.range_test is None else found.range_test.interval
-    words = (
-        []
-        if tested is None
-        else [f"in the range test the loss falls between {tested[0]:.2g} and {tested[1]:.2g}"]
-    )
-    stable = min((x for each in found.settled if isfinite(x := each.largest_lr or inf)), default=None)
-    if tested is None and (stable is None or found.adaptive):
+    bounded = _range(found)
+    if bounded is None:
         return None
-    low, high = tested or (0.0, inf)
-    if stable is not None and found.adaptive:
-        # That limit is of the preconditioner as it is now, which moves with training: it bounds no rate.
-        words.append(
-            f"with its denominators as they were, {stable:.2g} was stable, but they change with the learning rate"
-        )
-    elif stable is not None:
-        high, limit = _largest(found, stable)
-        words.append(limit)
+    low, high, words = bounded
     because = f"For {found.optimizer}: {'; '.join(words)}."
     command = _race(found, "", *([] if found.schedule == "constant" else [f"--schedules {found.schedule}"]))
     if high <= low:
         because += " No learning rate satisfies both, so none is advised: the race searches them."
         return Advice("learning rate", "no range", because, "a guess", command)
-    if stable is not None and not found.adaptive:
-        low = max(low, high / SPAN)
     low = min(low, high / 3)  # half a decade at least: no measurement here is finer
     low, high = (float(f"{x:.2g}") for x in (low, high))  # judged as it is printed
     where = "below" if found.lr < low else "above" if found.lr > high else "inside"
@@ -154,6 +139,26 @@ def _rate(found: Diagnosis, optimizer: str) -> Advice | None:
         )
     take = f"{low:.2g} to {high:.2g} for {found.optimizer}"
     return Advice("learning rate", take, because, "an indication", command)
+
+
+def _range(found: Diagnosis) -> tuple[float, float, list[str]] | None:
+    """The lowest and the highest rate to try (none, if the first is not below the second), and what they rest on."""
+    tested = None if found.range_test is None else found.range_test.interval
+    stable = min((x for each in found.settled if isfinite(x := each.largest_lr or inf)), default=None)
+    if tested is None and (stable is None or found.adaptive):
+        return None
+    low, high = tested or (0.0, inf)
+    words = [f"in the range test the loss falls between {low:.2g} and {high:.2g}"] if tested else []
+    if stable is not None and found.adaptive:
+        # That limit is of the preconditioner as it is now, which moves with training: it bounds no rate.
+        words.append(
+            f"with its denominators as they were, {stable:.2g} was stable, but they change with the learning rate"
+        )
+    elif stable is not None:
+        high, limit = _largest(found, stable)
+        low = max(low, high / SPAN)
+        words.append(limit)
+    return low, high, words
 
 
 def _largest(found: Diagnosis, stable: float) -> tuple[float, str]:
@@ -177,19 +182,23 @@ def _largest(found: Diagnosis, stable: float) -> tuple[float, str]:
     return high, words
 
 
-def _batch(found: Diagnosis) -> Advice | None:
-    noise, speeds = found.last_noise, found.speeds
-    if noise is None or not speeds:
-        return None
-    # The goal lies at the end, where the noise is larger: its scale decides. Each round of timings has its say.
+def _best_batches(speeds: Sequence[Speed], noise: NoiseScale) -> list[int]:
+    """The batch size at which a goal costs least; then that of each round of timings and end of the noise's interval."""
     rounds = zip(*(speed.rounds or (speed.seconds,) for speed in speeds), strict=True)
     timings = [[replace(s, seconds=x) for s, x in zip(speeds, each, strict=True)] for each in rounds]
-    best = [
+    return [
         min(costs(timed, scale), key=lambda cost: cost.time).batch
         for timed in (speeds, *timings)
         for scale in (noise.simple, *noise.interval)
         if isfinite(scale)
     ] or [speeds[-1].batch]
+
+
+def _batch(found: Diagnosis) -> Advice | None:
+    noise, speeds = found.last_noise, found.speeds  # the goal lies at the end, where the noise is larger
+    if noise is None or not speeds:
+        return None
+    best = _best_batches(speeds, noise)
     times = {cost.batch: cost.time for cost in costs(speeds, min(noise.simple, 1e9))}
     own = min(times, key=lambda batch: abs(batch - found.batch_size))
     low, high = noise.interval

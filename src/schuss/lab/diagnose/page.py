@@ -15,6 +15,7 @@ from schuss.lab.pages import page
 def render(found: Diagnosis, advice: Sequence[Advice], command: str) -> str:
     """The HTML report of a diagnosis with its advice, and the command that repeats it."""
     rated = [(each.sharpness_ratio, each) for each in found.measurements if each.sharpness_ratio is not None]
+    ratio = rated[-1][0] if rated else 0.0
     noise, density, tested = found.last_noise, found.density, found.range_test
     paid = costs(found.speeds, noise.simple) if noise is not None and math.isfinite(noise.simple) else []
     sections = {
@@ -43,9 +44,9 @@ def render(found: Diagnosis, advice: Sequence[Advice], command: str) -> str:
         found=found,
         advice=advice,
         here={key: shown for key, (_, shown) in sections.items()},
-        ratio=rated[-1][0] if rated else None,
-        needle=needle(rated[-1][0]) if rated else None,
-        highest=max(rated, key=lambda pair: pair[0])[1] if rated else None,
+        ratio=ratio,
+        needle=needle(ratio),
+        highest=max(rated, key=lambda pair: pair[0], default=(0.0, None))[1],
         caveat=caveat(found),
         negative=density and density.below(-0.01 * float(density.nodes.max())),
         paid=paid,

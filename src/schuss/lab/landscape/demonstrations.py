@@ -31,8 +31,8 @@ def jitter() -> Picture:
     valley, lr, steps = quadratic(KAPPA), 1.9 / KAPPA, 40
     wild = _sgd(valley, steps, "sgd near its limit", lr)
     calm = _sgd(valley, steps, "sgd at a fifth of it", lr / 5)
-    moved = np.abs(np.diff(wild.places, axis=0)).sum(axis=0)
-    left = [f"{abs(each.places[-1, 0] / each.places[0, 0]):.0%}" for each in (wild, calm)]
+    moved = np.abs(np.diff(wild.points, axis=0)).sum(axis=0)
+    left = [f"{abs(each.points[-1, 0] / each.points[0, 0]):.0%}" for each in (wild, calm)]
     return picture(
         valley,
         (wild, calm),
@@ -55,12 +55,12 @@ def momentum() -> Picture:
         _sgd(valley, steps, "momentum", (1 - beta) * rate, beta),
     )
     turns = [_crossings(each) for each in pair]
-    across = [float(np.abs(np.diff(each.places[:, 1])).sum()) for each in pair]
+    across = [float(np.abs(np.diff(each.points[:, 1])).sum()) for each in pair]
     slow, fast = (each.values[-1] / each.values[0] for each in pair)
     root = math.sqrt(KAPPA)
     lr, best = 4 / (root + 1) ** 2, ((root - 1) / (root + 1)) ** 2
     fastest = _sgd(valley, steps, "fastest in theory", lr, best)
-    swing = float(np.abs(fastest.places[:, 1]).max()) / abs(float(fastest.places[0, 1]))
+    swing = float(np.abs(fastest.points[:, 1]).max()) / abs(float(fastest.points[0, 1]))
     return picture(
         valley,
         pair,
@@ -176,8 +176,8 @@ def adagrad() -> Picture:
     slow = run(Adagrad, "adagrad", first, f"lr {first:g}", "sum")
     fast = run(RMSprop, "rmsprop", lr, f"lr {lr:.3g}, α 0.99", "square_avg")
     target = np.array(surface.minima[0])
-    whole = float(np.linalg.norm(slow.places[0] - target))
-    gone = [1 - float(np.linalg.norm(each.places[-1] - target)) / whole for each in (slow, fast)]
+    whole = float(np.linalg.norm(slow.points[0] - target))
+    gone = [1 - float(np.linalg.norm(each.points[-1] - target)) / whole for each in (slow, fast)]
     return picture(
         surface,
         (slow, fast),
@@ -217,9 +217,9 @@ def restarts() -> Picture:
     once = _sgd(bowls, steps, "cosine once", peak, schedule=Cosine(peak, 0.0, steps=steps), **words)
     again = _sgd(bowls, steps, "with restarts", peak, schedule=plan, **words)
     sharp, spacing, cycle = depth * wave**2 + 0.08, 2 * math.pi / wave, steps // cycles
-    ends, heights = again.places[cycle::cycle], again.values[cycle::cycle]
-    rests = {tuple(np.round(place / spacing).astype(int)) for place in ends}
-    same = tuple(np.round(once.places[-1] / spacing).astype(int)) in rests
+    ends, heights = again.points[cycle::cycle], again.values[cycle::cycle]
+    rests = {tuple(np.round(point / spacing).astype(int)) for point in ends}
+    same = tuple(np.round(once.points[-1] / spacing).astype(int)) in rests
     return picture(
         bowls,
         (once, again),
@@ -263,4 +263,4 @@ def _sgd(
 
 def _crossings(trajectory: Trajectory) -> int:
     """How often a trajectory crosses y = 0."""
-    return int((np.diff(np.sign(trajectory.places[:, 1])) != 0).sum())
+    return int((np.diff(np.sign(trajectory.points[:, 1])) != 0).sum())

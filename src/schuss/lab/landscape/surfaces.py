@@ -41,7 +41,7 @@ class Surface:
     formula: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse an empty window, and a start that is no place."""
+        """Refuse an empty window, and a start that is no point."""
         left, right, bottom, top = self.window
         if not (left < right and bottom < top and all(map(math.isfinite, self.window))):
             raise refusal("window", self.window, "x from < x to, y from < y to")
@@ -140,37 +140,37 @@ def surface(spec: str, start: Pair | None = None, window: tuple[float, ...] | No
     return found
 
 
-def value_at(surface: Surface, place: Pair) -> float:
-    """The function at a place; refused where it does not give a finite number with a gradient."""
-    w = torch.tensor(place, dtype=torch.float64, requires_grad=True)
+def value_at(surface: Surface, point: Pair) -> float:
+    """The function at a point; refused where it does not give a finite number with a gradient."""
+    w = torch.tensor(point, dtype=torch.float64, requires_grad=True)
     try:
         value: Any = surface.value(w)
     except Exception as error:
         raise ValueError(
-            f"{surface.name} cannot be evaluated at {place}: {type(error).__name__}: {error}. It gets one tensor "
+            f"{surface.name} cannot be evaluated at {point}: {type(error).__name__}: {error}. It gets one tensor "
             "of two numbers: begin with `x, y = w`."
         ) from error
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
         advice = "Compute it from w with torch's operations."
         raise refusal(f"{surface.name}(w)", value, "a scalar tensor with a gradient", advice)
     if not math.isfinite(value.item()):
-        raise refusal(f"{surface.name} at {place}", value.item(), "finite", "Try another place.")
+        raise refusal(f"{surface.name} at {point}", value.item(), "finite", "Try another point.")
     return value.item()
 
 
 def heights_on(surface: Surface, xs: Array, ys: Array) -> Array:
-    """The values on a grid, ys × xs; all at once where the function can be mapped over places, else one by one."""
+    """The values on a grid, ys × xs; all at once where the function can be mapped over points, else one by one."""
     X, Y = np.meshgrid(xs, ys)
-    places = torch.from_numpy(np.stack([X.ravel(), Y.ravel()], axis=1))
+    points = torch.from_numpy(np.stack([X.ravel(), Y.ravel()], axis=1))
     with torch.no_grad():
         try:
-            found = torch.func.vmap(surface.value)(places)
+            found = torch.func.vmap(surface.value)(points)
         except Exception:
-            found = torch.stack([surface.value(place).reshape(()) for place in places])
+            found = torch.stack([surface.value(point).reshape(()) for point in points])
     heights = found.double().reshape(X.shape).numpy()
     if not np.isfinite(heights).any():
         what = f"the window of {surface.name}"
-        raise refusal(what, surface.window, "a place where it is finite", "Try another --window.")
+        raise refusal(what, surface.window, "a point where it is finite", "Try another --window.")
     return heights
 
 

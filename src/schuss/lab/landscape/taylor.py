@@ -149,10 +149,10 @@ class TaylorModel:
 
     def _window(self) -> tuple[Array, Array]:
         """A square that holds the point, its region and every step."""
-        place = np.array(self.at)
+        point = np.array(self.at)
         ends = np.array([self.at, *(step.end for step in self.steps)])
-        low = np.minimum(ends.min(axis=0), place - self.radius)
-        high = np.maximum(ends.max(axis=0), place + self.radius)
+        low = np.minimum(ends.min(axis=0), point - self.radius)
+        high = np.maximum(ends.max(axis=0), point + self.radius)
         middle, half = (low + high) / 2, 0.6 * float((high - low).max())
         xs, ys = (np.linspace(c - half, c + half, GRID) for c in middle)
         return xs, ys

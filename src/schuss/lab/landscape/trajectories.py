@@ -35,14 +35,14 @@ SEARCH = (
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """`places` (n, 2) and the surface's `values` there, at the start and after each step.
+    """`points` (n, 2) and the surface's `values` there, at the start and after each step.
 
     `ended`: "" or why it stopped early. `seen`: a number per step that a demonstration shows, empty otherwise.
     """
 
     name: str
     settings: str
-    places: Array
+    points: Array
     values: Array
     ended: str = ""
     seen: Array = field(default_factory=lambda: np.zeros(0))
@@ -76,7 +76,7 @@ def descend(
     if isinstance(optimizer, GaussNewton):
         advice = "Its value is no sum of squares that one could take apart."
         raise refusal("optimizer", name, "possible on a surface", advice)
-    places, seen, ended = [w.detach().numpy().copy()], list[float](), ""
+    points, seen, ended = [w.detach().numpy().copy()], list[float](), ""
     values = [float(surface.value(w.detach()))]
     for n in range(steps):
         if schedule is not None:
@@ -90,11 +90,11 @@ def descend(
         if not math.isfinite(value) or value - values[0] > LOST * max(abs(values[0]), 1.0):
             ended = f"left the surface at step {n + 1}"
             break
-        places.append(w.detach().numpy().copy())
+        points.append(w.detach().numpy().copy())
         values.append(value)
         if watch is not None:
             seen.append(watch(optimizer))
-    return Trajectory(name, settings, np.array(places), np.array(values), ended, np.array(seen))
+    return Trajectory(name, settings, np.array(points), np.array(values), ended, np.array(seen))
 
 
 def at_best(surface: Surface, entry: Entry, steps: int) -> Trajectory:
@@ -138,5 +138,5 @@ def settings_in_words(entry: Entry, parameters: Mapping[str, float]) -> str:
 def _is_inside(surface: Surface, trajectory: Trajectory) -> bool:
     """Whether a trajectory never left the window."""
     left, right, bottom, top = surface.window
-    x, y = trajectory.places.T
+    x, y = trajectory.points.T
     return bool(((left <= x) & (x <= right) & (bottom <= y) & (y <= top)).all())

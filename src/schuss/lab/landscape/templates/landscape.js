@@ -18,9 +18,9 @@ for (const section of document.querySelectorAll("[data-picture]")) {
   slider.value = stops.length - 1;
   let step = last, timer = null;
 
-  const upTo = (trajectory, k) => trajectory.places.slice(0, k + 1);
+  const upTo = (trajectory, k) => trajectory.points.slice(0, k + 1);
   const lineOf = (trajectory, k) => ({ x: upTo(trajectory, k).map((p) => p[0]), y: upTo(trajectory, k).map((p) => p[1]) });
-  const headOf = (trajectory, k) => { const p = trajectory.places[Math.min(k, trajectory.places.length - 1)]; return { x: [p[0]], y: [p[1]] }; };
+  const headOf = (trajectory, k) => { const p = trajectory.points[Math.min(k, trajectory.points.length - 1)]; return { x: [p[0]], y: [p[1]] }; };
   const heightOf = (trajectory, k) => trajectory.values.slice(0, k + 1).map(up);
   const colours = () => [[0, css("--accent")], [1, css("--paper")]].map(([at, c], i) => [at, i ? c : mix(c, css("--paper"), 0.45)]);
   const mix = (a, b, t) => `rgb(${[1, 3, 5].map((at) => Math.round((1 - t) * parseInt(a.slice(at, at + 2), 16) + t * parseInt(b.slice(at, at + 2), 16))).join(",")})`;
@@ -32,13 +32,13 @@ for (const section of document.querySelectorAll("[data-picture]")) {
       colorscale: colours(), line: { color: css("--soft"), width: 0.4 }, contours: { coloring: "fill", start: bottom, end: top, size: (top - bottom) / 18 } }];
     if (picture.minima.length) traces.push({ x: picture.minima.map((p) => p[0]), y: picture.minima.map((p) => p[1]), mode: "markers", hovertemplate: "minimum (%{x:.4g}, %{y:.4g})<extra></extra>",
       marker: { symbol: "cross-thin", size: 11, line: { width: 2, color: css("--ink") } } });
-    const starts = [...new Map(picture.trajectories.map((trajectory) => [String(trajectory.places[0]), trajectory.places[0]])).values()];
+    const starts = [...new Map(picture.trajectories.map((trajectory) => [String(trajectory.points[0]), trajectory.points[0]])).values()];
     traces.push({ x: starts.map((p) => p[0]), y: starts.map((p) => p[1]), mode: "markers", hoverinfo: "skip", marker: { symbol: "circle-open", size: 12, color: css("--ink"), line: { width: 1.5 } } });
     const first = traces.length, many = picture.trajectories.length;
     picture.trajectories.forEach((trajectory, i) => {
       const { colour, dash } = marked[i];
       traces.push({ name: trajectory.name, visible: seenNow(trajectory), ...lineOf(trajectory, step), mode: "lines+markers", line: { color: colour, width: 2, dash },
-        marker: { size: trajectory.places.length > 120 ? 2.5 : 4, color: colour }, hovertemplate: `(%{x:.4g}, %{y:.4g})<extra>${trajectory.name}</extra>` });
+        marker: { size: trajectory.points.length > 120 ? 2.5 : 4, color: colour }, hovertemplate: `(%{x:.4g}, %{y:.4g})<extra>${trajectory.name}</extra>` });
     });
     picture.trajectories.forEach((trajectory, i) => traces.push({ visible: seenNow(trajectory), ...headOf(trajectory, step), mode: "markers", hoverinfo: "skip",
       marker: { symbol: marked[i].symbol, size: 11, color: marked[i].colour, line: { width: 1.5, color: css("--paper") } } }));
@@ -70,7 +70,7 @@ for (const section of document.querySelectorAll("[data-picture]")) {
   });
   const cursor = () => ({ type: "line", x0: step, x1: step, yref: "paper", y0: 0, y1: 1, line: { color: css("--soft"), width: 1, dash: "dot" } });
   const lift = 0.015 * (top - bottom), shown3 = (z) => (z === null ? null : Math.max(z, bottom));
-  // The height of the drawn surface at a place, between the four points of the grid round it; a path runs above both.
+  // The height of the drawn surface at a point, between the four points of the grid round it; a path runs above both.
   const drawnAt = ([x, y]) => {
     const [[i, s], [j, t]] = [[picture.xs, x], [picture.ys, y]].map(([grid, value]) => {
       const at = ((value - grid[0]) / (grid.at(-1) - grid[0])) * (grid.length - 1), k = Math.min(Math.max(Math.floor(at), 0), grid.length - 2);
@@ -85,7 +85,7 @@ for (const section of document.querySelectorAll("[data-picture]")) {
     const traces = [{ type: "surface", x: picture.xs, y: picture.ys, z: levels.map((row) => row.map(shown3)), colorscale: colours(), showscale: false, opacity: 0.92, hoverinfo: "skip",
       contours: { z: { show: true, usecolormap: false, color: css("--line"), width: 1 } }, lighting: { ambient: 0.85, diffuse: 0.35, specular: 0.05 } }];
     picture.trajectories.forEach((trajectory, i) => {
-      const at = trajectory.places.map((p, k) => (k <= step && window_(p) ? p : null)), height = (p, k) => (p === null ? null : Math.max(shown3(up(trajectory.values[k])), drawnAt(p)) + lift);
+      const at = trajectory.points.map((p, k) => (k <= step && window_(p) ? p : null)), height = (p, k) => (p === null ? null : Math.max(shown3(up(trajectory.values[k])), drawnAt(p)) + lift);
       traces.push({ type: "scatter3d", name: trajectory.name, visible: seenNow(trajectory), mode: "lines", x: at.map((p) => p?.[0] ?? null), y: at.map((p) => p?.[1] ?? null), z: at.map(height),
         line: { color: look(i).colour, width: 6 }, hoverinfo: "name" });
     });
