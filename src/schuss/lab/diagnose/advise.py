@@ -183,7 +183,7 @@ def _largest(found: Diagnosis, stable: float) -> tuple[float, str]:
 
 
 def _best_batches(speeds: Sequence[Speed], noise: NoiseScale) -> list[int]:
-    """The batch size at which a goal costs least; then that of each round of timings and end of the noise's interval."""
+    """Where a goal costs least: on the whole, and by each round of timings and end of the noise interval."""
     rounds = zip(*(speed.rounds or (speed.seconds,) for speed in speeds), strict=True)
     timings = [[replace(s, seconds=x) for s, x in zip(speeds, each, strict=True)] for each in rounds]
     return [
