@@ -41,7 +41,7 @@ def command(rule: str) -> None:
         with console.status("Compiling and comparing") as status:
             for finding in examine_rule(found):
                 colour = COLOURS[finding.verdict]
-                cells = map(escape, (finding.about, finding.truth, finding.measured))
+                cells = map(escape, (finding.about, finding.known, finding.measured))
                 table.add_row(*cells, f"[{colour}]{finding.verdict}[/]")
                 failed += finding.verdict == "fails"
                 held += finding.verdict == "holds"

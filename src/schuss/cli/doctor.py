@@ -62,7 +62,7 @@ def command(only: str | None, dtypes: str) -> None:
                     table.add_row(f"[bold]{section}[/]" if not found else f"\n[bold]{section}[/]")
                 found.append((section, finding))
                 colour = COLOURS[finding.verdict]
-                cells = (finding.about, finding.truth, finding.measured)
+                cells = (finding.about, finding.known, finding.measured)
                 table.add_row(*map(escape, cells), f"[{colour}]{finding.verdict}[/]")
     except ValueError as error:
         raise click.UsageError(str(error)) from error
@@ -76,7 +76,7 @@ def command(only: str | None, dtypes: str) -> None:
         f"\n{judged - len(failed)} of {judged} known values hold, in {seconds:.1f} s.", highlight=False
     )
     for about, finding in failed:
-        line = f"{about}, {finding.about.strip()}: known value {finding.truth}, measured {finding.measured}."
+        line = f"{about}, {finding.about.strip()}: known value {finding.known}, measured {finding.measured}."
         console.print(line, style="red", markup=False, highlight=False)
     if stopped:
         console.print("Stopped before the end.")
