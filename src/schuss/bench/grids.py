@@ -16,7 +16,9 @@ READING = (
 _STEP = "One step, float32"
 _TITLES = {
     **dict(gpt2=_STEP, small=_STEP, mlp=_STEP, sparse="Sparse gradients", precision="One step"),
-    **dict(numpy="One step, float64", gpu="One step on the GPU"),
+    "numpy": "One step, float64",
+    "gpu": "One step on the GPU",
+    "gpu-precision": "One step on the GPU",
 }
 
 
@@ -116,7 +118,7 @@ def grids(report: Report) -> list[Grid]:
         if section == "sparse":
             found += _first_step([t for t in report.timings if t.section == "first-step"])
         timings = [t for t in report.timings if t.section == section]
-        show = _bars if section in ("sparse", "precision") else _race
+        show = _bars if section in ("sparse", "precision", "gpu-precision") else _race
         for workload in dict.fromkeys(t.workload for t in timings):
             title = f"{_TITLES[section]}: {workload}"
             found.append(show(title, [t for t in timings if t.workload == workload]))

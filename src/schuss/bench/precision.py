@@ -12,7 +12,7 @@ import schuss.torch
 from schuss.bench import steps
 from schuss.bench.report import Skipped, Timing
 from schuss.bench.sizes import Sizes
-from schuss.bench.timing import timings, too_large
+from schuss.bench.timing import Action, timings, too_large, wall_seconds
 from schuss.compile.reference import Reference
 from schuss.rules import AdamW
 
@@ -62,18 +62,19 @@ PARTS: Mapping[str, tuple[torch.dtype, Makers]] = {
 }
 
 
-def disagreement(make: Callable[[Weights], Step], dtype: torch.dtype) -> str:
+def disagreement(make: Callable[[Weights], Step], dtype: torch.dtype, device: str = "cpu") -> str:
     """What a contender gets wrong in three steps with gradients of one sign, or nothing."""
     torch.manual_seed(0)
-    start = (1 + torch.rand(5000)).to(dtype)
+    start = (1 + torch.rand(5000)).to(device, dtype)
     weight = torch.nn.Parameter(start.clone())
-    weight.grad = (0.5 + torch.rand(5000)).to(dtype)
-    meant = Reference(AdamW(lr=RATE), start.double().numpy()).run([weight.grad.double().numpy()] * 3)
+    weight.grad = (0.5 + torch.rand(5000)).to(device, dtype)
+    gradient = weight.grad.double().cpu().numpy()
+    meant = Reference(AdamW(lr=RATE), start.double().cpu().numpy()).run([gradient] * 3)
     step = make([weight])
     for _ in range(3):
         step()
     # The mean over all weights, and each one: 8-bit state alone may make a step a few percent longer or shorter.
-    error = weight.detach().double().numpy() - meant
+    error = weight.detach().double().cpu().numpy() - meant
     worst, mean = np.abs(error).max(), abs(error.mean())
     allowed = 3 * torch.finfo(dtype).eps * 2 + 0.1 * RATE
     if worst > allowed or mean > 0.02 * RATE + torch.finfo(dtype).eps / 4:
@@ -81,17 +82,24 @@ def disagreement(make: Callable[[Weights], Step], dtype: torch.dtype) -> str:
     return ""
 
 
-def measure(title: str, section: str, sizes: Sizes) -> list[Timing] | list[Skipped]:
+def measure(
+    title: str,
+    section: str,
+    sizes: Sizes,
+    device: str = "cpu",
+    seconds: Callable[[Action, int], float] = wall_seconds,
+) -> list[Timing] | list[Skipped]:
     """One of `PARTS`, at GPT-2's shapes."""
     dtype, makers = PARTS[title]
     needed = sizes.large.elements * (2 * dtype.itemsize + 8 * len(makers))
-    if skipped := too_large(section, title, needed):
+    if device == "cpu" and (skipped := too_large(section, title, needed)):
         return skipped
-    wrong = {name: disagreement(make, dtype) for name, make in makers.items()}
-    weights = steps.weights(sizes.large, dtype=dtype)
+    wrong = {name: disagreement(make, dtype, device) for name, make in makers.items()}
+    weights = steps.weights(sizes.large, device, dtype)
     return timings(
-        (section, f"{title}, {sizes.large}", "AdamW"),
+        ("precision" if device == "cpu" else "gpu-precision", f"{title}, {sizes.large}", "AdamW"),
         {name: wrong[name] or make(weights) for name, make in makers.items()},
         sizes.rounds,
         sizes.least,
+        seconds=seconds,
     )
