@@ -117,11 +117,11 @@ def main() -> None:
     source = Path(sys.modules["schuss"].__file__ or "").parent
     stale = []
     for api in IMPORTS:
-        place, text = source / api / "__init__.pyi", stub(api)
+        path, text = source / api / "__init__.pyi", stub(api)
         if "--check" not in sys.argv:
-            place.write_text(text, encoding="utf-8")
-        elif not place.is_file() or place.read_text(encoding="utf-8") != text:
-            stale.append(str(place))
+            path.write_text(text, encoding="utf-8")
+        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+            stale.append(str(path))
     if stale:
         sys.exit(f"Not what tools/stubs.py writes: {', '.join(stale)}. Run: make stubs")
 

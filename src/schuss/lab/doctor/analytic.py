@@ -66,7 +66,7 @@ def softmax_on_digits() -> Iterator[Finding]:
     def loss(W: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
         return F.cross_entropy(batch[0] @ W, batch[1])
 
-    # Forty products in blocks of ten copies: the multiplicity is measured, not assumed.
+    # Forty Hessian-vector products in blocks of ten copies: the multiplicity is measured, not assumed.
     ends = extreme_eigenvalues(W, loss, batch, k=10)
     top = ends.largest
     yield close("softmax on digits: λmax", 1.04552996869546, float(top[0]), 1e-9, 12)
