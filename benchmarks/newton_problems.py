@@ -10,7 +10,7 @@ them) and every product with a Jacobian (a dense one is the smaller of its sides
 equivalents: a loss 1/3, a gradient 2/3, a product 2. Methods that take loss and gradient together (the line searches)
 pay both at each evaluation.
 
-Run: python benchmarks/newton_problems.py [--only newton,lbfgs] [--detail]; it prints Markdown.
+Run: python benchmarks/newton_problems.py [--only newton,lbfgs]; it prints Markdown.
 """
 
 from __future__ import annotations
@@ -229,7 +229,6 @@ def run(method: Method, case: Case) -> Case:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="comma-separated parts of method names")
-    parser.add_argument("--detail", action="store_true", help="print every run")
     options = parser.parse_args()
     torch.set_num_threads(1)
     wanted = [w for w in options.only.lower().split(",") if w]
@@ -240,8 +239,6 @@ def main() -> None:
         if chosen:
             results = {n: [run(m, c) for c in everything] for n, m in chosen.items()}
             print_class(title, results, len(published))
-            if options.detail:
-                print_detail(results)
 
 
 def median(runs: list[Case], which: list[int], what: str) -> float:
@@ -284,15 +281,6 @@ def print_class(title: str, results: dict[str, list[Case]], split: int) -> None:
     heads = ["pair", "both solve", "losses, median", "cost, median", "ratio of losses, geometric mean"]
     if rows:
         print("", *markdown_table(heads, rows), sep="\n")
-
-
-def print_detail(results: dict[str, list[Case]]) -> None:
-    """Losses of every run; a dash before those that did not solve their problem."""
-    rows = [
-        [runs[0].name, *(f"{'' if r.is_solved else '–'}{r.losses}" for r in runs)]
-        for runs in zip(*results.values(), strict=True)
-    ]
-    print("", *markdown_table(["losses (– unsolved)", *results], rows), sep="\n")
 
 
 if __name__ == "__main__":

@@ -58,16 +58,13 @@ def optimizer(rule: type[Rule]) -> type[Optimizer]:
 
 def written(kind: Any) -> str:
     """A type as a stub writes it."""
-    if kind == Number:
-        return "Number"
-    if kind == Schedule:
-        return "Schedule"
+    named = {Number: "Number", Schedule: "Schedule", Number | None: "Number | None"}
+    if kind in named:
+        return named[kind]
     if get_origin(kind) is Literal:
         return f"Literal[{', '.join(map(repr, get_args(kind)))}]"
     if get_origin(kind) is tuple:
         return f"tuple[{', '.join(map(written, get_args(kind)))}]"
-    if kind == Number | None:
-        return "Number | None"
     return getattr(kind, "__name__", None) or str(kind)
 
 

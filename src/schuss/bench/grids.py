@@ -13,12 +13,13 @@ READING = (
     "ours. GB/s counts the bytes that a step must move; torch.add ran in the same rounds. "
     "Each contender agreed with the float64 reference first."
 )
-_STEP = "One step, float32"
 _TITLES = {
-    **dict(gpt2=_STEP, small=_STEP, mlp=_STEP, sparse="Sparse gradients", precision="One step"),
+    **dict.fromkeys(("gpt2", "small", "mlp"), "One step, float32"),
+    "first-step": "First step of AdamW in a new process",
+    "sparse": "Sparse gradients",
+    "precision": "One step",
     "numpy": "One step, float64",
-    "gpu": "One step on the GPU",
-    "gpu-precision": "One step on the GPU",
+    **dict.fromkeys(("gpu", "gpu-precision"), "One step on the GPU"),
 }
 
 
@@ -83,21 +84,22 @@ def _problems(timings: Sequence[Timing]) -> str:
     return "Wrong, so not timed: " + "; ".join(wrong) + "." if wrong else ""
 
 
-def _race(title: str, timings: Sequence[Timing]) -> Grid:
-    """Contenders side by side, one row per optimizer, each with its ratio to the first in the same rounds."""
+def _race(title: str, timings: Sequence[Timing], row: str = "optimizer") -> Grid:
+    """Contenders side by side: a row per optimizer, with ratios to the first in the same rounds, or per workload."""
     first, *others = dict.fromkeys(t.contender for t in timings)
     memory = any(t.machine for t in timings)
     rows: list[tuple[str, ...]] = []
-    for optimizer in dict.fromkeys(t.optimizer for t in timings):
-        by = {t.contender: t for t in timings if t.optimizer == optimizer}
+    for about in dict.fromkeys(getattr(t, row) for t in timings):
+        by = {t.contender: t for t in timings if getattr(t, row) == about}
         base = by.get(first)
         bandwidth = ("", "") if memory else ()
         if base is not None and base.machine:
             bandwidth = (_speed(base), f"{100 * base.fraction:.0f} %")
-        cells = (_cell(by.get(name), base) for name in others)
-        rows.append((optimizer, _cell(base, None), *bandwidth, *cells))
+        cells = (_cell(by.get(name), base if row == "optimizer" else None) for name in others)
+        rows.append((about, _cell(base, None), *bandwidth, *cells))
     machine = "copy" if timings[0].section == "gpu" else "torch.add"
-    heads = ("optimizer", first, *(("GB/s", f"of {machine}'s") if memory else ()), *others)
+    head = "optimizer" if row == "optimizer" else "weights"
+    heads = (head, first, *(("GB/s", f"of {machine}'s") if memory else ()), *others)
     return Grid(title, heads, tuple(rows), _problems(timings))
 
 
@@ -115,9 +117,10 @@ def grids(report: Report) -> list[Grid]:
     """All tables of a report: one for each workload of a section."""
     found: list[Grid] = []
     for section in _TITLES:
-        if section == "sparse":
-            found += _first_step([t for t in report.timings if t.section == "first-step"])
         timings = [t for t in report.timings if t.section == section]
+        if section == "first-step" and timings:
+            found.append(_race(_TITLES[section], timings, "workload"))
+            continue
         show = _bars if section in ("sparse", "precision", "gpu-precision") else _race
         for workload in dict.fromkeys(t.workload for t in timings):
             title = f"{_TITLES[section]}: {workload}"
@@ -135,17 +138,6 @@ def grids(report: Report) -> list[Grid]:
         title = f"Peak memory of a step of {optimizer}; weights, gradients and state are {needed}"
         found.append(Grid(title, ("", "peak", "of these"), rows))
     return found
-
-
-def _first_step(timings: Sequence[Timing]) -> list[Grid]:
-    """One table of all workloads."""
-    names = tuple(dict.fromkeys(t.contender for t in timings))
-    by = {(t.workload, t.contender): t for t in timings}
-    rows = tuple(
-        (workload, *(_cell(by.get((workload, name)), None) for name in names))
-        for workload in dict.fromkeys(t.workload for t in timings)
-    )
-    return [Grid("First step of AdamW in a new process", ("weights", *names), rows)] if rows else []
 
 
 def remarks(report: Report) -> list[str]:

@@ -96,10 +96,6 @@ class Sizes:
     arrays: int = 10_000_000
     peak: Workload = field(default_factory=lambda: small(32, 2**20))
 
-    def rounds_of(self, workload: Workload) -> int:
-        """How often each contender is timed on this workload."""
-        return self.rounds if workload.in_memory else self.short_rounds
-
 
 FULL = Sizes(rounds=9, short_rounds=25, least=5e-3, processes=5)
 QUICK = Sizes(rounds=3, short_rounds=7, least=2e-3, processes=1)

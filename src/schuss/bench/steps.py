@@ -47,7 +47,7 @@ def step(section: str, workload: Workload, case: Case, sizes: Sizes) -> list[Tim
     return timings(
         (section, str(workload), str(case)),
         {name: wrong[name] or make(own).step for name, make in makers.items()},
-        sizes.rounds_of(workload),
+        sizes.rounds if workload.in_memory else sizes.short_rounds,
         sizes.least,
         moved=case.moved(workload.elements),
         machine=adder(sizes.add) if workload.in_memory else None,

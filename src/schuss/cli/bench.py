@@ -43,7 +43,7 @@ READABLE = click.Path(exists=True, dir_okay=False, path_type=Path)
     type=click.IntRange(min=1),
     help="Threads of every implementation.  [default: torch.get_num_threads()]",
 )
-@click.option("--json", "json", type=FILE, help="Write every measured round to this file.  [default: none]")
+@click.option("--json", type=FILE, help="Write every measured round to this file.  [default: none]")
 @click.option(
     "--markdown", "as_markdown", is_flag=True, help="Print Markdown tables.  [default: tables for a terminal]"
 )
