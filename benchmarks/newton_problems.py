@@ -136,25 +136,17 @@ def ours(cls: Callable[..., Any], *, squares: bool = False) -> Method:
     return run
 
 
-def scipy_minimize(method: str, derivatives: Callable[[Case], dict[str, Any]], **options: Any) -> Method:
-    return lambda case: scipy.optimize.minimize(
-        x0=np.array(case.start, float),
-        method=method,
-        options={"maxiter": LIMIT, **options},
-        **derivatives(case),
-    )
+def scipy_minimize(method: str, second: str = "", **options: Any) -> Method:
+    """SciPy's method, which takes loss and gradient together, or apart and `second`: "hess" or "hessp"."""
 
+    def run(case: Case) -> None:
+        given: dict[str, Any] = {"fun": case.fun_and_grad, "jac": True}
+        if second:
+            given = {"fun": case.fun, "jac": case.grad, second: getattr(case, second)}
+        options["maxiter"] = LIMIT
+        scipy.optimize.minimize(x0=np.array(case.start, float), method=method, options=options, **given)
 
-def first(case: Case) -> dict[str, Any]:
-    return {"fun": case.fun_and_grad, "jac": True}
-
-
-def hessian_vector(case: Case) -> dict[str, Any]:
-    return {"fun": case.fun, "jac": case.grad, "hessp": case.hessp}
-
-
-def dense_hessian(case: Case) -> dict[str, Any]:
-    return {"fun": case.fun, "jac": case.grad, "hess": case.hess}
+    return run
 
 
 def scipy_least_squares(method: str) -> Method:
@@ -184,14 +176,14 @@ CLASSES: dict[str, dict[str, Method]] = {
     "second order": {
         "schuss Newton": ours(Newton),
         "schuss NewtonCG": ours(NewtonCG),
-        "SciPy Newton-CG": scipy_minimize("Newton-CG", hessian_vector, xtol=1e-14),
-        "SciPy trust-ncg": scipy_minimize("trust-ncg", hessian_vector, gtol=1e-14, max_trust_radius=1e10),
-        "SciPy trust-exact": scipy_minimize("trust-exact", dense_hessian, gtol=1e-14, max_trust_radius=1e10),
+        "SciPy Newton-CG": scipy_minimize("Newton-CG", "hessp", xtol=1e-14),
+        "SciPy trust-ncg": scipy_minimize("trust-ncg", "hessp", gtol=1e-14, max_trust_radius=1e10),
+        "SciPy trust-exact": scipy_minimize("trust-exact", "hess", gtol=1e-14, max_trust_radius=1e10),
     },
     "first derivatives": {
         "schuss LBFGS": ours(LBFGS),
-        "SciPy BFGS": scipy_minimize("BFGS", first, gtol=1e-14),
-        "SciPy L-BFGS-B": scipy_minimize("L-BFGS-B", first, gtol=1e-14, ftol=1e-18, maxfun=LIMIT),
+        "SciPy BFGS": scipy_minimize("BFGS", gtol=1e-14),
+        "SciPy L-BFGS-B": scipy_minimize("L-BFGS-B", gtol=1e-14, ftol=1e-18, maxfun=LIMIT),
         "torch LBFGS": torch_lbfgs,
     },
     "least squares": {
