@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from schuss.schedules.schedule import Page, Value
+from schuss.schedules.schedule import Parametric, Value
 
 
 @dataclass(frozen=True, repr=False)
-class Constant(Page):
+class Constant(Parametric):
     """The same value at every step.
 
         value(n) = start
@@ -25,6 +25,5 @@ class Constant(Page):
 
     start: Value
 
-    def formula(self, n: float) -> float:
-        """Return the value, whatever n is."""
+    def _formula(self, n: float) -> float:
         return self.start

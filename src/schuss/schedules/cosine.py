@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 
-from schuss.schedules.schedule import UNSAID, Length, Page, Value, between, cosine
+from schuss.schedules.schedule import UNSAID, Length, Parametric, Value, between, cosine
 
 
 @dataclass(frozen=True, repr=False)
-class Cosine(Page):
+class Cosine(Parametric):
     """From `start` to `end` along half a cosine: slow, fast in the middle, slow.
 
         value(n) = end + ½ (start − end) (1 + cos πn/N)
@@ -35,6 +35,5 @@ class Cosine(Page):
     _: KW_ONLY
     steps: Length = UNSAID
 
-    def formula(self, n: float) -> float:
-        """Return the point of the half wave at n."""
+    def _formula(self, n: float) -> float:
         return between(self.start, self.end, cosine(n / self.steps))

@@ -12,23 +12,14 @@ import math
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
+from typing import Annotated
 
-from schuss.errors import refusal
-from schuss.schedules.schedule import (
-    MANY,
-    UNSAID,
-    Length,
-    Page,
-    Positive,
-    Rate,
-    Value,
-    between,
-    cosine,
-)
+from schuss.errors import Domain, refusal
+from schuss.schedules.schedule import MANY, UNSAID, Length, Parametric, Positive, Rate, Value, between, cosine
 
 
 @dataclass(frozen=True, repr=False)
-class CosineRestarts(Page):
+class CosineRestarts(Parametric):
     """From the peak to `end` along half a cosine, then back to the peak at once, again and again.
 
         k = the cycle of step n, x = the fraction of it that is over
@@ -64,78 +55,73 @@ class CosineRestarts(Page):
     end: Value = 0.0
     _: KW_ONLY
     period: Length = UNSAID
-    multiplier: Positive = 1.0
+    multiplier: Annotated[float, Domain(low=1, advice="Shrinking cycles would never reach the horizon.")] = (
+        1.0
+    )
     shrink: Rate = 1.0
     cycles: Positive = UNSAID
 
-    def __post_init__(self, epochs: float | None, steps_per_epoch: float | None) -> None:
-        """Check that the cycles are said, and only once."""
-        super().__post_init__(epochs, steps_per_epoch)
-        if self.multiplier < 1:
-            raise refusal(
-                "multiplier", self.multiplier, "1 or more", "Shrinking cycles would never reach the horizon."
-            )
-        if self.cycles is not UNSAID:
-            if self.cycles != int(self.cycles):
-                raise refusal(
-                    "cycles", self.cycles, "a whole number above 0", "Use steps to stop within a cycle."
-                )
-            self._set("cycles", int(self.cycles))
+    def _complete(self) -> None:
         said = (self.period is not UNSAID, self.cycles is not UNSAID, self.steps < math.inf)
         if said not in ((True, False, False), (True, True, False), (True, False, True), (False, True, True)):
             raise TypeError(
                 "CosineRestarts needs period, period and cycles, period and steps, or cycles and steps."
             )
+        if self.cycles is not UNSAID:
+            if self.cycles % 1:
+                advice = "Use steps to stop within a cycle."
+                raise refusal("cycles", self.cycles, "a whole number above 0", advice)
+            self._set("cycles", int(self.cycles))
 
     @property
     def length(self) -> float:
         """The horizon, or the end of the last cycle."""
-        if self.period is not UNSAID and self.cycles is not UNSAID:
-            return self.period * self._periods(self.cycles)
-        return self.steps
+        if self.period is UNSAID or self.cycles is UNSAID:
+            return self.steps
+        return self.period * self._begin(self.cycles)
 
-    def _periods(self, cycle: float) -> float:
-        """Return where a cycle begins, measured in first periods: 1 + m + m² + ..."""
+    def _begin(self, cycle: float) -> float:
+        """Where a cycle begins, measured in first periods: 1 + m + m² + ..."""
         return cycle if self.multiplier == 1 else (self.multiplier**cycle - 1) / (self.multiplier - 1)
 
     @cached_property
-    def _all(self) -> tuple[float, float]:
+    def _scale(self) -> tuple[float, float]:
         """How many first periods there are in how many steps: n · this ratio is exact at equal cycles."""
-        return (1.0, self.period) if self.period is not UNSAID else (self._periods(self.cycles), self.steps)
+        return (1.0, self.period) if self.period is not UNSAID else (self._begin(self.cycles), self.steps)
+
+    def _time(self, n: float) -> float:
+        periods, steps = self._scale
+        return n * periods / steps
 
     @cached_property
     def _last(self) -> float:
         """The cycle in which the schedule ends: the one before, if a cycle ends there."""
-        if self.cycles is not UNSAID or self.length == math.inf:
-            return math.inf if self.cycles is UNSAID else self.cycles - 1
-        cycle = self._cycle(self._time(self.length))
-        return cycle - (self._periods(cycle) == self._time(self.length))
-
-    def _time(self, n: float) -> float:
-        periods, steps = self._all
-        return n * periods / steps
+        if self.cycles is not UNSAID:
+            return self.cycles - 1
+        if self.length == math.inf:
+            return math.inf
+        time = self._time(self.length)
+        cycle = self._cycle(time)
+        return cycle - (self._begin(cycle) == time)
 
     def _cycle(self, time: float) -> float:
-        """Return the last cycle that has begun by then."""
+        """The last cycle that has begun by then."""
         if self.multiplier == 1:
             return math.floor(time)
         cycle = math.floor(math.log(1 + time * (self.multiplier - 1)) / math.log(self.multiplier))
         # The rounded logarithm may name the cycle before a restart, or just before one the cycle to come.
-        if self._periods(cycle + 1) <= time:
+        if self._begin(cycle + 1) <= time:
             return cycle + 1
-        return cycle - 1 if self._periods(cycle) > time else cycle
+        return cycle - 1 if self._begin(cycle) > time else cycle
 
-    def formula(self, n: float) -> float:
-        """Return the point of the cycle that n falls into."""
+    def _formula(self, n: float) -> float:
         time = self._time(n)
-        cycle = self._cycle(time)
-        cycle = min(cycle, self._last)
-        gone = (time - self._periods(cycle)) / self.multiplier**cycle
+        cycle = min(self._cycle(time), self._last)
+        gone = (time - self._begin(cycle)) / self.multiplier**cycle
         peak = between(self.end, self.start, self.shrink**cycle)
         return between(peak, self.end, cosine(gone))
 
-    def bends(self, last: float) -> Iterable[float]:
-        """Return the restarts."""
-        periods, steps = self._all
+    def _bends(self, last: float) -> Iterable[float]:
+        periods, steps = self._scale
         cycles = min(self._cycle(self._time(last)), self._last, MANY)
-        return (self._periods(k) * steps / periods for k in range(int(cycles) + 1))
+        return (self._begin(k) * steps / periods for k in range(int(cycles) + 1))

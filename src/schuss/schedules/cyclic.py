@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 
 from schuss.errors import refusal
-from schuss.schedules.schedule import UNSAID, Length, Page, Rate, Value, multiples
+from schuss.schedules.schedule import UNSAID, Length, Parametric, Rate, Value, multiples
 
 
 @dataclass(frozen=True, repr=False)
-class Cyclic(Page):
+class Cyclic(Parametric):
     """From `start` to `turn` and back along straight lines, again and again.
 
         k = ⌊n/P⌋, φ = n/P − k                                which cycle, and where in it
@@ -47,9 +47,7 @@ class Cyclic(Page):
     shrink: Rate = 1.0
     rate: Rate = 1.0
 
-    def __post_init__(self, epochs: float | None, steps_per_epoch: float | None) -> None:
-        """Fill in the symmetric triangle and check that both its sides have a length."""
-        super().__post_init__(epochs, steps_per_epoch)
+    def _complete(self) -> None:
         if self.period is UNSAID:
             raise TypeError("Cyclic needs the length of a cycle, up and down: period=4000.")
         if self.turn_after is UNSAID:
@@ -59,14 +57,12 @@ class Cyclic(Page):
                 "turn_after", self.turn_after, f"in (0, {self.period})", "The falling half needs steps too."
             )
 
-    def formula(self, n: float) -> float:
-        """Return the point of the triangle at n."""
+    def _formula(self, n: float) -> float:
         cycle = math.floor(n / self.period)
         phase = n / self.period - cycle
         turning = self.turn_after / self.period
         height = min(phase / turning, (1 - phase) / (1 - turning))
         return self.start + (self.turn - self.start) * height * self.shrink**cycle * self.rate**n
 
-    def bends(self, last: float) -> Iterable[float]:
-        """Return the turns and the ends of the cycles."""
+    def _bends(self, last: float) -> Iterable[float]:
         return (begin + after for begin in multiples(self.period, last) for after in (0, self.turn_after))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 
 from schuss.errors import refusal
-from schuss.schedules.schedule import UNSAID, Length, NotNegative, Page, Positive, Rate
+from schuss.schedules.schedule import UNSAID, Length, NotNegative, Parametric, Positive, Rate
 
 
 @dataclass(frozen=True, repr=False)
-class Exponential(Page):
+class Exponential(Parametric):
     """Times `rate` at every step, smoothly; or along a geometric line from `start` to `end` in `steps`.
 
         value(n) = start · rate^(n / every), never below end        with `rate`
@@ -39,23 +39,16 @@ class Exponential(Page):
     rate: Rate = UNSAID
     every: Length = 1
 
-    def __post_init__(self, epochs: float | None, steps_per_epoch: float | None) -> None:
-        """Check that either the rate or both ends are known."""
-        super().__post_init__(epochs, steps_per_epoch)
+    def _complete(self) -> None:
         if self.rate is UNSAID and not (self.end > 0 and self.length < float("inf")):
             raise TypeError(
                 "Exponential needs rate=0.99, or an end above 0 and steps: (1e-3, 1e-5, steps=1000)."
             )
         if self.rate is not UNSAID and self.end > self.start:
-            raise refusal(
-                "end",
-                self.end,
-                f"in [0, {self.start}]",
-                "With a rate it only falls; to grow, leave rate out.",
-            )
+            advice = "With a rate it only falls; to grow, leave rate out."
+            raise refusal("end", self.end, f"in [0, {self.start}]", advice)
 
-    def formula(self, n: float) -> float:
-        """Return the point of the curve at n."""
+    def _formula(self, n: float) -> float:
         if self.rate is UNSAID:
             return self.start ** (1 - n / self.steps) * self.end ** (n / self.steps)
         return max(self.start * self.rate ** (n / self.every), self.end)

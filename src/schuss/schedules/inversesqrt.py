@@ -9,11 +9,11 @@ import math
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 
-from schuss.schedules.schedule import UNSAID, Length, LengthOr0, Page, Value, check_warmup
+from schuss.schedules.schedule import UNSAID, Length, LengthOr0, Parametric, Value, check_warmup
 
 
 @dataclass(frozen=True, repr=False)
-class InverseSqrt(Page):
+class InverseSqrt(Parametric):
     """Down with the root of time, for ever, after a straight rise if asked.
 
         value(n) = start / √(1 + n/T)                                    without warm-up
@@ -40,9 +40,7 @@ class InverseSqrt(Page):
     warmup: LengthOr0 = 0
     timescale: Length = UNSAID
 
-    def __post_init__(self, epochs: float | None, steps_per_epoch: float | None) -> None:
-        """Fill in the timescale, and check that the peak is reached."""
-        super().__post_init__(epochs, steps_per_epoch)
+    def _complete(self) -> None:
         if self.timescale is UNSAID:
             self._set("timescale", self.warmup or 1)
         check_warmup(self.warmup, self.steps)
@@ -52,12 +50,10 @@ class InverseSqrt(Page):
         """The warm-up."""
         return self.warmup
 
-    def formula(self, n: float) -> float:
-        """Return the lower of the rising line and the falling curve."""
+    def _formula(self, n: float) -> float:
         rising = n / self.warmup if self.warmup else 1.0
         falling = 1 / math.sqrt(1 + max(n - self.warmup, 0) / self.timescale)
         return self.start * min(rising, falling)
 
-    def bends(self, last: float) -> Iterable[float]:
-        """Return the peak."""
+    def _bends(self, last: float) -> Iterable[float]:
         return (self.warmup,)

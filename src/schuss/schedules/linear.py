@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 
-from schuss.schedules.schedule import UNSAID, Length, Page, Value, between
+from schuss.schedules.schedule import UNSAID, Length, Parametric, Value, between
 
 
 @dataclass(frozen=True, repr=False)
-class Linear(Page):
+class Linear(Parametric):
     """The straight line from `start` to `end`; to 0 if no end is said.
 
         value(n) = (1 − n/N) · start + n/N · end
@@ -32,6 +32,5 @@ class Linear(Page):
     _: KW_ONLY
     steps: Length = UNSAID
 
-    def formula(self, n: float) -> float:
-        """Return the point of the line at n."""
+    def _formula(self, n: float) -> float:
         return between(self.start, self.end, n / self.steps)

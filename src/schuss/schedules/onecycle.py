@@ -8,12 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
+from typing import Annotated
 
-from schuss.schedules.schedule import UNSAID, Length, LengthOr0, Page, Value, between, check_warmup, curve
+from schuss.errors import Domain
+from schuss.schedules.schedule import (
+    CURVES,
+    UNSAID,
+    Length,
+    LengthOr0,
+    Parametric,
+    Value,
+    between,
+    check_warmup,
+)
 
 
 @dataclass(frozen=True, repr=False)
-class OneCycle(Page):
+class OneCycle(Parametric):
     """Up from `start` to the peak, then down to `end`, both along half a cosine or a line.
 
         value(n) = start → peak   over the first W steps, then
@@ -45,13 +56,10 @@ class OneCycle(Page):
     _: KW_ONLY
     start: Value = UNSAID
     warmup: LengthOr0 = UNSAID
-    shape: str = "cosine"
+    shape: Annotated[str, Domain(choices=("cosine", "linear"))] = "cosine"
     steps: Length = UNSAID
 
-    def __post_init__(self, epochs: float | None, steps_per_epoch: float | None) -> None:
-        """Fill in the usual start and warm-up, and check that the peak is reached."""
-        super().__post_init__(epochs, steps_per_epoch)
-        curve(self.shape, ("cosine", "linear"))
+    def _complete(self) -> None:
         if self.start is UNSAID:
             self._set("start", self.peak / 25)
         if self.warmup is UNSAID:
@@ -63,14 +71,12 @@ class OneCycle(Page):
         """The rise."""
         return self.warmup
 
-    def formula(self, n: float) -> float:
-        """Return the point of the rise or of the fall at n."""
-        way = curve(self.shape)
+    def _formula(self, n: float) -> float:
+        gone = CURVES[self.shape]
         if n < self.warmup:
-            return between(self.start, self.peak, way(n / self.warmup))
-        # A way down of no steps is never begun: the last step of the rise is the horizon.
-        return between(self.peak, self.end, way((n - self.warmup) / ((self.steps - self.warmup) or 1)))
+            return between(self.start, self.peak, gone(n / self.warmup))
+        # A fall of no steps is never begun: the last step of the rise is the horizon.
+        return between(self.peak, self.end, gone((n - self.warmup) / ((self.steps - self.warmup) or 1)))
 
-    def bends(self, last: float) -> Iterable[float]:
-        """Return the peak."""
+    def _bends(self, last: float) -> Iterable[float]:
         return (self.warmup,)

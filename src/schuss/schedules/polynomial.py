@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 
-from schuss.schedules.schedule import UNSAID, Length, Page, Positive, Value, between
+from schuss.schedules.schedule import UNSAID, Length, Parametric, Positive, Value, between
 
 
 @dataclass(frozen=True, repr=False)
-class Polynomial(Page):
+class Polynomial(Parametric):
     """From `start` to `end` along a power of what is left: above 1 it falls early, below 1 late.
 
         value(n) = end + (start − end) (1 − n/N)^power
@@ -36,6 +36,5 @@ class Polynomial(Page):
     power: Positive = 1.0
     steps: Length = UNSAID
 
-    def formula(self, n: float) -> float:
-        """Return the point of the curve at n."""
+    def _formula(self, n: float) -> float:
         return between(self.start, self.end, 1 - (1 - n / self.steps) ** self.power)

@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 
 from schuss.errors import refusal
-from schuss.schedules.schedule import UNSAID, Length, NotNegative, Page, Rate, multiples, whole_steps
+from schuss.schedules.schedule import UNSAID, Length, NotNegative, Parametric, Rate, multiples, whole_steps
 
 
 @dataclass(frozen=True, repr=False)
-class StepDecay(Page):
+class StepDecay(Parametric):
     """Times `rate` after every so many steps, or at milestones.
 
         value(n) = start · rate^⌊n / every⌋             or
@@ -46,7 +46,6 @@ class StepDecay(Page):
     milestones: tuple[float, ...] = ()
 
     def __post_init__(self, epochs: float | None, steps_per_epoch: float | None) -> None:
-        """Check that the stairs are said once and go up in time and down in value."""
         super().__post_init__(epochs, steps_per_epoch)
         self._set("milestones", whole_steps("milestones", self.milestones, steps_per_epoch))
         if (self.every is UNSAID) == (not self.milestones):
@@ -58,11 +57,9 @@ class StepDecay(Page):
         if self.end > self.start:
             raise refusal("end", self.end, f"in [0, {self.start}]", "A stair only goes down.")
 
-    def formula(self, n: float) -> float:
-        """Return the height of the stair that n stands on."""
+    def _formula(self, n: float) -> float:
         stairs = sum(n >= m for m in self.milestones) if self.milestones else math.floor(n / self.every)
         return max(self.start * self.rate**stairs, self.end)
 
-    def bends(self, last: float) -> Iterable[float]:
-        """Return the first step of each stair."""
+    def _bends(self, last: float) -> Iterable[float]:
         return self.milestones or multiples(self.every, last)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from schuss.schedules.schedule import UNSAID, LengthOr0, Page, Schedule, Share, between
+from schuss.schedules.schedule import UNSAID, Fraction, LengthOr0, Parametric, Schedule, between
 
 
 @dataclass(frozen=True, repr=False)
-class Warmup(Page):
+class Warmup(Parametric):
     """The straight line up to whatever value the next schedule starts with.
 
         value(n) = (fraction + (1 − fraction) · n/W) · following(0)      before step W
@@ -36,7 +36,7 @@ class Warmup(Page):
     """
 
     steps: LengthOr0 = UNSAID
-    fraction: Share = 0.0
+    fraction: Fraction = 0.0
 
     @property
     def rise(self) -> float:
@@ -48,8 +48,7 @@ class Warmup(Page):
         """It is: what it leads to is not said."""
         return True
 
-    def formula(self, n: float) -> float:
-        """Return the fraction of the following value."""
+    def _formula(self, n: float) -> float:
         return between(self.fraction, 1.0, n / self.steps) if self.steps else 1.0
 
     def leading_to(self, following: Schedule) -> Schedule:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
+from typing import Annotated
 
-from schuss.errors import refusal
-from schuss.schedules.schedule import UNSAID, Length, LengthOr0, Page, Value, between, curve
+from schuss.errors import Domain, refusal
+from schuss.schedules.schedule import CURVES, UNSAID, Length, LengthOr0, Parametric, Value, between
 
 
 @dataclass(frozen=True, repr=False)
-class WarmupStableDecay(Page):
+class WarmupStableDecay(Parametric):
     """A straight rise from 0, a plateau at the peak, and a fall to `end` in the last steps.
 
         value(n) = peak · n/W                              n < W
@@ -44,13 +45,10 @@ class WarmupStableDecay(Page):
     _: KW_ONLY
     warmup: LengthOr0 = UNSAID
     decay: LengthOr0 = UNSAID
-    shape: str = "linear"
+    shape: Annotated[str, Domain(choices=tuple(CURVES))] = "linear"
     steps: Length = UNSAID
 
-    def __post_init__(self, epochs: float | None, steps_per_epoch: float | None) -> None:
-        """Fill in the usual lengths and check that they fit into the horizon."""
-        super().__post_init__(epochs, steps_per_epoch)
-        curve(self.shape)
+    def _complete(self) -> None:
         if self.warmup is UNSAID:
             self._set("warmup", int(self.steps // 20))
         if self.decay is UNSAID:
@@ -66,13 +64,11 @@ class WarmupStableDecay(Page):
         """The warm-up."""
         return self.warmup
 
-    def formula(self, n: float) -> float:
-        """Return the point of the rise, of the plateau or of the fall at n."""
+    def _formula(self, n: float) -> float:
         if n < self.warmup:
             return n / self.warmup * self.peak
         gone = max(n - (self.steps - self.decay), 0) / self.decay if self.decay else 0.0
-        return between(self.peak, self.end, curve(self.shape)(gone))
+        return between(self.peak, self.end, CURVES[self.shape](gone))
 
-    def bends(self, last: float) -> Iterable[float]:
-        """Return both ends of the plateau."""
+    def _bends(self, last: float) -> Iterable[float]:
         return (self.warmup, self.steps - self.decay)
