@@ -17,10 +17,10 @@ from schuss.errors import real, refusal, whole
 from schuss.minimizing.derivatives import Differentiable
 from schuss.newton.base import CurvatureOptimizer
 from schuss.newton.gauss_newton import GaussNewton
-from schuss.newton.landscape import Landscape, NotFinite, Weights, as_loss
 from schuss.newton.lbfgs import LBFGS
 from schuss.newton.newton import Newton
 from schuss.newton.newton_cg import NewtonCG, lowest_curvature
+from schuss.newton.objective import NotFinite, Objective, Weights, as_loss
 from schuss.newton.report import StepReport
 from schuss.rules import Rule
 
@@ -276,14 +276,14 @@ class _Progress:
         with torch.no_grad():
             problem.start.copy_(self.x)
         weights = Weights([{"params": [problem.start], "lr": 1.0, "weight_decay": 0.0}])
-        land = Landscape(weights, problem.closure, curved=True, reduce=as_loss)
+        objective = Objective(weights, problem.closure, curved=True, reduce=as_loss)
         try:
             with torch.enable_grad():
-                found = lowest_curvature(land, land.here(), most)
+                found = lowest_curvature(objective, objective.here(), most)
         except (RuntimeError, ValueError):  # no second derivative, or none that is finite: nothing is said
             return None
         finally:
-            self.count(land.closures, land.gradients, land.products)
+            self.count(objective.closures, objective.gradients, objective.products)
         return None if found is None else found[0]
 
     def wants_to_stop(self, x: Tensor, loss: float) -> bool:
@@ -336,7 +336,7 @@ def _curved(
     progress = _Progress(problem, method, callback)
 
     def look() -> tuple[float, bool]:
-        loss, gradient, counts = optimizer.look(problem.closure)
+        loss, gradient, counts = optimizer.evaluate(problem.closure)
         progress.count(*counts)
         best = progress.saw(problem.start, loss, gradient)
         return float(gradient.abs().max()), best
@@ -363,7 +363,7 @@ def _curved(
             if not report.accepted:
                 return _taken_back(progress, optimizer, report, tol)
             progress.steps += 1
-            if report.promised <= INVISIBLE * abs(report.loss_before):
+            if report.first_predicted <= INVISIBLE * abs(report.loss_before):
                 look()
                 return _invisible(progress, report, tol)
             if progress.wants_to_stop(problem.start, report.loss_after):
@@ -422,8 +422,8 @@ def _taken_back(progress: _Progress, optimizer: CurvatureOptimizer, report: Step
         )
     # Without a trial the first step of all was already too short to change the weights; that says something only of
     # a step that no region had cut.
-    whole = report.promised >= (1 - 1e-6) * report.possible
-    unseen = not report.trials and 0 < report.promised < math.inf and whole
+    whole = report.first_predicted >= (1 - 1e-6) * report.possible
+    unseen = not report.trials and 0 < report.first_predicted < math.inf and whole
     if unseen or (report.possible <= 1e-9 * abs(report.loss_before) and progress.flat):
         return progress.result(
             2,

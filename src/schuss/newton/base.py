@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from schuss.errors import real, refusal, whole
-from schuss.newton.landscape import Closure, Landscape, NotFinite, Point, Weights, as_loss
+from schuss.newton.objective import Closure, NotFinite, Objective, Point, Weights, as_loss
 from schuss.newton.report import StepReport
 
 ASYMMETRIC = 5e-3
@@ -60,11 +60,9 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             ValueError: where the closure returns no loss or two losses at the same weights; as `NotFinite` where
                 the loss or a derivative of it is not finite at the weights as they are.
         """
-        return self._guarded(closure, self._advance)
+        return self._step(closure)
 
-    def _guarded(
-        self, closure: Closure | None, advance: Callable[[Landscape, Point, float], StepReport]
-    ) -> Tensor:
+    def _step(self, closure: Closure | None, *overlap: Closure | None) -> Tensor:
         if closure is None:
             raise ValueError(
                 f"{type(self).__name__}.step() needs a closure that computes and returns the loss."
@@ -74,12 +72,12 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         if not weights.params:
             raise ValueError("No weight can move: every group has lr=0 or weights without requires_grad.")
         self._affordable(weights)
-        land = self._landscape(closure, weights)
+        objective = self._objective(closure, weights)
         before = weights.read()
         try:
             with torch.enable_grad():
-                start = self._start(land)
-                report = advance(land, start, lr)
+                start = self._start(objective)
+                report = self._advance(objective, start, lr, *overlap)
         except BaseException:
             weights.write(before)
             self._last = None
@@ -90,22 +88,22 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         self.report = report
         return start.graph.detach()
 
-    def look(self, closure: Closure) -> tuple[float, Tensor, tuple[int, int, int]]:
+    def evaluate(self, closure: Closure) -> tuple[float, Tensor, tuple[int, int, int]]:
         """The loss, the flat gradient and the counts (closures, gradients, products) where the weights are.
 
         With `full_batch` the next step begins with what was computed here.
         """
-        land = self._landscape(closure)
+        objective = self._objective(closure)
         with torch.enable_grad():
-            start = self._start(land)
-            gradient = land.gradient(start)
+            start = self._start(objective)
+            gradient = objective.gradient(start)
         self._last = start
-        return start.loss, gradient, (land.closures, land.gradients, land.products)
+        return start.loss, gradient, (objective.closures, objective.gradients, objective.products)
 
     def value(self, closure: Closure) -> float:
         """The loss where the weights are, evaluated anew."""
         with torch.enable_grad():
-            return self._landscape(closure).here().loss
+            return self._objective(closure).here().loss
 
     def curves_down(self, closure: Closure) -> tuple[bool, int]:
         """Whether the loss has negative curvature where the weights are, and the products that took.
@@ -114,8 +112,8 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         """
         return False, 0
 
-    def _landscape(self, closure: Closure, weights: Weights | None = None) -> Landscape:
-        return Landscape(
+    def _objective(self, closure: Closure, weights: Weights | None = None) -> Objective:
+        return Objective(
             weights or Weights(self.param_groups),
             closure,
             curved=self.curved,
@@ -123,7 +121,9 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             backward=self.backward,
         )
 
-    def _advance(self, land: Landscape, start: Point, lr: float) -> StepReport:
+    def _advance(
+        self, objective: Objective, start: Point, lr: float, overlap: Closure | None = None
+    ) -> StepReport:
         raise NotImplementedError
 
     def _reduce(self, returned: Any) -> Tensor:
@@ -132,32 +132,29 @@ class CurvatureOptimizer(torch.optim.Optimizer):
     def _affordable(self, weights: Weights) -> None:
         """Refuse what would not fit, before anything is computed."""
 
-    def _start(self, land: Landscape) -> Point:
+    def _start(self, objective: Objective) -> Point:
         """The point to step from: the last step's end where that is known to be the same function."""
         last, self._last = self._last, None
-        if self.full_batch and last is not None and land.is_fresh(last):
+        if self.full_batch and last is not None and objective.is_fresh(last):
             return last
-        start = land.here()
-        if not start.finite:
+        start = objective.here()
+        if not math.isfinite(start.loss):
             raise NotFinite(
                 f"The loss is {start.loss} at the weights as they are, so there is nothing to step from. "
                 "The weights are unchanged."
             )
-        if not self._checked:
-            start = self._repeated(land, start)
-            self._checked = True
-        return start
-
-    def _repeated(self, land: Landscape, first: Point) -> Point:
-        """A closure that draws its own batch or dropout mask gives two losses at the same weights."""
-        again = land.here()
-        tolerance = math.sqrt(land.eps) * max(abs(first.loss), abs(again.loss))
-        if not abs(again.loss - first.loss) <= tolerance:
+        if self._checked:
+            return start
+        # A closure that draws its own batch or dropout mask gives two losses at the same weights.
+        again = objective.here()
+        tolerance = math.sqrt(objective.eps) * max(abs(start.loss), abs(again.loss))
+        if not abs(again.loss - start.loss) <= tolerance:
             raise ValueError(
-                f"The closure returned {first.loss:.6g} and then {again.loss:.6g} at the same weights. "
+                f"The closure returned {start.loss:.6g} and then {again.loss:.6g} at the same weights. "
                 "A step compares losses, so the closure must not change within it: draw the batch outside "
                 "the closure, and switch dropout off or fix its seed. The weights are unchanged."
             )
+        self._checked = True
         return again
 
     def _symmetric(self, asymmetry: float) -> None:
@@ -176,47 +173,29 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             _check(group["lr"], group["weight_decay"])
         if len(rates) > 1:
-            raise refusal(
-                "lr",
-                sorted(rates),
-                "one number for all groups",
-                "Curvature couples all weights, so groups share one lr; lr=0 holds a group still.",
-            )
+            advice = "Curvature couples all weights, so groups share one lr; lr=0 holds a group still."
+            raise refusal("lr", sorted(rates), "one number for all groups", advice)
         return rates.pop() if rates else 0.0
 
     def _write_report(
-        self,
-        land: Landscape,
-        start: Point,
-        end: Point,
-        *,
-        predicted: float,
-        stopped: str,
-        promised: float | None = None,
-        possible: float | None = None,
-        trials: int = 1,
-        radius: float = math.inf,
-        negative_curvature: bool = False,
+        self, objective: Objective, start: Point, end: Point, *, predicted: float, stopped: str, **more: Any
     ) -> StepReport:
-        """`promised` is `predicted`, and `possible` is `promised`, where nothing else is said."""
-        promised = predicted if promised is None else promised
+        """`first_predicted` is `predicted`, and `possible` is `first_predicted`, where nothing else is said."""
+        first = more.pop("first_predicted", predicted)
         moved = end is not start
         return StepReport(
             loss_before=start.loss,
             loss_after=end.loss,
             predicted=predicted,
-            promised=promised,
-            possible=promised if possible is None else possible,
-            gradient_norm=float(land.gradient(start).norm()),
+            first_predicted=first,
+            gradient_norm=float(objective.gradient(start).norm()),
             step_norm=float((end.x - start.x).norm()) if moved else 0.0,
-            closures=land.closures,
-            gradients=land.gradients,
-            products=land.products,
-            trials=trials,
-            radius=radius,
-            negative_curvature=negative_curvature,
+            closures=objective.closures,
+            gradients=objective.gradients,
+            products=objective.products,
             accepted=moved,
             stopped=stopped,
+            **{"possible": first, **more},
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -244,6 +223,14 @@ def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return value.to(device)
     return [_moved(v, device) for v in cast(list[Any], value)] if isinstance(value, list) else value
+
+
+def check_finite(start: Point, what: str, *values: Tensor) -> None:
+    """Refuse to step from derivatives that are not finite."""
+    if not all(bool(torch.isfinite(value).all()) for value in values):
+        raise NotFinite(
+            f"The loss is {start.loss:.6g}, but its {what} is not finite there. The weights are unchanged."
+        )
 
 
 def _check(lr: Any, weight_decay: Any) -> None:

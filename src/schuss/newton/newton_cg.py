@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from schuss.errors import whole
-from schuss.newton.base import CurvatureOptimizer, Params, check_products, check_radius
-from schuss.newton.landscape import Closure, Landscape, NotFinite, Point
+from schuss.newton.base import CurvatureOptimizer, Params, check_finite, check_products, check_radius
+from schuss.newton.objective import Closure, Objective, Point
 from schuss.newton.region import EPS, KrylovModel, descend, forcing
 from schuss.newton.report import StepReport
+
+SADDLE_LEFT = "a saddle left along its negative curvature"
 
 
 class NewtonCG(CurvatureOptimizer):
@@ -64,101 +66,79 @@ class NewtonCG(CurvatureOptimizer):
         whole("probes", probes, 0, advice="0 accepts any point where the gradient vanishes.")
         super().__init__(params, lr, weight_decay, full_batch)
         self.max_products, self.probes = max_products, probes
-        self.memory = {
-            "radius": math.inf if radius is None else float(radius),
-            "gradient_norm": None,
-            "eta": 0.1,
-        }
+        first = math.inf if radius is None else float(radius)
+        self.memory = {"radius": first, "gradient_norm": None, "eta": 0.1}
 
     def curves_down(self, closure: Closure) -> tuple[bool, int]:
         """Whether `probes` HVPs of a Lanczos run from a random vector find clearly negative curvature."""
-        land = self._landscape(closure)
+        objective = self._objective(closure)
         with torch.enable_grad():
-            point = self._start(land)
-            found = lowest_curvature(land, point, self.probes)
+            point = self._start(objective)
+            found = lowest_curvature(objective, point, self.probes)
         self._last = point
-        return found is not None, land.products
+        return found is not None, objective.products
 
-    def _advance(self, land: Landscape, start: Point, lr: float) -> StepReport:
-        gradient = land.gradient(start)
+    def _advance(
+        self, objective: Objective, start: Point, lr: float, overlap: Closure | None = None
+    ) -> StepReport:
+        gradient = objective.gradient(start)
+        check_finite(start, "gradient", gradient.norm())
         size = float(gradient.norm())
-        if not math.isfinite(size):
-            raise NotFinite(
-                f"The loss is {start.loss:.6g}, but its gradient is not finite there. The weights are unchanged."
-            )
         if size == 0.0:
-            return self._from_stationary(land, start, lr)
+            return self._from_stationary(objective, start, lr)
         eta = forcing(size, self.memory["gradient_norm"], self.memory["eta"])
         radius = self.memory["radius"]
         limit = self.max_products or min(2 * len(gradient), 200)
-        model = KrylovModel(gradient, lambda v: land.hvp(start, v), eta, limit, radius=radius)
+        model = KrylovModel(gradient, lambda v: objective.hvp(start, v), eta, limit, radius=radius)
         self._symmetric(model.asymmetry)
-        outcome = descend(land, start, model, radius, lr=lr, keep=0.1, exact=False)
-        end, trial, stopped = outcome.point, outcome.trial, f"{outcome.stopped}; CG ended by {model.why}"
-        predicted = trial.predicted if trial else 0.0
-        down = bool(trial and trial.negative_curvature)
-        if end is not start and float(land.gradient(end).norm()) <= 1e-8 * size:
-            further = self._leave_saddle(land, end, lr)
+        outcome = descend(objective, start, model, radius, lr=lr, fraction=0.1, exact=False)
+        end, numbers, stopped = outcome.point, outcome.numbers, f"{outcome.stopped}; CG ended by {model.why}"
+        if end is not start and float(objective.gradient(end).norm()) <= 1e-8 * size:
+            further = self._leave_saddle(objective, end, lr)
             if further is not None:
-                end, more = further
-                predicted, down, stopped = (
-                    predicted + more,
-                    True,
-                    "a saddle left along its negative curvature",
-                )
+                end, stopped = further[0], SADDLE_LEFT
+                numbers |= {"predicted": numbers["predicted"] + further[1], "negative_curvature": True}
         self.memory |= {"radius": outcome.radius, "gradient_norm": size, "eta": eta}
         self._last = end
-        return self._write_report(
-            land,
-            start,
-            end,
-            predicted=predicted,
-            promised=outcome.promised,
-            possible=outcome.possible,
-            trials=outcome.trials,
-            radius=outcome.radius,
-            negative_curvature=down,
-            stopped=stopped,
-        )
+        return self._write_report(objective, start, end, stopped=stopped, **numbers)
 
-    def _from_stationary(self, land: Landscape, start: Point, lr: float) -> StepReport:
-        further = self._leave_saddle(land, start, lr)
+    def _from_stationary(self, objective: Objective, start: Point, lr: float) -> StepReport:
+        further = self._leave_saddle(objective, start, lr)
         end, predicted = further or (start, 0.0)
         self._last = end
-        words = "a saddle left along its negative curvature"
         return self._write_report(
-            land,
+            objective,
             start,
             end,
             predicted=predicted,
             radius=self.memory["radius"],
             negative_curvature=further is not None,
-            stopped=words
+            stopped=SADDLE_LEFT
             if further
             else "the gradient is zero and no Hessian-vector product found negative curvature",
         )
 
-    def _leave_saddle(self, land: Landscape, point: Point, lr: float) -> tuple[Point, float] | None:
+    def _leave_saddle(self, objective: Objective, point: Point, lr: float) -> tuple[Point, float] | None:
         """A lower point along the most negative curvature that `probes` Lanczos products find, if any."""
-        found = lowest_curvature(land, point, self.probes)
+        found = lowest_curvature(objective, point, self.probes)
         if found is None or found[0] >= 0:
             return None
         value, direction = found
-        slope = float(torch.dot(land.gradient(point), direction))
+        slope = float(torch.dot(objective.gradient(point), direction))
         direction = -direction if slope > 0 else direction
         radius = self.memory["radius"]
         length = lr * (radius if math.isfinite(radius) else max(1.0, float(point.x.norm())))
         for _ in range(40):
-            end = land.at(point.x + length * direction)
+            end = objective.at(point.x + length * direction)
             predicted = abs(slope) * length - 0.5 * value * length**2
-            if end.finite and point.loss - end.loss >= 1e-4 * predicted:
+            if math.isfinite(end.loss) and point.loss - end.loss >= 1e-4 * predicted:
                 return end, predicted
             length *= 0.25
-        land.at(point.x)
+        objective.at(point.x)
         return None
 
 
-def lowest_curvature(land: Landscape, point: Point, products: int) -> tuple[float, Tensor] | None:
+def lowest_curvature(objective: Objective, point: Point, products: int) -> tuple[float, Tensor] | None:
     """The smallest Ritz value and its vector after some Lanczos products from a random vector, orthogonalised.
 
     None where the value is not clearly below zero, or there was nothing to look at.
@@ -176,7 +156,7 @@ def lowest_curvature(land: Landscape, point: Point, products: int) -> tuple[floa
         if not size > 1e-10:
             break
         v = v / size
-        column = land.hvp(point, v)
+        column = objective.hvp(point, v)
         basis.append(v)
         columns.append(column)
         v = column / max(float(column.norm()), 1e-300)

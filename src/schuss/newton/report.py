@@ -1,7 +1,8 @@
-"""What one step by curvature did, what it had promised, and what it cost."""
+"""What one step by curvature did, what its model predicted, and what it cost."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ class StepReport:
     | `loss_before`        | the loss (with weight decay) where the step began                           |
     | `loss_after`         | the loss where it ended; equal to `loss_before` if the step was rejected    |
     | `predicted`          | the decrease that the quadratic model predicted for the step taken          |
-    | `promised`           | the predicted decrease of the first, longest trial, accepted or not         |
+    | `first_predicted`    | the predicted decrease of the first, longest trial, accepted or not         |
     | `possible`           | the predicted decrease without a region; inf if there is no lowest point    |
     | `gradient_norm`      | ‖g‖₂ where the step began                                                   |
     | `step_norm`          | ‖change of the weights‖₂, 0 if rejected                                     |
@@ -33,16 +34,16 @@ class StepReport:
     loss_before: float
     loss_after: float
     predicted: float
-    promised: float
+    first_predicted: float
     possible: float
     gradient_norm: float
     step_norm: float
     closures: int
     gradients: int
     products: int
-    trials: int
-    radius: float
-    negative_curvature: bool
+    trials: int = 1
+    radius: float = math.inf
+    negative_curvature: bool = False
     accepted: bool
     stopped: str
 
@@ -54,7 +55,7 @@ class StepReport:
     @property
     def ratio(self) -> float:
         """Actual over predicted decrease; nan where no decrease was predicted."""
-        return self.actual / self.predicted if self.predicted else float("nan")
+        return self.actual / self.predicted if self.predicted else math.nan
 
     @property
     def gradient_equivalents(self) -> float:
