@@ -60,9 +60,6 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             ValueError: where the closure returns no loss or two losses at the same weights; as `NotFinite` where
                 the loss or a derivative of it is not finite at the weights as they are.
         """
-        return self._step(closure)
-
-    def _step(self, closure: Closure | None, *overlap: Closure | None) -> Tensor:
         if closure is None:
             raise ValueError(
                 f"{type(self).__name__}.step() needs a closure that computes and returns the loss."
@@ -77,7 +74,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         try:
             with torch.enable_grad():
                 start = self._start(objective)
-                report = self._advance(objective, start, lr, *overlap)
+                report = self._advance(objective, start, lr)
         except BaseException:
             weights.write(before)
             self._last = None
@@ -121,9 +118,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             backward=self.backward,
         )
 
-    def _advance(
-        self, objective: Objective, start: Point, lr: float, overlap: Closure | None = None
-    ) -> StepReport:
+    def _advance(self, objective: Objective, start: Point, lr: float) -> StepReport:
         raise NotImplementedError
 
     def _reduce(self, returned: Any) -> Tensor:

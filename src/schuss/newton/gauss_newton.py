@@ -16,7 +16,7 @@ from torch import Tensor
 from schuss.errors import refusal
 from schuss.newton.base import CurvatureOptimizer, Params, check_finite, check_products, check_radius
 from schuss.newton.cost import free_bytes
-from schuss.newton.objective import Closure, Objective, Point, Weights
+from schuss.newton.objective import Objective, Point, Weights
 from schuss.newton.products import FlatJacobian, rows
 from schuss.newton.region import KrylovModel, Model, SpectralModel, descend, forcing
 from schuss.newton.report import StepReport
@@ -96,29 +96,22 @@ class GaussNewton(CurvatureOptimizer):
     def _outputs(self, returned: Any) -> Squares | Softmax:
         return (Squares if self.loss == "squares" else Softmax)(returned, self.reduction)
 
-    def _advance(
-        self, objective: Objective, start: Point, lr: float, overlap: Closure | None = None
-    ) -> StepReport:
+    def _advance(self, objective: Objective, start: Point, lr: float) -> StepReport:
         gradient = objective.gradient(start)
         check_finite(start, "gradient", gradient)
         outputs = self._outputs(start.outputs)
         dense = self._is_dense(objective.weights, outputs)
-        model = (
-            self._spectral(objective, start, outputs) if dense else self._krylov(objective, start, outputs)
-        )
+        build = self._spectral if dense else self._krylov
+        model = build(objective, start, outputs)
         radius = self.memory["radius"]
         if radius is None:
             radius = (float((self.memory["scale"] * start.x).norm()) or math.inf) if dense else math.inf
         outcome = descend(objective, start, model, radius, lr=lr, exact=dense)
         self.memory["radius"] = outcome.radius
         self._last = outcome.point
-        stopped = outcome.stopped
-        if outcome.trial is None and not float(gradient.norm()):
-            stopped = "the gradient is zero"
-        if isinstance(model, SpectralModel) and model.rank < len(gradient):
-            stopped += f" (J has rank {model.rank} of {len(gradient)}: the shortest such step)"
-        numbers = outcome.numbers | {"negative_curvature": False}  # G has none
-        return self._write_report(objective, start, outcome.point, stopped=stopped, **numbers)
+        numbers = outcome.numbers
+        numbers["negative_curvature"] = False  # G has none
+        return self._write_report(objective, start, outcome.point, **numbers)
 
     def _is_dense(self, weights: Weights, outputs: Squares | Softmax) -> bool:
         if self.solver != "auto":

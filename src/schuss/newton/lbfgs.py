@@ -3,12 +3,13 @@
 Sources: Liu & Nocedal, "On the limited memory BFGS method", Math. Prog. 45 (1989); Nocedal & Wright, "Numerical
 Optimization" (2006), algorithm 7.4 for B g, (7.20) for γ, (3.60) for the first length; Wei, Li & Qi, "New quasi-Newton
 methods for unconstrained optimization problems", Appl. Math. Comput. 175 (2006), for θ, and Yuan, IMA J. Numer. Anal.
-11 (1991), for its bounds; Berahas, Nocedal & Takáč, "A multi-batch L-BFGS method", NeurIPS 2016, for the overlap.
+11 (1991), for its bounds.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from schuss.errors import real, refusal, whole
 from schuss.newton.base import CurvatureOptimizer, Params, check_finite
 from schuss.newton.linesearch import Probe, strong_wolfe
-from schuss.newton.objective import Closure, Objective, Point
+from schuss.newton.objective import Objective, Point
 from schuss.newton.region import EPS
 from schuss.newton.report import StepReport
 
@@ -51,8 +52,7 @@ class LBFGS(CurvatureOptimizer):
 
     Here one `step` is one iteration; torch.optim.LBFGS takes up to 20 in one, and without a line search by default.
     The closure may call `backward()` as torch's does, or leave it. Both gradients of a pair come from one
-    closure, so batches may change between steps; with `step(closure, overlap=...)` the pair comes from
-    the overlap of this batch with the next. Memory: (2m + 5) d float64.
+    closure, so batches may change between steps. Memory: (2m + 5) d float64.
 
     >>> w = torch.tensor([-1.2, 1.0], dtype=torch.float64, requires_grad=True)
     >>> optimizer = LBFGS([w], full_batch=True)
@@ -87,24 +87,9 @@ class LBFGS(CurvatureOptimizer):
         self.history_size, self.c1, self.c2, self.max_evaluations = history_size, c1, c2, max_evaluations
         self._forget()
 
-    def step(self, closure: Closure | None = None, *, overlap: Closure | None = None) -> Tensor:  # type: ignore[override]
-        """Take one step and return the loss from before it.
-
-        `overlap` is a closure for the samples that this batch shares with the next; the curvature pair is
-        measured on them alone, at two more gradients of that smaller batch.
-        """
-        return self._step(closure, overlap)
-
-    def _advance(
-        self, objective: Objective, start: Point, lr: float, overlap: Closure | None = None
-    ) -> StepReport:
+    def _advance(self, objective: Objective, start: Point, lr: float) -> StepReport:
         gradient = objective.gradient(start)
         check_finite(start, "gradient", gradient.norm())
-        seen, before = objective, start
-        if overlap is not None:
-            seen = self._objective(overlap, objective.weights)
-            before = seen.here()
-            seen.gradient(before)
         if not float(gradient.norm()):
             self._last = start
             words = "the gradient is zero: a minimum or a saddle"
@@ -125,36 +110,19 @@ class LBFGS(CurvatureOptimizer):
             self._forget()
             words = "the pairs were forgotten"
             objective.return_to(start)
+        numbers: dict[str, Any] = {"first_predicted": first_predicted, "trials": trials}
         if found is None:
-            return self._write_report(
-                objective,
-                start,
-                start,
-                predicted=0.0,
-                first_predicted=first_predicted,
-                trials=trials,
-                stopped=f"rejected: {words}",
-            )
-        end = found.place
+            stopped = f"rejected: {words}"
+            return self._write_report(objective, start, start, predicted=0.0, stopped=stopped, **numbers)
+        end = found.point
         if not objective.is_fresh(end):
             objective.return_to(end)
-        self._remember(seen, before, end if seen is objective else seen.here())
-        if seen is not objective:
-            objective.closures += seen.closures
-            objective.gradients += seen.gradients
+        self._remember(objective, start, end)
         self._last = end
         self.memory["fall"] = start.loss - end.loss
         # Along the direction the model's curvature is that of B⁻¹, so it predicts (t − t²/2) |φ'(0)|.
         predicted = -slope * (found.t - 0.5 * found.t**2)
-        return self._write_report(
-            objective,
-            start,
-            end,
-            predicted=predicted,
-            first_predicted=first_predicted,
-            trials=trials,
-            stopped=words,
-        )
+        return self._write_report(objective, start, end, predicted=predicted, stopped=words, **numbers)
 
     def _first_length(self, slope: float) -> float:
         """A parabola of this slope that falls by d is lowest at 2 d / |slope|; a little more lets 1 be reached."""
@@ -168,11 +136,8 @@ class LBFGS(CurvatureOptimizer):
     ) -> tuple[Probe[Point] | None, int, str]:
         def evaluate(t: float) -> Probe[Point]:
             point = objective.at(start.x + t * direction)
-            falls = (
-                float(torch.dot(objective.gradient(point), direction))
-                if math.isfinite(point.loss)
-                else math.nan
-            )
+            finite = math.isfinite(point.loss)
+            falls = float(torch.dot(objective.gradient(point), direction)) if finite else math.nan
             return Probe(t, point.loss, falls, point)
 
         return strong_wolfe(

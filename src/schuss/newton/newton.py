@@ -108,9 +108,7 @@ class Newton(CurvatureOptimizer):
         self._last = point
         return float(values[0]) < -1e-7 * float(values.abs().max()), objective.products
 
-    def _advance(
-        self, objective: Objective, start: Point, lr: float, overlap: Closure | None = None
-    ) -> StepReport:
+    def _advance(self, objective: Objective, start: Point, lr: float) -> StepReport:
         gradient = objective.gradient(start)
         hessian = objective.hessian(start)
         self._symmetric(objective.asymmetry)
@@ -126,12 +124,7 @@ class Newton(CurvatureOptimizer):
         outcome = descend(objective, start, model, radius, lr=lr, fraction=0.1)
         self.memory["radius"] = outcome.radius
         self._last = outcome.point
-        stopped = outcome.stopped
-        if outcome.trial is None and not float(gradient.norm()):
-            stopped = "the gradient is zero and no curvature is negative: a minimum"
-        if model.rank < len(gradient):
-            stopped += f" (H is singular, rank {model.rank} of {len(gradient)}: the shortest such step)"
-        return self._write_report(objective, start, outcome.point, stopped=stopped, **outcome.numbers)
+        return self._write_report(objective, start, outcome.point, **outcome.numbers)
 
     def _pure(self, objective: Objective, start: Point, hessian: Tensor, lr: float) -> StepReport:
         gradient = objective.gradient(start)

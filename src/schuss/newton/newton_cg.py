@@ -78,9 +78,7 @@ class NewtonCG(CurvatureOptimizer):
         self._last = point
         return found is not None, objective.products
 
-    def _advance(
-        self, objective: Objective, start: Point, lr: float, overlap: Closure | None = None
-    ) -> StepReport:
+    def _advance(self, objective: Objective, start: Point, lr: float) -> StepReport:
         gradient = objective.gradient(start)
         check_finite(start, "gradient", gradient.norm())
         size = float(gradient.norm())
@@ -92,15 +90,17 @@ class NewtonCG(CurvatureOptimizer):
         model = KrylovModel(gradient, lambda v: objective.hvp(start, v), eta, limit, radius=radius)
         self._symmetric(model.asymmetry)
         outcome = descend(objective, start, model, radius, lr=lr, fraction=0.1, exact=False)
-        end, numbers, stopped = outcome.point, outcome.numbers, f"{outcome.stopped}; CG ended by {model.why}"
+        end, numbers = outcome.point, outcome.numbers
+        numbers["stopped"] += f"; CG ended by {model.why}"
         if end is not start and float(objective.gradient(end).norm()) <= 1e-8 * size:
             further = self._leave_saddle(objective, end, lr)
             if further is not None:
-                end, stopped = further[0], SADDLE_LEFT
-                numbers |= {"predicted": numbers["predicted"] + further[1], "negative_curvature": True}
+                end, more = further
+                numbers |= {"predicted": numbers["predicted"] + more, "negative_curvature": True}
+                numbers["stopped"] = SADDLE_LEFT
         self.memory |= {"radius": outcome.radius, "gradient_norm": size, "eta": eta}
         self._last = end
-        return self._write_report(objective, start, end, stopped=stopped, **numbers)
+        return self._write_report(objective, start, end, **numbers)
 
     def _from_stationary(self, objective: Objective, start: Point, lr: float) -> StepReport:
         further = self._leave_saddle(objective, start, lr)

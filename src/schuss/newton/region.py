@@ -157,7 +157,7 @@ class KrylovModel:
         radius: float = math.inf,
         knots: int = 20,
     ) -> None:
-        self.gradient = gradient
+        self.gradient, self.rank = gradient, len(gradient)
         z, residual = torch.zeros_like(gradient), gradient.clone()
         direction = -residual
         squared = start = _dot(residual, residual)
@@ -286,6 +286,7 @@ class Outcome:
             "trials": self.trials,
             "radius": self.radius,
             "negative_curvature": bool(self.trial and self.trial.negative_curvature),
+            "stopped": self.stopped,
         }
 
 
@@ -311,12 +312,16 @@ def descend(
     broken, first_predicted, first_radius = 0, 0.0, radius
     possible = lr * (2 - lr) * model.possible()
 
-    def rejected(words: str, trials: int) -> Outcome:
-        """The outcome without a step. Losses that are no numbers say nothing about how far the model holds."""
-        if broken:
+    def ended(words: str, trials: int, point: Point = start, trial: Trial | None = None) -> Outcome:
+        if trial is None and broken:
             words += f"; {broken} of {trials} losses were not finite"
-        region = first_radius if broken == trials else radius
-        return Outcome(start, None, region, trials, first_predicted, possible, words)
+        if trial is None and not bool(slope.any()):
+            words = "the gradient is zero and no curvature of the model is negative"
+        if model.rank < len(slope):
+            words += f" (singular, rank {model.rank} of {len(slope)}: the shortest such step)"
+        # Losses that are no numbers say nothing about how far the model holds.
+        region = first_radius if trial is None and broken == trials else radius
+        return Outcome(point, trial, region, trials, first_predicted, possible, words)
 
     for trials in range(1, max_trials + 1):
         trial = model.within(radius)
@@ -324,11 +329,10 @@ def descend(
             trial = _shortened(trial, slope, lr)
         first_predicted = first_predicted or trial.predicted
         if not trial.predicted > 0 or not bool(torch.isfinite(trial.step).all()):
-            words = "the model predicts no decrease"
-            return Outcome(start, None, radius, trials - 1, first_predicted, possible, words)
+            return ended("the model predicts no decrease", trials - 1)
         point = objective.at(start.x + trial.step)
         if torch.equal(point.x, start.x):
-            return rejected("the step is below the rounding of the weights", trials - 1)
+            return ended("the step is below the rounding of the weights", trials - 1)
         length = trial.length / lr
         if not math.isfinite(point.loss):
             broken += 1
@@ -339,8 +343,8 @@ def descend(
             actual = -0.5 * float(torch.dot(slope + objective.gradient(point), trial.step))
         radius = _next_radius(radius, length, trial, actual, slope, exact)
         if actual / trial.predicted >= fraction:
-            return Outcome(point, trial, radius, trials, first_predicted, possible, _kind(trial))
-    return rejected("no trial lowered the loss", max_trials)
+            return ended(_kind(trial), trials, point, trial)
+    return ended("no trial lowered the loss", max_trials)
 
 
 def _next_radius(

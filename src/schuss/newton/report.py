@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +64,3 @@ class StepReport:
         graph, which is twice as long as the loss's).
         """
         return self.closures / 3 + 2 * self.gradients / 3 + 2 * self.products
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields and the derived numbers, for a table or a log."""
-        return asdict(self) | {
-            "actual": self.actual,
-            "ratio": self.ratio,
-            "gradient_equivalents": self.gradient_equivalents,
-        }

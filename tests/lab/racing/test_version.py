@@ -19,7 +19,7 @@ FILES = {path.relative_to(version.ROOT).as_posix() for path in version.files()}
         "lab/tasks/digits.py",  # imported by a name that is put together
         "torch/optimizer.py",
         "newton/lbfgs.py",  # imported when it is first asked for
-        "newton/graph.py",
+        "newton/products.py",
         "schedules/cyclic.py",
         "rules/adam.py",
         "compile/memory.py",  # imported by generated kernels
