@@ -212,6 +212,7 @@ class Parametric(Schedule):
         if self.steps is UNSAID:
             raise TypeError(f"{type(self).__name__} needs its length. {_LENGTH_ADVICE}")
         self._complete()
+        check_warmup(self.rise, self.steps)
 
     def _complete(self) -> None:
         """Fill in what follows from other parameters, and refuse what does not go together."""
@@ -224,9 +225,14 @@ class Parametric(Schedule):
         """Finished steps after which the value stays as it is; infinite where it never does."""
         return self.steps
 
+    @property
+    def rise(self) -> float:
+        """The steps of `warmup`, where there is one."""
+        return getattr(self, "warmup", 0)
+
     def _bends(self, last: float) -> Iterable[float]:
         """The steps at which another piece of the formula begins; those after `last` do not matter."""
-        return ()
+        return (self.rise,)
 
     def corners(self, horizon: float) -> list[float]:
         """Return both ends and the bends between them, as far as the horizon."""

@@ -20,7 +20,7 @@ FILES = {path.relative_to(version.ROOT).as_posix() for path in version.files()}
         "torch/optimizer.py",
         "newton/lbfgs.py",  # imported when it is first asked for
         "newton/products.py",
-        "schedules/cyclic.py",
+        "schedules/cycles.py",
         "rules/adam.py",
         "compile/memory.py",  # imported by generated kernels
         "compile/triton_memory.py",
