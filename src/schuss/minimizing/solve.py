@@ -27,14 +27,15 @@ from schuss.rules import Rule
 CURVED = {"newton": Newton, "newton-cg": NewtonCG, "lbfgs": LBFGS, "gauss-newton": GaussNewton}
 """Second-order methods; every other name is looked up among the optimizers of `schuss.torch`."""
 
-DEAR = 100  # losses for a gradient by differences, or
-DEAR_STEP = 1000  # losses for a step, from which on their price is said before it is paid
+DEAR, DEAR_STEP = (
+    100,
+    1000,
+)  # losses for a gradient by differences or a step, from which on their price is said
 INVISIBLE = 1e-20  # a fraction of the loss ten thousand times less than float64 shows
 PROBES = 20  # Hessian-vector products that look for a saddle at the end, at most
 FLAT = 1e4  # see `_Progress.flat`
 ENDLESS = 1e30  # a loss that has fallen so far, relative to 1 + |fun(x0)|, is not going to end;
 DEEP = 1e8  # where steps fail, one that has fallen so far is not, it seems
-
 AGREE = 1e-6  # relative: how near two losses at the same x must come, float32 included
 
 DOUBT = {
@@ -185,11 +186,7 @@ def _optimizer(method: str | type[Rule]) -> type[torch.optim.Optimizer]:
     known: dict[str, type[torch.optim.Optimizer]] = dict(CURVED)
     for name in api.__all__:
         value = getattr(api, name)
-        if (
-            isinstance(value, type)
-            and issubclass(value, torch.optim.Optimizer)
-            and value not in known.values()
-        ):
+        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer):
             known[name.lower()] = value
     found = next((name for name in known if _plain(name) == _plain(method)), None)
     if found is None:
@@ -314,10 +311,9 @@ class _Progress:
 
 def _result(**fields: Any) -> Any:
     try:
-        made = importlib.import_module("scipy.optimize").OptimizeResult
+        return importlib.import_module("scipy.optimize").OptimizeResult(**fields)
     except ImportError:
-        made = Result
-    return made(**fields)
+        return Result(**fields)
 
 
 def _run(optimizer: torch.optim.Optimizer, progress: _Progress, maxiter: int, tol: float) -> Any:

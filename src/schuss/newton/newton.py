@@ -165,7 +165,7 @@ class Newton(CurvatureOptimizer):
             warnings.warn(
                 f"The Hessian's condition number is {condition:.1e}, and {dtype} gradients resolve {resolution:.1e}: "
                 "the step along the flattest directions is noise. Use float64 weights.",
-                stacklevel=6,
+                stacklevel=5,
             )
 
 
