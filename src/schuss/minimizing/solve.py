@@ -15,13 +15,12 @@ from torch import Tensor
 from schuss import torch as api
 from schuss.errors import real, refusal, unknown, whole
 from schuss.minimizing.derivatives import Differentiable
-from schuss.newton.base import CurvatureOptimizer
+from schuss.newton.base import CurvatureOptimizer, StepReport
 from schuss.newton.gauss_newton import GaussNewton
 from schuss.newton.lbfgs import LBFGS
 from schuss.newton.newton import Newton
 from schuss.newton.newton_cg import NewtonCG, lowest_curvature
 from schuss.newton.objective import NotFinite, Objective, Weights, as_loss
-from schuss.newton.report import StepReport
 from schuss.rules import Rule
 
 CURVED = {"newton": Newton, "newton-cg": NewtonCG, "lbfgs": LBFGS, "gauss-newton": GaussNewton}

@@ -1,10 +1,11 @@
-"""What the Newton family shares: groups, one closure per step, weights that come back when a step fails."""
+"""What the Newton family shares: a report of each step, groups, weights that come back when a step fails."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
@@ -12,12 +13,71 @@ from torch import Tensor
 
 from schuss.errors import real, refusal, whole
 from schuss.newton.objective import Closure, NotFinite, Objective, Point, Weights, as_loss
-from schuss.newton.report import StepReport
 
 ASYMMETRIC = 5e-3
 """An asymmetry of a Hessian beyond this, relative, is no rounding, and no error of differences either."""
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What one step did and cost; it is in `optimizer.report`.
+
+    | field                | meaning                                                                     |
+    | `loss_before`        | the loss (with weight decay) where the step began                           |
+    | `loss_after`         | the loss where it ended; equal to `loss_before` if the step was rejected    |
+    | `predicted`          | the decrease that the quadratic model predicted for the step taken          |
+    | `first_predicted`    | the predicted decrease of the first, longest trial, accepted or not         |
+    | `possible`           | the predicted decrease without a region; inf if there is no lowest point    |
+    | `gradient_norm`      | ‖g‖₂ where the step began                                                   |
+    | `step_norm`          | ‖change of the weights‖₂, 0 if rejected                                     |
+    | `closures`           | calls of the closure (forward passes)                                       |
+    | `gradients`          | backward passes                                                             |
+    | `products`           | Hessian-, Gauss-Newton- or Jacobian-vector products; a dense matrix is many |
+    | `trials`             | points tried before one was accepted                                        |
+    | `radius`             | the trust region for the next step, in the method's own norm; inf if none   |
+    | `negative_curvature` | whether the step used a direction along which the loss curves down          |
+    | `accepted`           | whether the weights moved                                                   |
+    | `stopped`            | why the step ended, in words                                                |
+
+    `actual` is the decrease of the loss, `ratio` is `actual / predicted`: 1 where the model is accurate.
+    """
+
+    loss_before: float
+    loss_after: float
+    predicted: float
+    first_predicted: float
+    possible: float
+    gradient_norm: float
+    step_norm: float
+    closures: int
+    gradients: int
+    products: int
+    trials: int = 1
+    radius: float = math.inf
+    negative_curvature: bool = False
+    accepted: bool
+    stopped: str
+
+    @property
+    def actual(self) -> float:
+        """The decrease of the loss."""
+        return self.loss_before - self.loss_after
+
+    @property
+    def ratio(self) -> float:
+        """Actual over predicted decrease; nan where no decrease was predicted."""
+        return self.actual / self.predicted if self.predicted else math.nan
+
+    @property
+    def gradient_equivalents(self) -> float:
+        """Cost in units of one forward and one backward pass.
+
+        A forward pass counts 1/3, a backward pass 2/3, a Hessian-vector product 2 (a backward pass through a gradient's
+        graph, which is twice as long as the loss's).
+        """
+        return self.closures / 3 + 2 * self.gradients / 3 + 2 * self.products
 
 
 class CurvatureOptimizer(torch.optim.Optimizer):
@@ -103,11 +163,21 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             return self._objective(closure).here().loss
 
     def curves_down(self, closure: Closure) -> tuple[bool, int]:
-        """Whether the loss has negative curvature where the weights are, and the products that took.
+        """Whether the loss has clearly negative curvature where the weights are, and the products that took.
 
         Methods without second derivatives cannot tell and say no.
         """
-        return False, 0
+        if not self.curved:
+            return False, 0
+        objective = self._objective(closure)
+        with torch.enable_grad():
+            point = self._start(objective)
+            found = self._curves_down(objective, point)
+        self._last = point
+        return found, objective.products
+
+    def _curves_down(self, objective: Objective, point: Point) -> bool:
+        raise NotImplementedError
 
     def _objective(self, closure: Closure, weights: Weights | None = None) -> Objective:
         return Objective(
@@ -235,12 +305,12 @@ def _check(lr: Any, weight_decay: Any) -> None:
 
 
 def check_radius(radius: Any, advice: str) -> None:
-    """Refuse what is no first trust region; None, of which `advice` says what it means, and infinity are some."""
+    """Refuse what is no first trust region; `advice` says what None means."""
     if radius is not None:
         real("radius", radius, "> 0", lambda x: x > 0, advice)
 
 
 def check_products(most: Any) -> None:
-    """Refuse what is no limit of products; None is none."""
+    """Refuse what is no limit of products, or None."""
     if most is not None:
         whole("max_products", most, 1)

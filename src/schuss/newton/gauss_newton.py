@@ -14,12 +14,18 @@ import torch
 from torch import Tensor
 
 from schuss.errors import refusal
-from schuss.newton.base import CurvatureOptimizer, Params, check_finite, check_products, check_radius
+from schuss.newton.base import (
+    CurvatureOptimizer,
+    Params,
+    StepReport,
+    check_finite,
+    check_products,
+    check_radius,
+)
 from schuss.newton.cost import free_bytes
 from schuss.newton.objective import Objective, Point, Weights
 from schuss.newton.products import FlatJacobian, rows
 from schuss.newton.region import KrylovModel, Model, SpectralModel, descend, forcing
-from schuss.newton.report import StepReport
 
 DENSE_LIMIT = 1000
 

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from schuss.errors import real, refusal, whole
-from schuss.newton.base import CurvatureOptimizer, Params, check_finite
+from schuss.newton.base import CurvatureOptimizer, Params, StepReport, check_finite
 from schuss.newton.linesearch import Probe, strong_wolfe
 from schuss.newton.objective import Objective, Point
 from schuss.newton.region import EPS
-from schuss.newton.report import StepReport
 
 
 class LBFGS(CurvatureOptimizer):

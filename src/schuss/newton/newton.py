@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from schuss.errors import real, refusal
-from schuss.newton.base import CurvatureOptimizer, Params, check_finite, check_radius
+from schuss.newton.base import CurvatureOptimizer, Params, StepReport, check_finite, check_radius
 from schuss.newton.cost import dense_cost, free_bytes
-from schuss.newton.objective import Closure, Objective, Point, Weights
+from schuss.newton.objective import Objective, Point, Weights
 from schuss.newton.refinement import residual
 from schuss.newton.region import REFINEMENTS, SpectralModel, descend
-from schuss.newton.report import StepReport
 from schuss.units import human_bytes
 
 FIRST_FRACTION = 0.03
@@ -99,14 +98,9 @@ class Newton(CurvatureOptimizer):
             f"and softmax, or LBFGS ({human_bytes(8 * 24 * d)})."
         )
 
-    def curves_down(self, closure: Closure) -> tuple[bool, int]:
-        """Whether the lowest eigenvalue of the Hessian is clearly negative."""
-        objective = self._objective(closure)
-        with torch.enable_grad():
-            point = self._start(objective)
-            values = spectral_model(objective.gradient(point), objective.hessian(point)).values
-        self._last = point
-        return float(values[0]) < -1e-7 * float(values.abs().max()), objective.products
+    def _curves_down(self, objective: Objective, point: Point) -> bool:
+        values = spectral_model(objective.gradient(point), objective.hessian(point)).values
+        return float(values[0]) < -1e-7 * float(values.abs().max())
 
     def _advance(self, objective: Objective, start: Point, lr: float) -> StepReport:
         gradient = objective.gradient(start)

@@ -7,17 +7,22 @@ Eisenstat & Walker, SIAM J. Sci. Comput. 17 (1996), choice 2, for how exactly to
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from schuss.errors import whole
-from schuss.newton.base import CurvatureOptimizer, Params, check_finite, check_products, check_radius
-from schuss.newton.objective import Closure, Objective, Point
+from schuss.newton.base import (
+    CurvatureOptimizer,
+    Params,
+    StepReport,
+    check_finite,
+    check_products,
+    check_radius,
+)
+from schuss.newton.objective import Objective, Point
 from schuss.newton.region import EPS, KrylovModel, descend, forcing
-from schuss.newton.report import StepReport
-
-SADDLE_LEFT = "a saddle left along its negative curvature"
 
 
 class NewtonCG(CurvatureOptimizer):
@@ -69,54 +74,36 @@ class NewtonCG(CurvatureOptimizer):
         first = math.inf if radius is None else float(radius)
         self.memory = {"radius": first, "gradient_norm": None, "eta": 0.1}
 
-    def curves_down(self, closure: Closure) -> tuple[bool, int]:
-        """Whether `probes` HVPs of a Lanczos run from a random vector find clearly negative curvature."""
-        objective = self._objective(closure)
-        with torch.enable_grad():
-            point = self._start(objective)
-            found = lowest_curvature(objective, point, self.probes)
-        self._last = point
-        return found is not None, objective.products
+    def _curves_down(self, objective: Objective, point: Point) -> bool:
+        return lowest_curvature(objective, point, self.probes) is not None
 
     def _advance(self, objective: Objective, start: Point, lr: float) -> StepReport:
         gradient = objective.gradient(start)
         check_finite(start, "gradient", gradient.norm())
-        size = float(gradient.norm())
+        size, radius = float(gradient.norm()), self.memory["radius"]
+        end, memory = start, dict[str, Any]()
+        numbers: dict[str, Any]
         if size == 0.0:
-            return self._from_stationary(objective, start, lr)
-        eta = forcing(size, self.memory["gradient_norm"], self.memory["eta"])
-        radius = self.memory["radius"]
-        limit = self.max_products or min(2 * len(gradient), 200)
-        model = KrylovModel(gradient, lambda v: objective.hvp(start, v), eta, limit, radius=radius)
-        self._symmetric(model.asymmetry)
-        outcome = descend(objective, start, model, radius, lr=lr, fraction=0.1, exact=False)
-        end, numbers = outcome.point, outcome.numbers
-        numbers["stopped"] += f"; CG ended by {model.why}"
-        if end is not start and float(objective.gradient(end).norm()) <= 1e-8 * size:
+            stopped = "the gradient is zero and no Hessian-vector product found negative curvature"
+            numbers = {"predicted": 0.0, "radius": radius, "stopped": stopped}
+        else:
+            eta = forcing(size, self.memory["gradient_norm"], self.memory["eta"])
+            limit = self.max_products or min(2 * len(gradient), 200)
+            model = KrylovModel(gradient, lambda v: objective.hvp(start, v), eta, limit, radius=radius)
+            self._symmetric(model.asymmetry)
+            outcome = descend(objective, start, model, radius, lr=lr, fraction=0.1, exact=False)
+            end, numbers = outcome.point, outcome.numbers
+            numbers["stopped"] += f"; CG ended by {model.why}"
+            memory = {"radius": outcome.radius, "gradient_norm": size, "eta": eta}
+        if (end is not start or not size) and float(objective.gradient(end).norm()) <= 1e-8 * size:
             further = self._leave_saddle(objective, end, lr)
             if further is not None:
                 end, more = further
                 numbers |= {"predicted": numbers["predicted"] + more, "negative_curvature": True}
-                numbers["stopped"] = SADDLE_LEFT
-        self.memory |= {"radius": outcome.radius, "gradient_norm": size, "eta": eta}
+                numbers["stopped"] = "a saddle left along its negative curvature"
+        self.memory |= memory
         self._last = end
         return self._write_report(objective, start, end, **numbers)
-
-    def _from_stationary(self, objective: Objective, start: Point, lr: float) -> StepReport:
-        further = self._leave_saddle(objective, start, lr)
-        end, predicted = further or (start, 0.0)
-        self._last = end
-        return self._write_report(
-            objective,
-            start,
-            end,
-            predicted=predicted,
-            radius=self.memory["radius"],
-            negative_curvature=further is not None,
-            stopped=SADDLE_LEFT
-            if further
-            else "the gradient is zero and no Hessian-vector product found negative curvature",
-        )
 
     def _leave_saddle(self, objective: Objective, point: Point, lr: float) -> tuple[Point, float] | None:
         """A lower point along the most negative curvature that `probes` Lanczos products find, if any."""
