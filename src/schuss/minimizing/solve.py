@@ -26,10 +26,7 @@ from schuss.rules import Rule
 CURVED = {"newton": Newton, "newton-cg": NewtonCG, "lbfgs": LBFGS, "gauss-newton": GaussNewton}
 """Second-order methods; every other name is looked up among the optimizers of `schuss.torch`."""
 
-DEAR, DEAR_STEP = (
-    100,
-    1000,
-)  # losses for a gradient by differences or a step, from which on their price is said
+COSTLY, COSTLY_STEP = 100, 1000  # calls of fun for a gradient by differences, or a step: a warning says so
 INVISIBLE = 1e-20  # a fraction of the loss ten thousand times less than float64 shows
 PROBES = 20  # Hessian-vector products that look for a saddle at the end, at most
 FLAT = 1e4  # see `_Progress.flat`
@@ -37,7 +34,7 @@ ENDLESS = 1e30  # a loss that has fallen so far, relative to 1 + |fun(x0)|, is n
 DEEP = 1e8  # where steps fail, one that has fallen so far is not, it seems
 AGREE = 1e-6  # relative: how near two losses at the same x must come, float32 included
 
-DOUBT = {
+ADVICE = {
     "given": "Is jac the gradient of fun?",
     "autograd": "Is fun smooth, and bounded below?",
     "finite differences": "Differences give about ten digits of a gradient at best: give jac, or a larger tol.",
@@ -169,7 +166,7 @@ def _say_price(problem: Differentiable, optimizer: torch.optim.Optimizer) -> Non
         most = optimizer.max_products or min(2 * n, 200)
         step = gradient + 4 * n * most
         words = f", and each of up to {most} Hessian-vector products per step {4 * n:,}"
-    if gradient >= DEAR or step >= DEAR_STEP:
+    if gradient >= COSTLY or step >= COSTLY_STEP:
         what = "Jacobian" if problem.residual else "gradient"
         warnings.warn(
             f"No {what} is given and fun does not compute with tensors, so each {what} by differences takes "
@@ -205,16 +202,15 @@ class _Progress:
         self.by_name = (
             callback is not None and "intermediate_result" in inspect.signature(callback).parameters
         )
-        self.loss, self.x = math.inf, problem.start.detach().clone()
-        self.gradient: Tensor | None = None
-        self.first = math.nan
+        self.first, self.loss, self.x = math.nan, math.inf, problem.start.detach().clone()
+        self.gradient = torch.full_like(self.x, math.nan)
         self.eps = torch.finfo(problem.start.dtype).eps
         self.steps = self.losses = self.gradients = self.products = 0
 
     @property
     def largest(self) -> float:
         """The largest gradient component at the best point."""
-        return math.nan if self.gradient is None else float(self.gradient.abs().max())
+        return float(self.gradient.abs().max())
 
     @property
     def words(self) -> str:
@@ -232,8 +228,6 @@ class _Progress:
     @property
     def flat(self) -> bool:
         """Whether the gradient is so small that moving x by its own size, or by 1, would hardly change the loss."""
-        if self.gradient is None:
-            return False
         reach = float((self.gradient.abs().flatten() * self.x.abs().clamp(min=1.0).flatten()).max())
         return reach <= min(FLAT * math.sqrt(self.eps), 1e-2) * abs(self.loss)
 
@@ -244,11 +238,11 @@ class _Progress:
 
     def saw(self, x: Tensor, loss: float, gradient: Tensor) -> bool:
         """Whether this is the best point so far: the lowest, or as low within rounding and flatter."""
-        if self.gradient is None:
+        if math.isnan(self.first):
             self.first = loss
         level = loss <= self.loss + math.sqrt(self.eps) * abs(self.loss)
         flatter = float(gradient.abs().max()) < self.largest
-        best = self.gradient is None or loss <= self.loss or (level and flatter)
+        best = loss <= self.loss or (level and flatter)
         if best:
             self.loss, self.x, self.gradient = loss, x.detach().clone(), gradient
         return best
@@ -295,7 +289,7 @@ class _Progress:
         return _result(
             x=problem.like_start(self.x),
             fun=self.loss,
-            jac=None if self.gradient is None else problem.like_start(self.gradient),
+            jac=problem.like_start(self.gradient),
             success=status in (0, 2),
             status=status,
             message=message,
@@ -330,8 +324,12 @@ def _run(optimizer: torch.optim.Optimizer, progress: _Progress, maxiter: int, to
         if progress.steps and progress.wants_to_stop(problem.start, loss):
             return progress.result(3, f"Stopped by the callback after {progress.steps} steps.")
         if largest <= tol:
-            if not best:
-                return _passed(progress, largest)
+            if not best:  # the gradient vanishes above a point that was passed before
+                failed = (
+                    f"Failed: the gradient vanishes ({largest:.2g}) at a higher loss than x has, which was passed "
+                    f"before; at x {progress.words}. Start again from x with a smaller step."
+                )
+                return progress.result(4, failed)
             down = False
             if isinstance(optimizer, CurvatureOptimizer):
                 down, products = optimizer.curves_down(problem.closure)
@@ -378,7 +376,7 @@ def _invisible(progress: _Progress, report: StepReport, tol: float) -> Any:
     if report.possible <= INVISIBLE * abs(report.loss_before) and progress.flat:
         return progress.result(2, f"Converged as far as rounding shows; {words}")
     failed = f"Failed: steps are too short for the loss to show, and the gradient is not small; {words}"
-    return progress.result(4, progress.endless(DEEP) or f"{failed} {DOUBT[progress.problem.source]}")
+    return progress.result(4, progress.endless(DEEP) or f"{failed} {ADVICE[progress.problem.source]}")
 
 
 def _converged(progress: _Progress, tol: float) -> Any:
@@ -391,15 +389,6 @@ def _converged(progress: _Progress, tol: float) -> Any:
             'Try method="newton" or "newton-cg", which leave it, or another x0.'
         )
     return progress.result(0, words)
-
-
-def _passed(progress: _Progress, largest: float) -> Any:
-    """The result where the gradient vanishes above a point that was passed before."""
-    words = (
-        f"Failed: the gradient vanishes ({largest:.2g}) at a higher loss than x has, which was passed before; at x "
-        f"{progress.words}. Start again from x with a smaller step."
-    )
-    return progress.result(4, words)
 
 
 def _rejected(progress: _Progress, optimizer: CurvatureOptimizer, report: StepReport, tol: float) -> Any:
@@ -423,5 +412,5 @@ def _rejected(progress: _Progress, optimizer: CurvatureOptimizer, report: StepRe
             f"{before:.6g}; {words}"
         )
         return progress.result(2, converged)
-    failed = f"Failed: {report.stopped}; {words} {DOUBT[progress.problem.source]}"
+    failed = f"Failed: {report.stopped}; {words} {ADVICE[progress.problem.source]}"
     return progress.result(4, progress.endless(DEEP) or failed)

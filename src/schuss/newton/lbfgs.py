@@ -164,7 +164,7 @@ class LBFGS(CurvatureOptimizer):
         return q
 
     def _remember(self, objective: Objective, before: Point, after: Point) -> None:
-        """Keep a pair if it says that the loss curves up along s, whatever the units of the loss and the weights."""
+        """Store a pair if it says that the loss curves up along s, whatever the units of the loss and the weights."""
         s = after.x - before.x
         y = objective.gradient(after) - objective.gradient(before)
         curvature = float(torch.dot(s, y))

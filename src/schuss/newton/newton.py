@@ -1,4 +1,4 @@
-"""Newton's method with the whole Hessian: exact, and dear.
+"""Newton's method with the whole Hessian: exact, for d² memory and d³ time.
 
 Sources: Moré & Sorensen, "Computing a trust region step", SIAM J. Sci. Stat. Comput. 4 (1983), §3;
 Conn, Gould & Toint, "Trust-Region Methods" (2000), ch. 6-7; Higham, "Accuracy and Stability of Numerical Algorithms"

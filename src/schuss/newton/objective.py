@@ -60,7 +60,7 @@ class Weights:
 
 
 class Point:
-    """The loss at one place; its derivatives exist as long as nobody writes to the weights.
+    """The loss at one vector of weights; its derivatives exist as long as nobody writes to the weights.
 
     `x` is the float64 vector of weights, `loss` includes the weight decay, `outputs` is what the closure
     returned before it became a number (Gauss-Newton's residuals).

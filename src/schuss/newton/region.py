@@ -137,7 +137,7 @@ class KrylovModel:
     """m(s) = gᵀs + ½ sᵀHs by conjugate gradients from s = 0, stopped where H curves down.
 
     The iterates grow in length and fall in value, and along any chord between two of them the model is
-    m_a − Δ (2t − t²), with Δ the fall between them: so up to `knots` iterates are kept, and the step within any
+    m_a − Δ (2t − t²), with Δ the fall between them: so up to `knots` iterates are stored, and the step within any
     smaller radius is found on the chords without another product. After the last iterate comes a ray, where
     the curvature was negative. `asymmetry` is the largest |dᵀHe − eᵀHd| of two directions that followed each other,
     relative to what random vectors would make of a matrix of that size.
