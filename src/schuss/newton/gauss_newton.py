@@ -112,12 +112,10 @@ class GaussNewton(CurvatureOptimizer):
         radius = self.memory["radius"]
         if radius is None:
             radius = (float((self.memory["scale"] * start.x).norm()) or math.inf) if dense else math.inf
-        outcome = descend(objective, start, model, radius, lr=lr, exact=dense)
-        self.memory["radius"] = outcome.radius
-        self._last = outcome.point
-        numbers = outcome.numbers
+        end, numbers = descend(objective, start, model, radius, lr=lr, exact=dense)
+        self.memory["radius"], self._last = numbers["radius"], end
         numbers["negative_curvature"] = False  # G has none
-        return self._write_report(objective, start, outcome.point, **numbers)
+        return self._write_report(objective, start, end, **numbers)
 
     def _is_dense(self, weights: Weights, outputs: Squares | Softmax) -> bool:
         if self.solver != "auto":

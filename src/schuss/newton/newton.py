@@ -115,10 +115,9 @@ class Newton(CurvatureOptimizer):
         if math.isinf(radius) and model.free is None:
             size = float((model.scale * start.x).norm())
             radius = min(model.natural(), FIRST_FRACTION * size) if size else model.natural()
-        outcome = descend(objective, start, model, radius, lr=lr, fraction=0.1)
-        self.memory["radius"] = outcome.radius
-        self._last = outcome.point
-        return self._write_report(objective, start, outcome.point, **outcome.numbers)
+        end, numbers = descend(objective, start, model, radius, lr=lr, fraction=0.1)
+        self.memory["radius"], self._last = numbers["radius"], end
+        return self._write_report(objective, start, end, **numbers)
 
     def _pure(self, objective: Objective, start: Point, hessian: Tensor, lr: float) -> StepReport:
         gradient = objective.gradient(start)

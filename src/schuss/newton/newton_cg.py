@@ -91,10 +91,9 @@ class NewtonCG(CurvatureOptimizer):
             limit = self.max_products or min(2 * len(gradient), 200)
             model = KrylovModel(gradient, lambda v: objective.hvp(start, v), eta, limit, radius=radius)
             self._symmetric(model.asymmetry)
-            outcome = descend(objective, start, model, radius, lr=lr, fraction=0.1, exact=False)
-            end, numbers = outcome.point, outcome.numbers
+            end, numbers = descend(objective, start, model, radius, lr=lr, fraction=0.1, exact=False)
             numbers["stopped"] += f"; CG ended by {model.why}"
-            memory = {"radius": outcome.radius, "gradient_norm": size, "eta": eta}
+            memory = {"radius": numbers["radius"], "gradient_norm": size, "eta": eta}
         if (end is not start or not size) and float(objective.gradient(end).norm()) <= 1e-8 * size:
             further = self._leave_saddle(objective, end, lr)
             if further is not None:

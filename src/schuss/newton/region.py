@@ -264,32 +264,6 @@ def _reach(start: Tensor, direction: Tensor, radius: float) -> float:
 Model = SpectralModel | KrylovModel
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Where a trust-region step ended; `trial` is None where every trial was rejected."""
-
-    point: Point
-    trial: Trial | None
-    radius: float
-    trials: int
-    first_predicted: float
-    possible: float
-    stopped: str
-
-    @property
-    def numbers(self) -> dict[str, Any]:
-        """What the step's report says of it."""
-        return {
-            "predicted": self.trial.predicted if self.trial else 0.0,
-            "first_predicted": self.first_predicted,
-            "possible": self.possible,
-            "trials": self.trials,
-            "radius": self.radius,
-            "negative_curvature": bool(self.trial and self.trial.negative_curvature),
-            "stopped": self.stopped,
-        }
-
-
 def descend(
     objective: Objective,
     start: Point,
@@ -300,8 +274,10 @@ def descend(
     fraction: float = 1e-4,
     exact: bool = True,
     max_trials: int = 40,
-) -> Outcome:
+) -> tuple[Point, dict[str, Any]]:
     """Try the model's step, and shorter ones while the loss disagrees; widen the region where it agrees.
+
+    Returns the point where the step ended, `start` if every trial was rejected, and what its report says of it.
 
     A trial is accepted when the loss falls by at least this fraction of the predicted decrease. Where that is too
     small a part of the loss to be seen through rounding, the fall is taken from the slopes at both ends,
@@ -312,7 +288,9 @@ def descend(
     broken, first_predicted, first_radius = 0, 0.0, radius
     possible = lr * (2 - lr) * model.possible()
 
-    def ended(words: str, trials: int, point: Point = start, trial: Trial | None = None) -> Outcome:
+    def ended(
+        words: str, trials: int, point: Point = start, trial: Trial | None = None
+    ) -> tuple[Point, dict[str, Any]]:
         if trial is None and broken:
             words += f"; {broken} of {trials} losses were not finite"
         if trial is None and not bool(slope.any()):
@@ -321,7 +299,15 @@ def descend(
             words += f" (singular, rank {model.rank} of {len(slope)}: the shortest such step)"
         # Losses that are no numbers say nothing about how far the model holds.
         region = first_radius if trial is None and broken == trials else radius
-        return Outcome(point, trial, region, trials, first_predicted, possible, words)
+        return point, {
+            "predicted": trial.predicted if trial else 0.0,
+            "first_predicted": first_predicted,
+            "possible": possible,
+            "trials": trials,
+            "radius": region,
+            "negative_curvature": bool(trial and trial.negative_curvature),
+            "stopped": words,
+        }
 
     for trials in range(1, max_trials + 1):
         trial = model.within(radius)
