@@ -293,8 +293,6 @@ def descend(
     ) -> tuple[Point, dict[str, Any]]:
         if trial is None and broken:
             words += f"; {broken} of {trials} losses were not finite"
-        if trial is None and not bool(slope.any()):
-            words = "the gradient is zero and no curvature of the model is negative"
         if model.rank < len(slope):
             words += f" (singular, rank {model.rank} of {len(slope)}: the shortest such step)"
         # Losses that are no numbers say nothing about how far the model holds.
@@ -315,7 +313,8 @@ def descend(
             trial = _shortened(trial, slope, lr)
         first_predicted = first_predicted or trial.predicted
         if not trial.predicted > 0 or not bool(torch.isfinite(trial.step).all()):
-            return ended("the model predicts no decrease", trials - 1)
+            stationary = "the gradient is zero and no curvature of the model is negative"
+            return ended("the model predicts no decrease" if bool(slope.any()) else stationary, trials - 1)
         point = objective.at(start.x + trial.step)
         if torch.equal(point.x, start.x):
             return ended("the step is below the rounding of the weights", trials - 1)
