@@ -22,7 +22,7 @@ from schuss.curvature.differences import Differences, changes, refuses, wrong_se
 from schuss.curvature.memory import SPARE, claim
 from schuss.curvature.place import Loss, Model, Place, Vector, checked, derivatives, finite, visit
 from schuss.errors import refusal
-from schuss.newton.graph import Jacobian, Parts, pull
+from schuss.newton.products import Jacobian, Parts, pull
 
 MATRICES = ("hessian", "ggn")
 

@@ -19,8 +19,8 @@ FILES = {path.relative_to(version.ROOT).as_posix() for path in version.files()}
         "lab/tasks/digits.py",  # imported by a name that is put together
         "torch/optimizer.py",
         "newton/lbfgs.py",  # imported when it is first asked for
-        "newton/graph.py",
-        "schedules/cyclic.py",
+        "newton/products.py",
+        "schedules/cycles.py",
         "rules/adam.py",
         "compile/memory.py",  # imported by generated kernels
         "compile/triton_memory.py",

@@ -25,7 +25,7 @@ from schuss.lab.tasks.task import Task
 from schuss.lab.training.run import Outcome, Point, Running, cadence, scalar
 from schuss.newton import GaussNewton
 from schuss.newton.base import CurvatureOptimizer
-from schuss.newton.landscape import NotFinite
+from schuss.newton.objective import NotFinite
 
 AGREE = 1e-4  # relative: how near the loss of the outputs must come to the task's own
 
