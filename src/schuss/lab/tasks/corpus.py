@@ -27,14 +27,12 @@ def text(data: Path | None) -> str:
         if not data.is_file():
             raise FileNotFoundError(f"{data} is not a file. Any text file will do.")
         return data.read_text(encoding="utf-8", errors="replace")[:CHARACTERS]
-    found: list[str] = []
-    length = 0
+    found = ""
     for _, code in modules():
-        found.append(code)
-        length += len(code)
-        if length >= CHARACTERS:
+        found += code
+        if len(found) >= CHARACTERS:
             break
     if not found:
         advice = "Name a file: schuss race text --data FILE"
         raise refusal("standard library", sysconfig.get_paths()["stdlib"], "there as source", advice)
-    return "".join(found)[:CHARACTERS]
+    return found[:CHARACTERS]

@@ -6,6 +6,7 @@ Y. LeCun, C. Cortes and C. Burges, The MNIST database of handwritten digits.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -30,20 +31,7 @@ def digits(model: str = "mlp", data: Path | None = None) -> Task:
     bunch = cast("Any", load_digits())
     images = torch.from_numpy((bunch.images / 16).astype(np.float32)).unsqueeze(1)
     labels = torch.from_numpy(bunch.target.astype(np.int64))
-    return Task(
-        name="digits" if model == "mlp" else f"digits-{model}",
-        description=f"1797 handwritten digits of 8 × 8 pixels, {_described(model)}",
-        model=_network(model, side=8, width=64),
-        loss=cross_entropy,
-        outputs=logits,
-        metric=accuracy,
-        metric_name="accuracy",
-        best="max",
-        train=(images, labels),
-        batch_size=64,
-        epochs=40,
-        search="published",
-    )
+    return _task("digits", "1797 handwritten digits of 8 × 8 pixels", model, (images, labels), 64, 64, 40)
 
 
 def mnist(model: str = "mlp", data: Path | None = None) -> Task:
@@ -52,19 +40,37 @@ def mnist(model: str = "mlp", data: Path | None = None) -> Task:
         raise ValueError("The task mnist needs MNIST's own IDX files. Try: schuss race mnist --data DIR")
     if not data.is_dir():
         raise NotADirectoryError(f"{data} is not a folder. MNIST's four IDX files are expected there.")
+    train, test = _images(data, "train"), _images(data, "t10k")
+    return _task("mnist", "MNIST's handwritten digits of 28 × 28 pixels", model, train, 128, 128, 5, test)
+
+
+def _task(
+    name: str,
+    description: str,
+    model: str,
+    train: Images,
+    width: int,
+    batch_size: int,
+    epochs: float,
+    test: Images | None = None,
+) -> Task:
+    if model not in ("mlp", "convnet"):
+        raise refusal("model", model, "'mlp' or 'convnet'")
+    plain, side = model == "mlp", train[0].shape[-1]
+    kind = "a network with one hidden layer" if plain else "a small convolutional network"
     return Task(
-        name="mnist" if model == "mlp" else f"mnist-{model}",
-        description=f"MNIST's handwritten digits of 28 × 28 pixels, {_described(model)}",
-        model=_network(model, side=28, width=128),
+        name=name if plain else f"{name}-{model}",
+        description=f"{description}, {kind}",
+        model=partial(_mlp, side, width) if plain else partial(_convnet, side),
         loss=cross_entropy,
         outputs=logits,
         metric=accuracy,
         metric_name="accuracy",
         best="max",
-        train=_images(data, "train"),
-        test=_images(data, "t10k"),
-        batch_size=128,
-        epochs=5,
+        train=train,
+        test=test,
+        batch_size=batch_size,
+        epochs=epochs,
         search="published",
     )
 
@@ -87,36 +93,21 @@ def accuracy(model: nn.Module, batch: Images) -> Tensor:
     return (model(images).argmax(1) == labels).double().mean()
 
 
-def _network(kind: str, side: int, width: int) -> type[nn.Module] | _Network:
-    if kind not in ("mlp", "convnet"):
-        raise refusal("model", kind, "'mlp' or 'convnet'")
-    return _Network(kind, side, width)
+def _mlp(side: int, width: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(side**2, width), nn.ReLU(), nn.Linear(width, 10))
 
 
-class _Network:
-    """Makes the network; an object rather than a lambda, so that it can be sent to another process."""
-
-    def __init__(self, kind: str, side: int, width: int) -> None:
-        self.kind, self.side, self.width = kind, side, width
-
-    def __call__(self) -> nn.Module:
-        if self.kind == "mlp":
-            hidden = nn.Linear(self.side**2, self.width)
-            return nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(self.width, 10))
-        return nn.Sequential(
-            nn.Conv2d(1, 8, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(8, 16, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Linear(16 * (self.side // 4) ** 2, 10),
-        )
-
-
-def _described(model: str) -> str:
-    return "a network with one hidden layer" if model == "mlp" else "a small convolutional network"
+def _convnet(side: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16 * (side // 4) ** 2, 10),
+    )
 
 
 def _images(folder: Path, part: str) -> Images:

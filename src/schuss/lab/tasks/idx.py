@@ -16,8 +16,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-UNSIGNED_BYTE = 0x08
-
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """The array in an IDX file of unsigned bytes.
@@ -25,23 +23,25 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     Raises `ValueError` naming the file when its magic number is wrong, when it is cut short or goes on too
     long, and `FileNotFoundError` when it is not there.
     """
-    content = _content(path)
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is cut short or not gzip: {error}.") from error
     header = 4 + 4 * dimensions
     if len(content) < header:
         raise ValueError(f"{path} is cut short: {len(content)} bytes, but its header alone has {header}.")
     magic = struct.unpack(">I", content[:4])[0]
-    expected = UNSIGNED_BYTE << 8 | dimensions
+    expected = 0x0800 | dimensions  # 08: unsigned bytes
     if magic != expected:
         raise ValueError(
             f"{path} is not an IDX file of {dimensions}-dimensional unsigned bytes: "
             f"its magic number is 0x{magic:08x}, expected 0x{expected:08x}."
         )
     shape = struct.unpack(f">{dimensions}I", content[4:header])
-    found, promised = len(content) - header, math.prod(shape)
-    if found < promised:
-        raise ValueError(f"{path} is cut short: its header says {promised} bytes of data, it has {found}.")
-    if found > promised:
-        raise ValueError(f"{path} is too long: its header says {promised} bytes of data, it has {found}.")
+    found, stated = len(content) - header, math.prod(shape)
+    if found != stated:
+        wrong = "cut short" if found < stated else "too long"
+        raise ValueError(f"{path} is {wrong}: its header says {stated} bytes of data, it has {found}.")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
@@ -55,13 +55,3 @@ def find(folder: Path, name: str) -> Path:
     raise FileNotFoundError(
         f"{folder / name} is missing (plain or .gz). MNIST's four IDX files are expected there."
     )
-
-
-def _content(path: Path) -> bytes:
-    raw = path.read_bytes()
-    if path.suffix != ".gz":
-        return raw
-    try:
-        return gzip.decompress(raw)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is cut short or not gzip: {error}.") from error

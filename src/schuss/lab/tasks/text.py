@@ -7,13 +7,14 @@ The model is the decoder of Vaswani et al., "Attention is all you need", 2017, w
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from schuss.errors import refusal
+from schuss.errors import refusal, whole
 from schuss.lab.tasks.corpus import text as read
 from schuss.lab.tasks.task import Task
 
@@ -27,15 +28,14 @@ def text(width: int = 48, layers: int = 2, data: Path | None = None) -> Task:
     """Predict each character of Python's own source, or of the file `data`, from up to 63 before it."""
     if width < 4 or width % 4:
         raise refusal("width", width, "a positive multiple of 4", "The transformer has four heads.")
-    if layers < 1:
-        raise refusal("layers", layers, "at least 1")
+    whole("layers", layers, 1)
     code = {character: number for number, character in enumerate(ALPHABET)}
     numbers = torch.tensor([code.get(c, SYMBOLS - 1) for c in read(data)], dtype=torch.uint8)
     windows = numbers[: len(numbers) // WINDOW * WINDOW].reshape(-1, WINDOW)
     return Task(
         name="text",
         description=f"next character of text, a transformer of {layers} layers and width {width}",
-        model=_Model(width, layers),
+        model=partial(Transformer, width, layers),
         loss=cross_entropy,
         metric=bits,
         metric_name="bits per character",
@@ -58,19 +58,10 @@ def bits(model: nn.Module, batch: Tensor) -> float:
     return cross_entropy(model, batch).item() / math.log(2)
 
 
-class _Model:
-    def __init__(self, width: int, layers: int) -> None:
-        self.width, self.layers = width, layers
-
-    def __call__(self) -> nn.Module:
-        return Transformer(self.width, self.layers)
-
-
 class Transformer(nn.Module):
     """Symbols in, (batch, length), logits out, (batch, length, symbols)."""
 
     def __init__(self, width: int, layers: int, heads: int = 4) -> None:
-        """Make the embeddings, the layers and the head."""
         super().__init__()
         self.symbol = nn.Embedding(SYMBOLS, width)
         self.position = nn.Embedding(WINDOW, width)
