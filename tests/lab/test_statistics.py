@@ -13,17 +13,10 @@ from scipy import stats
 from scipy.stats import qmc
 
 from schuss.lab.statistics import (
-    RunNumbers,
-    at_edge,
     budget_curve,
-    claims,
     claims_of,
-    compare_with_leader,
-    cost_ratios,
     cost_to_target,
     edges,
-    expected_best,
-    first_reached,
     fixed_targets,
     lr_basin,
     mean_interval,
@@ -35,10 +28,14 @@ from schuss.lab.statistics import (
     sample,
     time_to_target,
 )
-from schuss.lab.statistics.claims import judge
-from schuss.lab.statistics.compare import Interval, further_seeds, holm_levels, penalised
+from schuss.lab.statistics.budget import expected_best
+from schuss.lab.statistics.claims import claims, judge
+from schuss.lab.statistics.compare import Interval, compare_with_leader, further_seeds, holm_levels, penalised
+from schuss.lab.statistics.numbers import RunNumbers
+from schuss.lab.statistics.profiles import cost_ratios
 from schuss.lab.statistics.sampling import COMMON, coordinates
 from schuss.lab.statistics.simultaneous import EQUIVALENT, apart_from_leader, equivalent_comparisons
+from schuss.lab.statistics.targets import first_reached
 
 INF, NAN = float("inf"), float("nan")
 
@@ -204,7 +201,7 @@ class TestMedianInterval:
         with pytest.raises(ValueError, match="n ≥ 1"):
             median_interval([])
         with pytest.raises(ValueError, match=r"level=95 is not in \(0, 1\)"):
-            median_interval([1.0], level=95)
+            mean_interval([1.0], level=95)
 
 
 class TestPairedInterval:
@@ -326,7 +323,7 @@ class TestRank:
         assert [p.entry for p in ranking.places] == ["good", "mixed", "lost"]
         behind = ranking.places[2].behind
         assert behind is not None
-        assert (behind.verdict, behind.method, ranking.places[2].mean) == ("better", "penalised", INF)
+        assert (behind.verdict, ranking.places[2].mean) == ("better", INF)
 
     def test_never_getting_there_is_behind_among_many(self):
         generator = np.random.default_rng(14)
@@ -456,7 +453,7 @@ class TestTargets:
 
     def test_ert_and_median_by_hand(self):
         found = time_to_target([10.0, INF, 30.0, NAN], [100, 100, 100, 50])
-        assert (found.reached, found.n, found.share, found.median, found.ert) == (2, 4, 0.5, INF, 95.0)
+        assert (found.reached, found.median, found.ert) == (2, INF, 95.0)
 
     def test_nobody_reached(self):
         assert time_to_target([INF], [10]).ert == INF
@@ -472,20 +469,20 @@ class TestBasinAndEdges:
     def test_width_from_the_start_to_the_best(self):
         basin = lr_basin([1e-4, 1e-3, 1e-2, 1e-1, 1.0], [0.3, 0.12, 0.1, 0.14, NAN], initial=1.1)
         assert basin is not None
-        assert (basin.best_lr, basin.low, basin.high, basin.share) == (1e-2, 1e-3, 1e-1, 1.0)
+        assert (basin.best_lr, basin.low, basin.high) == (1e-2, 1e-3, 1e-1)
         assert_allclose(basin.decades, 2.0)
 
-    def test_holes_are_told(self):
+    def test_it_spans_holes(self):
         basin = lr_basin([1, 2, 4, 8], [0.9, 0.1, 0.9, 0.9], lower_is_better=False, initial=0.1)
         assert basin is not None
-        assert (basin.low, basin.high, basin.share) == (1, 8, 0.75)
+        assert (basin.low, basin.high) == (1, 8)
 
     def test_all_failed(self):
-        assert lr_basin([1.0, 2.0], [NAN, NAN]) is None
+        assert lr_basin([1.0, 2.0], [NAN, NAN], 1.0) is None
 
     def test_refuses_rates_that_have_no_logarithm(self):
         with pytest.raises(ValueError, match="positive"):
-            lr_basin([0.0], [1.0])
+            lr_basin([0.0], [1.0], 1.0)
 
     def test_edges_are_the_outer_tenths_of_the_log_range(self):
         space = {"lr": (1e-4, 1e-1, True), "momentum": (0.8, 1.0, False), "eps": (1e-8, 1e-8, True)}
@@ -495,7 +492,7 @@ class TestBasinAndEdges:
 
     def test_refuses_an_upside_down_range(self):
         with pytest.raises(ValueError, match="low < high"):
-            at_edge(1.0, 2.0, 1.0)
+            edges({"lr": 1.0}, {"lr": (2.0, 1.0, True)})
 
 
 class TestSampling:

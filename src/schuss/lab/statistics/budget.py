@@ -31,11 +31,6 @@ class BudgetCurve:
     high: Floats
 
 
-def _weights(pool: int) -> Floats:
-    """Row n − 1, column i − 1: the chance that the i-th value from the worst is the best of n of the pool."""
-    return np.array([[comb(i, n) / comb(pool, n + 1) for i in range(pool)] for n in range(pool)])
-
-
 def expected_best(scores: ArrayLike, *, lower_is_better: bool = True) -> Floats:
     """Return the expected best of n = 1 .. N of these N trials, shape (N,).
 
@@ -48,29 +43,27 @@ def expected_best(scores: ArrayLike, *, lower_is_better: bool = True) -> Floats:
     losses = as_losses(scores, lower_is_better=lower_is_better)
     if losses.ndim != 1 or losses.size == 0:
         raise refusal("scores", losses.shape, "one number per trial, at least one trial")
-    worst_first = np.sort(losses)[::-1]
-    weights = _weights(losses.size)
-    failed = int(np.isinf(worst_first).sum())
-    finite = np.where(np.isinf(worst_first), 0.0, worst_first)
-    expected = weights @ finite
-    expected[:failed] = np.inf
+    worst_first, pool = np.sort(losses)[::-1], losses.size
+    # Row n − 1, column i − 1: the probability that the i-th value from the worst is the best of n of the pool.
+    weights = np.array([[comb(i, n) / comb(pool, n + 1) for i in range(pool)] for n in range(pool)])
+    failed = np.isinf(worst_first)
+    expected = weights @ np.where(failed, 0.0, worst_first)
+    expected[: failed.sum()] = np.inf
     return expected if lower_is_better else -expected
 
 
-def budget_curve(scores: ArrayLike, *, lower_is_better: bool = True, level: float = 0.95) -> BudgetCurve:
+def budget_curve(scores: ArrayLike, *, lower_is_better: bool = True) -> BudgetCurve:
     """Return the expected best of n trials with intervals, from one entry's tuning scores, shape (N,)."""
     x = np.asarray(scores, dtype=np.float64)
     expected = expected_best(x, lower_is_better=lower_is_better)
-    size = x.size
-    low, high = np.full(size, np.nan), np.full(size, np.nan)
-    half = size // 2
+    size, half = x.size, x.size // 2
+    low, high = np.full((2, size), np.nan)
     if half:
-        left_out = np.array(
-            [expected_best(np.delete(x, i), lower_is_better=lower_is_better)[:half] for i in range(size)]
-        )
+        rest = (np.delete(x, i) for i in range(size))
+        left_out = np.array([expected_best(y, lower_is_better=lower_is_better)[:half] for y in rest])
         with np.errstate(invalid="ignore"):
             error = np.sqrt((size - 1) ** 2 / size * left_out.var(axis=0, ddof=1))
         error = np.where(np.isfinite(expected[:half]), error, np.nan)
-        width = student_quantile(0.5 + level / 2, size - 1) * error
+        width = student_quantile(0.975, size - 1) * error
         low[:half], high[:half] = expected[:half] - width, expected[:half] + width
     return BudgetCurve(np.arange(1, size + 1), expected, low, high)

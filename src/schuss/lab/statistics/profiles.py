@@ -19,9 +19,9 @@ LARGEST_FACTOR = 4.0
 
 @dataclass(frozen=True)
 class Profiles:
-    """`share[entry][k]`: the share of tasks solved within `tau[k]` times the cheapest entry's cost.
+    """`share[entry][k]`: the fraction of tasks solved within `tau[k]` times the cheapest entry's cost.
 
-    `score` is the area under the profile on [1, 4], as a share: mean of max(0, (4 − r)/3).
+    `score` is the area under the profile on [1, 4], as a fraction: mean of max(0, (4 − r)/3).
     """
 
     tau: Floats
@@ -55,17 +55,10 @@ def performance_profiles(costs: Mapping[str, ArrayLike], *, points: int = 121) -
     ratios = cost_ratios(costs)
     tau = np.linspace(1.0, LARGEST_FACTOR, points)
     share = {entry: (r[None, :] <= tau[:, None]).mean(axis=1) for entry, r in ratios.items()}
-    gain = {
-        entry: np.maximum(0.0, (LARGEST_FACTOR - r) / (LARGEST_FACTOR - 1)) for entry, r in ratios.items()
-    }
-    return Profiles(tau, share, {entry: float(x.mean()) for entry, x in gain.items()})
+    gain = (np.maximum(0.0, (LARGEST_FACTOR - r) / (LARGEST_FACTOR - 1)) for r in ratios.values())
+    return Profiles(tau, share, {entry: float(x.mean()) for entry, x in zip(ratios, gain, strict=True)})
 
 
-def pairwise_profiles(
-    costs: Mapping[str, ArrayLike], *, points: int = 121
-) -> dict[tuple[str, str], Profiles]:
+def pairwise_profiles(costs: Mapping[str, ArrayLike]) -> dict[tuple[str, str], Profiles]:
     """Return the profiles of each pair of entries alone, since a third entry can swap two others."""
-    return {
-        (a, b): performance_profiles({a: costs[a], b: costs[b]}, points=points)
-        for a, b in combinations(costs, 2)
-    }
+    return {(a, b): performance_profiles({a: costs[a], b: costs[b]}) for a, b in combinations(costs, 2)}

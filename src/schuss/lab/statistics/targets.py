@@ -1,4 +1,4 @@
-"""When is a target reached, by how many, and at what cost? Not reached is an infinite cost and is kept.
+"""When is a target reached, by how many, and at what cost? Not reached is an infinite cost; no run is dropped.
 
 Source of ERT: N. Hansen et al., "COCO: a platform for comparing continuous optimizers", 2021.
 """
@@ -17,11 +17,9 @@ HOLD = 3  # evaluations in a row for which a target must stay reached; a first c
 
 @dataclass(frozen=True)
 class TimeToTarget:
-    """`reached` of `n` runs; their share, the median cost with ∞ for the others, the expected cost."""
+    """How many runs reached it, the median cost with ∞ for the others, and the expected cost."""
 
     reached: int
-    n: int
-    share: float
     median: float
     ert: float
 
@@ -53,10 +51,8 @@ def fixed_targets(
     return [initial + q * (sign * best - initial) for q in quantiles]
 
 
-def first_reached(
-    values: ArrayLike, target: float, *, lower_is_better: bool = True, hold: int = HOLD
-) -> int | None:
-    """Return the index of the first evaluation from which the target stays reached for `hold` in a row.
+def first_reached(values: ArrayLike, target: float, *, lower_is_better: bool = True) -> int | None:
+    """Return the index of the first evaluation from which the target stays reached for three in a row.
 
     NaN is not reached. A target reached in the last two evaluations only is not confirmed: None.
 
@@ -65,26 +61,21 @@ def first_reached(
     """
     losses = as_losses(values, lower_is_better=lower_is_better)
     good = losses <= (target if lower_is_better else -target)
-    if good.size < hold:
+    if good.size < HOLD:
         return None
-    held = np.lib.stride_tricks.sliding_window_view(good, hold).all(axis=1)
+    held = np.lib.stride_tricks.sliding_window_view(good, HOLD).all(axis=1)
     return int(held.argmax()) if held.any() else None
 
 
 def cost_to_target(
-    values: ArrayLike,
-    costs: ArrayLike,
-    target: float,
-    *,
-    lower_is_better: bool = True,
-    hold: int = HOLD,
+    values: ArrayLike, costs: ArrayLike, target: float, *, lower_is_better: bool = True
 ) -> float:
     """Return the cost at which a run reached the target, ∞ if it did not. `costs[i]` was paid by `values[i]`.
 
     >>> cost_to_target([3.0, 1.0, 1.0, 1.0], [0, 10, 20, 30], target=2.0)
     10.0
     """
-    index = first_reached(values, target, lower_is_better=lower_is_better, hold=hold)
+    index = first_reached(values, target, lower_is_better=lower_is_better)
     return float("inf") if index is None else float(np.asarray(costs)[index])
 
 
@@ -94,20 +85,13 @@ def time_to_target(costs: Iterable[float], spent: Iterable[float]) -> TimeToTarg
     ERT is the cost of all runs, each counted until it reached or ended, over the number that reached.
 
     >>> time_to_target([10.0, 30.0, float("inf")], spent=[100, 100, 100])
-    TimeToTarget(reached=2, n=3, share=0.6666666666666666, median=30.0, ert=70.0)
+    TimeToTarget(reached=2, median=30.0, ert=70.0)
     """
     paid, whole = (np.asarray(list(x), dtype=np.float64) for x in (costs, spent))
     if paid.shape != whole.shape or paid.size == 0:
-        raise refusal(
-            "runs", (paid.size, whole.size), "two equal counts ≥ 1", "Give both costs of every run."
-        )
+        advice = "Give both costs of every run."
+        raise refusal("runs", (paid.size, whole.size), "two equal counts ≥ 1", advice)
     paid = np.where(np.isnan(paid), np.inf, paid)
     reached = int(np.isfinite(paid).sum())
     total = float(np.where(np.isfinite(paid), paid, whole).sum())
-    return TimeToTarget(
-        reached,
-        paid.size,
-        reached / paid.size,
-        float(np.median(paid)),
-        total / reached if reached else np.inf,
-    )
+    return TimeToTarget(reached, float(np.median(paid)), total / reached if reached else np.inf)
