@@ -1,6 +1,6 @@
 """Pages that look alike: one frame, the report's style, light and dark.
 
-page(...)             a template of one room inside the shared frame: one HTML file that needs nothing else
+page(...)             a template of one package inside the shared frame: one HTML file that needs nothing else
 write(path, ...)      a file, whole or not at all
 check_writable(...)   whether it could be, before long work
 """

@@ -10,15 +10,16 @@ needs.
 
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import isfinite, log10
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
 from schuss.lab.statistics.compare import (
     Floats,
     Interval,
+    IntervalDict,
     as_losses,
     further_seeds,
     holm_levels,
@@ -33,25 +34,23 @@ Kind = Callable[[RunNumbers], bool]
 Number = Callable[[RunNumbers], float]
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A sentence, its verdict, the interval that decided (positive speaks for it), and the runs compared."""
+class Claim(TypedDict):
+    """A sentence of the textbooks, tested on the runs of one task; as `report.json` holds it."""
 
-    id: str
-    claim: str
+    id: str  # "momentum-beats-sgd", ...
+    claim: str  # "Momentum beats plain SGD."
     verdict: Verdict
-    interval: Interval | None
+    interval: IntervalDict | None  # of the difference that decides; positive speaks for the claim
     unit: str
-    entries: list[str]
-    runs: list[str]
-    why: str
+    entries: list[str]  # whose runs were compared
+    runs: list[str]  # their ids
+    why: str  # one plain sentence; for "undecided" also what would decide it
 
 
-def claims_of(task: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return `claims` for a task's report, as `report.json` holds them."""
+def claims_of(task: Mapping[str, Any]) -> list[Claim]:
+    """Return `claims` for a task's report, as `report.json` holds it."""
     metric = task["metric"]
-    found = claims(numbers_of(task), metric=metric["name"], lower_is_better=metric["best"] == "min")
-    return [asdict(c) | {"interval": c.interval and c.interval.as_dict()} for c in found]
+    return claims(numbers_of(task), metric=metric["name"], lower_is_better=metric["best"] == "min")
 
 
 def claims(
@@ -75,17 +74,10 @@ def claims(
 def judge(interval: Interval, threshold: float) -> Verdict:
     """Return the verdict on "the difference is positive and worth having".
 
-    >>> judge(Interval(2.0, 1.0, 3.0, 0.01, 10, 1.0, "t"), threshold=1.0)
-    'holds'
-    >>> judge(Interval(0.0, -0.5, 0.5, 1.0, 10, 1.0, "t"), threshold=1.0)
-    'no gap that counts'
-    >>> judge(Interval(-2.0, -3.0, -1.0, 0.01, 10, 1.0, "t"), threshold=1.0)
-    'fails'
-
     Where every seed ended exactly equal, as on a task whose metric has a floor that all reach, it is undecided.
 
-    >>> judge(Interval(0.0, 0.0, 0.0, 1.0, 10, 0.0, "t"), threshold=1.0)
-    'undecided'
+    >>> judge(Interval(0.0, -0.5, 0.5, 1.0, 10, 1.0, "t"), threshold=1.0)
+    'no gap that counts'
     """
     if interval.centre == interval.sd == 0:
         return "undecided"
@@ -103,13 +95,6 @@ class Matched:
     one: Floats
     other: Floats
     runs: list[RunNumbers]
-
-    def claim(
-        self, id: str, sentence: str, verdict: Verdict, interval: Interval, unit: str, why: str
-    ) -> Claim:
-        """A claim that these runs decide."""
-        entries = list(dict.fromkeys(run.entry for run in self.runs))
-        return Claim(id, sentence, verdict, interval, unit, entries, [run.id for run in self.runs], why)
 
 
 def match(
@@ -236,7 +221,7 @@ def _compared(
 
     found = match(runs, c.one, c.other, c.same, loss)
     if found is None:
-        return _untested(c.id, c.claim, metric, c.needs)
+        return _claim(c.id, c.claim, metric, _untested(c.needs))
     interval = paired_interval(found.one, found.other)
     threshold = smallest_gap_that_counts(found.one, found.other)
     verdict = judge(interval, threshold)
@@ -246,43 +231,43 @@ def _compared(
         f"{_span(interval)}, and one seed-sd, the least that counts, is {_short(threshold)}."
         f"{_advice(interval, threshold, verdict)}"
     )
-    return found.claim(c.id, c.claim, verdict, interval, metric, why)
+    return _claim(c.id, c.claim, metric, why, verdict, interval, found.runs)
 
 
 def _adagrad(compared: Claim, runs: Sequence[RunNumbers]) -> Claim:
     """Too much: it has at least halved, and RMSProp, which is AdaGrad that forgets, does better."""
-    adagrad = [run.rate_fall for run in runs if run.id in compared.runs and run.optimizer == "adagrad"]
+    adagrad = [run.rate_fall for run in runs if run.id in compared["runs"] and run.optimizer == "adagrad"]
     falls = [x for x in adagrad if isfinite(x)]
     if not falls:
         return compared
     fall = mean_interval(falls)
-    verdict = compared.verdict
+    verdict = compared["verdict"]
     if fall.low > -log10(2):
         verdict = "fails"
     elif fall.high >= 0 and verdict == "holds":
         verdict = "undecided"
     why = (
         f"AdaGrad's effective rate ends at {_short(10**fall.centre)} × where it began; the question is "
-        f"whether RMSProp, which forgets, does better. {compared.why}"
+        f"whether RMSProp, which forgets, does better. {compared['why']}"
     )
-    return replace(compared, verdict=verdict, why=why)
+    return {**compared, "verdict": verdict, "why": why}
 
 
 def _usual_eps(compared: Claim, runs: Sequence[RunNumbers]) -> Claim:
     """Say so where eps was not tuned: Adam with a large eps, and lr scaled by it, is momentum."""
-    adam = (run for run in runs if run.id in compared.runs and run.optimizer == "adam")
+    adam = (run for run in runs if run.id in compared["runs"] and run.optimizer == "adam")
     if all(run.eps_tuned for run in adam):
         return compared
     why = (
-        f"{compared.why} Adam's eps was not tuned: with a large eps, and its rate scaled by it, Adam is "
+        f"{compared['why']} Adam's eps was not tuned: with a large eps, and its rate scaled by it, Adam is "
         "momentum, so this speaks of Adam at its usual eps only."
     )
-    return replace(compared, why=why)
+    return {**compared, "why": why}
 
 
 def _adam_first(runs: Sequence[RunNumbers]) -> Claim:
     """First means before every other optimizer: Holm over all of them; the closest rival is shown."""
-    id, sentence, unit = "adam-first", "Adam reaches a target first.", "log ratio of gradients to the target"
+    head = "adam-first", "Adam reaches a target first.", "log ratio of gradients to the target"
     others = dict.fromkeys(run.optimizer for run in runs if run.optimizer != "adam")
     pairs = {
         other: pair
@@ -290,9 +275,8 @@ def _adam_first(runs: Sequence[RunNumbers]) -> Claim:
         if (pair := match(runs, _is("adam"), _is(other), _setting, lambda run: run.cost, ratio=True))
     }
     if not any(np.isfinite(pair.one).any() or np.isfinite(pair.other).any() for pair in pairs.values()):
-        needs = "adam, another optimizer and a target that one of them reaches"
-        return _untested(id, sentence, unit, needs)
-    _, levels = holm_levels([paired_interval(pair.one, pair.other, ratio=True).p for pair in pairs.values()])
+        return _claim(*head, _untested("adam, another optimizer and a target that one of them reaches"))
+    levels = holm_levels([paired_interval(pair.one, pair.other, ratio=True).p for pair in pairs.values()])
     adjusted = {
         other: paired_interval(pair.one, pair.other, ratio=True, level=level)
         for (other, pair), level in zip(pairs.items(), levels, strict=True)
@@ -309,11 +293,11 @@ def _adam_first(runs: Sequence[RunNumbers]) -> Claim:
         f"{reached[1]} with {rival}; log(cost of {rival} / cost of adam) is {_span(interval)}, Holm-adjusted "
         f"over {len(adjusted)} rivals.{_advice(interval, threshold, verdict)}"
     )
-    return pair.claim(id, sentence, verdict, interval, unit, why)
+    return _claim(*head, why, verdict, interval, pair.runs)
 
 
 def _noisier_batches(runs: Sequence[RunNumbers]) -> Claim:
-    id, sentence, unit = "smaller-batches-noisier", "Smaller batches are noisier.", "log ratio of loss jumps"
+    head = "smaller-batches-noisier", "Smaller batches are noisier.", "log ratio of loss jumps"
 
     def context(run: RunNumbers) -> Hashable:
         return run.optimizer, run.schedule
@@ -331,7 +315,7 @@ def _noisier_batches(runs: Sequence[RunNumbers]) -> Claim:
 
     found = match(runs, at(max), at(min), context, lambda run: run.noise, ratio=True)
     if found is None:
-        return _untested(id, sentence, unit, "one entry at two batch sizes (--batch-sizes 32,256)")
+        return _claim(*head, _untested("one entry at two batch sizes (--batch-sizes 32,256)"))
     interval = paired_interval(found.one, found.other, ratio=True)
     verdict = judge(interval, 0.0)
     why = (
@@ -339,11 +323,32 @@ def _noisier_batches(runs: Sequence[RunNumbers]) -> Claim:
         f"in the second half of each run, is {_span(interval)} over {interval.n} seeds."
         f"{_advice(interval, 0.0, verdict)}"
     )
-    return found.claim(id, sentence, verdict, interval, unit, why)
+    return _claim(*head, why, verdict, interval, found.runs)
 
 
-def _untested(id: str, sentence: str, unit: str, needs: str) -> Claim:
-    return Claim(id, sentence, "undecided", None, unit, [], [], f"Not tested here: it needs {needs}.")
+def _claim(
+    id: str,
+    sentence: str,
+    unit: str,
+    why: str,
+    verdict: Verdict = "undecided",
+    interval: Interval | None = None,
+    runs: Sequence[RunNumbers] = (),
+) -> Claim:
+    return {
+        "id": id,
+        "claim": sentence,
+        "verdict": verdict,
+        "interval": interval and interval.as_dict(),
+        "unit": unit,
+        "entries": list(dict.fromkeys(run.entry for run in runs)),
+        "runs": [run.id for run in runs],
+        "why": why,
+    }
+
+
+def _untested(needs: str) -> str:
+    return f"Not tested here: it needs {needs}."
 
 
 def _advice(interval: Interval, threshold: float, verdict: Verdict) -> str:

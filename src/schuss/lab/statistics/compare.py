@@ -33,6 +33,7 @@ from schuss.lab.statistics.simultaneous import (
 )
 
 Floats = NDArray[np.float64]
+IntervalDict = dict[Literal["mean", "low", "high", "sd", "n"], float | None]  # None: not finite
 
 LEVEL = 0.95  # of the intervals, unless another is asked for
 POWER = 0.8  # probability with which the number of further seeds settles a tie
@@ -59,10 +60,11 @@ class Interval:
     method: Literal["t", "sign"]
     coverage: float = LEVEL
 
-    def as_dict(self) -> dict[str, float | None]:
-        """The interval of a mean as `report.json` holds it: a number that is not finite is None."""
-        found = {"mean": self.centre, "low": self.low, "high": self.high, "sd": self.sd}
-        return {name: x if isfinite(x) else None for name, x in found.items()} | {"n": self.n}
+    def as_dict(self) -> IntervalDict:
+        """The interval of a mean as `report.json` holds it."""
+        limits = self.centre, self.low, self.high, self.sd
+        mean, low, high, sd = (x if isfinite(x) else None for x in limits)
+        return {"mean": mean, "low": low, "high": high, "sd": sd, "n": self.n}
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Place:
-    """An entry's rank and whether it shares it, its own mean, its median's interval, its gap.
+    """An entry's rank and whether it shares it, its own mean, and how far it is behind the leader.
 
     The rank is one more than the number of entries that are better; it is 1 for all that tie with the leader.
     """
@@ -98,8 +100,6 @@ class Place:
     rank: int
     tied: bool
     mean: float
-    low: float
-    high: float
     behind: Comparison | None
 
 
@@ -228,25 +228,23 @@ def smallest_gap_that_counts(a: ArrayLike, b: ArrayLike, *, ratio: bool = False)
     return max(sqrt(sum(variances) / len(variances)) if variances else 0.0, ROUNDING * largest)
 
 
-def holm_levels(p: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Return Holm-adjusted p-values, and the level at which each interval agrees with Holm's decision.
+def holm_levels(p: Sequence[float]) -> list[float]:
+    """Return the level at which the interval behind each p-value agrees with Holm's decision.
 
     The k-th smallest of m p-values is tested at α/(m − k + 1); after the first that fails, the rest keep
     its level, so they contain 0 as Holm says.
 
-    >>> holm_levels([0.03, 0.01, 0.5])[0]
-    [0.06, 0.03, 0.5]
+    >>> holm_levels([0.03, 0.01, 0.5])
+    [0.975, 0.9833333333333333, 0.975]
     """
     m = len(p)
-    adjusted, levels = [0.0] * m, [0.0] * m
-    highest, alpha, failed = 0.0, 1 - LEVEL, False
+    levels, alpha, failed = [0.0] * m, 1 - LEVEL, False
     for k, i in enumerate(sorted(range(m), key=lambda i: p[i])):
-        highest = max(highest, min(1.0, (m - k) * p[i]))
         if not failed:
             alpha = (1 - LEVEL) / (m - k)
             failed = p[i] > alpha
-        adjusted[i], levels[i] = highest, 1 - alpha
-    return adjusted, levels
+        levels[i] = 1 - alpha
+    return levels
 
 
 def further_seeds(interval: Interval, threshold: float, *, level: float) -> tuple[str | None, int | None]:
@@ -387,12 +385,9 @@ def rank(
     ranks = {e: 1 if e in leading else 1 + sum((other, e) in pairs for other in order) for e in order}
     places: list[Place] = []
     for entry in order:
-        own = losses[entry] if lower_is_better else -losses[entry]
-        median, tied = median_interval(own), list(ranks.values()).count(ranks[entry]) > 1
-        place = Place(
-            entry, ranks[entry], tied, float(own.mean()), median.low, median.high, behind.get(entry)
-        )
-        places.append(place)
+        mean = float(losses[entry].mean()) * (1 if lower_is_better else -1)
+        tied = list(ranks.values()).count(ranks[entry]) > 1
+        places.append(Place(entry, ranks[entry], tied, mean, behind.get(entry)))
     price = costs or {}
     pick = min((e for e in order if e in leading), key=lambda entry: price.get(entry, np.inf))
     return Ranking(tuple(places), pick)
