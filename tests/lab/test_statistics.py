@@ -28,14 +28,13 @@ from schuss.lab.statistics import (
     sample,
     time_to_target,
 )
-from schuss.lab.statistics.budget import expected_best
 from schuss.lab.statistics.claims import claims, judge
 from schuss.lab.statistics.compare import Interval, compare_with_leader, further_seeds, holm_levels, penalised
+from schuss.lab.statistics.costs import cost_ratios, first_reached
 from schuss.lab.statistics.numbers import RunNumbers
-from schuss.lab.statistics.profiles import cost_ratios
 from schuss.lab.statistics.sampling import COMMON, coordinates
 from schuss.lab.statistics.simultaneous import EQUIVALENT, apart_from_leader, equivalent_comparisons
-from schuss.lab.statistics.targets import first_reached
+from schuss.lab.statistics.tuning import expected_best
 
 INF, NAN = float("inf"), float("nan")
 

@@ -13,8 +13,9 @@ import pytest
 from numpy.testing import assert_allclose
 
 from schuss.lab.pages.words import interval
-from schuss.lab.report import render, schema
+from schuss.lab.report import schema
 from schuss.lab.report.bands import bands
+from schuss.lab.report.page import render
 
 SECTIONS = ["verdict", "ranking", "budget", "convergence", "basin", "targets", "textbooks", "settings"]
 SECTIONS += ["diverged", "runs", "how"]

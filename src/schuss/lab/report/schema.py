@@ -15,8 +15,6 @@ Stages. "tune" runs share one seed; "confirm" runs use fresh seeds; "report" run
 are the only ones with a `test` result. Everything that ranks or judges rests on the "report" runs.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal, NotRequired, TypedDict
 
 from schuss.lab.statistics.claims import Claim

@@ -1,7 +1,5 @@
 """The race's statistics: pure functions of numbers, no training, no files."""
 
-from schuss.lab.statistics.basin import edges, lr_basin
-from schuss.lab.statistics.budget import budget_curve
 from schuss.lab.statistics.claims import claims_of
 from schuss.lab.statistics.compare import (
     Comparison,
@@ -12,9 +10,15 @@ from schuss.lab.statistics.compare import (
     paired_interval,
     rank,
 )
-from schuss.lab.statistics.profiles import pairwise_profiles, performance_profiles
+from schuss.lab.statistics.costs import (
+    cost_to_target,
+    fixed_targets,
+    pairwise_profiles,
+    performance_profiles,
+    time_to_target,
+)
 from schuss.lab.statistics.sampling import Range, sample
-from schuss.lab.statistics.targets import cost_to_target, fixed_targets, time_to_target
+from schuss.lab.statistics.tuning import budget_curve, edges, lr_basin
 
 __all__ = [
     "Comparison",

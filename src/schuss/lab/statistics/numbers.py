@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from schuss.lab.statistics.compare import Floats
-from schuss.lab.statistics.targets import cost_to_target
+from schuss.lab.statistics.costs import cost_to_target
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,5 @@
 """The tasks that come with the lab, by name, and the user's own, by file."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 from collections.abc import Callable, Mapping

@@ -4,8 +4,6 @@ Sources: Efron et al., "Least angle regression", 2004 (diabetes); W. Street, W. 
 1993 (breast cancer). Both come with scikit-learn.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias, cast

@@ -3,8 +3,6 @@
 The modules are taken in alphabetical order, so the text depends on the Python version and on nothing else.
 """
 
-from __future__ import annotations
-
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path

@@ -4,8 +4,6 @@ Sources: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, U
 Y. LeCun, C. Cortes and C. Burges, The MNIST database of handwritten digits.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast

@@ -3,8 +3,6 @@
 Each seed starts somewhere else. The metric is log₁₀ of how far the value is above the minimum, down to 10⁻¹⁶.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial

@@ -5,8 +5,6 @@ DD: number of dimensions), one 32-bit length per dimension, then the elements, t
 fastest. MNIST's are unsigned bytes.
 """
 
-from __future__ import annotations
-
 import gzip
 import math
 import struct

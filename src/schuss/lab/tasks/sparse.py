@@ -5,8 +5,6 @@ words in its batch, and most words are rare: the setting that AdaGrad was made f
 "Adaptive subgradient methods", 2011).
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from functools import partial

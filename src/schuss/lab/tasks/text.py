@@ -4,8 +4,6 @@ The model is the decoder of Vaswani et al., "Attention is all you need", 2017, w
 (Xiong et al., 2020), learned positions and no dropout.
 """
 
-from __future__ import annotations
-
 import math
 from functools import partial
 from pathlib import Path
