@@ -441,6 +441,8 @@ class TestTargets:
         assert first_reached([1, NAN, 1, 1], 1) is None
         assert first_reached([0.1, 0.9, 0.9, 0.95], 0.9, lower_is_better=False) == 1
         assert first_reached([1, 1], 1) is None
+        assert cost_to_target([3.0, 1.0, 1.0, 1.0], [0, 10, 20, 30], target=2.0) == 10.0
+        assert cost_to_target([3.0, 1.0, 1.0, 3.0], [0, 10, 20, 30], target=2.0) == INF
 
     def test_a_first_crossing_is_biased_and_this_is_less(self):
         generator = np.random.default_rng(10)

@@ -44,14 +44,6 @@ class Spread(TypedDict):
     n: int
 
 
-class Dimension(TypedDict):
-    """One hyperparameter's range. `log`: sampled uniformly in its logarithm, and drawn on a log axis."""
-
-    low: float
-    high: float
-    log: bool
-
-
 class EntryReport(TypedDict):
     """One optimizer with its schedule and batch size, and the space that was searched for it."""
 
@@ -59,7 +51,8 @@ class EntryReport(TypedDict):
     optimizer: str  # "adam", or "file.py:Name" for the user's own
     schedule: str  # "constant", "cosine", "warmup+cosine", ...
     batch_size: int
-    space: dict[str, Dimension]  # as searched in the end, by hyperparameter ("lr", "1 - beta1", ...)
+    # As searched in the end, by hyperparameter ("lr", "1 - beta1", ...). `log`: uniformly in its logarithm.
+    space: dict[str, dict[Literal["low", "high", "log"], float | bool]]
     fixed: dict[str, float | bool | str]  # what was not searched
     trials: int  # configurations tuned, the same for every entry
     widened: list[str]  # dimensions that the edge rule widened by a decade
@@ -243,29 +236,12 @@ class Target(TypedDict):
     entries: dict[str, TargetEntry]
 
 
-class Setting(TypedDict):
-    """An entry's best settings, to paste."""
-
-    entry: str
-    code: str  # Python: optimizer = schuss.torch.Adam(model.parameters(), lr=...)
-    command: str  # repeats the entry's report runs
-
-
 class Metric(TypedDict):
     """What decides. `best` is "max" for accuracies and "min" for losses."""
 
     name: str
     best: Literal["max", "min"]
     bounds: list[Number]  # [lowest, highest] possible value, as far as known; [0, 1] for an accuracy
-
-
-class Splits(TypedDict):
-    """Examples in each split (null: a stream without length, or no data) and how they were made."""
-
-    train: int | None
-    validation: int | None
-    test: int | None
-    how: str
 
 
 class Curvature(TypedDict):
@@ -303,7 +279,8 @@ class TaskReport(TypedDict):
     batch_size: int
     horizon: dict[Literal["steps", "examples", "gradients"], int]  # of every run, at the task's batch size
     evaluations: int  # rows of a full curve, less the one before the first step
-    splits: Splits
+    # Examples in each split (null: a stream without length, or no data) and how they were made.
+    splits: dict[Literal["train", "validation", "test", "how"], int | str | None]
     fingerprint: str  # of model, data and code
     entries: list[EntryReport]
     configurations: list[ConfigurationReport]
@@ -316,17 +293,9 @@ class TaskReport(TypedDict):
     claims: list[Claim]
     diverged: list[Diverged]
     crashed: list[Crashed]
-    settings: list[Setting]
+    # Each entry's best settings: Python code to paste, and the command that repeats its report runs.
+    settings: list[dict[Literal["entry", "code", "command"], str]]
     curvature: NotRequired[Curvature]  # with `--diagnose`
-
-
-class PairProfile(TypedDict):
-    """The profile of two entries alone: a third can swap two others."""
-
-    a: str
-    b: str
-    a_share: list[float]
-    b_share: list[float]
 
 
 class Profiles(TypedDict):
@@ -336,7 +305,8 @@ class Profiles(TypedDict):
     tau: list[float]  # 1 .. 4
     share: dict[str, list[float]]
     score: dict[str, float]  # mean of max(0, (4 − r)/3)
-    pairs: list[PairProfile]
+    # Two entries alone, since a third can swap two others: their names, and the share of each.
+    pairs: list[dict[Literal["a", "b", "a_share", "b_share"], str | list[float]]]
 
 
 class Report(TypedDict):

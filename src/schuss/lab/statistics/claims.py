@@ -75,9 +75,6 @@ def judge(interval: Interval, threshold: float) -> Verdict:
     """Return the verdict on "the difference is positive and worth having".
 
     Where every seed ended exactly equal, as on a task whose metric has a floor that all reach, it is undecided.
-
-    >>> judge(Interval(0.0, -0.5, 0.5, 1.0, 10, 1.0, "t"), threshold=1.0)
-    'no gap that counts'
     """
     if interval.centre == interval.sd == 0:
         return "undecided"

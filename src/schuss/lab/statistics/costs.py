@@ -40,9 +40,6 @@ def fixed_targets(
     `bests[entry]` are the best values that the entry's confirming runs saw, one a run; "best" here is the
     median of the strongest entry. `initial` is the untrained model's value. Returns [] when nothing finished
     better than the untrained model, as then there is nothing to reach.
-
-    >>> fixed_targets(2.0, {"a": [1.0, 0.8, 1.2], "b": [1.5, 1.5, 1.5]})
-    [1.5, 1.1, 1.0]
     """
     for q in quantiles:
         if not 0 < q <= 1:
@@ -59,9 +56,6 @@ def first_reached(values: ArrayLike, target: float, *, lower_is_better: bool = T
     """Return the index of the first evaluation from which the target stays reached for three in a row.
 
     NaN is not reached. A target reached in the last two evaluations only is not confirmed: None.
-
-    >>> first_reached([5, 1, 5, 1, 1, 1, 5], target=2)
-    3
     """
     losses = as_losses(values, lower_is_better=lower_is_better)
     good = losses <= (target if lower_is_better else -target)
@@ -74,11 +68,7 @@ def first_reached(values: ArrayLike, target: float, *, lower_is_better: bool = T
 def cost_to_target(
     values: ArrayLike, costs: ArrayLike, target: float, *, lower_is_better: bool = True
 ) -> float:
-    """Return the cost at which a run reached the target, ∞ if it did not. `costs[i]` was paid by `values[i]`.
-
-    >>> cost_to_target([3.0, 1.0, 1.0, 1.0], [0, 10, 20, 30], target=2.0)
-    10.0
-    """
+    """Return the cost at which a run reached the target, ∞ if it did not. `costs[i]` was paid by `values[i]`."""
     index = first_reached(values, target, lower_is_better=lower_is_better)
     return float("inf") if index is None else float(np.asarray(costs)[index])
 
@@ -87,9 +77,6 @@ def time_to_target(costs: Iterable[float], spent: Iterable[float]) -> TimeToTarg
     """Summarise runs by `costs` (to the target, ∞ = not reached) and `spent` (each run's whole cost).
 
     ERT is the cost of all runs, each counted until it reached or ended, over the number that reached.
-
-    >>> time_to_target([10.0, 30.0, float("inf")], spent=[100, 100, 100])
-    TimeToTarget(reached=2, median=30.0, ert=70.0)
     """
     paid, whole = (np.asarray(list(x), dtype=np.float64) for x in (costs, spent))
     if paid.shape != whole.shape or paid.size == 0:
@@ -114,11 +101,7 @@ class Profiles:
 
 
 def cost_ratios(costs: Mapping[str, ArrayLike]) -> dict[str, Floats]:
-    """Return each entry's cost over the cheapest's, task by task; ∞ where it, or everybody, failed.
-
-    >>> cost_ratios({"a": [10.0, 40.0], "b": [20.0, 20.0]})["a"]
-    array([1., 2.])
-    """
+    """Return each entry's cost over the cheapest's, task by task; ∞ where it, or everybody, failed."""
     table = np.array([np.asarray(x, dtype=np.float64) for x in costs.values()])
     if table.ndim != 2 or table.size == 0 or (table < 0).any():
         raise refusal("costs", list(costs), "one cost ≥ 0 for every entry and task", "Use inf for a failure.")
@@ -131,11 +114,7 @@ def cost_ratios(costs: Mapping[str, ArrayLike]) -> dict[str, Floats]:
 
 
 def performance_profiles(costs: Mapping[str, ArrayLike], *, points: int = 121) -> Profiles:
-    """Return the profiles of all entries; `costs[entry]` holds one cost a task (and seed), ∞ = failed.
-
-    >>> performance_profiles({"a": [10.0, 40.0], "b": [20.0, 20.0]}).score["a"]
-    0.8333333333333333
-    """
+    """Return the profiles of all entries; `costs[entry]` holds one cost a task (and seed), ∞ = failed."""
     ratios = cost_ratios(costs)
     tau = np.linspace(1.0, LARGEST_FACTOR, points)
     share = {entry: (r[None, :] <= tau[:, None]).mean(axis=1) for entry, r in ratios.items()}

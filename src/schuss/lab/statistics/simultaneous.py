@@ -67,11 +67,6 @@ def equivalent_comparisons(entries: int, seeds: int) -> float:
 
     Between the tabled numbers m is interpolated (log m in log entries and in 1/seeds); beyond the table it is the
     number of pairs, which errs on the safe side.
-
-    >>> equivalent_comparisons(2, 10)
-    1.0
-    >>> 1 < equivalent_comparisons(9, 10) < 36
-    True
     """
     if entries <= 2:
         return 1.0

@@ -41,9 +41,6 @@ def expected_best(scores: ArrayLike, *, lower_is_better: bool = True) -> Floats:
 
     A trial without a finite score stays in the pool as the worst one, so the expected best is infinitely bad
     for every n that could be spent on failures alone.
-
-    >>> expected_best([3.0, 1.0, 2.0])
-    array([2.        , 1.33333333, 1.        ])
     """
     losses = as_losses(scores, lower_is_better=lower_is_better)
     if losses.ndim != 1 or losses.size == 0:
@@ -92,9 +89,6 @@ def lr_basin(
     One rate and one score per trial. Within 5 % means 5 % of the way from `initial` (the untrained model's
     score) to the best. Other hyperparameters vary along: the span says where good settings were found, and is
     at most as fine as the trials lie apart.
-
-    >>> lr_basin([1e-3, 1e-2, 1e-1, 1.0], [0.5, 0.101, 0.1, 9.0], initial=2.3).decades
-    1.0
     """
     rates = np.asarray(lr, dtype=np.float64)
     losses = as_losses(scores, lower_is_better=lower_is_better)
@@ -110,11 +104,7 @@ def lr_basin(
 
 
 def edges(configuration: Mapping[str, float], space: Mapping[str, Range]) -> dict[str, str]:
-    """Return "low" or "high" for each value of a configuration in the outer tenth of its range on that side.
-
-    >>> edges({"lr": 0.9, "eps": 1e-8}, {"lr": (1e-3, 1.0, True), "eps": (1e-10, 1e-6, True)})
-    {'lr': 'high'}
-    """
+    """Return "low" or "high" for each value of a configuration in the outer tenth of its range on that side."""
     found: dict[str, str] = {}
     for name, (low, high, log) in space.items():
         if low == high:

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from schuss.errors import refusal
-from schuss.lab.tasks.corpus import modules
 from schuss.lab.tasks.digits import accuracy, cross_entropy
 from schuss.lab.tasks.task import Task
+from schuss.lab.tasks.text import modules
 
 WORD = re.compile(r"[A-Za-z_]\w+")
 MODULES = 16

@@ -1,10 +1,12 @@
-"""Predict the next character with a small transformer.
+"""Predict the next character with a small transformer, in the text that every machine has: Python's standard library.
 
 The model is the decoder of Vaswani et al., "Attention is all you need", 2017, with the norm before each part
 (Xiong et al., 2020), learned positions and no dropout.
 """
 
 import math
+import sysconfig
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from schuss.errors import refusal, whole
-from schuss.lab.tasks.corpus import text as read
 from schuss.lab.tasks.task import Task
 
 # Printable ASCII and the line break; everything else is one more symbol.
 ALPHABET = "\n" + "".join(chr(code) for code in range(32, 127))
 SYMBOLS = len(ALPHABET) + 1
 WINDOW = 64
+CHARACTERS = 400_000  # of the text
 
 
 def text(width: int = 48, layers: int = 2, data: Path | None = None) -> Task:
@@ -28,7 +30,7 @@ def text(width: int = 48, layers: int = 2, data: Path | None = None) -> Task:
         raise refusal("width", width, "a positive multiple of 4", "The transformer has four heads.")
     whole("layers", layers, 1)
     code = {character: number for number, character in enumerate(ALPHABET)}
-    numbers = torch.tensor([code.get(c, SYMBOLS - 1) for c in read(data)], dtype=torch.uint8)
+    numbers = torch.tensor([code.get(c, SYMBOLS - 1) for c in _read(data)], dtype=torch.uint8)
     windows = numbers[: len(numbers) // WINDOW * WINDOW].reshape(-1, WINDOW)
     return Task(
         name="text",
@@ -43,6 +45,29 @@ def text(width: int = 48, layers: int = 2, data: Path | None = None) -> Task:
         measured_on=64,
         search="published",
     )
+
+
+def modules() -> Iterator[tuple[str, str]]:
+    """Name and source of each module at the top of the standard library: they depend on Python's version alone."""
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        yield path.stem, path.read_text(encoding="utf-8", errors="replace")
+
+
+def _read(data: Path | None) -> str:
+    """The first `CHARACTERS` of the user's file, or of the standard library."""
+    if data is not None:
+        if not data.is_file():
+            raise FileNotFoundError(f"{data} is not a file. Any text file will do.")
+        return data.read_text(encoding="utf-8", errors="replace")[:CHARACTERS]
+    found = ""
+    for _, code in modules():
+        found += code
+        if len(found) >= CHARACTERS:
+            break
+    if not found:
+        advice = "Name a file: schuss race text --data FILE"
+        raise refusal("standard library", sysconfig.get_paths()["stdlib"], "there as source", advice)
+    return found[:CHARACTERS]
 
 
 def cross_entropy(model: nn.Module, batch: Tensor) -> Tensor:
