@@ -30,7 +30,7 @@ from schuss.lab.statistics import (
 )
 from schuss.lab.statistics.claims import claims, judge
 from schuss.lab.statistics.compare import Interval, compare_with_leader, further_seeds, holm_levels, penalised
-from schuss.lab.statistics.costs import cost_ratios, first_reached
+from schuss.lab.statistics.costs import cost_ratios
 from schuss.lab.statistics.numbers import RunNumbers
 from schuss.lab.statistics.sampling import COMMON, coordinates
 from schuss.lab.statistics.simultaneous import EQUIVALENT, apart_from_leader, equivalent_comparisons
@@ -436,13 +436,15 @@ class TestTargets:
         assert fixed_targets(1.0, {"a": [1.0, 2.0, NAN]}) == []
 
     def test_reached_means_held_for_three(self):
-        assert first_reached([9, 1, 9, 1, 1, 9, 1, 1, 1, 9], 1) == 6
-        assert first_reached([9, 9, 9, 1, 1], 1) is None
-        assert first_reached([1, NAN, 1, 1], 1) is None
-        assert first_reached([0.1, 0.9, 0.9, 0.95], 0.9, lower_is_better=False) == 1
-        assert first_reached([1, 1], 1) is None
-        assert cost_to_target([3.0, 1.0, 1.0, 1.0], [0, 10, 20, 30], target=2.0) == 10.0
-        assert cost_to_target([3.0, 1.0, 1.0, 3.0], [0, 10, 20, 30], target=2.0) == INF
+        def at(values, target, **more):
+            return cost_to_target(values, range(len(values)), target, **more)
+
+        assert at([9, 1, 9, 1, 1, 9, 1, 1, 1, 9], 1) == 6
+        assert at([9, 9, 9, 1, 1], 1) == INF
+        assert at([1, NAN, 1, 1], 1) == INF
+        assert at([0.1, 0.9, 0.9, 0.95], 0.9, lower_is_better=False) == 1
+        assert at([1, 1], 1) == INF
+        assert cost_to_target([3.0, 1.0, 1.0, 1.0], [0, 10, 20, 30], 2.0) == 10.0
 
     def test_a_first_crossing_is_biased_and_this_is_less(self):
         generator = np.random.default_rng(10)

@@ -10,7 +10,7 @@ needs.
 
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isfinite, log10
 from typing import Any, Literal, TypedDict
 
@@ -31,6 +31,7 @@ from schuss.lab.statistics.numbers import RunNumbers, numbers_of
 
 Verdict = Literal["holds", "fails", "no gap that counts", "undecided"]
 Kind = Callable[[RunNumbers], bool]
+Same = Callable[[RunNumbers], Hashable]
 Number = Callable[[RunNumbers], float]
 
 
@@ -85,28 +86,13 @@ def judge(interval: Interval, threshold: float) -> Verdict:
     return "no gap that counts" if interval.high <= threshold else "undecided"
 
 
-@dataclass(frozen=True)
-class Matched:
-    """Two kinds of runs in the same contexts: one value per seed for each, averaged over the contexts."""
-
-    one: Floats
-    other: Floats
-    runs: list[RunNumbers]
-
-
 def match(
-    runs: Iterable[RunNumbers],
-    one: Kind,
-    other: Kind,
-    same: Callable[[RunNumbers], Hashable],
-    number: Number,
-    *,
-    ratio: bool = False,
-) -> Matched | None:
+    runs: Iterable[RunNumbers], one: Kind, other: Kind, same: Same, number: Number, *, ratio: bool = False
+) -> tuple[Floats, Floats, list[RunNumbers]] | None:
     """Pair the runs of two kinds that agree in `same` and in the seed; None if no seed has both.
 
+    Returns one value per seed for each kind, averaged over the contexts (with `ratio` geometrically), and the runs.
     Only contexts that both kinds ran on all the shared seeds count, so every seed averages the same thing.
-    With `ratio` the average over contexts is geometric.
     """
     sides: list[dict[tuple[Hashable, int], RunNumbers]] = [{}, {}]
     for run in runs:
@@ -127,12 +113,15 @@ def match(
         with np.errstate(divide="ignore"):
             return np.exp(np.log(values).mean(axis=1)) if ratio else values.mean(axis=1)
 
-    used = [run for side in picked for row in side for run in row]
-    return Matched(average(picked[0]), average(picked[1]), used)
+    return average(picked[0]), average(picked[1]), [run for side in picked for row in side for run in row]
 
 
 def _setting(run: RunNumbers) -> Hashable:
     return run.schedule, run.batch_size
+
+
+def _score(run: RunNumbers) -> float:
+    return run.score
 
 
 def _optimizer(run: RunNumbers) -> tuple[str, int]:
@@ -148,8 +137,8 @@ class _Comparison:
     one: Kind
     other: Kind
     needs: str
-    same: Callable[[RunNumbers], Hashable] = _setting
-    number: Number = lambda run: run.score
+    same: Same = _setting
+    number: Number = _score
 
 
 def _is(optimizer: str) -> Kind:
@@ -159,21 +148,24 @@ def _is(optimizer: str) -> Kind:
 def _comparisons(runs: Sequence[RunNumbers]) -> list[_Comparison]:
     """All claims of this form. Which schedules stand for a claim is chosen by name, so no result can choose it."""
 
-    def entries(id: str, claim: str, one: str, other: str) -> _Comparison:
-        return _Comparison(id, claim, _is(one), _is(other), f"the entries {one} and {other}")
+    def entries(id: str, claim: str, one: str, other: str, number: Number = _score) -> _Comparison:
+        return _Comparison(id, claim, _is(one), _is(other), f"the entries {one} and {other}", number=number)
 
     adam_l2 = re.compile(r"adam[\W_]?l2", re.IGNORECASE)
     seen = {run.schedule for run in runs}
     usual = next((name for name in ("cosine", "linear", "step", "warmup+cosine") if name in seen), "")
     single = "cosine" if "cosine" in seen else "constant"
-    generalizes = entries(
-        "momentum-generalizes-better", "SGD with momentum generalizes better than Adam.", "momentum", "adam"
-    )
     return [
         entries("momentum-beats-sgd", "Momentum beats plain SGD.", "momentum", "sgd"),
         entries("nesterov-beats-momentum", "Nesterov beats momentum.", "nesterov", "momentum"),
         entries("adagrad-rate-shrinks", "AdaGrad's rate shrinks too much.", "rmsprop", "adagrad"),
-        replace(generalizes, number=lambda run: run.test if isfinite(run.test) else run.score),
+        entries(
+            "momentum-generalizes-better",
+            "SGD with momentum generalizes better than Adam.",
+            "momentum",
+            "adam",
+            lambda run: run.test if isfinite(run.test) else run.score,
+        ),
         _Comparison(
             "adamw-beats-adam-l2",
             "AdamW beats Adam with L2.",
@@ -219,16 +211,17 @@ def _compared(
     found = match(runs, c.one, c.other, c.same, loss)
     if found is None:
         return _claim(c.id, c.claim, metric, _untested(c.needs))
-    interval = paired_interval(found.one, found.other)
-    threshold = smallest_gap_that_counts(found.one, found.other)
+    one, other, used = found
+    interval = paired_interval(one, other)
+    threshold = smallest_gap_that_counts(one, other)
     verdict = judge(interval, threshold)
-    means = (f"{_short(sign * float(np.mean(x)))}" for x in (found.one, found.other))
+    means = (f"{_short(sign * float(np.mean(x)))}" for x in (one, other))
     why = (
         f"Mean {metric} {' against '.join(means)} over {interval.n} seeds; the advantage is "
         f"{_span(interval)}, and one seed-sd, the least that counts, is {_short(threshold)}."
         f"{_advice(interval, threshold, verdict)}"
     )
-    return _claim(c.id, c.claim, metric, why, verdict, interval, found.runs)
+    return _claim(c.id, c.claim, metric, why, verdict, interval, used)
 
 
 def _adagrad(compared: Claim, runs: Sequence[RunNumbers]) -> Claim:
@@ -271,26 +264,26 @@ def _adam_first(runs: Sequence[RunNumbers]) -> Claim:
         for other in others
         if (pair := match(runs, _is("adam"), _is(other), _setting, lambda run: run.cost, ratio=True))
     }
-    if not any(np.isfinite(pair.one).any() or np.isfinite(pair.other).any() for pair in pairs.values()):
+    if not any(np.isfinite([one, other]).any() for one, other, _ in pairs.values()):
         return _claim(*head, _untested("adam, another optimizer and a target that one of them reaches"))
-    levels = holm_levels([paired_interval(pair.one, pair.other, ratio=True).p for pair in pairs.values()])
+    levels = holm_levels([paired_interval(one, other, ratio=True).p for one, other, _ in pairs.values()])
     adjusted = {
-        other: paired_interval(pair.one, pair.other, ratio=True, level=level)
-        for (other, pair), level in zip(pairs.items(), levels, strict=True)
+        name: paired_interval(one, other, ratio=True, level=level)
+        for (name, (one, other, _)), level in zip(pairs.items(), levels, strict=True)
     }
     threshold = smallest_gap_that_counts([], [], ratio=True)
     verdicts = {judge(interval, threshold) for interval in adjusted.values()}
     worst: tuple[Verdict, ...] = ("fails", "no gap that counts", "undecided", "holds")
     verdict: Verdict = next(v for v in worst if v in verdicts)
     rival = min(adjusted, key=lambda other: (adjusted[other].centre, adjusted[other].low))
-    interval, pair = adjusted[rival], pairs[rival]
-    reached = [int(np.isfinite(x).sum()) for x in (pair.one, pair.other)]
+    interval, (*both, used) = adjusted[rival], pairs[rival]
+    reached = [int(np.isfinite(x).sum()) for x in both]
     why = (
         f"The strongest rival is {rival}: {reached[0]} of {interval.n} seeds reached the target with adam, "
         f"{reached[1]} with {rival}; log(cost of {rival} / cost of adam) is {_span(interval)}, Holm-adjusted "
         f"over {len(adjusted)} rivals.{_advice(interval, threshold, verdict)}"
     )
-    return _claim(*head, why, verdict, interval, pair.runs)
+    return _claim(*head, why, verdict, interval, used)
 
 
 def _noisier_batches(runs: Sequence[RunNumbers]) -> Claim:
@@ -313,14 +306,15 @@ def _noisier_batches(runs: Sequence[RunNumbers]) -> Claim:
     found = match(runs, at(max), at(min), context, lambda run: run.noise, ratio=True)
     if found is None:
         return _claim(*head, _untested("one entry at two batch sizes (--batch-sizes 32,256)"))
-    interval = paired_interval(found.one, found.other, ratio=True)
+    one, other, used = found
+    interval = paired_interval(one, other, ratio=True)
     verdict = judge(interval, 0.0)
     why = (
         f"log(jumps at the smallest batch / jumps at the largest) of the training loss between evaluations, "
         f"in the second half of each run, is {_span(interval)} over {interval.n} seeds."
         f"{_advice(interval, 0.0, verdict)}"
     )
-    return _claim(*head, why, verdict, interval, found.runs)
+    return _claim(*head, why, verdict, interval, used)
 
 
 def _claim(

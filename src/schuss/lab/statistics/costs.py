@@ -52,25 +52,20 @@ def fixed_targets(
     return [initial + q * (sign * best - initial) for q in quantiles]
 
 
-def first_reached(values: ArrayLike, target: float, *, lower_is_better: bool = True) -> int | None:
-    """Return the index of the first evaluation from which the target stays reached for three in a row.
+def cost_to_target(
+    values: ArrayLike, costs: ArrayLike, target: float, *, lower_is_better: bool = True
+) -> float:
+    """Return the cost at which a run reached the target, and stayed there for three evaluations in a row.
 
-    NaN is not reached. A target reached in the last two evaluations only is not confirmed: None.
+    `costs[i]` was paid by `values[i]`. NaN is not reached. A target not reached, or reached in the last two
+    evaluations only, has the cost ∞.
     """
     losses = as_losses(values, lower_is_better=lower_is_better)
     good = losses <= (target if lower_is_better else -target)
     if good.size < HOLD:
-        return None
+        return np.inf
     held = np.lib.stride_tricks.sliding_window_view(good, HOLD).all(axis=1)
-    return int(held.argmax()) if held.any() else None
-
-
-def cost_to_target(
-    values: ArrayLike, costs: ArrayLike, target: float, *, lower_is_better: bool = True
-) -> float:
-    """Return the cost at which a run reached the target, ∞ if it did not. `costs[i]` was paid by `values[i]`."""
-    index = first_reached(values, target, lower_is_better=lower_is_better)
-    return float("inf") if index is None else float(np.asarray(costs)[index])
+    return float(np.asarray(costs)[held.argmax()]) if held.any() else np.inf
 
 
 def time_to_target(costs: Iterable[float], spent: Iterable[float]) -> TimeToTarget:
