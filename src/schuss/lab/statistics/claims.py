@@ -151,6 +151,12 @@ def _comparisons(runs: Sequence[RunNumbers]) -> list[_Comparison]:
     def entries(id: str, claim: str, one: str, other: str, number: Number = _score) -> _Comparison:
         return _Comparison(id, claim, _is(one), _is(other), f"the entries {one} and {other}", number=number)
 
+    def schedules(id: str, claim: str, one: str, other: str, both: str) -> _Comparison:
+        needs = f"one entry with the schedules {both}"
+        return _Comparison(
+            id, claim, lambda run: run.schedule == one, lambda run: run.schedule == other, needs, _optimizer
+        )
+
     adam_l2 = re.compile(r"adam[\W_]?l2", re.IGNORECASE)
     seen = {run.schedule for run in runs}
     usual = next((name for name in ("cosine", "linear", "step", "warmup+cosine") if name in seen), "")
@@ -173,14 +179,7 @@ def _comparisons(runs: Sequence[RunNumbers]) -> list[_Comparison]:
             lambda run: bool(adam_l2.fullmatch(run.optimizer)) or (run.optimizer == "adam" and run.decayed),
             "the entries adamw and adam with an L2 weight decay",
         ),
-        _Comparison(
-            "schedule-beats-none",
-            "A schedule beats none.",
-            lambda run: run.schedule == usual,
-            lambda run: run.schedule == "constant",
-            "one entry with the schedules constant and cosine",
-            _optimizer,
-        ),
+        schedules("schedule-beats-none", "A schedule beats none.", usual, "constant", "constant and cosine"),
         _Comparison(
             "warmup-helps",
             "Warm-up helps.",
@@ -189,14 +188,7 @@ def _comparisons(runs: Sequence[RunNumbers]) -> list[_Comparison]:
             "one entry with the same schedule with and without warm-up (cosine and warmup+cosine)",
             lambda run: (*_optimizer(run), run.schedule.removeprefix("warmup").lstrip("+") or "constant"),
         ),
-        _Comparison(
-            "restarts-help",
-            "Cyclic restarts help.",
-            lambda run: run.schedule == "restarts",
-            lambda run: run.schedule == single,
-            "one entry with the schedules restarts and cosine",
-            _optimizer,
-        ),
+        schedules("restarts-help", "Cyclic restarts help.", "restarts", single, "restarts and cosine"),
     ]
 
 
