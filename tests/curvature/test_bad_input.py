@@ -240,10 +240,16 @@ ARGUMENTS = {
     "width": (lambda m: spectrum(m, square, X, width=0.0), "width=0.0 is not a finite number > 0"),
     "no loss": (lambda m: hvp(m, None, X, V), "loss=None is not a function"),
     "no batches": (lambda m: gradient_noise_scale(m, square, None), "batches=None is not an iterable"),
-    "rungs": (lambda m: range_test(m, square, [X], sgd(m), steps=10.5), "steps=10.5 is not an integer ≥ 10"),
+    "steps of a range test": (
+        lambda m: range_test(m, square, [X], sgd(m), steps=10.5),
+        "steps=10.5 is not an integer ≥ 10",
+    ),
     "sweeps": (lambda m: range_test(m, square, [X], sgd(m), sweeps=1.5), "sweeps=1.5 is not an integer ≥ 1"),
-    "ladder of nothing": (lambda m: range_test(m, square, 3, sgd(m)), "batches=3 is not an iterable"),
-    "ladder from": (lambda m: range_test(m, square, [X], sgd(m), lowest="x"), "lowest='x' is not a finite"),
+    "range test of nothing": (lambda m: range_test(m, square, 3, sgd(m)), "batches=3 is not an iterable"),
+    "range test from": (
+        lambda m: range_test(m, square, [X], sgd(m), lowest="x"),
+        "lowest='x' is not a finite",
+    ),
 }
 
 

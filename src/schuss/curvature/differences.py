@@ -19,9 +19,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from schuss.curvature.guard import moved
 from schuss.curvature.lanczos import inner
-from schuss.curvature.place import Place
+from schuss.curvature.objective import Objective
+from schuss.curvature.restore import restoring
 from schuss.randomness import Randomness
 
 REFUSALS = re.compile(
@@ -29,47 +29,38 @@ REFUSALS = re.compile(
     r"|expected a proper tensor but got none",  # of a LayerNorm with a bias alone
     re.IGNORECASE,
 )
+"""What torch says of an operation that cannot be differentiated a second time."""
 
 
-def refuses(error: RuntimeError) -> bool:
-    """Whether torch says with this error that something cannot be differentiated a second time."""
-    return REFUSALS.search(str(error)) is not None
-
-
-def usual_step(place: Place) -> float:
+def usual_step(f: Objective) -> float:
     """h, the length of a step."""
-    size = math.hypot(*(float(weight.detach().double().norm()) for weight in place.weights))
-    return _eps(place) ** (1 / 3) * (1 + size)
+    return f.eps ** (1 / 3) * (1 + f.norm)
 
 
-def _eps(place: Place) -> float:
-    return max(torch.finfo(weight.dtype).eps for weight in place.weights)
-
-
-def gradient_at(place: Place, row: Tensor, step: float) -> Tensor:
+def gradient_at(f: Objective, row: Tensor, step: float) -> Tensor:
     """The gradient at w + step × row, with the random draws of every other pass."""
-    with moved(place.weights):
-        for weight, direction in zip(place.weights, place.directions(row), strict=True):
+    with restoring(f.weights):
+        for weight, direction in zip(f.weights, f.directions(row), strict=True):
             weight.data = torch.add(weight.data, direction, alpha=step)
-        return place.gradient()[1]
+        return f.gradient()[1]
 
 
-def changes(place: Place, constant: Sequence[int]) -> bool:
+def changes(f: Objective, constant: Sequence[int]) -> bool:
     """Whether the gradients of some weight tensors, which autograd takes for constant, change after all.
 
     Some functions hand back a gradient cut off from the weights it was computed with; autograd then takes
     their curvature for 0 without a word. A step in a random direction tells.
     """
-    now = Randomness({place.device})
-    u = torch.randn(place.n, generator=torch.Generator().manual_seed(0)).to(place.device, place.dtype)
-    here, there = (place.split(gradient_at(place, u / u.norm(), h)) for h in (0.0, usual_step(place)))
+    now = Randomness({f.device})
+    u = torch.randn(f.n, generator=torch.Generator().manual_seed(0)).to(f.device, f.dtype)
+    here, there = (f.split(gradient_at(f, u / u.norm(), h)) for h in (0.0, usual_step(f)))
     now.rewind()
-    slack = math.sqrt(_eps(place))
+    slack = math.sqrt(f.eps)
     return any(float((there[i] - here[i]).norm()) > slack * float(here[i].norm()) for i in constant)
 
 
 def wrong_second_derivatives(
-    place: Place, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]
+    f: Objective, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]
 ) -> str:
     """Why products (v, Hv) and (u, Hu) are not those of this loss, in words; nothing where they may be.
 
@@ -85,25 +76,25 @@ def wrong_second_derivatives(
     """
     (v, hv), (u, hu) = first, second
     near, far = torch.empty_like(u), torch.empty_like(u)
-    now, differences = Randomness({place.device}), Differences(place, "")
+    now, differences = Randomness({f.device}), Differences(f, "")
     try:
         differences.multiply(u, near)
         off = float((near - hu).norm())
         size = max(float(near.norm()), float(hu.norm()))
-        if off <= max(1e-3, _eps(place) ** 0.25) * size:
+        if off <= max(1e-3, f.eps**0.25) * size:
             return ""
         differences.multiply(u, far, 2.0)
         if float((far - near).norm()) > off / 10:
             return ""
         said = f"a Hessian-vector product by autograd is {off / size:.0%} off a difference of gradients"
-        if _asymmetry(v, hv, u, hu) > symmetry_slack(_eps(place)):
+        if _asymmetry(v, hv, u, hu) > max(1e-5, 3 * math.sqrt(f.eps)):  # more than rounding
             return f"An operation in the loss has a wrong second derivative ({said}, and not symmetric)"
-        if place.reads_moved_buffers():
+        if f.reads_moved_buffers():
             return (
                 f"The loss moves buffers that it reads, which autograd takes for constants ({said}; "
                 "model.eval() holds them still)"
             )
-        if _eps(place) < 1e-10:
+        if f.eps < 1e-10:
             differences.multiply(v, far)
             if _asymmetry(v, far, u, near) < 1e-3:
                 return f"An operation in the loss hides how its gradient depends on the weights ({said})"
@@ -114,11 +105,6 @@ def wrong_second_derivatives(
     return ""
 
 
-def symmetry_slack(eps: float) -> float:
-    """How far rounding may make products asymmetric, as `_asymmetry` measures it."""
-    return max(1e-5, 3 * math.sqrt(eps))
-
-
 def _asymmetry(v: Tensor, hv: Tensor, u: Tensor, hu: Tensor) -> float:
     """|uᵀHv − vᵀHu| over what two random vectors of n numbers would make of a matrix of that size."""
     one, other = float(inner(u[None], hv[None])[0, 0]), float(inner(v[None], hu[None])[0, 0])
@@ -127,14 +113,14 @@ def _asymmetry(v: Tensor, hv: Tensor, u: Tensor, hu: Tensor) -> float:
 
 
 class Differences:
-    """The Hessian at a place by central differences: two gradients a product.
+    """The Hessian by central differences: two gradients per product.
 
     The first product takes four, to see how far steps of h and 2h agree, and warns with that number.
     """
 
-    def __init__(self, place: Place, reason: str) -> None:
+    def __init__(self, f: Objective, reason: str) -> None:
         """`reason`, in words, is part of the warning."""
-        self.place, self.reason, self.step = place, reason, usual_step(place)
+        self.f, self.reason, self.step = f, reason, usual_step(f)
         self.warned = False
 
     def __call__(self, rows: Tensor, out: Tensor) -> None:
@@ -155,10 +141,10 @@ class Differences:
 
     def multiply(self, row: Tensor, out: Tensor, factor: float = 1.0) -> None:
         """One product, with a step of `factor` times the usual one."""
-        place, out[:] = self.place, 0
+        out[:] = 0
         norm = float(row.double().norm())
         if not norm:
             return
         step = factor * self.step / norm
         for sign in (1, -1):
-            out.add_(gradient_at(place, row, sign * step), alpha=sign / (2 * step))
+            out.add_(gradient_at(self.f, row, sign * step), alpha=sign / (2 * step))

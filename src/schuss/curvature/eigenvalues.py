@@ -7,7 +7,6 @@ Sources: lanczos.py for the method. Power iteration is not used: it returns the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from schuss.curvature.lanczos import Apply, Array, Ritz, eigh, is_symmetric, lanczos
 from schuss.curvature.memory import DEFAULT_VECTORS, SPARE, claim, default_rows
-from schuss.curvature.place import Loss, Model, Place, Progress, visit
+from schuss.curvature.objective import Loss, Model, Objective, Progress, objective
 from schuss.curvature.products import Curvature
 from schuss.errors import real, refusal, whole
 
@@ -117,22 +116,13 @@ def extreme_eigenvalues(
       smallest 0.399361
     """
     k = whole("k", k, 1)
-    with visit(model, loss, batch) as place:
-        value = place.steady()
-        ritz, goal = ends(
-            place,
-            Curvature(place, matrix),
-            k,
-            k,
-            tolerance=tolerance,
-            budget=products,
-            vectors=vectors,
-            seed=seed,
-            progress=progress,
-        )
+    with objective(model, loss, batch) as f:
+        value = f.steady()
+        options: dict[str, Any] = dict(budget=products, vectors=vectors, seed=seed, progress=progress)
+        ritz, goal = ends(f, Curvature(f, matrix), k, k, tolerance=tolerance, **options)
         if tolerance is None:
-            tolerance = goal if place.n <= LARGE else max(goal, WITHIN)
-        k, m = min(k, place.n), len(ritz.values)
+            tolerance = goal if f.n <= LARGE else max(goal, WITHIN)
+        k, m = min(k, f.n), len(ritz.values)
         high, low = list(range(m - 1, m - 1 - k, -1)), list(range(k))
         residuals = ritz.residuals[high + low]
         return Extremes(
@@ -142,7 +132,7 @@ def extreme_eigenvalues(
             converged=bool((residuals <= tolerance * np.abs(ritz.values).max()).all()),
             products=ritz.products,
             confirmed=ritz.confirmed,
-            n=place.n,
+            n=f.n,
             tolerance=tolerance,
             matrix=matrix,
             loss=value,
@@ -152,7 +142,7 @@ def extreme_eigenvalues(
 
 
 def ends(
-    place: Place,
+    f: Objective,
     apply: Apply,
     low: int,
     high: int,
@@ -163,45 +153,34 @@ def ends(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[Ritz, float]:
-    """The ends of an operator at a place, in memory chosen and named; also the tolerance aimed at."""
+    """The ends of an operator's spectrum, in memory chosen and named; also the tolerance aimed at."""
     if tolerance is not None:
         real("tolerance", tolerance, "a finite number ≥ 0", lambda x: 0 <= x < math.inf)
     if budget is not None:
         budget = whole("products", budget, 1)
-    n = place.n
+    n = f.n
     low, high = min(low, n), min(high, n)
     most = max(low, high)
     least = low + high + 4
     if vectors is not None and vectors < least + SPARE:
-        raise refusal(
-            "vectors", vectors, f"at least {least + SPARE}", "Ask for fewer eigenvalues or more memory."
-        )
-    rows = max(default_rows(n, place.dtype.itemsize), least) if vectors is None else vectors - SPARE
+        allowed = f"at least {least + SPARE}"
+        raise refusal("vectors", vectors, allowed, "Ask for fewer eigenvalues or more memory.")
+    rows = max(default_rows(n, f.dtype.itemsize), least) if vectors is None else vectors - SPARE
     block = most if n <= LARGE and rows - low - high >= 5 * most else 1
     rows = min(rows, n + block)
-    if tolerance is None:
-        tolerance = max(1e-10, 100 * max(torch.finfo(weight.dtype).eps for weight in place.weights))
-    if budget is None:
-        budget = max(100, min(2 * n, 10**7 // n))
-    claim(
-        f"a basis for {low + high} eigenvalues",
-        rows + SPARE,
-        n,
-        place.dtype,
-        place.device,
-        f"Ask for fewer, or set vectors= below {max(rows + SPARE, DEFAULT_VECTORS)}.",
-    )
+    tolerance = max(1e-10, 100 * f.eps) if tolerance is None else tolerance
+    advice = f"Ask for fewer, or set vectors= below {max(rows + SPARE, DEFAULT_VECTORS)}."
+    f.claim(f"a basis for {low + high} eigenvalues", rows + SPARE, advice)
     ritz = lanczos(
         apply,
-        torch.zeros(rows, n, dtype=place.dtype, device=place.device),
+        f.zeros(rows),
         block=block,
         low=low,
         high=high,
         tolerance=tolerance,
-        budget=budget,
-        generator=torch.Generator(place.device).manual_seed(seed),
+        budget=max(100, min(2 * n, 10**7 // n)) if budget is None else budget,
+        generator=torch.Generator(f.device).manual_seed(seed),
         progress=progress,
-        confirm=True,
     )
     return ritz, tolerance
 
@@ -262,33 +241,31 @@ def condition_number(
     """
     if cut is not None and not 0 <= cut < 1:
         raise refusal("cut", cut, "in [0, 1)", "It is relative to the largest eigenvalue.")
-    with visit(model, loss, batch) as place:
-        place.steady()
-        apply = Curvature(place, matrix)
-        eps = max(torch.finfo(weight.dtype).eps for weight in place.weights)
-        cut = max(1e-12, place.n * eps) if cut is None else cut
-        return (_counted if place.n <= DENSE else _bounded)(place, apply, cut, seed, progress)
+    with objective(model, loss, batch) as f:
+        f.steady()
+        curvature = Curvature(f, matrix)
+        cut = max(1e-12, f.n * f.eps) if cut is None else cut
+        if f.n <= DENSE:
+            return _counted(dense(f, curvature, progress), cut)
+        ritz, _ = ends(f, curvature, 1, 1, seed=seed, progress=progress)
+        return _bounded(ritz, cut)
 
 
-def _counted(place: Place, apply: Apply, cut: float, seed: int, progress: Progress | None) -> ConditionNumber:
+def _counted(matrix: Array, cut: float) -> ConditionNumber:
     """κ of all eigenvalues of the whole matrix."""
-    matrix = dense(place, apply, progress)
     values, _ = eigh(matrix)
     largest = _positive(float(values[-1]))
-    smallest = float(values[values > cut * largest][0])
-    zeros, negative = int((np.abs(values) <= cut * largest).sum()), int((values < -cut * largest).sum())
+    zero = cut * largest
+    smallest = float(values[values > zero][0])
+    zeros, negative = int((np.abs(values) <= zero).sum()), int((values < -zero).sum())
     symmetric = is_symmetric(float(np.abs(matrix - matrix.T).max() / np.abs(matrix).max()))
-    how = (
-        f"all {place.n} eigenvalues, cut at {cut:.3g} of the largest: {zeros} near zero, {negative} negative"
-    )
-    return ConditionNumber(
-        largest / smallest, largest, smallest, cut * largest, zeros, negative, symmetric, how
-    )
+    found = f"{zeros} near zero, {negative} negative"
+    how = f"all {len(values)} eigenvalues, cut at {cut:.3g} of the largest: {found}"
+    return ConditionNumber(largest / smallest, largest, smallest, zero, zeros, negative, symmetric, how)
 
 
-def _bounded(place: Place, apply: Apply, cut: float, seed: int, progress: Progress | None) -> ConditionNumber:
+def _bounded(ritz: Ritz, cut: float) -> ConditionNumber:
     """κ by the ends of the spectrum, or a lower bound of it."""
-    ritz, _ = ends(place, apply, 1, 1, seed=seed, progress=progress)
     largest = _positive(float(ritz.values[-1]))
     sure = (ritz.values > cut * largest) & (ritz.residuals < ritz.values / 2)
     converged = ritz.converged and float(ritz.values[0]) > cut * largest
@@ -299,12 +276,12 @@ def _bounded(place: Place, apply: Apply, cut: float, seed: int, progress: Progre
     return ConditionNumber(largest / smallest, largest, smallest, cut * largest, None, None, converged, how)
 
 
-def dense(place: Place, apply: Callable[[Tensor, Tensor], None], progress: Progress | None = None) -> Array:
+def dense(f: Objective, apply: Apply, progress: Progress | None = None) -> Array:
     """The whole matrix by n products with the unit vectors."""
-    n = place.n
-    claim("the whole matrix", n, n, torch.float64, place.device, "Measure its ends with extreme_eigenvalues.")
+    n = f.n
+    claim("the whole matrix", n, n, torch.float64, f.device, "Measure its ends with extreme_eigenvalues.")
     matrix = np.empty((n, n))
-    unit, column = (torch.zeros(1, n, dtype=place.dtype, device=place.device) for _ in range(2))
+    unit, column = f.zeros(1), f.zeros(1)
     for i in range(n):
         unit.zero_()
         unit[0, i] = 1

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,11 +31,13 @@ from schuss.compile.eager import from_levels
 from schuss.compile.front import at, own_names, plain_number
 from schuss.curvature import linear
 from schuss.curvature.eigenvalues import ends
-from schuss.curvature.memory import claim
-from schuss.curvature.place import Loss, Model, Progress, check_optimizer, visit
+from schuss.curvature.objective import Loss, Model, Progress, check_optimizer, objective
 from schuss.curvature.products import Curvature
 from schuss.errors import refusal
 from schuss.rules import TABLE, Row, Rule
+
+if TYPE_CHECKING:
+    from schuss.numpy.optimizer import Optimizer as NumPyOptimizer
 
 Group = Mapping[str, Any]
 State = Mapping[str, Any]
@@ -44,31 +46,18 @@ State = Mapping[str, Any]
 _CHUNK = 2**16
 
 
-class NumPyOptimizer(Protocol):
-    """What is read of an optimizer of `schuss.numpy`."""
-
-    row: Any
-
-    def arguments(self) -> Mapping[str, Any]:
-        """What the constructor takes."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """What it remembers."""
-        ...
-
-
 @dataclass(frozen=True)
 class Linear:
     """One weight tensor's linear iteration: the largest stable h / P, and what it follows from.
 
-    h counts the L2 decay `l2`; `preconditioner` is P, None while it is not known.
+    h counts the L2 decay `l2`; `decay` is what the weight loses per step without a gradient; `preconditioner` is P,
+    None while it is not known.
     """
 
     rule: Rule
     limit: float
     l2: float
-    lost: float
+    decay: float
     preconditioner: Tensor | float | None
     step: int
     scalars: tuple[tuple[str, float], ...]
@@ -83,7 +72,7 @@ class Linear:
         if math.isnan(self.lr):
             return math.nan
         if math.isinf(self.limit) and self.lr:
-            return 2 * self.lr / self.lost if self.lost > 0 else math.inf
+            return 2 * self.lr / self.decay if self.decay > 0 else math.inf
         # Newton's method with differences, in 1 / lr: the limit of most rules is linear in it.
         old = 1 / self.lr if self.lr else 1e6
         new = 2 * old
@@ -107,7 +96,7 @@ class Linear:
 class Sharpness:
     """The largest eigenvalue of the preconditioned Hessian, against the limit of the optimizer in use.
 
-    `value` and `limit` are in the same units; `dial` = value / limit is the sharpness ratio, 1 at the edge of
+    `value` and `limit` are in the same units; `ratio` = value / limit is the sharpness ratio, 1 at the edge of
     stability. `largest_lr` is the largest stable learning rate at this sharpness, P frozen (of the group with the
     smallest limit; the others in proportion).
     """
@@ -120,7 +109,7 @@ class Sharpness:
     products: int
 
     @property
-    def dial(self) -> float:
+    def ratio(self) -> float:
         """The sharpness ratio, sharpness / limit: 1 at the edge of stability, above it unstable."""
         return self.value / self.limit
 
@@ -131,7 +120,7 @@ class Sharpness:
     def __repr__(self) -> str:
         """One line."""
         return (
-            f"sharpness {self.value:.4g}, {self.dial:.0%} of the stability limit {self.limit:.4g}; stable up to lr "
+            f"sharpness {self.value:.4g}, {self.ratio:.0%} of the stability limit {self.limit:.4g}; stable up to lr "
             f"{self.largest_lr:.4g}"
         )
 
@@ -204,22 +193,22 @@ class StabilityLimit:
                 f"{self.optimizer} has no state yet, so its preconditioner is not known. Take a training "
                 "step first."
             )
-        with visit(model, loss, batch) as place:
-            claim("the preconditioner", 2, place.n, place.dtype, place.device, "Freeze some weights.")
-            place.steady()
-            root, l2 = (torch.zeros(place.n, dtype=place.dtype, device=place.device) for _ in range(2))
-            rows = {id(weight): i for i, weight in enumerate(place.given)}
+        with objective(model, loss, batch) as f:
+            f.claim("the preconditioner", 2)
+            f.steady()
+            root, l2 = f.zeros(2)
+            rows = {id(weight): i for i, weight in enumerate(f.given)}
             if not any(id(weight) in rows for weight in self.weights):
                 raise ValueError(
                     f"{self.optimizer} holds none of the model's weights. Pass the model that it trains."
                 )
-            roots, decays = place.split(root), place.split(l2)
+            roots, decays = f.split(root), f.split(l2)
             for weight, method, p in zip(self.weights, self.methods, self.preconditioner, strict=True):
                 if id(weight) in rows:
-                    where = torch.as_tensor(p, dtype=place.dtype, device=place.device)
-                    roots[rows[id(weight)]].copy_(where.rsqrt())
+                    scale = torch.as_tensor(p, dtype=f.dtype, device=f.device)
+                    roots[rows[id(weight)]].copy_(scale.rsqrt())
                     decays[rows[id(weight)]].fill_(method.l2)
-            curvature = Curvature(place, matrix)
+            curvature = Curvature(f, matrix)
 
             def apply(vectors: Tensor, out: Tensor) -> None:
                 for vector, product in zip(vectors, out, strict=True):
@@ -227,18 +216,16 @@ class StabilityLimit:
                     curvature(scaled[None], product[None])
                     product.addcmul_(l2, scaled).mul_(root)
 
-            ritz, _ = ends(
-                place, apply, 0, 1, tolerance=tolerance, budget=products, seed=seed, progress=progress
-            )
-            value = float(ritz.values[-1])
-            return Sharpness(
-                value=value,
-                limit=self.limit,
-                largest_lr=self.largest_lr(value),
-                residual=float(ritz.residuals[-1]),
-                converged=ritz.converged,
-                products=ritz.products,
-            )
+            ritz, _ = ends(f, apply, 0, 1, tolerance=tolerance, budget=products, seed=seed, progress=progress)
+        value = float(ritz.values[-1])
+        return Sharpness(
+            value=value,
+            limit=self.limit,
+            largest_lr=self.largest_lr(value),
+            residual=float(ritz.residuals[-1]),
+            converged=ritz.converged,
+            products=ritz.products,
+        )
 
 
 def stability_limit(optimizer: torch.optim.Optimizer | NumPyOptimizer) -> StabilityLimit:
@@ -263,18 +250,14 @@ def stability_limit(optimizer: torch.optim.Optimizer | NumPyOptimizer) -> Stabil
     >>> round(limit.limit, 9), round(limit.largest_lr(190.0), 9)
     (380.0, 0.2)
     """
-    of_numpy = (
-        not isinstance(optimizer, type)
-        and not hasattr(optimizer, "param_groups")
-        and hasattr(optimizer, "row")
-    )
+    given: Any = optimizer
+    of_numpy = not isinstance(given, type) and not hasattr(given, "param_groups") and hasattr(given, "row")
     if not of_numpy:
-        check_optimizer(optimizer)
-    row = _row(optimizer)
+        check_optimizer(given)
+    row = _row(given)
     methods: list[Linear] = []
     weights: list[Tensor] = []
-    given = _of_arrays(cast(Any, optimizer)) if of_numpy else _of_tensors(optimizer)
-    for group, weight, state in given:
+    for group, weight, state in _of_arrays(given) if of_numpy else _of_tensors(given):
         if group.get("maximize"):
             raise refusal("maximize", True, "False", "A method that maximizes has no stability limit.")
         methods.append(_linear(row, group, state))
@@ -321,7 +304,7 @@ def _of_tensors(optimizer: Any) -> Iterator[tuple[Group, Tensor, State]]:
             yield group, weight, optimizer.state.get(weight, {})
 
 
-def _of_arrays(optimizer: NumPyOptimizer) -> Iterator[tuple[Group, None, State]]:
+def _of_arrays(optimizer: Any) -> Iterator[tuple[Group, None, State]]:
     """The same of an optimizer of NumPy, in torch's words; before the first update one weight without state."""
     group = {name: getattr(optimizer, name) for name in optimizer.arguments()}
     names = dict(optimizer.row.names)
@@ -354,7 +337,7 @@ def _linear(row: Row, group: Group, state: State) -> Linear:
         p = scale
     elif scale is not None:
         p = _preconditioner(now, scale, {name: row.names[name] for name in now.frozen}, state)
-    return Linear(rule, limit, now.l2, 1 - now.keep, p, steps, scalars)
+    return Linear(rule, limit, now.l2, 1 - now.decay, p, steps, scalars)
 
 
 def _iterations(

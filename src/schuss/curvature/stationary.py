@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from schuss.curvature.eigenvalues import ends
-from schuss.curvature.place import Loss, Model, Progress, visit
+from schuss.curvature.objective import Loss, Model, Progress, objective
 from schuss.curvature.products import Curvature
 
 
@@ -18,13 +17,10 @@ class StationaryPoint:
     """What the curvature at a point looks like.
 
     `verdict` is "minimum" (all curvature is positive), "maximum", "saddle" (both signs), "flat" (no negative
-    curvature,
-    but some direction has none: the second derivatives alone cannot tell a valley floor from a degenerate
-        saddle),
-    or "undecided" (the eigenvalues did not converge far enough). `stationary` says whether the gradient is
-    small: ‖g‖ ≤ tolerance × max|λ| × max(1, ‖w‖), that is, a step of relative size `tolerance` would remove
-        it. Elsewhere the
-    verdict is about the curvature only.
+    curvature, but some direction has none: the second derivatives alone cannot tell a valley floor from a
+    degenerate saddle), or "undecided" (the eigenvalues did not converge far enough). `stationary` says whether the
+    gradient is small: ‖g‖ ≤ tolerance × max|λ| × max(1, ‖w‖), that is, a step of relative size `tolerance` would
+    remove it. Elsewhere the verdict is about the curvature only.
 
     `escape` is the unit direction of the most negative curvature `smallest`, pointing downhill, in x's shape
     for a plain tensor and flat otherwise; None where nothing is negative.
@@ -77,25 +73,24 @@ def stationary_point(
     >>> point.verdict, point.escape.abs().round(decimals=9).tolist()
     ('saddle', [0.0, 1.0])
     """
-    with visit(model, loss, batch) as place:
-        place.steady()
-        _, gradient = place.gradient()
-        ritz, _ = ends(place, Curvature(place), 1, 1, budget=products, seed=seed, progress=progress)
+    with objective(model, loss, batch) as f:
+        f.steady()
+        _, gradient = f.gradient()
+        ritz, _ = ends(f, Curvature(f), 1, 1, budget=products, seed=seed, progress=progress)
         smallest, largest = float(ritz.values[0]), float(ritz.values[-1])
         residual = float(max(ritz.residuals[0], ritz.residuals[-1]))
         size = max(abs(smallest), abs(largest))
         zero = max(tolerance * size, residual)
         norm = float(gradient.double().norm())
-        here = math.hypot(*(float(weight.detach().double().norm()) for weight in place.weights))
         escape = None
         if smallest < -zero:
             row = ritz.vectors([0])[0]
             if float(row.double() @ gradient.double()) > 0:
                 row = -row
-            escape = place.shaped(row)
+            escape = f.shaped(row)
         return StationaryPoint(
             verdict=_verdict(smallest, largest, zero, ritz.converged, residual <= tolerance * size),
-            stationary=norm <= tolerance * size * max(1.0, here),
+            stationary=norm <= tolerance * size * max(1.0, f.norm),
             gradient_norm=norm,
             smallest=smallest,
             largest=largest,

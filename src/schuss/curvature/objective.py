@@ -1,17 +1,6 @@
-"""A place in weight space: one model, one loss, one batch, as a function of a single vector of weights.
+"""The loss of one model on one batch as a function of a single vector of weights.
 
-Every measurement of this room starts with `visit`, which yields a `Place` and leaves no trace. All of them
-take the same three things first:
-
-`model`
-    an `nn.Module`; or, for plain functions, the point itself: a tensor, or a list or dict of tensors.
-`loss`
-    `loss(model, batch)`, a scalar tensor. For plain functions `loss(x, batch)`, with x in the form it was
-    given. Where a measurement needs the model's outputs (Gauss-Newton), a pair `(forward, criterion)` may
-    stand in its place: the loss is then `criterion(forward(model, batch), batch)`.
-`batch`
-    handed to `loss` as it is: a tensor, a tuple, a dict, None. `Pieces([...])` adds up a batch that is too
-    large for one pass.
+Every measurement of this package starts with `objective`, which yields an `Objective` and leaves no trace.
 """
 
 from __future__ import annotations
@@ -26,7 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from schuss.curvature.guard import Start, untouched, unwrapped
+from schuss.curvature.memory import claim
+from schuss.curvature.restore import Start, untouched
 from schuss.errors import refusal
 
 Model = nn.Module | Tensor | Sequence[Tensor] | Mapping[str, Tensor]
@@ -37,13 +27,6 @@ Loss = Callable[[Any, Any], Tensor] | tuple[Callable[[Any, Any], Any], Callable[
 
 Vector = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 """A direction in weight space: flat, one tensor per weight tensor in order, or by name."""
-
-CHECKPOINTS = (
-    "Reentrant checkpointing can be differentiated by loss.backward() only. Call "
-    "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
-)
-
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 Progress = Callable[[int, int], object]
 """Called as `progress(done, at_most)` after each product of long work."""
@@ -57,7 +40,7 @@ class Pieces:
     tensor or array, and pieces without one count the same. For a summed loss give ones. BatchNorm in training mode sees
     each piece alone, so its loss in pieces is not the loss of the whole batch (a warning says so).
 
-    >>> Pieces([torch.zeros(6, 3), torch.ones(2, 3)]).shares
+    >>> Pieces([torch.zeros(6, 3), torch.ones(2, 3)]).weights
     (0.75, 0.25)
     """
 
@@ -65,17 +48,11 @@ class Pieces:
     weights: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse no pieces, and weights that do not fit them."""
+        """Refuse no pieces, and weights that do not fit them; fill in the default weights."""
         if not self.batches:
             raise refusal("batches", list(self.batches), "a list of at least one batch")
-        if self.weights is not None and (
-            len(self.weights) != len(self.batches) or not all(math.isfinite(w) for w in self.weights)
-        ):
-            raise refusal(
-                "weights", self.weights, f"one finite number for each of {len(self.batches)} pieces"
-            )
         if self.weights is None:
-            shapes = [_shape(piece) for piece in self.batches]
+            shapes = [shape_of(piece) for piece in self.batches]
             if len({shape and shape[1:] for shape in shapes}) > 1:
                 raise refusal(
                     "batches",
@@ -83,44 +60,45 @@ class Pieces:
                     "pieces of one shape, but for the number of examples",
                     "What a mean loss averages over is not known then: give weights=, each piece's part of the whole.",
                 )
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """The weight of each piece."""
-        if self.weights is not None:
-            return tuple(self.weights)
-        shapes = [_shape(piece) for piece in self.batches]
-        sizes = [shape[0] if shape else 1 for shape in shapes]
-        return tuple(size / (sum(sizes) or 1) for size in sizes)
+            sizes = [shape[0] if shape else 1 for shape in shapes]
+            object.__setattr__(self, "weights", tuple(size / (sum(sizes) or 1) for size in sizes))
+        elif len(self.weights) != len(self.batches) or not all(map(math.isfinite, self.weights)):
+            allowed = f"one finite number for each of {len(self.batches)} pieces"
+            raise refusal("weights", self.weights, allowed)
 
 
-def _shape(piece: Any) -> tuple[int, ...] | None:
-    """The shape of the first tensor or array with axes in nested tuples, lists and dicts; None if there is none."""
-    if isinstance(piece, Mapping):
-        piece = list(cast("Mapping[Any, Any]", piece).values())
-    if isinstance(piece, list | tuple):
-        return next(filter(None, map(_shape, cast("Sequence[Any]", piece))), None)
-    shape = getattr(piece, "shape", None)
-    return tuple(map(int, shape)) or None if isinstance(shape, tuple) else None
+def leaves(thing: Any) -> Iterator[Any]:
+    """What nested tuples, lists and dicts hold, in order."""
+    if isinstance(thing, Mapping):
+        thing = list(cast("Mapping[Any, Any]", thing).values())
+    if not isinstance(thing, list | tuple):
+        yield thing
+        return
+    for part in cast("Sequence[Any]", thing):
+        yield from leaves(part)
 
 
-class Place:
+def shape_of(batch: Any) -> tuple[int, ...] | None:
+    """The shape of the first tensor or array with axes in a batch; None if there is none."""
+    shapes = (getattr(leaf, "shape", None) for leaf in leaves(batch))
+    return next((tuple(map(int, shape)) for shape in shapes if shape and isinstance(shape, tuple)), None)
+
+
+class Objective:
     """The loss of a model on a batch as a function of its weights, one vector of length `n`.
 
     Trainable weights count (`requires_grad`), tied ones once. Vectors live in `dtype`: that of the weights,
-    but at least float32. Made by `visit`.
+    but at least float32. `eps` is the rounding of the coarsest weight, `given` the user's own tensors.
     """
 
-    def __init__(self, model: Model, loss: Loss, batch: Any, start: Start | None = None) -> None:
+    def __init__(self, model: Model, loss: Loss, batch: Any, start: Start) -> None:
         """Collect the weights of `model`. `batch` may be exchanged later."""
         self.model: Any
-        self.names: list[str]
-        self.weights: list[Tensor]
-        self.given: list[Tensor]
         if isinstance(model, nn.Module):
             self.model = model
             named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-            self.names, self.given = [name for name, _ in named], [weight for _, weight in named]
+            self.names: list[str] = [name for name, _ in named]
+            self.given: list[Tensor] = [weight for _, weight in named]
             self.weights = self.given
         else:
             self.names, self.given, rebuild = _point(model)
@@ -143,18 +121,31 @@ class Place:
         self.dtype = torch.float32
         for weight in self.weights:
             self.dtype = torch.promote_types(self.dtype, weight.dtype)
+        self.eps = max(torch.finfo(weight.dtype).eps for weight in self.weights)
+
+    @property
+    def norm(self) -> float:
+        """‖w‖."""
+        return math.hypot(*(float(weight.detach().double().norm()) for weight in self.weights))
 
     @property
     def pieces(self) -> list[tuple[Any, float]]:
         """The batch as (piece, weight); a whole batch is one piece of weight 1."""
         if isinstance(self.batch, Pieces):
-            return list(zip(self.batch.batches, self.batch.shares, strict=True))
+            return list(zip(self.batch.batches, cast("Sequence[float]", self.batch.weights), strict=True))
         return [(self.batch, 1.0)]
 
+    def zeros(self, *rows: int) -> Tensor:
+        """Vectors of zeros, with these axes in front."""
+        return torch.zeros(*rows, self.n, dtype=self.dtype, device=self.device)
+
+    def claim(self, what: str, vectors: int, advice: str = "Freeze some weights.") -> None:
+        """Refuse vectors for which there is no memory; see `memory.claim`."""
+        claim(what, vectors, self.n, self.dtype, self.device, advice)
+
     def rewind(self) -> None:
-        """Return to the random state and the buffers of the visit: the same dropout mask in every pass."""
-        if self.start is not None:
-            self.start.rewind()
+        """Return to the random state and the buffers at the start: the same dropout mask in every pass."""
+        self.start.rewind()
         torch.clear_autocast_cache()
 
     def evaluate(self, piece: Any) -> Tensor:
@@ -164,40 +155,42 @@ class Place:
             return checked(criterion(forward(self.model, piece), piece))
         return checked(self.loss(self.model, piece))
 
-    def value(self) -> float:
-        """The loss on the whole batch, without a graph."""
-        self.rewind()
+    def value(self, rewind: bool = True) -> float:
+        """The loss on the whole batch, without a graph; without `rewind` random draws go on."""
+        if rewind:
+            self.rewind()
         with torch.no_grad():
-            return sum(share * float(self.evaluate(piece)) for piece, share in self.pieces)
+            return sum(fraction * float(self.evaluate(piece)) for piece, fraction in self.pieces)
+
+    def passes(self) -> Iterator[tuple[float, float, list[Tensor | None]]]:
+        """The weight of each piece, its loss and its gradient, None for weights that play no part."""
+        for piece, fraction in self.pieces:
+            value = self.evaluate(piece)
+            yield fraction, float(value.detach()), derivatives(value, self.weights)
 
     def gradient(self, rewind: bool = True) -> tuple[float, Tensor]:
         """The loss and its gradient as one vector on the whole batch; without `rewind` random draws go on."""
         if rewind:
             self.rewind()
-        total, row = 0.0, torch.zeros(self.n, dtype=self.dtype, device=self.device)
-        for piece, share in self.pieces:
-            value = self.evaluate(piece)
-            total += share * float(value.detach())
-            for part, gradient in zip(self.split(row), derivatives(value, self.weights), strict=True):
+        total, row = 0.0, self.zeros()
+        for fraction, value, gradients in self.passes():
+            total += fraction * value
+            for part, gradient in zip(self.split(row), gradients, strict=True):
                 if gradient is not None:
-                    part.add_(gradient.to(part), alpha=share)
+                    part.add_(gradient.to(part), alpha=fraction)
         return total, finite(row, "gradient")
 
     def reads_moved_buffers(self) -> bool:
         """Whether an evaluation moves buffers of the model, and would give another loss with other numbers in them."""
-        if self.start is None:
-            return False
         first = self.value()
-        moved = [entry for entry in self.start.buffers.moved() if entry[2].is_floating_point()]
+        moved = [entry for entry in self.start.moved() if entry[2].is_floating_point()]
         if not moved:
             return False
         noise = torch.Generator().manual_seed(0)
         self.rewind()
         for registry, name, own in moved:
-            factor = 1 + 0.1 * torch.rand(own.shape, generator=noise)
-            registry[name] = own * factor.to(own)
-        with torch.no_grad():
-            second = sum(share * float(self.evaluate(piece)) for piece, share in self.pieces)
+            registry[name] = own * (1 + 0.1 * torch.rand(own.shape, generator=noise)).to(own)
+        second = self.value(rewind=False)
         self.rewind()
         return second != first
 
@@ -208,7 +201,7 @@ class Place:
         return first
 
     def agree(self, first: float, second: float) -> None:
-        """Refuse a loss that has changed between two calls at this place, which measures nothing.
+        """Refuse a loss that has changed between two calls at the same weights, which measures nothing.
 
         Raises:
             ValueError: the two differ by more than rounding.
@@ -238,9 +231,8 @@ class Place:
         if isinstance(vector, Tensor):
             shaped = isinstance(self.model, Tensor) and vector.shape == self.model.shape
             if not shaped and vector.shape != (self.n,):
-                raise refusal(
-                    "vector", tuple(vector.shape), f"of shape ({self.n},), one number for each weight"
-                )
+                allowed = f"of shape ({self.n},), one number for each weight"
+                raise refusal("vector", tuple(vector.shape), allowed)
             return vector.detach().reshape(-1).to(self.device, self.dtype), lambda row: row.view(vector.shape)
         if isinstance(vector, Mapping):
             if set(vector) != set(names):
@@ -249,21 +241,23 @@ class Place:
         else:
             tensors = list(vector)
             if len(tensors) != len(weights):
-                raise refusal(
-                    "vector", f"{len(tensors)} tensors", f"one for each of the {len(weights)} weights"
-                )
+                allowed = f"one for each of the {len(weights)} weights"
+                raise refusal("vector", f"{len(tensors)} tensors", allowed)
         for name, tensor, weight in zip(names, tensors, weights, strict=True):
             if tensor.shape != weight.shape:
-                raise refusal(
-                    f"vector[{name}]", tuple(tensor.shape), f"of the weight's shape {tuple(weight.shape)}"
-                )
-        row = torch.cat([tensor.detach().reshape(-1).to(self.device, self.dtype) for tensor in tensors])
-        if isinstance(vector, Mapping):
-            order = list(vector)
-            return row, lambda row: {
-                name: dict(zip(names, self.directions(row), strict=True))[name] for name in order
-            }
-        return row, lambda row: type(vector)(self.directions(row))  # type: ignore[call-arg]
+                allowed = f"of the weight's shape {tuple(weight.shape)}"
+                raise refusal(f"vector[{name}]", tuple(tensor.shape), allowed)
+
+        def form(row: Tensor) -> Any:
+            parts = self.directions(row)
+            if not isinstance(vector, Mapping):
+                return type(vector)(parts)  # type: ignore[call-arg]
+            by_name = dict(zip(names, parts, strict=True))
+            return {name: by_name[name] for name in vector}
+
+        return torch.cat(
+            [tensor.detach().reshape(-1).to(self.device, self.dtype) for tensor in tensors]
+        ), form
 
     def shaped(self, row: Tensor) -> Tensor:
         """A row as the user gets it: flat for a module, in x's shape for a plain tensor x."""
@@ -271,24 +265,29 @@ class Place:
 
 
 @contextmanager
-def visit(model: Model, loss: Loss, batch: Any) -> Generator[Place]:
-    """The `Place` of a model; on leaving, the model and all random states are bit for bit what they were."""
-    if not all(map(callable, loss if isinstance(loss, tuple) else (loss,))):
+def objective(model: Model, loss: Loss, batch: Any) -> Generator[Objective]:
+    """The `Objective` of a model; on leaving, the model and all random states are bit for bit what they were."""
+    functions = loss if isinstance(loss, tuple) else (loss,)
+    if not all(map(callable, functions)):
         raise refusal("loss", loss, "a function loss(model, batch)", "It returns a scalar tensor.")
-    model = unwrapped(model)
-    parts = [
-        part
-        for part in (model, *(loss if isinstance(loss, tuple) else (loss,)))
-        if isinstance(part, nn.Module)
-    ]
+    while hasattr(model, "_orig_mod"):  # in torch.compile's wrapper, whose kernels have no second derivative
+        model = cast(Any, model)._orig_mod
+    parts = [part for part in (model, *functions) if isinstance(part, nn.Module)]
     tensors = [t for part in parts for t in (*part.parameters(), *part.buffers())]
     if not isinstance(model, nn.Module):
         tensors += _point(model)[1]
     with untouched(parts, {tensor.device for tensor in tensors}) as start:
-        place = Place(model, loss, batch, start)
-        if isinstance(batch, Pieces) and len(batch.batches) > 1:
-            _warn_of_batch_statistics(parts)
-        yield place
+        found = Objective(model, loss, batch, start)
+        modules = (module for part in parts for module in part.modules())
+        norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+        if len(found.pieces) > 1 and any(isinstance(m, norms) and m.training for m in modules):
+            warnings.warn(
+                "BatchNorm in training mode normalises each piece alone, so the curvature in pieces is "
+                "not that of the whole batch (off by a third in a measured case). Pass the batch "
+                "whole, or call model.eval().",
+                stacklevel=4,
+            )
+        yield found
 
 
 def check_optimizer(optimizer: Any) -> None:
@@ -303,10 +302,10 @@ def check_optimizer(optimizer: Any) -> None:
         )
 
 
-def check_batches(batches: Any, advice: str = "Try a list or a DataLoader.") -> None:
+def check_batches(batches: Any) -> None:
     """Refuse what gives no batches."""
     if not isinstance(batches, Iterable):
-        raise refusal("batches", batches, "an iterable of batches", advice)
+        raise refusal("batches", batches, "an iterable of batches", "Try a list or a DataLoader.")
 
 
 def checked(loss: Any) -> Tensor:
@@ -338,7 +337,11 @@ def derivatives(loss: Tensor, weights: Sequence[Tensor], create_graph: bool = Fa
         except RuntimeError as error:
             if "checkpoint" not in str(error).lower():
                 raise
-            raise refusal("use_reentrant", True, "False", CHECKPOINTS) from error
+            advice = (
+                "Reentrant checkpointing can be differentiated by loss.backward() only. Call "
+                "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+            )
+            raise refusal("use_reentrant", True, "False", advice) from error
     if all(gradient is None for gradient in gradients):
         raise ValueError(
             "loss(model, batch) has no gradient with respect to the model's weights. Likely causes: it was "
@@ -360,18 +363,6 @@ def finite(row: Tensor, what: str) -> Tensor:
     return row
 
 
-def tensors_in(thing: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples, lists and dicts, in order."""
-    if isinstance(thing, Tensor):
-        yield thing
-    elif isinstance(thing, Mapping):
-        for value in thing.values():
-            yield from tensors_in(value)
-    elif isinstance(thing, Iterable) and not isinstance(thing, str | bytes):
-        for value in thing:
-            yield from tensors_in(value)
-
-
 def _point(x: Any) -> tuple[list[str], list[Tensor], Callable[[list[Tensor]], Any]]:
     """Names, tensors and the way back for the point of a plain function."""
     if isinstance(x, Tensor):
@@ -382,16 +373,3 @@ def _point(x: Any) -> tuple[list[str], list[Tensor], Callable[[list[Tensor]], An
     if isinstance(x, list | tuple) and all(isinstance(value, Tensor) for value in x):
         return [str(i) for i in range(len(x))], list(x), list
     raise refusal("model", type(x).__name__, "an nn.Module, a tensor, or a list or dict of tensors")
-
-
-def _warn_of_batch_statistics(parts: Sequence[nn.Module]) -> None:
-    for part in parts:
-        for module in part.modules():
-            if isinstance(module, BATCH_NORMS) and module.training:
-                warnings.warn(
-                    "BatchNorm in training mode normalises each piece alone, so the curvature in pieces is "
-                    "not that of the whole batch (off by a third in a measured case). Pass the batch "
-                    "whole, or call model.eval().",
-                    stacklevel=5,
-                )
-                return
