@@ -112,7 +112,7 @@ def test_one_vector_alone_finds_copies_by_rounding_only():
         space = Krylov(lambda rows, out: out.copy_(rows @ h), basis, 1, draw)
         while space.m < steps:
             space.grow()
-        return int((abs(space.pairs().values - 1.04552996869546) < 1e-6).sum())
+        return int((abs(space.ritz().values - 1.04552996869546) < 1e-6).sum())
 
     assert [copies(steps) for steps in (10, 40, 80)] == [1, 5, 9]
 

@@ -85,19 +85,12 @@ def spectrum(
     """The density of the Hessian's eigenvalues, with error bars.
 
     Args:
-        model: an `nn.Module`, or the point of a plain function.
-        loss: `loss(model, batch)`, a scalar tensor.
-        batch: handed to `loss`.
+        model, loss, batch, matrix, seed, progress: as for `extreme_eigenvalues`, and so are the errors.
         probes: random vectors, at least 2; the error bars fall as 1/√probes.
         steps: Lanczos steps for each vector: the finer, the more detail. Default up to 80, within 24 vectors
             of memory or 16 MiB.
-        matrix: "hessian" or "ggn".
         points: of the grid on which the density is drawn.
         width: of the Gaussians it is drawn with; default 1/50 of the range.
-        seed: of the random vectors; the global random state is not touched.
-        progress: called as `progress(done, at_most)` after each product.
-
-    Errors are those of `extreme_eigenvalues`.
 
     >>> x = torch.zeros(3, dtype=torch.float64)
     >>> bowl = lambda x, _: (torch.tensor([1.0, 2.0, 6.0]) * x**2).sum() / 2
@@ -126,8 +119,8 @@ def spectrum(
                 if progress is not None:
                     progress(probe * steps + space.m, probes * steps)
             is_symmetric(space.asymmetry)
-            pairs = space.pairs()
-            nodes[probe], weights[probe] = pairs.values, pairs.coordinates[0] ** 2
+            ritz = space.ritz()
+            nodes[probe], weights[probe] = ritz.values, ritz.coordinates[0] ** 2
         reach = float(nodes.max() - nodes.min()) or abs(float(nodes.max())) or 1.0
         width = reach / 50 if width is None else width
         grid = np.linspace(nodes.min() - 3 * width, nodes.max() + 3 * width, points)

@@ -32,12 +32,32 @@ REFUSALS = re.compile(
 """What torch says of an operation that cannot be differentiated a second time."""
 
 
-def usual_step(f: Objective) -> float:
+def product(f: Objective, row: Tensor, factor: float = 1.0) -> Tensor:
+    """H times one vector, by two gradients `factor` times the usual step away."""
+    found, norm = f.zeros(), float(row.double().norm())
+    if norm:
+        step = factor * _usual_step(f) / norm
+        for sign in (1, -1):
+            found.add_(_gradient_at(f, row, sign * step), alpha=sign / (2 * step))
+    return found
+
+
+def warn(f: Objective, reason: str, row: Tensor, near: Tensor) -> None:
+    """Say why products are differences, and how far `near`, the first of them, agrees with one of twice the step."""
+    apart = float((product(f, row, 2.0) - near).norm() / near.norm())
+    warnings.warn(
+        f"{reason}, so Hessian-vector products are central differences of gradients: approximate, by steps of "
+        f"{_usual_step(f):.2g}. Steps of that length and of twice it agree to {apart:.0e}, relative.",
+        stacklevel=2,
+    )
+
+
+def _usual_step(f: Objective) -> float:
     """h, the length of a step."""
     return f.eps ** (1 / 3) * (1 + f.norm)
 
 
-def gradient_at(f: Objective, row: Tensor, step: float) -> Tensor:
+def _gradient_at(f: Objective, row: Tensor, step: float) -> Tensor:
     """The gradient at w + step × row, with the random draws of every other pass."""
     with restoring(f.weights):
         for weight, direction in zip(f.weights, f.directions(row), strict=True):
@@ -53,10 +73,11 @@ def changes(f: Objective, constant: Sequence[int]) -> bool:
     """
     now = Randomness({f.device})
     u = torch.randn(f.n, generator=torch.Generator().manual_seed(0)).to(f.device, f.dtype)
-    here, there = (f.split(gradient_at(f, u / u.norm(), h)) for h in (0.0, usual_step(f)))
+    here, there = (f.split(_gradient_at(f, u / u.norm(), h)) for h in (0.0, _usual_step(f)))
     now.rewind()
-    slack = math.sqrt(f.eps)
-    return any(float((there[i] - here[i]).norm()) > slack * float(here[i].norm()) for i in constant)
+    return any(
+        float((there[i] - here[i]).norm()) > math.sqrt(f.eps) * float(here[i].norm()) for i in constant
+    )
 
 
 def wrong_second_derivatives(
@@ -75,16 +96,14 @@ def wrong_second_derivatives(
     What is left are losses that mean to hold something constant (`detach`): products do that as well.
     """
     (v, hv), (u, hu) = first, second
-    near, far = torch.empty_like(u), torch.empty_like(u)
-    now, differences = Randomness({f.device}), Differences(f, "")
+    now = Randomness({f.device})
     try:
-        differences.multiply(u, near)
+        near = product(f, u)
         off = float((near - hu).norm())
         size = max(float(near.norm()), float(hu.norm()))
         if off <= max(1e-3, f.eps**0.25) * size:
             return ""
-        differences.multiply(u, far, 2.0)
-        if float((far - near).norm()) > off / 10:
+        if float((product(f, u, 2.0) - near).norm()) > off / 10:
             return ""
         said = f"a Hessian-vector product by autograd is {off / size:.0%} off a difference of gradients"
         if _asymmetry(v, hv, u, hu) > max(1e-5, 3 * math.sqrt(f.eps)):  # more than rounding
@@ -94,10 +113,8 @@ def wrong_second_derivatives(
                 f"The loss moves buffers that it reads, which autograd takes for constants ({said}; "
                 "model.eval() holds them still)"
             )
-        if f.eps < 1e-10:
-            differences.multiply(v, far)
-            if _asymmetry(v, far, u, near) < 1e-3:
-                return f"An operation in the loss hides how its gradient depends on the weights ({said})"
+        if f.eps < 1e-10 and _asymmetry(v, product(f, v), u, near) < 1e-3:
+            return f"An operation in the loss hides how its gradient depends on the weights ({said})"
     except ValueError:  # a step away the loss or its gradient is not finite, so nothing is known
         pass
     finally:
@@ -110,41 +127,3 @@ def _asymmetry(v: Tensor, hv: Tensor, u: Tensor, hu: Tensor) -> float:
     one, other = float(inner(u[None], hv[None])[0, 0]), float(inner(v[None], hu[None])[0, 0])
     size = float(hv.norm() * u.norm() + hu.norm() * v.norm()) / math.sqrt(len(u))
     return abs(one - other) / size if size else 0.0
-
-
-class Differences:
-    """The Hessian by central differences: two gradients per product.
-
-    The first product takes four, to see how far steps of h and 2h agree, and warns with that number.
-    """
-
-    def __init__(self, f: Objective, reason: str) -> None:
-        """`reason`, in words, is part of the warning."""
-        self.f, self.reason, self.step = f, reason, usual_step(f)
-        self.warned = False
-
-    def __call__(self, rows: Tensor, out: Tensor) -> None:
-        """Write the products of `rows` (b × n) to `out` (b × n)."""
-        for row, product in zip(rows, out, strict=True):
-            self.multiply(row, product)
-            if not self.warned and bool(product.any()):
-                self.warned = True
-                wider = torch.empty_like(product)
-                self.multiply(row, wider, 2.0)
-                apart = float((wider - product).norm() / product.norm())
-                warnings.warn(
-                    f"{self.reason}, so Hessian-vector products are central differences of gradients: "
-                    f"approximate, by steps of {self.step:.2g}. Steps of that length and of twice it agree to "
-                    f"{apart:.0e}, relative.",
-                    stacklevel=2,
-                )
-
-    def multiply(self, row: Tensor, out: Tensor, factor: float = 1.0) -> None:
-        """One product, with a step of `factor` times the usual one."""
-        out[:] = 0
-        norm = float(row.double().norm())
-        if not norm:
-            return
-        step = factor * self.step / norm
-        for sign in (1, -1):
-            out.add_(gradient_at(self.f, row, sign * step), alpha=sign / (2 * step))

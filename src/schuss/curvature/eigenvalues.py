@@ -1,7 +1,6 @@
-"""Both ends of the Hessian's spectrum, and the condition number.
+"""Both ends of the Hessian's spectrum, and the condition number, by the method of lanczos.py.
 
-Sources: lanczos.py for the method. Power iteration is not used: it returns the largest |λ|, −3 for diag(1,
-−3).
+Power iteration is not used: it returns the largest |λ|, −3 for diag(1, −3).
 """
 
 from __future__ import annotations

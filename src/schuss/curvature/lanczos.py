@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -70,17 +70,25 @@ class Ritz:
     `coordinates` (m × m) are the Ritz vectors in the rows of `basis`. `converged` says that the wanted values are
     within tolerance, `confirmed` that among them no copy of a repeated eigenvalue is missing. `asymmetry` is the
     largest |qᵢᵀH qⱼ − qⱼᵀH qᵢ| that was met, relative to the largest coefficient. Beyond `SYMMETRIC` the residuals
-    are no smaller than it, nothing is converged or confirmed, and a warning has said so.
+    are no smaller than it, nothing is converged or confirmed, and a warning has said so. `upcoming` and `dropped`
+    are the parts of the residuals along the next block and along what probes gave up.
     """
 
     values: Array
     residuals: Array
     coordinates: Array
     basis: Tensor
+    upcoming: Array
+    dropped: Array
     products: int
-    converged: bool
-    confirmed: bool
     asymmetry: float
+    converged: bool = False
+    confirmed: bool = False
+
+    @property
+    def largest(self) -> float:
+        """The largest |θ|."""
+        return float(np.abs(self.values).max())
 
     def vectors(self, which: list[int]) -> Tensor:
         """The Ritz vectors of the given indices, as rows of unit length."""
@@ -136,72 +144,48 @@ def lanczos(
         complete, spent = space.size == 0, space.products + space.size > budget
         if not (space.full or space.m >= next_check or spent):
             continue
-        pairs, ends = space.pairs(), wanted(space.m, low, high)
+        found, ends = space.ritz(), wanted(space.m, low, high)
         # A residual of 0 proves an eigenvalue, not that it is an end: a basis of more than those can tell.
         enough = complete or space.m >= min(basis.shape[1], low + high + block)
-        converged = enough and bool((pairs.residuals[ends] <= tolerance * pairs.largest).all())
+        converged = enough and bool((found.residuals[ends] <= tolerance * found.largest).all())
         confirmed = complete or block >= max(low, high)
-        if before is not None and converged and not confirmed and _settled(pairs, low, high, tolerance):
-            confirmed = bool((np.abs(pairs.values[ends] - before) <= 2 * tolerance * pairs.largest).all())
+        if before is not None and converged and not confirmed and _settled(found, low, high, tolerance):
+            confirmed = bool((np.abs(found.values[ends] - before) <= 2 * tolerance * found.largest).all())
             before = None
         if complete or spent or (converged and confirmed):
             break
         if converged and before is None:
-            before = pairs.values[ends]
-            space.probe(pairs, ends)
+            before = found.values[ends]
+            space.probe(found, ends)
         elif space.full:
             # The wanted ends survive a restart and, next to them, up to a third of what memory is left.
             extra = max((min(len(basis) - 2 * block, space.m) - low - high) // 3, 0)
             at_low = extra // 2 if low and high else extra if low else 0
-            space.restart(pairs, wanted(space.m, low + at_low, high + extra - at_low))
+            space.restart(found, wanted(space.m, low + at_low, high + extra - at_low))
         next_check = space.m + max(space.m // 8, 1)
     symmetric = is_symmetric(space.asymmetry)
-    return Ritz(
-        values=pairs.values,
-        residuals=pairs.residuals
-        if symmetric
-        else np.maximum(pairs.residuals, space.asymmetry * pairs.largest),
-        coordinates=pairs.coordinates,
-        basis=basis,
-        products=space.products,
+    least = 0.0 if symmetric else space.asymmetry * found.largest
+    return replace(
+        found,
+        residuals=np.maximum(found.residuals, least),
         converged=symmetric and (converged or complete),
         confirmed=symmetric and confirmed,
-        asymmetry=space.asymmetry,
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """The Ritz pairs of a space, and how far they are from being eigenpairs.
-
-    `upcoming` and `dropped` are the parts of their residuals along the next block and along what probes gave up.
-    """
-
-    values: Array
-    residuals: Array
-    coordinates: Array
-    upcoming: Array
-    dropped: Array
-
-    @property
-    def largest(self) -> float:
-        """The largest |θ|."""
-        return float(np.abs(self.values).max())
-
-
-def _settled(pairs: Pairs, low: int, high: int, tolerance: float) -> bool:
+def _settled(found: Ritz, low: int, high: int, tolerance: float) -> bool:
     """Whether the values next to the wanted ends are told from them, so that no copy hides in a mixture.
 
     A direction that mixes a missed copy of λ with an eigenvalue a gap away, in the fractions p and 1 − p, has a
     residual of √(p / (1 − p)) times its own distance from λ. A hundredth of that distance bounds p by 1e-4.
     """
-    values, m = pairs.values, len(pairs.values)
+    values, m = found.values, len(found.values)
     if m < low + high + 2:
         return False
     near = [(low, low - 1)] if low else []
     near += [(m - high - 1, m - high)] if high else []
-    small = tolerance * pairs.largest
-    return all(pairs.residuals[i] <= max(small, abs(values[i] - values[end]) / 100) for i, end in near)
+    small = tolerance * found.largest
+    return all(found.residuals[i] <= max(small, abs(values[i] - values[end]) / 100) for i, end in near)
 
 
 class Krylov:
@@ -246,38 +230,41 @@ class Krylov:
         self.coupling = self._orthonormalise(products) if self.size else np.zeros((0, size))
         self.linked = np.hstack([np.zeros((self.size, m)), self.coupling])
 
-    def pairs(self) -> Pairs:
+    def ritz(self) -> Ritz:
         """The Ritz pairs of the space so far."""
         values, coordinates = eigh(self.projected[: self.m, : self.m])
         upcoming = self.coupling @ coordinates[self.m - self.coupling.shape[1] :]
         dropped = self.dropped[:, : self.m] @ coordinates
         distance = np.linalg.norm(upcoming, axis=0) + np.abs(dropped).sum(axis=0)
         rounding = 10 * torch.finfo(self.basis.dtype).eps * np.abs(values).max()
-        return Pairs(values, np.hypot(distance, rounding), coordinates, upcoming, dropped)
+        residuals = np.hypot(distance, rounding)
+        return Ritz(
+            values, residuals, coordinates, self.basis, upcoming, dropped, self.products, self.asymmetry
+        )
 
-    def restart(self, pairs: Pairs, chosen: list[int]) -> None:
+    def restart(self, found: Ritz, chosen: list[int]) -> None:
         """Replace the basis by the `chosen` Ritz vectors; go on from the next block."""
         end = self.m
-        self._replace(pairs, chosen, pairs.dropped)
+        self._replace(found, chosen, found.dropped)
         for i in range(self.size):
             self.basis[self.m + i] = self.basis[end + i]
-        self.linked = pairs.upcoming[:, chosen]
+        self.linked = found.upcoming[:, chosen]
 
-    def probe(self, pairs: Pairs, chosen: list[int]) -> None:
+    def probe(self, found: Ritz, chosen: list[int]) -> None:
         """Replace the basis by the `chosen` Ritz vectors; go on from random directions orthogonal to them."""
-        self._replace(pairs, chosen, np.vstack([pairs.dropped, pairs.upcoming]))
+        self._replace(found, chosen, np.vstack([found.dropped, found.upcoming]))
         self.basis[self.m : self.m + self.size] = 0
         self._orthonormalise()
         self.linked = None
 
-    def _replace(self, pairs: Pairs, chosen: list[int], dropped: Array) -> None:
+    def _replace(self, found: Ritz, chosen: list[int], dropped: Array) -> None:
         """The basis becomes Ritz vectors, with `dropped` as the residuals along what is given up."""
-        combine(pairs.coordinates[:, chosen].T, self.basis[: self.m], self.basis[: len(chosen)])
+        combine(found.coordinates[:, chosen].T, self.basis[: self.m], self.basis[: len(chosen)])
         self.m = m = len(chosen)
         self.dropped = np.zeros((len(dropped), len(self.basis)))
         self.dropped[:, :m] = dropped[:, chosen]
         self.projected[:] = 0
-        self.projected[range(m), range(m)] = pairs.values[chosen]
+        self.projected[range(m), range(m)] = found.values[chosen]
 
     def _remove(self, rows: Tensor, start: int, stop: int, passes: int = 2) -> Array:
         """Make `rows` orthogonal to some of the basis; returns what was removed."""

@@ -47,32 +47,25 @@ _LATE = 10**15, 10**16
 _MOST_REPEATS = 20_000
 
 
-class _Run:
-    """One run of an `update`. Its operations are numbered; the results of those in `frozen` are replaced."""
+class _Number(NDArrayOperatorsMixin):
+    """An array on its way through an `update`.
 
-    def __init__(self, frozen: Mapping[int, Any]) -> None:
-        self.frozen = frozen
-        self.results: list[Any] = []
-        self.last: int | None = None  # the operation that gives the new weight
+    Operations are numbered by their place in `results`; the results of those in `frozen` are replaced.
+    """
 
-    def operate(self, function: Any, given: Any) -> _Number:
+    def __init__(
+        self, value: Any, results: list[Any], frozen: Mapping[int, Any], index: int | None = None
+    ) -> None:
+        self.value, self.results, self.frozen, self.index = value, results, frozen, index
+
+    def __array_function__(self, function: Any, types: Any, given: Any, keywords: Any) -> _Number:
         index = len(self.results)
         plain = (value.value if isinstance(value, _Number) else value for value in given)
         self.results.append(self.frozen[index] if index in self.frozen else function(*plain))
-        return _Number(self.results[index], self, index)
-
-
-class _Number(NDArrayOperatorsMixin):
-    """An array on its way through an `update`, and which operation it is the result of."""
-
-    def __init__(self, value: Any, run: _Run, index: int | None = None) -> None:
-        self.value, self.run, self.index = value, run, index
+        return _Number(self.results[index], self.results, self.frozen, index)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *given: Any) -> _Number:
-        return self.run.operate(ufunc, given)
-
-    def __array_function__(self, function: Any, types: Any, given: Any, keywords: Any) -> _Number:
-        return self.run.operate(function, given)
+        return self.__array_function__(ufunc, (), given, {})
 
 
 @dataclass(frozen=True)
@@ -83,18 +76,16 @@ class _Update:
     formula: Formula
     coefficients: tuple[float, ...]
 
-    def run(
-        self, w: Any, g: Any, slots: Mapping[str, Any], frozen: Mapping[int, Any]
-    ) -> tuple[list[_Number], _Run]:
-        """The new w and slots, and how they came about."""
-        run = _Run(frozen)
-        given = (w, g, *(slots[name] for name in self.formula.slots), *self.coefficients)
+    def run(self, w: Any, g: Any, slots: Mapping[str, Any], frozen: Mapping[int, Any]) -> dict[str, _Number]:
+        """The new slots by name, and the new w by none."""
+        names = self.formula.slots
+        results: list[Any] = []
+        given = (w, g, *(slots[name] for name in names), *self.coefficients)
+        numbers = (_Number(np.asarray(value, np.float64), results, frozen) for value in given)
         with np.errstate(all="ignore"):
-            numbers = (_Number(np.asarray(value, np.float64), run) for value in given)
             new = self.formula.bind(WORDS)(*numbers)
-        found = [value if isinstance(value, _Number) else _Number(value, run) for value in new]
-        run.last = found[0].index
-        return found, run
+        found = (value if isinstance(value, _Number) else _Number(value, results, frozen) for value in new)
+        return dict(zip(("", *names), found, strict=True))
 
     def freeze(
         self, momenta: tuple[str, ...], slots: Mapping[str, Any]
@@ -104,27 +95,46 @@ class _Update:
         operations = _operations(self.formula)
         return {operations[name]: x for name, x in numbers.items() if name in operations}, numbers
 
+    @functools.cached_property
+    def slots(self) -> dict[str, Array]:
+        """Numbers of each slot for several weights: all sizes `_LARGE`, then 16 times that, then of many kinds.
+
+        A size is a slot to which a gradient and its opposite do the same.
+        """
+        zeros = dict.fromkeys(self.formula.slots, 0.0)
+        up, down = (self.run(0.0, sign * 0.37, zeros, {}) for sign in (1, -1))
+        found: dict[str, Array] = {}
+        for k, name in enumerate(zeros):
+            values = np.geomspace(2.0**-20, 2.0**20, 7)[np.arange(7) * (k + 2) % 7] * (1 + k / 8)
+            even = np.array_equal(up[name].value, down[name].value, equal_nan=True)
+            ends = [_LARGE, 16 * _LARGE] if even else [0.0, 0.0]
+            found[name] = np.concatenate([ends, values if even else values * 2.0**-40])
+        return found
+
     def responses(
-        self, momenta: tuple[str, ...], slots: Mapping[str, Array], start: Array, l2: float = 0.0
-    ) -> tuple[Array, _Run]:
-        """The new (w, M), in rows, for each start (w, g, M) in the rows of `start` times `_SMALL`, and each weight."""
-        frozen, numbers = self.freeze(momenta, slots)
+        self, momenta: tuple[str, ...], start: Array | None = None, l2: float = 0.0
+    ) -> tuple[Array, _Number]:
+        """The new (w, M), in rows, for each start (w, g, M) in the rows of `start` times `_SMALL`, and each weight.
+
+        Without `start` for none of all, then for a unit of each. Also the new w by itself.
+        """
+        if start is None:
+            start = np.eye(3 + len(momenta), 2 + len(momenta), k=-1)
+        frozen, numbers = self.freeze(momenta, self.slots)
         count = len(next(iter(numbers.values()), np.zeros(1)))
         columns = np.broadcast_to((start * _SMALL).T[:, :, None], (start.shape[1], len(start), count))
         w, g, *rest = columns
-        new, run = self.run(w, g - l2 * w, {**numbers, **dict(zip(momenta, rest, strict=True))}, frozen)
-        by_name = dict(zip(("", *self.formula.slots), new, strict=True))
-        found = [np.broadcast_to(by_name[name].value, w.shape) for name in ("", *momenta)]
-        return np.stack(found, axis=1) / _SMALL, run
+        new = self.run(w, g - l2 * w, numbers | dict(zip(momenta, rest, strict=True)), frozen)
+        found = [np.broadcast_to(new[name].value, w.shape) for name in ("", *momenta)]
+        return np.stack(found, axis=1) / _SMALL, new[""]
 
 
 @functools.cache
 def _operations(one: Formula) -> dict[str, int]:
     """Which operation gives the new number of each slot, where one does: `update` is a straight line."""
     update = _Update("", one, (1.0,) * len(one.coefficients))
-    new, _ = update.run(1.0, 1.0, dict.fromkeys(one.slots, 1.0), {})
-    pairs = zip(one.slots, new[1:], strict=True)
-    return {name: value.index for name, value in pairs if value.index is not None}
+    new = update.run(1.0, 1.0, dict.fromkeys(one.slots, 1.0), {})
+    return {name: new[name].index for name in one.slots if new[name].index is not None}  # type: ignore[misc]
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,49 +172,31 @@ class Iteration:
         frozen, numbers = self.update.freeze(self.momenta, slots)
         w, g, momenta = 0.0, _SMALL, dict.fromkeys(self.momenta, 0.0)
         for _ in range(self.moves):
-            new, _ = self.update.run(w, g, {**numbers, **momenta}, frozen)
-            by_name = dict(zip(("", *self.update.formula.slots), (value.value for value in new), strict=True))
-            w, momenta = by_name[""], {name: by_name[name] for name in self.momenta}
+            new = self.update.run(w, g, numbers | momenta, frozen)
+            w, momenta = new[""].value, {name: new[name].value for name in self.momenta}
             g = -self.l2 * w
         with np.errstate(all="ignore"):
             return np.asarray(self.reference / (w / _SMALL))
 
 
-def _generic(update: _Update) -> dict[str, Array]:
-    """Numbers of each slot for several weights: all sizes `_LARGE`, then 16 times that, then of many kinds.
-
-    A size is a slot to which a gradient and its opposite do the same.
-    """
-    slots = update.formula.slots
-    plus, minus = (update.run(0.0, sign * 0.37, dict.fromkeys(slots, 0.0), {})[0] for sign in (1, -1))
-    found: dict[str, Array] = {}
-    for k, (name, up, down) in enumerate(zip(slots, plus[1:], minus[1:], strict=True)):
-        values = np.geomspace(2.0**-20, 2.0**20, 7)[np.arange(7) * (k + 2) % 7] * (1 + k / 8)
-        even = np.array_equal(up.value, down.value, equal_nan=True)
-        ends = [_LARGE, 16 * _LARGE] if even else [0.0, 0.0]
-        found[name] = np.concatenate([ends, values if even else values * 2.0**-40])
-    return found
-
-
-def _momenta(update: _Update, slots: Mapping[str, Array]) -> tuple[str, ...]:
+def _momenta(update: _Update) -> tuple[str, ...]:
     """The fewest slots with which (w, M) is at rest at 0 without a gradient, and moves linearly near it."""
-    problem = refusal(
-        "optimizer", update.name, "at rest without a gradient", "Its weights move even at a minimum."
-    )
-    for count in range(len(slots) + 1):
+    advice = "Its weights move even at a minimum."
+    problem = refusal("optimizer", update.name, "at rest without a gradient", advice)
+    for count in range(len(update.formula.slots) + 1):
         for names in itertools.combinations(update.formula.slots, count):
-            rest = update.responses(names, slots, np.zeros((1, 2 + count)))[0]
+            rest = update.responses(names, np.zeros((1, 2 + count)))[0]
             if not np.nan_to_num(rest).any() and not np.isnan(rest).all():
-                found = _nonlinear(update, names, slots)
+                found = _nonlinear(update, names)
                 if found is None:
                     return names
                 problem = found
     raise problem
 
 
-def _l2(run: _Run) -> float:
+def _l2(new: _Number) -> float:
     """What the weight is multiplied by where it is first added to the gradient; the step itself is no decay."""
-    for result in run.results[: run.last]:
+    for result in new.results[: new.index]:
         if np.ndim(result) == 2 and result.dtype == np.float64 and len(result) > 2 and not result[0].any():
             with np.errstate(all="ignore"):
                 ratio = result[1] / result[2]
@@ -256,12 +248,10 @@ def _edge(name: str, matrix: Array, a: Array, c: Array) -> float:
     if radius > 1 or (radius == 1 and moves):
         raise refusal("momentum", radius, "in [0, 1)", "From 1 on no curvature is stable.")
     if lost > 2 or (lost == 2 and moves):
-        raise refusal(
-            "lr × weight_decay",
-            lost,
-            "below 2",
-            "Decay alone multiplies weights by 1 − lr × weight_decay at every step: no curvature is stable.",
+        advice = (
+            "Decay alone multiplies weights by 1 − lr × weight_decay at every step: no curvature is stable."
         )
+        raise refusal("lr × weight_decay", lost, "below 2", advice)
     limit = _largest_stable(a, c) if moves else math.inf
     if not limit:
         advice = "Its steps grow however small the curvature is."
@@ -273,11 +263,9 @@ def iteration(rule: Rule, values: Mapping[str, float]) -> Iteration:
     """The linear iteration of a rule with the coefficients `values`; `ValueError` says why there is none."""
     one, name = formula(rule), type(rule).__name__
     update = _Update(name, one, tuple(float(value) for value in one.pick(values)))
-    slots = _generic(update)
-    momenta = _momenta(update, slots)
-    units = _units(momenta)
-    l2 = _l2(update.responses(momenta, slots, units)[1])
-    found = update.responses(momenta, slots, units, l2)[0]
+    momenta = _momenta(update)
+    l2 = _l2(update.responses(momenta)[1])
+    found = update.responses(momenta, l2=l2)[0]
     entries = found[2]  # how a gradient of 1 enters (w, M), for each weight
     matrices = np.delete(found[1:], 1, axis=0).swapaxes(0, 1)
     moves = [entries[0]]
@@ -288,13 +276,9 @@ def iteration(rule: Rule, values: Mapping[str, float]) -> Iteration:
         moves.append(now[0])
     first = next((k for k, move in enumerate(moves) if move[0]), 0)
     _check_factors(name, np.array(moves), first)
-    edges: list[float] = []
-    for k in (0, 1):
-        a, c = _polynomials(
-            matrices[:, :, min(k, matrices.shape[2] - 1)], entries[:, min(k, entries.shape[1] - 1)]
-        )
-        edges.append(_edge(name, matrices[:, :, 0], a, c))
-    a, c = _polynomials(matrices[:, :, 0], entries[:, 0])
+    first_two = (0, min(1, entries.shape[1] - 1))
+    polynomials = [_polynomials(matrices[:, :, k], entries[:, k]) for k in first_two]
+    edges = [_edge(name, matrices[:, :, 0], a, c) for a, c in polynomials]
     finite = 0 < edges[0] < math.inf
     return Iteration(
         update=update,
@@ -306,23 +290,17 @@ def iteration(rule: Rule, values: Mapping[str, float]) -> Iteration:
         adaptive=bool((moves[first] != moves[first][0]).any()),
         moves=first + 1,
         reference=float(moves[first][0]),
-        polynomials=(a, c),
+        polynomials=polynomials[0],
     )
 
 
-def _units(momenta: tuple[str, ...]) -> Array:
-    """No (w, g, M) at all, then a unit of each."""
-    size = 2 + len(momenta)
-    return np.vstack([np.zeros(size), np.eye(size)])
-
-
-def _nonlinear(update: _Update, momenta: tuple[str, ...], slots: Mapping[str, Array]) -> ValueError | None:
+def _nonlinear(update: _Update, momenta: tuple[str, ...]) -> ValueError | None:
     """The refusal of a rule whose step is not the sum of what small w, g and M do each."""
-    parts = update.responses(momenta, slots, _units(momenta))[0][1:]
+    parts = update.responses(momenta)[0][1:]
     size = np.array([1.0, -0.6, 0.35, 1.7, -0.8, 0.45, 1.3, -0.25])[np.arange(len(parts)) % 8]
     mixed = np.array(list(itertools.product((1, -1), repeat=len(parts)))) * size
     mixed = np.vstack([mixed, 2 * mixed])
-    whole = update.responses(momenta, slots, mixed)[0]
+    whole = update.responses(momenta, mixed)[0]
     with np.errstate(all="ignore"):
         expected = np.einsum("sc,cin->sin", mixed, parts)
         most = np.einsum("sc,cin->sin", abs(mixed), abs(parts))
@@ -345,13 +323,11 @@ def _check_factors(name: str, moves: Array, first: int) -> None:
         ratio = moves / moves[first]
         known = np.isfinite(ratio).all(axis=0) & (moves[first] != 0)
     if not np.allclose(ratio[:, known], ratio[:, :1], rtol=1e-7, atol=1e-9) and known[0]:
-        raise refusal(
-            "optimizer",
-            name,
-            "a method whose state only scales its steps",
+        advice = (
             "Its momentum or decay differs from weight to weight, so no single limit holds. Measure the curvature "
-            "itself with extreme_eigenvalues.",
+            "itself with extreme_eigenvalues."
         )
+        raise refusal("optimizer", name, "a method whose state only scales its steps", advice)
 
 
 @functools.lru_cache(maxsize=256)

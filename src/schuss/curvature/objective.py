@@ -93,27 +93,23 @@ class Objective:
 
     def __init__(self, model: Model, loss: Loss, batch: Any, start: Start) -> None:
         """Collect the weights of `model`. `batch` may be exchanged later."""
-        self.model: Any
-        if isinstance(model, nn.Module):
-            self.model = model
-            named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-            self.names: list[str] = [name for name, _ in named]
-            self.given: list[Tensor] = [weight for _, weight in named]
-            self.weights = self.given
-        else:
-            self.names, self.given, rebuild = _point(model)
-            self.weights = [
-                tensor if tensor.is_leaf and tensor.requires_grad else tensor.detach().requires_grad_()
-                for tensor in self.given
-            ]
-            self.model = rebuild(self.weights)
-        if not self.weights:
+        given = _weights(model)
+        if not given:
             raise refusal("model", type(model).__name__, "a model with a weight that requires a gradient")
-        for name, weight in zip(self.names, self.weights, strict=True):
+        for name, weight in given.items():
             if not weight.is_floating_point():
-                raise refusal(
-                    name, weight.dtype, "of a real floating type", "Curvature is measured over real weights."
-                )
+                advice = "Curvature is measured over real weights."
+                raise refusal(name, weight.dtype, "of a real floating type", advice)
+        self.names, self.given = list(given), list(given.values())
+        self.weights = [
+            w if w.is_leaf and w.requires_grad else w.detach().requires_grad_() for w in self.given
+        ]
+        self.model: Any = model
+        if isinstance(model, Tensor):
+            self.model = self.weights[0]
+        elif not isinstance(model, nn.Module):
+            by_name = dict(zip(self.names, self.weights, strict=True))
+            self.model = by_name if isinstance(model, Mapping) else list(self.weights)
         self.loss, self.batch, self.start = loss, batch, start
         self.sizes = [weight.numel() for weight in self.weights]
         self.n = sum(self.sizes)
@@ -201,13 +197,8 @@ class Objective:
         return first
 
     def agree(self, first: float, second: float) -> None:
-        """Refuse a loss that has changed between two calls at the same weights, which measures nothing.
-
-        Raises:
-            ValueError: the two differ by more than rounding.
-        """
-        slack = 100 * torch.finfo(min((w.dtype for w in self.weights), key=lambda t: t.itemsize)).eps
-        if abs(first - second) > slack * max(abs(first), abs(second)):
+        """Refuse a loss that has changed by more than rounding between two calls at the same weights."""
+        if abs(first - second) > 100 * self.eps * max(abs(first), abs(second)):
             raise ValueError(
                 f"loss(model, batch) changed from {first!r} to {second!r} between two calls with the same "
                 "weights, batch and random state. Likely causes: it draws its own data (a shuffled loader, "
@@ -227,23 +218,20 @@ class Objective:
 
     def row(self, vector: Vector) -> tuple[Tensor, Callable[[Tensor], Any]]:
         """A user's vector as one row, and the function that gives a row that vector's form."""
-        names, weights = self.names, self.weights
         if isinstance(vector, Tensor):
             shaped = isinstance(self.model, Tensor) and vector.shape == self.model.shape
             if not shaped and vector.shape != (self.n,):
                 allowed = f"of shape ({self.n},), one number for each weight"
                 raise refusal("vector", tuple(vector.shape), allowed)
             return vector.detach().reshape(-1).to(self.device, self.dtype), lambda row: row.view(vector.shape)
+        names, tensors = self.names, list(cast("Sequence[Tensor]", vector))
         if isinstance(vector, Mapping):
             if set(vector) != set(names):
                 raise refusal("vector", sorted(vector), f"a dict with the keys {sorted(names)}")
             tensors = [vector[name] for name in names]
-        else:
-            tensors = list(vector)
-            if len(tensors) != len(weights):
-                allowed = f"one for each of the {len(weights)} weights"
-                raise refusal("vector", f"{len(tensors)} tensors", allowed)
-        for name, tensor, weight in zip(names, tensors, weights, strict=True):
+        elif len(tensors) != len(names):
+            raise refusal("vector", f"{len(tensors)} tensors", f"one for each of the {len(names)} weights")
+        for name, tensor, weight in zip(names, tensors, self.weights, strict=True):
             if tensor.shape != weight.shape:
                 allowed = f"of the weight's shape {tuple(weight.shape)}"
                 raise refusal(f"vector[{name}]", tuple(tensor.shape), allowed)
@@ -255,13 +243,8 @@ class Objective:
             by_name = dict(zip(names, parts, strict=True))
             return {name: by_name[name] for name in vector}
 
-        return torch.cat(
-            [tensor.detach().reshape(-1).to(self.device, self.dtype) for tensor in tensors]
-        ), form
-
-    def shaped(self, row: Tensor) -> Tensor:
-        """A row as the user gets it: flat for a module, in x's shape for a plain tensor x."""
-        return row.view(self.model.shape) if isinstance(self.model, Tensor) else row
+        flat = [tensor.detach().reshape(-1).to(self.device, self.dtype) for tensor in tensors]
+        return torch.cat(flat), form
 
 
 @contextmanager
@@ -273,9 +256,10 @@ def objective(model: Model, loss: Loss, batch: Any) -> Generator[Objective]:
     while hasattr(model, "_orig_mod"):  # in torch.compile's wrapper, whose kernels have no second derivative
         model = cast(Any, model)._orig_mod
     parts = [part for part in (model, *functions) if isinstance(part, nn.Module)]
-    tensors = [t for part in parts for t in (*part.parameters(), *part.buffers())]
-    if not isinstance(model, nn.Module):
-        tensors += _point(model)[1]
+    tensors = [
+        *_weights(model).values(),
+        *(t for part in parts for t in (*part.parameters(), *part.buffers())),
+    ]
     with untouched(parts, {tensor.device for tensor in tensors}) as start:
         found = Objective(model, loss, batch, start)
         modules = (module for part in parts for module in part.modules())
@@ -294,12 +278,8 @@ def check_optimizer(optimizer: Any) -> None:
     """Refuse what is no torch optimizer: NumPy's have no groups of weights, a name has no weights."""
     if not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "state")):
         given = optimizer if isinstance(optimizer, str) else type(optimizer).__name__
-        raise refusal(
-            "optimizer",
-            given,
-            "a torch optimizer over the model's weights",
-            "Try schuss.torch.AdamW(model.parameters(), lr=0.001).",
-        )
+        advice = "Try schuss.torch.AdamW(model.parameters(), lr=0.001)."
+        raise refusal("optimizer", given, "a torch optimizer over the model's weights", advice)
 
 
 def check_batches(batches: Any) -> None:
@@ -313,18 +293,15 @@ def checked(loss: Any) -> Tensor:
     if not isinstance(loss, Tensor):
         raise refusal("loss(model, batch)", loss, "a scalar tensor", "Return the tensor itself, not .item().")
     if loss.numel() != 1:
-        raise refusal(
-            "loss(model, batch).shape", tuple(loss.shape), "a scalar's", "Reduce it with .mean() or .sum()."
-        )
+        advice = "Reduce it with .mean() or .sum()."
+        raise refusal("loss(model, batch).shape", tuple(loss.shape), "a scalar's", advice)
     loss = loss.reshape(())
     if not bool(torch.isfinite(loss.detach())):
-        raise refusal(
-            "loss(model, batch)",
-            float(loss.detach()),
-            "finite",
+        advice = (
             "Nothing can be measured here: check the batch for bad values, or go back to weights before "
-            "the loss blew up.",
+            "the loss blew up."
         )
+        raise refusal("loss(model, batch)", float(loss.detach()), "finite", advice)
     return loss
 
 
@@ -363,13 +340,15 @@ def finite(row: Tensor, what: str) -> Tensor:
     return row
 
 
-def _point(x: Any) -> tuple[list[str], list[Tensor], Callable[[list[Tensor]], Any]]:
-    """Names, tensors and the way back for the point of a plain function."""
-    if isinstance(x, Tensor):
-        return ["x"], [x], lambda tensors: tensors[0]
-    if isinstance(x, Mapping) and all(isinstance(value, Tensor) for value in x.values()):
-        names = list(x)
-        return names, [x[name] for name in names], lambda tensors: dict(zip(names, tensors, strict=True))
-    if isinstance(x, list | tuple) and all(isinstance(value, Tensor) for value in x):
-        return [str(i) for i in range(len(x))], list(x), list
-    raise refusal("model", type(x).__name__, "an nn.Module, a tensor, or a list or dict of tensors")
+def _weights(model: Any) -> dict[str, Tensor]:
+    """The trainable weights of a module, or what a plain function's point is made of, by name."""
+    if isinstance(model, nn.Module):
+        return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    found: dict[str, Any] = {"x": model}
+    if isinstance(model, Mapping):
+        found = dict(cast("Mapping[str, Any]", model))
+    elif isinstance(model, list | tuple):
+        found = {str(i): part for i, part in enumerate(cast("Sequence[Any]", model))}
+    if not all(isinstance(part, Tensor) for part in found.values()):
+        raise refusal("model", type(model).__name__, "an nn.Module, a tensor, or a list or dict of tensors")
+    return found

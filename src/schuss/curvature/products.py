@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from schuss.curvature.differences import REFUSALS, Differences, changes, wrong_second_derivatives
+from schuss.curvature import differences
+from schuss.curvature.differences import REFUSALS, changes, wrong_second_derivatives
 from schuss.curvature.memory import SPARE
 from schuss.curvature.objective import Loss, Model, Objective, Vector, checked, derivatives, finite, objective
 from schuss.errors import refusal
@@ -119,12 +120,13 @@ class Curvature:
         self.f, self.matrix = f, matrix
         self.recorded: Multiply | None = None
         self.loss: float | None = None
-        self.differences: Differences | None = None
+        self.missing: NoSecondDerivative | None = None
+        self.warned = False
         self.unchecked = check and matrix == "hessian"
 
     def __call__(self, rows: Tensor, out: Tensor) -> None:
         """Write the products of `rows` (b × n) to `out` (b × n)."""
-        if self.differences is None:
+        if self.missing is None:
             try:
                 self._exactly(rows, out)
                 if self.unchecked:
@@ -136,10 +138,13 @@ class Curvature:
                         f"{missing}, and a GGN-vector product needs one. Use other kernels, or "
                         'the Hessian (hvp, matrix="hessian"), whose products can be differences of gradients.'
                     ) from missing
-                self.recorded = None
-                self.differences = Differences(self.f, str(missing))
-        if self.differences is not None:
-            self.differences(rows, out)
+                self.recorded, self.missing = None, missing
+        if self.missing is not None:
+            for row, product in zip(rows, out, strict=True):
+                product.copy_(differences.product(self.f, row))
+                if not self.warned and bool(product.any()):
+                    self.warned = True
+                    differences.warn(self.f, str(self.missing), row, product)
         finite(out, "curvature-vector product")
 
     def _check(self, row: Tensor, product: Tensor) -> None:

@@ -62,12 +62,9 @@ def quadratic_model(
     """Compare the decrease that gradient and Hessian predict along a step with the actual one.
 
     Args:
-        model: an `nn.Module`, or the point of a plain function; its weights are moved and put back bit for
-            bit.
-        loss: `loss(model, batch)`, a scalar tensor.
-        batch: handed to `loss`.
+        model, loss, batch: as for `hvp`; the weights are moved and put back bit for bit.
         step: a change of the weights, in any form that `hvp` takes.
-        scales: the multiples of the step to look at.
+        scales: the multiples of the step at which to compare.
 
     A loss that is not finite after a step counts as an actual decrease of −∞. Other errors are those of
     `hvp`.

@@ -250,31 +250,28 @@ def stability_limit(optimizer: torch.optim.Optimizer | NumPyOptimizer) -> Stabil
     >>> round(limit.limit, 9), round(limit.largest_lr(190.0), 9)
     (380.0, 0.2)
     """
-    given: Any = optimizer
-    of_numpy = not isinstance(given, type) and not hasattr(given, "param_groups") and hasattr(given, "row")
-    if not of_numpy:
-        check_optimizer(given)
-    row = _row(given)
+    if isinstance(optimizer, type) or not hasattr(optimizer, "row"):  # what has a row is of Schuss
+        check_optimizer(optimizer)
+    row = _row(optimizer)
     methods: list[Linear] = []
     weights: list[Tensor] = []
-    for group, weight, state in _of_arrays(given) if of_numpy else _of_tensors(given):
+    for group, weight, state in _states(optimizer):
         if group.get("maximize"):
             raise refusal("maximize", True, "False", "A method that maximizes has no stability limit.")
         methods.append(_linear(row, group, state))
         weights += [] if weight is None else [weight]
-    limit = min(method.limit for method in methods)
-    lr = min(methods, key=lambda method: method.limit).lr
-    known = [method.preconditioner for method in methods]
-    started = any(p is not None for p in known)
+    tightest = min(methods, key=lambda method: method.limit)
     scaled = [
-        math.inf if p is None or math.isinf(method.limit) else p * (method.limit / limit)
-        for p, method in zip(known, methods, strict=True)
+        math.inf
+        if method.preconditioner is None or math.isinf(method.limit)
+        else method.preconditioner * (method.limit / tightest.limit)
+        for method in methods
     ]
     return StabilityLimit(
-        limit=limit,
-        lr=lr,
+        limit=tightest.limit,
+        lr=tightest.lr,
         preconditioned=not all(isinstance(p, float) and p == 1.0 for p in scaled),
-        preconditioner=tuple(scaled) if started else None,
+        preconditioner=tuple(scaled) if any(m.preconditioner is not None for m in methods) else None,
         methods=tuple(methods),
         weights=tuple(weights),
         optimizer=row.name,
@@ -289,24 +286,21 @@ def _row(optimizer: Any) -> Row:
     for kind in type(optimizer).__mro__:
         if kind.__module__.startswith("torch.optim.") and kind.__name__ in TABLE:
             return TABLE[kind.__name__]
-    raise refusal(
-        "optimizer",
-        type(optimizer).__name__,
-        f"of Schuss, or of torch.optim and one of {', '.join(TABLE)}",
-        "Measure the curvature itself with extreme_eigenvalues.",
-    )
+    allowed = f"of Schuss, or of torch.optim and one of {', '.join(TABLE)}"
+    advice = "Measure the curvature itself with extreme_eigenvalues."
+    raise refusal("optimizer", type(optimizer).__name__, allowed, advice)
 
 
-def _of_tensors(optimizer: Any) -> Iterator[tuple[Group, Tensor, State]]:
-    """Each weight of an optimizer of torch, with its group and its state."""
-    for group in optimizer.param_groups:
-        for weight in group["params"]:
-            yield group, weight, optimizer.state.get(weight, {})
+def _states(optimizer: Any) -> Iterator[tuple[Group, Tensor | None, State]]:
+    """Of each weight its group, itself (None in NumPy) and its state, in torch's names.
 
-
-def _of_arrays(optimizer: Any) -> Iterator[tuple[Group, None, State]]:
-    """The same of an optimizer of NumPy, in torch's words; before the first update one weight without state."""
-    group = {name: getattr(optimizer, name) for name in optimizer.arguments()}
+    An optimizer of NumPy has before its first update one weight without state.
+    """
+    if hasattr(optimizer, "param_groups"):
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                yield group, weight, optimizer.state.get(weight, {})
+        return
     names = dict(optimizer.row.names)
     names |= {scale_of(slot): scale_of(name) for slot, name in names.items()}
     found: dict[str, dict[str, Any]] = {}
@@ -315,9 +309,9 @@ def _of_arrays(optimizer: Any) -> Iterator[tuple[Group, None, State]]:
         if weight:
             bits = value.dtype == np.uint16  # of bfloat16, which NumPy has not
             tensor = torch.as_tensor(value.view(np.int16) if bits else value)
-            found.setdefault(weight, {})[names.get(slot, slot)] = (
-                tensor.view(torch.bfloat16) if bits else tensor
-            )
+            tensor = tensor.view(torch.bfloat16) if bits else tensor
+            found.setdefault(weight, {})[names.get(slot, slot)] = tensor
+    group = {name: getattr(optimizer, name) for name in optimizer.arguments()}
     for state in found.values() or [{}]:
         yield group, None, state if int(state.get("step", 0)) else {}
 
@@ -332,10 +326,8 @@ def _linear(row: Row, group: Group, state: State) -> Linear:
     first = rule.initial()
     scalars = tuple((n, float(state.get(row.names[n], first.get(n, 0.0)))) for n in rule.scalars)
     limit, now, scale = _iterations(rule, steps, scalars)
-    p: Tensor | float | None = None
-    if scale is not None and not now.adaptive:
-        p = scale
-    elif scale is not None:
+    p: Tensor | float | None = scale
+    if scale is not None and now.adaptive:
         p = _preconditioner(now, scale, {name: row.names[name] for name in now.frozen}, state)
     return Linear(rule, limit, now.l2, 1 - now.decay, p, steps, scalars)
 
@@ -380,8 +372,7 @@ def _numbers(state: State, name: str) -> Tensor:
     value = state[name].detach()
     if value.dtype in (torch.int8, torch.uint8):
         if value.dtype == torch.uint8 or scale_of(name) not in state:
-            raise refusal(
-                f"the state's {name!r}", value.dtype, "numbers, or int8 codes of schuss with their scales"
-            )
+            allowed = "numbers, or int8 codes of schuss with their scales"
+            raise refusal(f"the state's {name!r}", value.dtype, allowed)
         return from_levels(value, state[scale_of(name)])
     return torch.view_as_real(value) if value.is_complex() else value

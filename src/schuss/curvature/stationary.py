@@ -56,16 +56,8 @@ def stationary_point(
 ) -> StationaryPoint:
     """Is this point a minimum, a saddle, a maximum or flat? And if a saddle, which direction leads down?
 
-    Args:
-        model: an `nn.Module`, or the point of a plain function.
-        loss: `loss(model, batch)`, a scalar tensor.
-        batch: handed to `loss`.
-        tolerance: eigenvalues within tolerance × max|λ| of zero count as zero (at least their residual does).
-        products: at most so many Hessian-vector products.
-        seed: of the random start; the global random state is not touched.
-        progress: called as `progress(done, at_most)`.
-
-    Errors are those of `extreme_eigenvalues`.
+    Eigenvalues within `tolerance` × max|λ| of zero count as zero (at least their residual does). The other arguments
+    and the errors are those of `extreme_eigenvalues`.
 
     >>> import torch
     >>> saddle = lambda x, _: (x[0] ** 2 - x[1] ** 2) / 2
@@ -87,7 +79,7 @@ def stationary_point(
             row = ritz.vectors([0])[0]
             if float(row.double() @ gradient.double()) > 0:
                 row = -row
-            escape = f.shaped(row)
+            escape = row.view(f.model.shape) if isinstance(f.model, Tensor) else row
         return StationaryPoint(
             verdict=_verdict(smallest, largest, zero, ritz.converged, residual <= tolerance * size),
             stationary=norm <= tolerance * size * max(1.0, f.norm),
