@@ -23,10 +23,7 @@ DENSE = 2000
 """Up to this many weights the condition number forms the whole matrix."""
 
 LARGE = 100_000
-"""Beyond so many weights 100 products are all there is by default. See `extreme_eigenvalues`."""
-
-WITHIN = 1e-2
-"""What counts as converged there: a network's eigenvalues at the edge of its bulk lie closer together."""
+"""Beyond so many weights 100 products are all there is by default, and a residual of 1e-2 counts as converged."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,16 +89,14 @@ def extreme_eigenvalues(
         eigenvectors: also return the directions.
         tolerance: residual, relative to the largest |λ|, at which a value counts as converged. Default 1e-10
             for float64 weights, 100 ε of float32 otherwise. The error of an isolated value is of the order of
-            its square. Beyond 100,000 weights the default still goes on to that accuracy while there are
-            products, but counts 1e-2 as converged: single eigenvalues stand out, and come out to 1e-5 or
-            better, but at the edge of a bulk the neighbours are 1e-3 apart and 100 products cannot tell them.
+            its square. Beyond 100,000 weights the default still aims there but counts 1e-2 as converged: at the edge
+            of a network's bulk the eigenvalues are 1e-3 apart, and 100 products cannot tell them.
         products: at most so many Hessian-vector products; default 100 for large models, more for small ones
-            (10⁷/n). Where copies of repeated eigenvalues must be searched (see `confirmed`), the products
-            left over are used.
+            (10⁷/n). Those left over search for copies of repeated eigenvalues (see `confirmed`).
         vectors: at most so many vectors of the model's size in memory, gradient and product included. Default
             24, or what fits in 16 MiB, or 2 k + 9 if that is more.
         seed: of the random start; the global random state is not touched.
-        progress: called as `progress(done, at_most)` after each block of products.
+        progress: called as `progress(done, at_most)` as products are taken.
 
     Raises:
         ValueError: as `hvp`; also if the loss changes between two calls, saying why it may.
@@ -120,7 +115,7 @@ def extreme_eigenvalues(
         options: dict[str, Any] = dict(budget=products, vectors=vectors, seed=seed, progress=progress)
         ritz, goal = ends(f, Curvature(f, matrix), k, k, tolerance=tolerance, **options)
         if tolerance is None:
-            tolerance = goal if f.n <= LARGE else max(goal, WITHIN)
+            tolerance = goal if f.n <= LARGE else max(goal, 1e-2)
         k, m = min(k, f.n), len(ritz.values)
         high, low = list(range(m - 1, m - 1 - k, -1)), list(range(k))
         residuals = ritz.residuals[high + low]
@@ -226,10 +221,9 @@ def condition_number(
 
     The positive part are the eigenvalues above `cut` × λmax; `cut` defaults to n ε of the weights' dtype (at
     least 1e-12), the size of rounding. Up to 2000 weights the whole matrix is formed, and the number is
-    exact. Beyond, both ends come from Lanczos: if the smallest is above the cut, that is κ; if not
-    (eigenvalues at or below zero hide the positive part's end), the number is a lower bound: λmax over an
-    upper bound of the smallest positive eigenvalue that was seen (θ plus its residual, where that is below
-    θ/2).
+    exact. Beyond, both ends come from Lanczos: if the smallest is above the cut, that is κ; if not, the number is a
+    lower bound: λmax over an upper bound of the smallest positive eigenvalue that was seen (θ plus its residual,
+    where that is below θ/2).
 
     Arguments and errors are those of `extreme_eigenvalues`; besides, no eigenvalue above the cut is refused.
 
@@ -245,34 +239,27 @@ def condition_number(
         curvature = Curvature(f, matrix)
         cut = max(1e-12, f.n * f.eps) if cut is None else cut
         if f.n <= DENSE:
-            return _counted(dense(f, curvature, progress), cut)
-        ritz, _ = ends(f, curvature, 1, 1, seed=seed, progress=progress)
-        return _bounded(ritz, cut)
-
-
-def _counted(matrix: Array, cut: float) -> ConditionNumber:
-    """κ of all eigenvalues of the whole matrix."""
-    values, _ = eigh(matrix)
-    largest = _positive(float(values[-1]))
-    zero = cut * largest
-    smallest = float(values[values > zero][0])
-    zeros, negative = int((np.abs(values) <= zero).sum()), int((values < -zero).sum())
-    symmetric = is_symmetric(float(np.abs(matrix - matrix.T).max() / np.abs(matrix).max()))
-    found = f"{zeros} near zero, {negative} negative"
-    how = f"all {len(values)} eigenvalues, cut at {cut:.3g} of the largest: {found}"
-    return ConditionNumber(largest / smallest, largest, smallest, zero, zeros, negative, symmetric, how)
-
-
-def _bounded(ritz: Ritz, cut: float) -> ConditionNumber:
-    """κ by the ends of the spectrum, or a lower bound of it."""
-    largest = _positive(float(ritz.values[-1]))
-    sure = (ritz.values > cut * largest) & (ritz.residuals < ritz.values / 2)
-    converged = ritz.converged and float(ritz.values[0]) > cut * largest
-    smallest = float(ritz.values[0]) if converged else float((ritz.values + ritz.residuals)[sure].min())
-    how = f"ends by {ritz.products} matrix-vector products, cut at {cut:.3g} of the largest"
-    if not converged:
-        how += f"; the smallest eigenvalue of all is {ritz.values[0]:.3g}"
-    return ConditionNumber(largest / smallest, largest, smallest, cut * largest, None, None, converged, how)
+            full = dense(f, curvature, progress)
+            (values, _), residuals = eigh(full), np.zeros(f.n)
+            converged = is_symmetric(float(np.abs(full - full.T).max() / (np.abs(full).max() or 1.0)))
+            how = f"all {f.n} eigenvalues"
+        else:
+            ritz, _ = ends(f, curvature, 1, 1, seed=seed, progress=progress)
+            values, residuals, converged = ritz.values, ritz.residuals, ritz.converged
+            how = f"ends by {ritz.products} matrix-vector products"
+    largest = float(values[-1])
+    if largest <= 0:
+        raise refusal("the largest eigenvalue", largest, "positive", "There is no positive part here.")
+    zero, how = cut * largest, f"{how}, cut at {cut:.3g} of the largest"
+    sure = (values > zero) & (residuals < values / 2)
+    smallest = float(values[0] if converged and values[0] > zero else (values + residuals)[sure].min())
+    zeros = negative = None
+    if f.n <= DENSE:
+        zeros, negative = int((np.abs(values) <= zero).sum()), int((values < -zero).sum())
+        how += f": {zeros} near zero, {negative} negative"
+    elif not converged or values[0] <= zero:
+        converged, how = False, f"{how}; the smallest eigenvalue of all is {values[0]:.3g}"
+    return ConditionNumber(largest / smallest, largest, smallest, zero, zeros, negative, converged, how)
 
 
 def dense(f: Objective, apply: Apply, progress: Progress | None = None) -> Array:
@@ -289,12 +276,6 @@ def dense(f: Objective, apply: Apply, progress: Progress | None = None) -> Array
         if progress is not None:
             progress(i + 1, n)
     return matrix
-
-
-def _positive(largest: float) -> float:
-    if largest <= 0:
-        raise refusal("the largest eigenvalue", largest, "positive", "There is no positive part here.")
-    return largest
 
 
 def _listed(values: Array) -> str:

@@ -1,19 +1,16 @@
 r"""Both ends of a symmetric matrix's spectrum by block Lanczos, restarted thickly, orthogonalised in full.
 
 The basis Q (rows) grows a block at a time: W = H·(last block), made orthogonal to all of Q twice, is the next
-block. The coefficients T = Q H Qᵀ are measured, not assumed tridiagonal, and kept in float64; products of
-rows are summed in float64 whatever the rows are. For a symmetric H the coefficients of a new block with the
-basis are known before: those of the basis with the block. How far they differ says how symmetric H is.
-
-When memory for rows is full, the basis is replaced by the Ritz vectors nearest the wanted ends and the last
-block. A block that loses rank (an invariant subspace is found) is refilled with random directions, which is
-how further copies of a repeated eigenvalue come in.
+block. The coefficients T = Q H Qᵀ are measured, not assumed tridiagonal, in float64 whatever the rows are. For a
+symmetric H the coefficients of a new block with the basis are those of the basis with the block: how far they
+differ says how symmetric H is. When memory for rows is full, the basis is replaced by the Ritz vectors nearest the
+wanted ends and the last block. A block that loses rank (an invariant subspace is found) is refilled with random
+directions, which is how further copies of a repeated eigenvalue come in.
 
 A block of b rows meets up to b copies of an eigenvalue, at b times the products for the same polynomial
-degree; one row alone would meet just one. A narrower block is made good by probes: once the wanted ends have
-converged, they stay and the iteration starts again from random directions orthogonal to them. A copy that was
-missed comes up and takes its place; a probe whose next values settle without changing the ends says that none
-is missing.
+degree. A narrower block is made good by probes: once the wanted ends have converged, they stay and the iteration
+starts again from random directions orthogonal to them. A copy that was missed comes up and takes its place; a
+probe whose next values settle without changing the ends says that none is missing.
 
 Sources: Golub and Underwood 1977 (block); Wu and Simon 2000 (thick restart); Parlett 1998, chapter 13 (why in
 full).
@@ -32,6 +29,8 @@ from torch import Tensor
 
 Array = NDArray[np.float64]
 Apply = Callable[[Tensor, Tensor], None]
+"""Called as `apply(rows, out)`, it writes the products of some rows to `out`."""
+
 CHUNK = 2**15
 """Columns that are raised to float64 at a time."""
 

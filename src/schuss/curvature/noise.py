@@ -26,16 +26,7 @@ from torch import Tensor
 
 from schuss.curvature.lanczos import Array, inner
 from schuss.curvature.memory import SPARE
-from schuss.curvature.objective import (
-    Loss,
-    Model,
-    Objective,
-    Pieces,
-    Progress,
-    check_batches,
-    objective,
-    shape_of,
-)
+from schuss.curvature.objective import Loss, Model, Objective, Pieces, Progress, objective, shape_of
 from schuss.curvature.products import Curvature
 from schuss.errors import real, refusal
 
@@ -49,8 +40,8 @@ class NoiseScale:
 
     `simple` = tr Σ / ‖G‖²: with a batch of that size noise and signal have the same length. `interval` covers
     the true value with probability `level`; it ends at infinity where the signal is not told from zero.
-    `trace` is tr Σ of one example and `signal` ‖G‖². `weighted` = tr(HΣ) / (GᵀHG), with `weighted_interval`,
-    only if curvature was asked for: the batch beyond which a larger one saves few steps. None otherwise.
+    `trace` is tr Σ of one example and `signal` ‖G‖². `weighted` = tr(HΣ) / (GᵀHG), with `weighted_interval`, is the
+    batch beyond which a larger one saves few steps; None unless curvature was asked for.
     """
 
     simple: float
@@ -90,23 +81,19 @@ def gradient_noise_scale(
     Args:
         model: an `nn.Module`, or the point of a plain function.
         loss: `loss(model, batch)`, the *mean* over the batch's examples.
-        batches: at least two batches of independently drawn examples, each seen once; any iterable, also a
-            generator. Sizes may differ. An epoch of a shuffled loader will do: its examples count as draws
-            from the distribution.
+        batches: any iterable of at least two batches of independently drawn examples, each seen once, as an epoch of
+            a shuffled loader. Sizes may differ.
         batch_size: examples in a batch, or a function of the batch; default the first dimension of the first
             tensor or array in it.
-        curvature: a batch at which the Hessian is measured, for the `weighted` scale too; one HVP for
-            each of up to 20 groups of batches.
+        curvature: a batch at which the Hessian is measured, for the `weighted` scale too, by up to 20 HVPs.
         level: of the interval, by a jackknife over up to 20 groups of batches and Fieller's theorem.
-        progress: called as `progress(done, at_most)` after each batch; at_most is 0 where the length is
-            unknown.
+        progress: called as `progress(done, at_most)` after each batch; at_most is 0 where that is unknown.
 
     Dropout draws a new mask for each batch here, as in training: its noise is part of the gradient's.
     Memory: at most 20 gradients, however many batches.
 
     Raises:
-        ValueError: as `hvp`; fewer than two batches; a batch without a size; a loss that changes between two
-            calls.
+        ValueError: as `hvp`; fewer than two batches; a batch without a size; a loss that changes between calls.
 
     >>> x = torch.tensor([1.0, -1.0], dtype=torch.float64)
     >>> draws = torch.randn(64, 8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -115,7 +102,8 @@ def gradient_noise_scale(
     True
     """
     level = real("level", level, "in (0, 1)", lambda x: 0 < x < 1, "0.95 is usual.")
-    check_batches(batches)
+    if not hasattr(batches, "__iter__"):
+        raise refusal("batches", batches, "an iterable of batches", "Try a list or a DataLoader.")
     at_most = len(batches) if hasattr(batches, "__len__") else 0  # type: ignore[arg-type]
     with objective(model, loss, None) as f:
         groups, count = None, 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -280,12 +280,6 @@ def check_optimizer(optimizer: Any) -> None:
         given = optimizer if isinstance(optimizer, str) else type(optimizer).__name__
         advice = "Try schuss.torch.AdamW(model.parameters(), lr=0.001)."
         raise refusal("optimizer", given, "a torch optimizer over the model's weights", advice)
-
-
-def check_batches(batches: Any) -> None:
-    """Refuse what gives no batches."""
-    if not isinstance(batches, Iterable):
-        raise refusal("batches", batches, "an iterable of batches", "Try a list or a DataLoader.")
 
 
 def checked(loss: Any) -> Tensor:

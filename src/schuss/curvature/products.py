@@ -1,11 +1,9 @@
 """Products of a vector with the Hessian or the Gauss-Newton matrix, without ever forming the matrix.
 
 They are exact to rounding. Only where an operation has no second derivative (a custom function that says so, a
-compiled function, some fused kernels) or a wrong one are Hessian products differences of gradients, and a warning
-says so.
+compiled function, some fused kernels) or a wrong one are they differences of gradients, and a warning says so.
 
-Sources: Pearlmutter 1994 (Hessian-vector products at the cost of two gradients); Schraudolph 2002
-(Gauss-Newton).
+Sources: Pearlmutter 1994 (Hessian-vector products at the cost of two gradients); Schraudolph 2002 (Gauss-Newton).
 """
 
 from __future__ import annotations
@@ -44,16 +42,13 @@ def hvp(model: Model, loss: Loss, batch: Any, vector: Vector) -> Any:
     Returns:
         H v in the form of `vector`, in units of loss per weight². Detached: it has no graph.
 
-    Cost: one forward, one backward and one backward of the backward pass: two to three gradients; memory for
-    two vectors besides the graph. The loss is evaluated once, so this is the one measurement that cannot tell
-    whether it changes between calls (a second evaluation would make it three and a third gradients), nor whether an
-    operation's own second derivative is wrong: measurements of many products compare the first with
-    a difference of gradients, which would double the cost of a single product.
+    Cost: two to three gradients; memory for two vectors besides the graph. The loss is evaluated once, so this is the
+    one measurement that cannot tell whether it changes between calls, nor whether an operation's own second derivative
+    is wrong: others compare their first product with a difference of gradients.
 
-    Model, random state and BatchNorm statistics stay bit for bit as they were; dropout draws the mask that
-    the next training step would draw; attention runs on the kernel that has a second derivative. Where an
-    operation has none on any kernel, H v is a central difference of gradients, and a warning says how
-    accurate.
+    Everything stays bit for bit as it was; dropout draws the mask that the next training step would draw; attention
+    runs on the kernel that has a second derivative. Where an operation has none on any kernel, H v is a central
+    difference of gradients, and a warning says how accurate.
 
     Raises:
         ValueError: the loss is not a finite scalar or has no gradient, the vector does not fit, H v is not
@@ -78,9 +73,9 @@ def ggnvp(model: Model, loss: Loss, batch: Any, vector: Vector) -> Any:
     loss does not call the model itself, give the pair `(forward, criterion)` as `loss`:
     `criterion(forward(model, batch), batch)`.
 
-    Arguments, return value, guarantees and errors are those of `hvp`; besides, a loss that changes between two
-    calls is refused, and one that is computed inside the model's forward, since then there are no outputs to
-    split it at, and an operation without a second derivative.
+    Arguments, return value, guarantees and errors are those of `hvp`; besides, a loss is refused that changes between
+    two calls, is computed inside the model's forward (there are no outputs to split it at), or has an operation
+    without a second derivative.
 
     >>> x = torch.tensor([1.0, 1.0], dtype=torch.float64)
     >>> residuals = lambda x, _: torch.stack([1 - x[0], 10 * (x[1] - x[0] ** 2)])
@@ -105,9 +100,7 @@ def _product(model: Model, loss: Loss, batch: Any, vector: Vector, matrix: str) 
 class Curvature:
     """The Hessian ("hessian") or Gauss-Newton matrix ("ggn") of an objective, applied to blocks of rows.
 
-    Keeps the graph of one evaluation for a batch in one piece, so that a further product costs one backward
-    pass of the backward pass; for `Pieces` each block passes over the pieces once.
-
+    The graph of one evaluation is stored for a batch in one piece; for `Pieces` each block passes over the pieces once.
     Unless `check` is False, the first Hessian product is compared with a difference of gradients, at the cost of
     one more product and three to seven gradients; where it is wrong, this and all later ones are such differences.
     """

@@ -23,16 +23,7 @@ import torch
 from torch import Tensor
 
 from schuss.curvature.lanczos import Array
-from schuss.curvature.objective import (
-    Loss,
-    Model,
-    Objective,
-    Progress,
-    check_batches,
-    check_optimizer,
-    leaves,
-    objective,
-)
+from schuss.curvature.objective import Loss, Model, Objective, Progress, check_optimizer, leaves, objective
 from schuss.curvature.restore import restoring
 from schuss.errors import real, refusal, whole
 
@@ -91,8 +82,7 @@ def range_test(
     """Learning-rate range test: train while the rate grows from `lowest` to `highest`, then restore everything.
 
     Args:
-        model: an `nn.Module`, or for a plain function leaf tensors that require a gradient.
-        loss: `loss(model, batch)`, a scalar tensor.
+        model, loss: as for `hvp`; a plain function's tensors must be leaves that require a gradient.
         batches: any iterable; the first `steps` are used, again from the start if there are fewer.
         optimizer: holds the model's weights; a copy of it, state included, takes the steps. With several
             groups the rate is the first group's, and the others stay in proportion to it.
@@ -116,7 +106,8 @@ def range_test(
     steps = whole("steps", steps, 10, advice="A slope needs several learning rates.")
     sweeps = whole("sweeps", sweeps, 1)
     check_optimizer(optimizer)
-    check_batches(batches)
+    if not hasattr(batches, "__iter__"):
+        raise refusal("batches", batches, "an iterable of batches", "Try a list or a DataLoader.")
     rates = np.geomspace(lowest, highest, steps)
     losses = np.full((sweeps, steps), np.nan)
     with objective(model, loss, None) as f:
@@ -125,37 +116,38 @@ def range_test(
             raise refusal("batches", chosen, "at least one batch")
         f.batch = chosen[0]
         f.steady()
-        trained = _trained(f, optimizer)
+        weights = _claimed(f, optimizer)
         for sweep in range(sweeps):
             f.rewind()
             turn = sweep * len(chosen) // sweeps
-            for k, value in enumerate(_sweep(f, chosen[turn:] + chosen[:turn], optimizer, trained, rates)):
+            for k, value in enumerate(_sweep(f, chosen[turn:] + chosen[:turn], optimizer, weights, rates)):
                 losses[sweep, k] = value
                 if progress is not None:
                     progress(sweep * steps + k + 1, sweeps * steps)
     return _read(rates, losses)
 
 
-def _trained(f: Objective, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The optimizer's weights: some of the model's, and memory for a copy of them and of its state."""
-    trained: list[Tensor] = [weight for group in optimizer.param_groups for weight in group["params"]]
-    if not {id(weight) for weight in f.weights} & {id(weight) for weight in trained}:
+def _claimed(f: Objective, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """All weights, of which the optimizer holds some of the model's; there is memory for a copy of it and them."""
+    trained: dict[int, Tensor] = {id(w): w for group in optimizer.param_groups for w in group["params"]}
+    weights = {id(weight): weight for weight in f.weights}
+    if not weights.keys() & trained.keys():
         raise ValueError(
             "optimizer holds none of the model's weights. Pass the optimizer of this model; for a "
             "plain function the tensors must be leaves with requires_grad."
         )
     state = sum(leaf.numel() for leaf in leaves(dict(optimizer.state)) if isinstance(leaf, Tensor))
     f.claim("a copy of weights and optimizer", 2 + math.ceil(state / f.n))  # weights, gradients, state
-    return trained
+    return list((weights | trained).values())
 
 
 def _sweep(
-    f: Objective, batches: list[Any], optimizer: torch.optim.Optimizer, trained: list[Tensor], rates: Array
+    f: Objective, batches: list[Any], optimizer: torch.optim.Optimizer, weights: list[Tensor], rates: Array
 ) -> list[float]:
     """The losses of one sweep; ends early when the loss has blown up."""
     losses: list[float] = []
-    with restoring(trained):
-        runner = copy.deepcopy(optimizer, {id(weight): weight for weight in trained})
+    with restoring(weights):
+        runner = copy.deepcopy(optimizer, {id(weight): weight for weight in weights})
         first = float(runner.param_groups[0]["lr"]) or 1.0
         factors = [float(group["lr"]) / first or 1.0 for group in runner.param_groups]
         for k, rate in enumerate(rates):

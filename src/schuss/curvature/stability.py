@@ -1,8 +1,7 @@
 """The largest curvature at which an optimizer's present settings are stable.
 
-What a rule does near a minimum is read off its own `update`: see `linear`. So any rule has a limit, and none is known
-here by name. In many dimensions h / P is an eigenvalue of P^-½ H P^-½. An L2 decay λ adds to every h. P moves with
-training: the limit is that of P frozen as it is now.
+What a rule does near a minimum is read off its own `update` by `linear`; no rule is known here by name. In many
+dimensions h / P is an eigenvalue of P^-½ H P^-½. An L2 decay λ adds to every h. P is frozen as it is now.
 
 | method            | limit of h / P                                        |
 |-------------------|-------------------------------------------------------|
@@ -133,8 +132,8 @@ class StabilityLimit:
     adaptive methods); for plain methods P is 1 and this is the largest stable sharpness. With several groups,
     the smallest limit among them; P of the others is scaled so that this one limit holds for all (exact when
     they share their momentum). `preconditioned`: P is not 1 everywhere. `preconditioner` are the P of each
-    weight tensor in the optimizer's order (a number where it is the same for the whole tensor), None before
-    the first step of an adaptive method. `methods` are the linear iterations of each weight tensor.
+    weight tensor (a number where it is the same for the whole tensor), None before the first step of an adaptive
+    method. `methods` are the linear iterations of each weight tensor.
     """
 
     limit: float
@@ -232,11 +231,9 @@ def stability_limit(optimizer: torch.optim.Optimizer | NumPyOptimizer) -> Stabil
     """The largest curvature at which the optimizer is stable with its present settings and state.
 
     Reads optimizers of Schuss, of your own rules too, and those of torch.optim by the same names, with state in any
-    precision; nothing is changed. Of an optimizer of `schuss.numpy` it knows the limit; the result's `sharpness` needs
-    a torch model. Plain methods give a limit on the sharpness (2/lr for gradient descent), adaptive ones on the
-    sharpness of P^-½ H P^-½ with P from their state, which the result's `sharpness(model, loss, batch)` measures.
-    `largest_lr(sharpness)` is the inverse. The limit is worked out from the rule's own `update`, with P as
-    it is now.
+    precision; nothing is changed. Plain methods give a limit on the sharpness (2/lr for gradient descent), adaptive
+    ones on the sharpness of P^-½ H P^-½ with P from their state, which the result's `sharpness(model, loss, batch)`
+    measures (not for optimizers of `schuss.numpy`). `largest_lr(sharpness)` is the inverse.
 
     Raises:
         ValueError: a method that is not linear in a small gradient (Rprop and Lion use only its sign, so no

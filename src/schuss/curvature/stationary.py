@@ -73,6 +73,12 @@ def stationary_point(
         residual = float(max(ritz.residuals[0], ritz.residuals[-1]))
         size = max(abs(smallest), abs(largest))
         zero = max(tolerance * size, residual)
+        # Ritz values lie inside the spectrum: a sign seen is there; one not seen needs convergence.
+        verdict = "undecided"
+        if smallest < -zero and largest > zero:
+            verdict = "saddle"
+        elif (ritz.converged or residual <= tolerance * size) and (smallest >= -zero or largest < -zero):
+            verdict = "minimum" if smallest > zero else "maximum" if largest < -zero else "flat"
         norm = float(gradient.double().norm())
         escape = None
         if smallest < -zero:
@@ -81,7 +87,7 @@ def stationary_point(
                 row = -row
             escape = row.view(f.model.shape) if isinstance(f.model, Tensor) else row
         return StationaryPoint(
-            verdict=_verdict(smallest, largest, zero, ritz.converged, residual <= tolerance * size),
+            verdict=verdict,
             stationary=norm <= tolerance * size * max(1.0, f.norm),
             gradient_norm=norm,
             smallest=smallest,
@@ -90,16 +96,3 @@ def stationary_point(
             escape=escape,
             products=ritz.products,
         )
-
-
-def _verdict(smallest: float, largest: float, zero: float, converged: bool, sharp: bool) -> str:
-    """Ritz values lie inside the spectrum: a sign seen is there; one not seen needs convergence."""
-    if smallest < -zero and largest > zero:
-        return "saddle"
-    if not (converged or sharp):
-        return "undecided"
-    if smallest > zero:
-        return "minimum"
-    if largest < -zero:
-        return "maximum"
-    return "flat" if smallest >= -zero else "undecided"
