@@ -267,12 +267,10 @@ def dense(f: Objective, apply: Apply, progress: Progress | None = None) -> Array
     n = f.n
     claim("the whole matrix", n, n, torch.float64, f.device, "Measure its ends with extreme_eigenvalues.")
     matrix = np.empty((n, n))
-    unit, column = f.zeros(1), f.zeros(1)
     for i in range(n):
-        unit.zero_()
+        unit = f.zeros(1)
         unit[0, i] = 1
-        apply(unit, column)
-        matrix[i] = column[0].cpu().numpy()
+        matrix[i] = apply(unit)[0].cpu().numpy()
         if progress is not None:
             progress(i + 1, n)
     return matrix

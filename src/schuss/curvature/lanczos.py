@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Array = NDArray[np.float64]
-Apply = Callable[[Tensor, Tensor], None]
-"""Called as `apply(rows, out)`, it writes the products of some rows to `out`."""
+Apply = Callable[[Tensor], Tensor]
+"""An operator: the products of some rows, as rows that may be written to."""
 
 CHUNK = 2**15
 """Columns that are raised to float64 at a time."""
@@ -127,7 +127,7 @@ def lanczos(
     generator: torch.Generator,
     progress: Callable[[int, int], object] | None = None,
 ) -> Ritz:
-    """The `low` smallest and `high` largest eigenvalues of the operator `apply(rows, out)`.
+    """The `low` smallest and `high` largest eigenvalues of the operator `apply(rows)`.
 
     `basis` (rows × n) is the memory to work in, at least low + high + 2·block rows unless it has room for the
     whole space; its first row may hold a start vector (any row that is 0 is drawn at random). Stops when the
@@ -211,10 +211,11 @@ class Krylov:
 
     def grow(self) -> None:
         """Take the next block into the space, and find the one after it."""
-        (rows, n), m, size = self.basis.shape, self.m, self.size
+        m, size = self.m, self.size
         stop = m + size
-        products = self.basis[stop : stop + size] if stop + size <= rows else self.basis.new_empty(size, n)
-        self.apply(self.basis[m:stop], products)
+        products = self.apply(self.basis[m:stop])
+        if stop + size <= len(self.basis):
+            products = self.basis[stop : stop + size].copy_(products)
         self.products += size
         coefficients = self._remove(products, 0, stop)
         self.projected[:stop, m:stop] = coefficients
@@ -225,7 +226,7 @@ class Krylov:
         if self.linked is not None:
             lopsided = max(lopsided, float(np.abs(coefficients[:m].T - self.linked).max()))
         self.asymmetry = max(self.asymmetry, lopsided / self.scale if self.scale else 0.0)
-        self.m, self.size = stop, min(self.block, n - stop)
+        self.m, self.size = stop, min(self.block, self.basis.shape[1] - stop)
         self.coupling = self._orthonormalise(products) if self.size else np.zeros((0, size))
         self.linked = np.hstack([np.zeros((self.size, m)), self.coupling])
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from schuss.curvature.lanczos import Array, inner
 from schuss.curvature.memory import SPARE
-from schuss.curvature.objective import Loss, Model, Objective, Pieces, Progress, objective, shape_of
+from schuss.curvature.objective import Loss, Model, Pieces, Progress, objective, shape_of
 from schuss.curvature.products import Curvature
 from schuss.errors import real, refusal
 
@@ -135,20 +135,11 @@ def gradient_noise_scale(
         if curvature is None:
             return result
         f.batch = curvature
-        curved = _curved(f, rows)
+        apply = Curvature(f)
+        curved = np.vstack([inner(apply(row[None]), rows) for row in rows])  # all rᵢᵀ H rⱼ
         trace, signal, interval = _scale(curved, sizes, np.diag(curved) / sizes, np.ones(len(rows)), level)
         weighted = trace / signal if signal > 0 else math.inf
         return replace(result, weighted=weighted, weighted_interval=interval)
-
-
-def _curved(f: Objective, rows: Tensor) -> Array:
-    """All rᵢᵀ H rⱼ of some rows, at the objective's batch."""
-    apply, product = Curvature(f), torch.empty_like(rows[:1])
-    found = np.zeros((len(rows), len(rows)))
-    for i in range(len(rows)):
-        apply(rows[i : i + 1], product)
-        found[i] = inner(product, rows)[0]
-    return found
 
 
 class _Groups:

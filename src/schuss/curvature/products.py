@@ -89,9 +89,8 @@ def ggnvp(model: Model, loss: Loss, batch: Any, vector: Vector) -> Any:
 def _product(model: Model, loss: Loss, batch: Any, vector: Vector, matrix: str) -> Any:
     with objective(model, loss, batch) as f:
         row, form = f.row(vector)
-        product = torch.empty_like(row)
         curvature = Curvature(f, matrix, check=False)
-        curvature(row[None], product[None])
+        product = curvature(row[None])[0]
         if curvature.loss is not None and matrix == "ggn":
             f.agree(curvature.loss, f.value())
         return form(product)
@@ -117,14 +116,15 @@ class Curvature:
         self.warned = False
         self.unchecked = check and matrix == "hessian"
 
-    def __call__(self, rows: Tensor, out: Tensor) -> None:
-        """Write the products of `rows` (b × n) to `out` (b × n)."""
+    def __call__(self, rows: Tensor) -> Tensor:
+        """The products of `rows` (b × n), as rows."""
         if self.missing is None:
             try:
-                self._exactly(rows, out)
+                out = self._exactly(rows)
                 if self.unchecked:
                     self.unchecked = False
                     self._check(rows[0], out[0])
+                return finite(out, "curvature-vector product")
             except NoSecondDerivative as missing:
                 if self.matrix == "ggn":
                     raise NoSecondDerivative(
@@ -132,29 +132,26 @@ class Curvature:
                         'the Hessian (hvp, matrix="hessian"), whose products can be differences of gradients.'
                     ) from missing
                 self.recorded, self.missing = None, missing
-        if self.missing is not None:
-            for row, product in zip(rows, out, strict=True):
-                product.copy_(differences.product(self.f, row))
-                if not self.warned and bool(product.any()):
-                    self.warned = True
-                    differences.warn(self.f, str(self.missing), row, product)
-        finite(out, "curvature-vector product")
+        out = torch.stack([differences.product(self.f, row) for row in rows])
+        first = next((i for i, product in enumerate(out) if bool(product.any())), None)
+        if first is not None and not self.warned:
+            self.warned = True
+            differences.warn(self.f, str(self.missing), rows[first], out[first])
+        return finite(out, "curvature-vector product")
 
     def _check(self, row: Tensor, product: Tensor) -> None:
         """Raise if a product, and one with a random direction, are not those of this loss."""
         finite(product, "curvature-vector product")
         other = torch.randn(1, self.f.n, generator=torch.Generator().manual_seed(1))
         other = (other / other.norm()).to(self.f.device, self.f.dtype)
-        bent = torch.empty_like(other)
-        self._exactly(other, bent)
+        bent = self._exactly(other)
         self.recorded = None  # two graphs at once might not fit
         reason = wrong_second_derivatives(self.f, (row, product), (other[0], bent[0]))
         if reason:
             raise NoSecondDerivative(reason)
 
-    def _exactly(self, rows: Tensor, out: Tensor) -> None:
-        f, pieces = self.f, self.f.pieces
-        out.zero_()
+    def _exactly(self, rows: Tensor) -> Tensor:
+        f, pieces, out = self.f, self.f.pieces, self.f.zeros(len(rows))
         evaluate, total = self.recorded is None, 0.0
         if evaluate:
             f.rewind()
@@ -166,30 +163,13 @@ class Curvature:
             if len(pieces) == 1:
                 self.recorded = multiply
             for row, product in zip(rows, out, strict=True):
-                parts = multiply(f.directions(row))
-                for part, target in zip(parts, f.split(product), strict=True):
+                for part, target in zip(multiply(f.directions(row)), f.split(product), strict=True):
                     if part is not None:
                         target.add_(part.to(target), alpha=fraction)
         if evaluate:
             f.agree(total if self.loss is None else self.loss, total)
             self.loss = total
-
-
-def _hessian(f: Objective, piece: Any) -> tuple[float, Multiply]:
-    """The loss on one piece, and its recorded gradient as a function that differentiates it along a direction."""
-    with _second_derivatives():
-        loss = f.evaluate(piece)
-        gradient = derivatives(loss, f.weights, create_graph=True)
-        _check_graph(gradient)
-    constant = [i for i, g in enumerate(gradient) if g is not None and not g.requires_grad]
-    if constant and changes(f, constant):
-        raise NoSecondDerivative("An operation in the loss hides how its gradient depends on the weights")
-
-    def multiply(direction: Sequence[Tensor]) -> Parts:
-        with _second_derivatives():
-            return pull(gradient, f.weights, direction)
-
-    return float(loss.detach()), multiply
+        return out
 
 
 class NoSecondDerivative(ValueError):  # noqa: N818  (it says what is missing, not what went wrong)
@@ -224,6 +204,23 @@ def _second_derivatives() -> Generator[None]:
         raise NoSecondDerivative(f"An operation in the loss has no second derivative ({said})") from error
 
 
+def _hessian(f: Objective, piece: Any) -> tuple[float, Multiply]:
+    """The loss on one piece, and its recorded gradient as a function that differentiates it along a direction."""
+    with _second_derivatives():
+        loss = f.evaluate(piece)
+        gradient = derivatives(loss, f.weights, create_graph=True)
+        _check_graph(gradient)
+    constant = [i for i, g in enumerate(gradient) if g is not None and not g.requires_grad]
+    if constant and changes(f, constant):
+        raise NoSecondDerivative("An operation in the loss hides how its gradient depends on the weights")
+
+    @_second_derivatives()
+    def multiply(direction: Sequence[Tensor]) -> Parts:
+        return pull(gradient, f.weights, direction)
+
+    return float(loss.detach()), multiply
+
+
 def _gauss_newton(f: Objective, piece: Any) -> tuple[float, Multiply]:
     """The loss on one piece, and its recorded J and ∂²ℓ, with the loss a function ℓ(z, w) of outputs and weights.
 
@@ -236,12 +233,11 @@ def _gauss_newton(f: Objective, piece: Any) -> tuple[float, Multiply]:
         jacobian = Jacobian(outputs, f.weights)
         _check_graph(jacobian.recorded()[1])
 
+    @_second_derivatives()
     def multiply(direction: Sequence[Tensor]) -> Parts:
-        with _second_derivatives():
-            curved = pull(slope, ends, [*jacobian(direction), *direction])
-            through, direct = jacobian.transposed(curved[: len(cut)]), curved[len(cut) :]
-            pairs = zip(through, direct, strict=True)
-            return [a if b is None else b if a is None else a + b for a, b in pairs]
+        curved = pull(slope, ends, [*jacobian(direction), *direction])
+        pairs = zip(jacobian.transposed(curved[: len(cut)]), curved[len(cut) :], strict=True)
+        return [a if b is None else b if a is None else a + b for a, b in pairs]
 
     return float(loss.detach()), multiply
 

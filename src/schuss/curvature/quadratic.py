@@ -79,8 +79,7 @@ def quadratic_model(
         value = f.steady()
         row, _ = f.row(step)
         _, gradient = f.gradient()
-        product = torch.empty_like(row)
-        Curvature(f)(row[None], product[None])
+        product = Curvature(f)(row[None])[0]
         slope = float(gradient.double() @ row.double())
         curvature = float(product.double() @ row.double())
         t = np.asarray(scales, dtype=np.float64)

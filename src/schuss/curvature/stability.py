@@ -209,11 +209,9 @@ class StabilityLimit:
                     decays[rows[id(weight)]].fill_(method.l2)
             curvature = Curvature(f, matrix)
 
-            def apply(vectors: Tensor, out: Tensor) -> None:
-                for vector, product in zip(vectors, out, strict=True):
-                    scaled = root * vector
-                    curvature(scaled[None], product[None])
-                    product.addcmul_(l2, scaled).mul_(root)
+            def apply(vectors: Tensor) -> Tensor:
+                scaled = root * vectors
+                return curvature(scaled).addcmul_(l2, scaled).mul_(root)
 
             ritz, _ = ends(f, apply, 0, 1, tolerance=tolerance, budget=products, seed=seed, progress=progress)
         value = float(ritz.values[-1])
