@@ -169,7 +169,7 @@ def test_options_out_of_range(model):
 
 @pytest.mark.parametrize("measure", ["hvp", *MEASURES])
 def test_memory_is_named_before_it_is_taken(model, monkeypatch, measure):
-    monkeypatch.setattr(memory, "ROOM", 0)
+    monkeypatch.setattr(memory, "ALWAYS_FREE", 0)
     monkeypatch.setattr(memory, "free_memory", lambda device: 8)
     with pytest.raises(MemoryError, match=r"needs \d+ vectors of 8 numbers, .* GB are free on cpu\. [AFM]"):
         hvp(model, square, X, V) if measure == "hvp" else MEASURES[measure](model, square)
@@ -177,7 +177,7 @@ def test_memory_is_named_before_it_is_taken(model, monkeypatch, measure):
 
 def test_more_eigenvalues_than_there_is_memory_for(model, monkeypatch):
     """A single product fits; a basis, the steps of a density or the groups of a noise scale do not."""
-    monkeypatch.setattr(memory, "ROOM", 0)
+    monkeypatch.setattr(memory, "ALWAYS_FREE", 0)
     monkeypatch.setattr(memory, "free_memory", lambda device: 300)
     for measure in ("extreme_eigenvalues", "spectrum"):
         with pytest.raises(

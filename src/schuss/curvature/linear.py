@@ -12,7 +12,7 @@ the unit circle only where a(z) / c(z) is real for some |z| = 1, that is at z = 
 
     a(z) c(1/z) − a(1/z) c(z)
 
-Between two such h the number of roots outside does not change, so one look inside each interval finds the largest
+Between two such h the number of roots outside does not change, so one test inside each interval finds the largest
 stable h. For gradient descent it is 2 / η, for heavy ball 2 (1 + μ) / η, for Adam 2 (1 + β₁) / ((1 − β₁) η).
 
 From weight to weight frozen state may change c(z) by a factor 1 / P and nothing else: P is the preconditioner, which
@@ -50,7 +50,7 @@ _MOST_REPEATS = 20_000
 class _Number(NDArrayOperatorsMixin):
     """An array on its way through an `update`.
 
-    Operations are numbered by their place in `results`; the results of those in `frozen` are replaced.
+    Operations are numbered as in `results`; the results of those in `frozen` are replaced.
     """
 
     def __init__(

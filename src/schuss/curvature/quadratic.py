@@ -1,4 +1,4 @@
-"""How well the quadratic model L + g·s + ½ s·H s foretells the loss along a step.
+"""How well the quadratic model L + g·s + ½ s·H s predicts the loss along a step.
 
 Where it does, curvature explains the step; where the actual decrease falls short, the step is beyond the
 model's reach. The error of a right model falls as the third power of the step's length: a test of the

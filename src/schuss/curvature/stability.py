@@ -118,10 +118,8 @@ class Sharpness:
 
     def __repr__(self) -> str:
         """One line."""
-        return (
-            f"sharpness {self.value:.4g}, {self.ratio:.0%} of the stability limit {self.limit:.4g}; stable up to lr "
-            f"{self.largest_lr:.4g}"
-        )
+        ratio = f"{self.ratio:.0%} of the stability limit {self.limit:.4g}"
+        return f"sharpness {self.value:.4g}, {ratio}; stable up to lr {self.largest_lr:.4g}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,32 +179,30 @@ class StabilityLimit:
         Arguments and errors are those of `extreme_eigenvalues`; besides, an adaptive optimizer that has not
         taken a step yet is refused, and one that does not hold the model's weights.
         """
+        name = self.optimizer
         if not self.weights:
             raise ValueError(
-                f"{self.optimizer} is an optimizer of schuss.numpy, which holds no weights of a torch model to "
-                "measure. limit, preconditioner and largest_lr are known: compare them with the largest eigenvalue of "
-                f"P^-½ (H + λ) P^-½ of your loss, or train the model with schuss.torch.{self.optimizer}."
+                f"{name} is an optimizer of schuss.numpy, which holds no weights of a torch model to measure. limit, "
+                "preconditioner and largest_lr are known: compare them with the largest eigenvalue of "
+                f"P^-½ (H + λ) P^-½ of your loss, or train the model with schuss.torch.{name}."
             )
         if self.preconditioner is None:
             raise ValueError(
-                f"{self.optimizer} has no state yet, so its preconditioner is not known. Take a training "
-                "step first."
+                f"{name} has no state yet, so its preconditioner is not known. Take a training step first."
             )
         with objective(model, loss, batch) as f:
             f.claim("the preconditioner", 2)
             f.steady()
             root, l2 = f.zeros(2)
-            rows = {id(weight): i for i, weight in enumerate(f.given)}
+            parts = zip(map(id, f.given), f.split(root), f.split(l2), strict=True)
+            rows = {key: (roots, decays) for key, roots, decays in parts}
             if not any(id(weight) in rows for weight in self.weights):
-                raise ValueError(
-                    f"{self.optimizer} holds none of the model's weights. Pass the model that it trains."
-                )
-            roots, decays = f.split(root), f.split(l2)
+                raise ValueError(f"{name} holds none of the model's weights. Pass the model that it trains.")
             for weight, method, p in zip(self.weights, self.methods, self.preconditioner, strict=True):
                 if id(weight) in rows:
-                    scale = torch.as_tensor(p, dtype=f.dtype, device=f.device)
-                    roots[rows[id(weight)]].copy_(scale.rsqrt())
-                    decays[rows[id(weight)]].fill_(method.l2)
+                    roots, decays = rows[id(weight)]
+                    roots.copy_(torch.as_tensor(p, dtype=f.dtype, device=f.device).rsqrt())
+                    decays.fill_(method.l2)
             curvature = Curvature(f, matrix)
 
             def apply(vectors: Tensor) -> Tensor:
@@ -354,10 +350,9 @@ def _preconditioner(
         return None
     slots = {slot: _numbers(state, name) for slot, name in names.items()}
     like = next(iter(slots.values()))
-    flat = {slot: value.reshape(-1) for slot, value in slots.items()}
     found = np.empty(like.numel())
     for k in range(0, len(found), _CHUNK):
-        part = {slot: value[k : k + _CHUNK].cpu().double().numpy() for slot, value in flat.items()}
+        part = {n: x.reshape(-1)[k : k + _CHUNK].cpu().double().numpy() for n, x in slots.items()}
         found[k : k + _CHUNK] = scale * now.scale(part)
     return torch.from_numpy(found).view(like.shape).to(like.device)
 
