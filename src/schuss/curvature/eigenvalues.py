@@ -87,14 +87,13 @@ def extreme_eigenvalues(
         k: how many at each end.
         matrix: "hessian", or "ggn" for the Gauss-Newton matrix.
         eigenvectors: also return the directions.
-        tolerance: residual, relative to the largest |λ|, at which a value counts as converged. Default 1e-10
-            for float64 weights, 100 ε of float32 otherwise. The error of an isolated value is of the order of
-            its square. Beyond 100,000 weights the default still aims there but counts 1e-2 as converged: at the edge
-            of a network's bulk the eigenvalues are 1e-3 apart, and 100 products cannot tell them.
+        tolerance: residual, relative to the largest |λ|, at which a value counts as converged; the error of an isolated
+            value is of the order of its square. Default 1e-10 for float64 weights, 100 ε of float32 otherwise, and
+            1e-2 beyond 100,000 weights: at the edge of a bulk 100 products cannot tell eigenvalues 1e-3 apart.
         products: at most so many Hessian-vector products; default 100 for large models, more for small ones
             (10⁷/n). Those left over search for copies of repeated eigenvalues (see `confirmed`).
-        vectors: at most so many vectors of the model's size in memory, gradient and product included. Default
-            24, or what fits in 16 MiB, or 2 k + 9 if that is more.
+        vectors: at most so many vectors of the model's size in memory. Default 24, what fits in 16 MiB, or 2 k + 9,
+            whichever is most.
         seed: of the random start; the global random state is not touched.
         progress: called as `progress(done, at_most)` as products are taken.
 
@@ -116,8 +115,8 @@ def extreme_eigenvalues(
         ritz, goal = ends(f, Curvature(f, matrix), k, k, tolerance=tolerance, **options)
         if tolerance is None:
             tolerance = goal if f.n <= LARGE else max(goal, 1e-2)
-        k, m = min(k, f.n), len(ritz.values)
-        high, low = list(range(m - 1, m - 1 - k, -1)), list(range(k))
+        k = min(k, f.n)
+        high, low = list(range(len(ritz.values)))[: -k - 1 : -1], list(range(k))
         residuals = ritz.residuals[high + low]
         return Extremes(
             largest=ritz.values[high],

@@ -16,7 +16,7 @@ Meijer and Van der Leeden 1999 (jackknife over unequal groups).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from schuss.curvature.lanczos import Array, inner
 from schuss.curvature.memory import SPARE
-from schuss.curvature.objective import Loss, Model, Pieces, Progress, objective, shape_of
+from schuss.curvature.objective import Loss, Model, Objective, Pieces, Progress, objective, shape_of
 from schuss.curvature.products import Curvature
 from schuss.errors import real, refusal
 
@@ -104,23 +104,8 @@ def gradient_noise_scale(
     level = real("level", level, "in (0, 1)", lambda x: 0 < x < 1, "0.95 is usual.")
     if not hasattr(batches, "__iter__"):
         raise refusal("batches", batches, "an iterable of batches", "Try a list or a DataLoader.")
-    at_most = len(batches) if hasattr(batches, "__len__") else 0  # type: ignore[arg-type]
     with objective(model, loss, None) as f:
-        groups, count = None, 0
-        for count, batch in enumerate(batches, 1):
-            f.batch = batch
-            if groups is None:
-                f.steady()
-                spare = 2 if curvature is None else SPARE
-                f.claim("the noise scale", GROUPS + spare, "Measure a part of the model.")
-                groups = _Groups(torch.empty(GROUPS, f.n, dtype=f.dtype, device=f.device))
-            size = _examples(batch, batch_size)
-            groups.add(f.gradient(rewind=False)[1], size)
-            if progress is not None:
-                progress(count, at_most)
-        if groups is None or count < 2:
-            advice = "Noise is a difference between batches."
-            raise refusal("batches", f"{count} batches", "at least two", advice)
+        groups = _grouped(f, batches, batch_size, 2 if curvature is None else SPARE, progress)
         rows, (sizes, squares, counts) = groups.sums[: groups.used], groups.totals[:, : groups.used]
         trace, signal, interval = _scale(inner(rows, rows), sizes, squares, counts, level)
         result = NoiseScale(
@@ -140,6 +125,30 @@ def gradient_noise_scale(
         trace, signal, interval = _scale(curved, sizes, np.diag(curved) / sizes, np.ones(len(rows)), level)
         weighted = trace / signal if signal > 0 else math.inf
         return replace(result, weighted=weighted, weighted_interval=interval)
+
+
+def _grouped(
+    f: Objective,
+    batches: Iterable[Any],
+    batch_size: int | Callable[[Any], int] | None,
+    spare: int,
+    progress: Progress | None,
+) -> _Groups:
+    """The sums of all batches' gradients, in memory that is claimed at the first of them."""
+    groups, count = None, 0
+    for count, batch in enumerate(batches, 1):
+        f.batch = batch
+        if groups is None:
+            f.steady()
+            f.claim("the noise scale", GROUPS + spare, "Measure a part of the model.")
+            groups = _Groups(torch.empty(GROUPS, f.n, dtype=f.dtype, device=f.device))
+        size = _examples(batch, batch_size)
+        groups.add(f.gradient(rewind=False)[1], size)
+        if progress is not None:
+            progress(count, len(batches) if isinstance(batches, Sized) else 0)
+    if groups is None or count < 2:
+        raise refusal("batches", f"{count} batches", "at least two", "Noise is a difference between batches.")
+    return groups
 
 
 class _Groups:

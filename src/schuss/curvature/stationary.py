@@ -1,4 +1,4 @@
-"""Minimum, saddle, maximum or flat: what the curvature says about a point, and the direction that leads out of a saddle."""
+"""Minimum, saddle, maximum or flat: what the curvature says about a point, and which direction leaves a saddle."""
 
 from __future__ import annotations
 

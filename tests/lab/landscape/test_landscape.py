@@ -231,7 +231,7 @@ def test_a_plane_says_its_memory_and_refuses_what_is_not_there(monkeypatch):
     assert cost.bytes == 8 * (8 * 41 + 4) * 4810
     assert cost.seconds > 0
     monkeypatch.setattr(memory, "free_memory", lambda device: 12_000_000)
-    monkeypatch.setattr(memory, "ROOM", 0)
+    monkeypatch.setattr(memory, "ALWAYS_FREE", 0)
     monkeypatch.setattr(networks, "training", lambda *_: pytest.fail("trained before the memory was checked"))
     with pytest.raises(MemoryError, match=r"a plane through 2 runs needs 332 vectors .*0\.0128 GB.*fewer"):
         on_network(*asked, lr=0.02)
