@@ -424,3 +424,9 @@ def test_a_matrix_that_is_not_symmetric_is_said_and_confirmed_as_nothing(block, 
     true = float(2 * skew.abs().max() / np.abs(found.values).max())
     assert 0.1 * true < found.asymmetry < 2 * true
     assert found.residuals.min() >= 0.99 * found.asymmetry * np.abs(found.values).max()
+
+
+def test_the_spectrum_of_a_linear_loss_is_zero():
+    got = spectrum(torch.ones(9, dtype=torch.float64), lambda x, _: x.sum(), None, probes=2)
+    assert not got.nodes.any()
+    assert got.trace == 0

@@ -179,6 +179,12 @@ def test_sparsity_of_an_embedding():
         assert 0 < got.spread < 0.1
 
 
+def test_a_tensor_without_numbers_has_no_rows():
+    x = torch.ones(3, dtype=torch.float64)
+    got = gradient_sparsity([x, torch.zeros(0)], lambda p, _: p[0].sum() + p[1].sum(), None)
+    assert (got.zeros, got.empty_rows, got.tensors[1].size) == (0, 0, 0)
+
+
 def test_a_quadratic_is_its_own_model_and_a_step_too_far_is_seen():
     x = torch.tensor([1.0, -2.0], dtype=torch.float64)
     bowl = quadratic_model(x, lambda x, _: (x**2).sum(), None, -x, [0.1, 1.0, 3.0])
