@@ -30,7 +30,7 @@ from schuss.lab.racing.engine import Job, execute
 from schuss.lab.racing.executors import Cluster, LocalProcesses, adopt, start_server
 from schuss.lab.racing.limits import Limits
 from schuss.lab.racing.plan import Contestant, Plan, Run, Stage, cross, renamed
-from schuss.lab.racing.preflight import Facts, code_version, look_over
+from schuss.lab.racing.preflight import Facts, code_version, preflight
 from schuss.lab.racing.processes import WATCHES_MEMORY
 from schuss.lab.racing.ranges import search_spaces
 from schuss.lab.racing.report import Report
@@ -313,7 +313,7 @@ class _Lane:
     ) -> _Lane:
         found = find_task(given, data)
         task, package = found.task, Package.of(_source(found, data), entries, found.code)
-        facts = look_over(task, found.files)
+        facts = preflight(task, found.files)
         check_applies(task, entries)
         sizes = _batch_sizes(task, batch_sizes)
         contestants = cross(entries, schedules, sizes, search_spaces(task, entries, sizes))

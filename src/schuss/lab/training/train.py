@@ -1,8 +1,4 @@
-"""Train a model from one seed over the whole horizon, with an optimizer of any kind.
-
-A run is a pure function of its arguments. All entries under one seed start from the same weights and see
-the same batches in the same order; nothing that an optimizer does can move them.
-"""
+"""Train a model from one seed over the whole horizon, with an optimizer of any kind."""
 
 from __future__ import annotations
 
@@ -19,6 +15,8 @@ from schuss.lab.training.run import Build, ClosureIgnoredError, Outcome, Running
 from schuss.newton.base import CurvatureOptimizer
 
 TIMED, PATIENCE = 200, 3.0  # steps, seconds: of a calibration
+
+T = TypeVar("T")
 
 
 def train(
@@ -78,30 +76,18 @@ def calibrate(
     return Calibration(times, run.state_bytes() / max(1, weights(run.model)))
 
 
-def begin(
-    task: Task,
-    build: Build,
-    seed: int,
-    schedule: Callable[[int], float] | None,
-    batch_size: int | None,
-    device: torch.device,
-) -> Running:
-    """A run at its start; methods that step by curvature get a run of their own kind."""
-    run = Running(task, build, seed, schedule, batch_size, device)
-    if isinstance(run.optimizer, CurvatureOptimizer):
-        return CurvedRun(task, build, seed, schedule, batch_size, device)
-    return run
-
-
-T = TypeVar("T")
-
-
 def _from_the_start(do: Callable[[Running], T], *given: Any) -> tuple[Running, T]:
     """Do this with a fresh run; again from its start where the first step shows that it must be run otherwise."""
-    run = begin(*given)
+    run = _fresh(*given)
     try:
         return run, do(run)
     except ClosureIgnoredError:
-        run = begin(*given)
+        run = _fresh(*given)
         run.calls_closure = False
         return run, do(run)
+
+
+def _fresh(*given: Any) -> Running:
+    """A run at its start, of the kind that its optimizer needs."""
+    run = Running(*given)
+    return CurvedRun(*given) if isinstance(run.optimizer, CurvatureOptimizer) else run
