@@ -7,6 +7,7 @@ import pytest
 
 from schuss.lab import Budget, race
 from schuss.lab.racing.executors import ExecutorError, dask
+from schuss.lab.racing.race import Watcher
 from schuss.lab.racing.version import code_version
 
 distributed = pytest.importorskip("distributed", reason="the dask extra is not installed")
@@ -22,7 +23,7 @@ def cluster():
         yield cluster
 
 
-class KillOne:
+class KillOne(Watcher):
     """Kills a worker of the cluster after the third run."""
 
     def __init__(self, cluster):
@@ -69,7 +70,7 @@ def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
         pass
 
 
-class CloseAll:
+class CloseAll(Watcher):
     """Closes the cluster, its scheduler too, after the first run."""
 
     def __init__(self, cluster):
