@@ -127,7 +127,7 @@ def race(
         if retry_crashed:
             store.forget_crashed()
         for race in races:
-            store.guard(race.task.name, race.facts.fingerprint, code_version(), race.facts.parts)
+            store.guard(race.task.name, race.facts.fingerprint, race.facts.parts)
         watcher.began(folder)
         began -= store.seconds()
         using, capacity = _executor(executor, workers, device)

@@ -1,4 +1,4 @@
-"""Where results are kept: one SQLite file, one writer, one transaction a run.
+"""Where results are stored: one SQLite file, one writer, one transaction a run.
 
 A run's curve and result are there together or not at all. Write-ahead logging keeps the file whole if the
 process is killed at any moment, and lets others read while the race writes.
@@ -12,7 +12,6 @@ import sqlite3
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
 FILE = "race.sqlite"
@@ -59,9 +58,7 @@ class Store:
         """The store itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Close the files."""
         self._database.close()
         self._lock.close()
@@ -117,44 +114,33 @@ class Store:
         return None if text is None else self._decoded("meta", key, text)
 
     def write_note(self, key: str, value: str) -> None:
-        """Keep a remark."""
+        """Store a remark."""
         self._write("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
-    def guard(self, task: str, fingerprint: str, told: str, parts: Mapping[str, str] | None = None) -> None:
+    def guard(self, task: str, fingerprint: str, parts: Mapping[str, str]) -> None:
         """Refuse to mix results of another version of the task's code or data with this one's.
 
-        `told` is the version of this package's code, `parts` what the fingerprint is made of, by name. Runs that
-        crashed are no results: where nothing else is kept, they are forgotten and the new version goes on.
+        `parts` are what the fingerprint is made of, by name. Runs that crashed are no results: where nothing else
+        is stored, they are forgotten and the new version goes on.
         """
         key = f"task {task}"
-        now = {
-            "fingerprint": fingerprint,
-            "told": told,
-            "parts": dict(parts or {}),
-            "since": datetime.now().astimezone().isoformat(" ", "minutes"),
-        }
-        text = self.note(key)
-        before = now if text is None else self._told(key, text)
-        if text is None or before["fingerprint"] != fingerprint:
-            kept = [id for id, result in self.results(task).items() if result["status"] != "crashed"]
-            if text is not None and kept:
+        since = datetime.now().astimezone().isoformat(" ", "minutes")
+        now = {"fingerprint": fingerprint, "parts": dict(parts), "since": since}
+        before = self.data(key)
+        if before is not None:
+            if not isinstance(before, dict) or not now.keys() <= before.keys():
+                raise self._damaged("meta", key, "it does not say which code and data its runs belong to")
+            if before["fingerprint"] == fingerprint:
+                return
+            count = sum(result["status"] != "crashed" for result in self.results(task).values())
+            if count:
                 raise StoreError(
-                    f"{self.folder} holds {len(kept)} runs on {task!r} by another version of the code or the data"
-                    f"{_since(before)}. {_changed(before, now)} Its runs cannot be mixed with new ones: "
+                    f"{self.folder} holds {count} runs on {task!r} by another version of the code or the data, since "
+                    f"{before['since']}. {_changed(before['parts'], parts)} Its runs cannot be mixed with new ones: "
                     "race into another --out, or remove the folder."
                 )
-            self._write("DELETE FROM runs WHERE task = ?", (task,))
-            self.write_note(key, json.dumps(now))
-
-    def _told(self, key: str, text: str) -> dict[str, Any]:
-        found = self._decoded("meta", key, text)
-        if (
-            isinstance(found, list) and len(cast("list[Any]", found)) == 2
-        ):  # as written before the parts were kept
-            return dict(zip(("fingerprint", "told"), cast("list[Any]", found), strict=True))
-        if not isinstance(found, dict) or "fingerprint" not in found:
-            raise self._damaged("meta", key, "it does not say which code and data its runs belong to")
-        return cast("dict[str, Any]", found)
+        self._write("DELETE FROM runs WHERE task = ?", (task,))
+        self.write_note(key, json.dumps(now))
 
     def results(self, task: str | None = None) -> dict[str, dict[str, Any]]:
         """Every result, by run id; of one task if it is named."""
@@ -162,28 +148,26 @@ class Store:
         return {id: self._result(id, text) for id, text in rows}
 
     def count(self) -> int:
-        """How many runs are kept."""
+        """How many runs are stored."""
         return self._read("SELECT count(*) FROM runs")[0][0]
 
-    def forget_crashed(self) -> int:
-        """Remove the runs that crashed or cannot be read, and calibrations that failed; return how many runs."""
-        gone: list[str] = []
-        for id, text in self._read("SELECT id, result FROM runs"):
-            try:
-                crashed = self._result(id, text)["status"] == "crashed"
-            except StoreError:
-                crashed = True
-            if crashed:
-                self._write("DELETE FROM runs WHERE id = ?", (id,))
-                gone.append(id)
-        for id, text in self._read("SELECT id, result FROM calibrations"):
-            try:
-                failed = self._decoded("calibrations", id, text)["step"]["seconds"] is None
-            except (StoreError, TypeError, KeyError):
-                failed = True
-            if failed:
-                self._write("DELETE FROM calibrations WHERE id = ?", (id,))
-        return len(gone)
+    def forget_crashed(self) -> None:
+        """Remove the runs that crashed and the calibrations that failed, and what of both cannot be read."""
+
+        def crashed(id: str, text: str) -> bool:
+            return self._result(id, text)["status"] == "crashed"
+
+        def failed(id: str, text: str) -> bool:
+            return self._decoded("calibrations", id, text)["step"]["seconds"] is None
+
+        for table, useless in (("runs", crashed), ("calibrations", failed)):
+            for id, text in self._read(f"SELECT id, result FROM {table}"):
+                try:
+                    gone = useless(id, text)
+                except (StoreError, TypeError, KeyError):
+                    gone = True
+                if gone:
+                    self._write(f"DELETE FROM {table} WHERE id = ?", (id,))
 
     def _result(self, id: str, text: str) -> dict[str, Any]:
         """A result that has the form of one."""
@@ -209,7 +193,7 @@ class Store:
         return StoreError(f"{self.path}, table {table}, row {id!r} is damaged: {why}. To resume: {advice}.")
 
     def save(self, id: str, task: str, result: Mapping[str, Any]) -> None:
-        """Keep a run, whole, in one transaction."""
+        """Store a run, whole, in one transaction."""
         row = (id, task, json.dumps(result, allow_nan=False))
         self._write("INSERT OR REPLACE INTO runs VALUES (?, ?, ?)", row)
 
@@ -219,7 +203,7 @@ class Store:
         return self._decoded("calibrations", id, rows[0][0]) if rows else None
 
     def save_calibration(self, id: str, result: Mapping[str, Any]) -> None:
-        """Keep a calibration."""
+        """Store a calibration."""
         self._write("INSERT OR REPLACE INTO calibrations VALUES (?, ?)", (id, json.dumps(result)))
 
     def _read(self, statement: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -237,15 +221,8 @@ class Store:
             raise StoreError(f"{self.path} could not be written: {error}. {KEPT}") from error
 
 
-def _since(before: Mapping[str, Any]) -> str:
-    return f", since {before['since']}" if "since" in before else ""
-
-
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def _changed(old: Mapping[str, str], new: Mapping[str, str]) -> str:
     """Which parts differ, in a sentence."""
-    old, new = before.get("parts", {}), now["parts"]
-    if not old:
-        return f"They were made by {before['told']}; now it is {now['told']}."
     changed = [name for name in new if name in old and old[name] != new[name]]
     words = [f"{name} changed ({old[name]}; now {new[name]})" for name in changed]
     words += [f"{name} is new" for name in new if name not in old]
