@@ -21,7 +21,7 @@ from schuss.lab.tasks.data import Batch, Rows, leaves
 from schuss.lab.tasks.task import Task
 from schuss.lab.training.moments import evenly
 from schuss.lab.training.quiet import quiet_process
-from schuss.lab.training.run import EVALUATIONS, first_step, measure, weights
+from schuss.lab.training.run import EVALUATIONS, FirstStep, first_step, measure, weights
 
 ROWS = 2048  # of a split that its fingerprint reads
 
@@ -70,11 +70,15 @@ def preflight(task: Task, files: Mapping[str, str] | None = None) -> Facts:
         lengths = {name: task.length(name) for name in task.splits}
         parts = _parts(task, files or {}, model)
         fingerprint = _digest(repr(parts).encode())
-        began = time.perf_counter()
-        _try(task, "model or loss", lambda: task.loss(model, found.batch).backward())
-        gradient = time.perf_counter() - began
-        seconds = task.total_steps() * gradient + 2 * (EVALUATIONS + 1) * evaluation
-        return Facts(fingerprint, weights(model), lengths, parts, seconds)
+        return Facts(fingerprint, weights(model), lengths, parts, _expected(task, found, evaluation))
+
+
+def _expected(task: Task, found: FirstStep, evaluation: float) -> float:
+    """Seconds of a whole run: its gradients, and the evaluations of training and validation data."""
+    began = time.perf_counter()
+    _try(task, "model or loss", lambda: task.loss(found.model, found.batch).backward())
+    gradient = time.perf_counter() - began
+    return task.total_steps() * gradient + 2 * (EVALUATIONS + 1) * evaluation
 
 
 def _first_batches(task: Task) -> list[bytes]:

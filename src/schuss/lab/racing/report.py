@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from schuss.lab.racing.plan import Contestant
-from schuss.lab.racing.store import KEPT, StoreError
+from schuss.lab.racing.store import RESUME, StoreError
 
 
 class Report:
@@ -104,4 +104,4 @@ def _write(path: Path, text: str) -> None:
     try:
         write(path, text)
     except OSError as error:
-        raise StoreError(f"{error} {KEPT}") from error
+        raise StoreError(f"{error} {RESUME}") from error

@@ -18,7 +18,7 @@ FILE = "race.sqlite"
 APPLICATION = 0x53434855  # "SCHU", in SQLite's own field for it
 FORMAT = 1
 STATUS = ("finished", "diverged", "crashed")
-KEPT = "Finished runs are stored. Free some space, then give the same command again to resume the race."
+RESUME = "Finished runs are stored. Free some space, then give the same command again to resume the race."
 
 SCHEMA = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
@@ -218,7 +218,7 @@ class Store:
         try:
             self._database.execute(statement, values)
         except sqlite3.Error as error:
-            raise StoreError(f"{self.path} could not be written: {error}. {KEPT}") from error
+            raise StoreError(f"{self.path} could not be written: {error}. {RESUME}") from error
 
 
 def _changed(old: Mapping[str, str], new: Mapping[str, str]) -> str:
