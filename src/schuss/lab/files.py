@@ -19,9 +19,10 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
+from itertools import accumulate
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -212,8 +213,9 @@ def _closure(
     seen, waiting = {name}, [(name, text, package)]
     while waiting:
         importer, source, is_package = waiting.pop()
-        for wanted in (*_imported(importer, source, is_package), importer):
-            for parent in _parents(wanted):
+        home = importer if is_package else importer.rpartition(".")[0]
+        for wanted in (*_imported(home, source), importer):
+            for parent in accumulate(wanted.split("."), "{}.{}".format):
                 if parent in seen:
                     continue
                 seen.add(parent)
@@ -223,35 +225,30 @@ def _closure(
                     waiting.append((parent, found.text, found.package))
 
 
-def _is_relative(text: str) -> bool:
+def _statements(text: str) -> list[ast.Import | ast.ImportFrom]:
     try:
-        return any(isinstance(node, ast.ImportFrom) and node.level for node in ast.walk(ast.parse(text)))
-    except (SyntaxError, ValueError):
-        return False
-
-
-def _imported(importer: str, source: str, package: bool) -> Iterator[str]:
-    try:
-        tree = ast.parse(source)
+        tree = ast.parse(text)
     except (SyntaxError, ValueError):  # running it will say so
-        return
-    home = importer if package else importer.rpartition(".")[0]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                above = home.split(".")[: len(home.split(".")) - node.level + 1] if home else []
-                base = ".".join([*above, *filter(None, [base])])
-            if base:
-                yield base
-                yield from (f"{base}.{alias.name}" for alias in node.names if alias.name != "*")
+        return []
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
-def _parents(name: str) -> Iterator[str]:
-    parts = name.split(".")
-    yield from (".".join(parts[: i + 1]) for i in range(len(parts)))
+def _is_relative(text: str) -> bool:
+    return any(isinstance(node, ast.ImportFrom) and node.level for node in _statements(text))
+
+
+def _imported(home: str, text: str) -> Iterator[str]:
+    """The names of all that a text imports, seen from the package that it belongs to."""
+    for node in _statements(text):
+        base = ""
+        if isinstance(node, ast.ImportFrom):
+            with suppress(ImportError):  # beyond the top: running it will say so
+                base = importlib.util.resolve_name("." * node.level + (node.module or ""), home)
+            if not base:
+                continue
+            yield base
+            base += "."
+        yield from (base + alias.name for alias in node.names if alias.name != "*")
 
 
 def _find(name: str, folders: Sequence[Path]) -> UserModule | None:

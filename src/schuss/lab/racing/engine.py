@@ -52,8 +52,6 @@ def execute(
             for future in ended:
                 job = running.pop(future)
                 result, died = _result(future)
-                if "refused" in result:
-                    raise ExecutorError(f"{result['refused']} {RESUME}")
                 (deaths if died else tries)[job.id] += 1
                 alive = alive or not died
                 if not alive and deaths.total() >= DEATHS * capacity:
@@ -93,6 +91,8 @@ def _result(future: Future[Any]) -> tuple[dict[str, Any], bool]:
         return future.result(), False
     except OverLimitError as error:
         return stopped(str(error)), False
+    except ExecutorError:
+        raise
     except (Exception, SystemExit) as error:
         # Dask's name for "this work was there when its workers died" is not imported here.
         died = isinstance(error, BrokenExecutor | CancelledError) or type(error).__name__ == "KilledWorker"
