@@ -33,7 +33,7 @@ DECADES = log10(250)  # of learning rate, the same for every entry: the widest o
 
 MOMENTUM: Range = (5e-3, 0.3, True)  # of 1 − β (A)
 L2: Range = (1e-7, 5e-5, True)  # (A)
-SHARE: Range = (0.5, 1.0, False)
+FRACTION: Range = (0.5, 1.0, False)
 """Fraction of the step that a second-order method proposes. 1 is the proposed step, whose length a trust region or
 a line search has already checked. Less damps it; below a half every step is less than half of it."""
 DECOUPLED: Range = (5e-3, 1.0, True)  # (A)
@@ -179,7 +179,7 @@ def _curved(name: str, optimizer: str, **fixed: Any) -> Entry:
     return Entry(
         name=name,
         optimizer=getattr(optimizers, optimizer),
-        space={"lr": SHARE, "weight_decay": L2},
+        space={"lr": FRACTION, "weight_decay": L2},
         usual={"lr": 1.0},
         fixed={"full_batch": True, **fixed},
         kind="curvature",
@@ -216,10 +216,10 @@ DEFAULT = tuple(ENTRIES)[:9]  # to lion
 def find(name: str) -> Entry:
     """The entry of that name, or of `file.py:name` or `package.module:name`: a rule, class, function or `Entry`."""
     if isinstance(name, str) and name not in ENTRIES and is_own(name):  # pyright: ignore[reportUnnecessaryIsInstance]
-        place, inside = divide(name)
+        file, inside = divide(name)
         if not inside:
             raise refusal("entry", name, "file.py:name", f"Name the optimizer in it: {name}:MyOptimizer.")
-        return own(place, inside)
+        return own(file, inside)
     return ENTRIES[check_entry(name)]
 
 
@@ -230,13 +230,11 @@ def own(file: str, name: str) -> Entry:
     `space` attribute on it is its search space, else `lr` is searched round its own default, and with a rule also its
     first beta or momentum and its weight decay.
     """
-    if not name:
-        raise refusal("entry", file, "a name in that file", f"Name the optimizer in it: {file}:NAME.")
     loaded = load_own(file)
     found, label = loaded.get(name), f"{file}:{name}"
+    if isinstance(found, type) and issubclass(found, Rule):
+        found = optimizers.optimizer(found)
     if not isinstance(found, Entry):
-        if isinstance(found, type) and issubclass(found, Rule):
-            found = optimizers.optimizer(found)
         if not callable(found):
             raise refusal("entry", label, "an optimizer class, a function that makes one, or an Entry")
         found = wrap(label, found)
@@ -260,7 +258,7 @@ def wrap(name: str, make: Any) -> Entry:
 
 
 def _round_defaults(make: Any) -> dict[str, Range]:
-    """The learning rate round its default, and what the usual entries search beside it where there is such a thing."""
+    """The learning rate round its default, and what the usual entries search with it where there is such a thing."""
     known = inspect.signature(make).parameters
     lr = getattr(known.get("lr"), "default", None)
     usual = float(lr) if isinstance(lr, int | float) and lr > 0 else 1e-3

@@ -32,7 +32,7 @@ RESUME = "Finished runs are stored. Give the same command again to resume the ra
 
 
 class ExecutorError(RuntimeError):
-    """The executor does no more work; what was finished is kept."""
+    """The executor does no more work; what was finished is stored."""
 
 
 class OverLimitError(RuntimeError):
@@ -169,7 +169,7 @@ def _tidily(work: Callable[[], Any]) -> Any:
 
 
 def start_server() -> Any:
-    """The way workers are started: forked from a server that has imported all they need, where there is fork.
+    """How workers are started: forked from a server that has imported all they need, where there is fork.
 
     The server starts at once and imports on a core of its own, while the caller goes on; calling this again
     does nothing.

@@ -13,7 +13,7 @@ from concurrent.futures import Executor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy
 import torch
@@ -43,8 +43,8 @@ from schuss.lab.training.curved import check_applies
 from schuss.machine import cores, processor
 
 
-class Watcher:
-    """Sees a race go by: override what is to be seen. `expected` counts the runs that are still to be done."""
+class Watcher(Protocol):
+    """Sees a race go by. `expected` counts the runs that are still to be done."""
 
     def began(self, folder: Path) -> None:
         """The race is stored in this folder."""
@@ -57,6 +57,10 @@ class Watcher:
 
     def finished(self, task: str, run: Run, result: Mapping[str, Any]) -> None:
         """A run has ended."""
+
+
+class _Nobody(Watcher):
+    """Sees nothing."""
 
 
 def race(
@@ -121,7 +125,7 @@ def race(
     UserCode.merged([race.package.code for race in races])
     folder = Path(out) if out is not None else Path("runs") / folder_name(names)
     settings.options += _options(out=out, run_minutes=run_minutes, run_memory=run_memory)
-    watcher = watcher or Watcher()
+    watcher = watcher or _Nobody()
     began = time.perf_counter()
     with Store(folder) as store:
         if retry_crashed:

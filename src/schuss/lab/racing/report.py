@@ -1,4 +1,4 @@
-"""What a race hands back: its report, to read, to look at, and to build the winner from."""
+"""What a race hands back: its report, to read, to show, and to build the winner from."""
 
 from __future__ import annotations
 

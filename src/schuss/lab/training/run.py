@@ -170,9 +170,8 @@ class Running:
 
     def state_bytes(self) -> int:
         """What the optimizer keeps from step to step."""
-        state: Mapping[Any, Any] = (
-            self.optimizer.state
-        )  # by weight; an optimizer of the user's may keep other things
+        # By weight; an optimizer of the user's may keep other things.
+        state: Mapping[Any, Any] = self.optimizer.state
         slots = (slot if isinstance(slot, Mapping) else {"": slot} for slot in state.values())
         return sum(_bytes(value) for slot in slots for value in cast("Mapping[Any, Any]", slot).values())
 
