@@ -434,12 +434,12 @@ def test_damaged_remarks_are_named(line, tmp_path):
     raced(line(), tmp_path)
     for key, value in (("task line", "{"), ("task line", "7"), ("task line", "{}"), ("seconds", "a while")):
         with Store(tmp_path) as store:
-            before = store.note(key)
-            store.write_note(key, value)
+            before = store.get(key)
+            store._database.execute("UPDATE meta SET value = ? WHERE key = ?", (value, key))
         with pytest.raises(StoreError, match=rf"race.sqlite, table meta, row '{key}' is damaged"):
             raced(line(), tmp_path)
         with Store(tmp_path) as store:
-            store.write_note(key, before)
+            store.put(key, before)
 
 
 def test_no_name_of_a_task_leads_out_of_the_folder_of_runs(line, tmp_path, monkeypatch):

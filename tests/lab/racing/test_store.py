@@ -11,11 +11,11 @@ RESULT = {"status": "finished", "curve": {"metric": [1.0, 0.1 + 0.2]}, "seconds"
 def test_what_is_saved_comes_back_to_the_last_digit(tmp_path):
     with Store(tmp_path) as store:
         store.save("a", "task", RESULT)
-        store.save_calibration("c", {"step": {"seconds": 1e-3}})
+        store.put("c", {"step": {"seconds": 1e-3}})
     with Store(tmp_path) as store:
         assert store.results() == {"a": RESULT}
-        assert store.calibration("c") == {"step": {"seconds": 1e-3}}
-        assert store.calibration("d") is None
+        assert store.get("c") == {"step": {"seconds": 1e-3}}
+        assert store.get("d") is None
 
 
 def test_the_same_race_again_is_welcome_and_another_version_is_not(tmp_path):

@@ -18,6 +18,7 @@ import numpy as np
 from schuss.lab.racing.codegen import code
 from schuss.lab.racing.plan import Configuration, Contestant, Plan, Result, Run, StageName, digest, score
 from schuss.lab.racing.preflight import Facts
+from schuss.lab.racing.store import CALIBRATION
 from schuss.lab.report import schema
 from schuss.lab.statistics import (
     Comparison,
@@ -557,8 +558,8 @@ def profiles(tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def calibration_id(fingerprint: str, configuration: Configuration) -> str:
-    """What a calibration depends on."""
-    return digest("calibration", fingerprint, configuration.id)
+    """The name under which a calibration is stored: all that it depends on."""
+    return f"{CALIBRATION}{digest(fingerprint, configuration.id)}"
 
 
 def _short(run: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ def measure_winners(races: Sequence[TaskRace], tasks: Sequence[Mapping[str, Any]
 
     for race, task in zip(races, tasks, strict=True):
         key = _key(race, task)
-        if key is None or store.note(key) is not None:
+        if key is None or store.get(key) is not None:
             continue
         chosen = race.plan.chosen[task["verdict"]["take"]]
         contestant = chosen.contestant
@@ -27,14 +26,14 @@ def measure_winners(races: Sequence[TaskRace], tasks: Sequence[Mapping[str, Any]
             schedule=contestant.schedule,
             seed=race.plan.seeds["tune"][0],
         )
-        store.write_note(key, json.dumps(found, allow_nan=False))
+        store.put(key, found)
 
 
 def attach(races: Sequence[TaskRace], tasks: Sequence[dict[str, Any]], store: Store) -> None:
     """Put what is stored into the tasks' reports; nothing where no winner was measured."""
     for race, task in zip(races, tasks, strict=True):
         key = _key(race, task)
-        found = None if key is None else store.data(key)
+        found = None if key is None else store.get(key)
         if found is not None:
             task["curvature"] = found
 

@@ -133,7 +133,7 @@ def race(
         for race in races:
             store.guard(race.task.name, race.facts.fingerprint, race.facts.parts)
         watcher.began(folder)
-        began -= store.seconds()
+        began -= store.get("seconds") or 0.0
         using, capacity = _executor(executor, workers, device)
         limits = Limits.of(run_minutes, run_memory, max(race.facts.seconds for race in races), capacity)
         if isinstance(using, LocalProcesses):
@@ -153,7 +153,7 @@ def race(
             report = _report(races, store, settings, seconds, diagnose)
             # Where something has stopped the race, that is what is to be said.
             with nullcontext() if complete else suppress(StoreError):
-                store.write_note("seconds", repr(seconds))
+                store.put("seconds", seconds)
                 report.save(folder)
     return report
 
@@ -329,7 +329,7 @@ class _TaskRace(assemble.TaskRace):
         """Time each contestant's step, one at a time: nothing else runs."""
         for configuration in self.plan.chosen.values():
             id = assemble.calibration_id(self.plan.fingerprint, configuration)
-            if store.calibration(id) is not None:
+            if store.get(id) is not None:
                 continue
             work = {
                 "entry": configuration.contestant.entry.name,
@@ -339,9 +339,7 @@ class _TaskRace(assemble.TaskRace):
                 "device": self.device,
             }
             job = Job(id, calibrate_entry, self.package, work)
-            execute(
-                [job], executor, 1, lambda job, result: store.save_calibration(job.id, _calibrated(result))
-            )
+            execute([job], executor, 1, lambda job, result: store.put(job.id, _calibrated(result)))
 
 
 def _calibrated(result: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -392,7 +390,7 @@ def _report(
         ids = {
             name: assemble.calibration_id(race.plan.fingerprint, c) for name, c in race.plan.chosen.items()
         }
-        race.calibrations = {name: found for name, id in ids.items() if (found := store.calibration(id))}
+        race.calibrations = {name: found for name, id in ids.items() if (found := store.get(id))}
     tasks: list[Any] = [assemble.task_report(race) for race in races]
     if diagnose:
         curvature.attach(races, tasks, store)

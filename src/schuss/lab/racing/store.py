@@ -16,14 +16,14 @@ from typing import Any, cast
 
 FILE = "race.sqlite"
 APPLICATION = 0x53434855  # "SCHU", in SQLite's own field for it
-FORMAT = 1
+FORMAT = 2
+CALIBRATION = "calibration "  # how the names of remarks begin that are calibrations
 STATUS = ("finished", "diverged", "crashed")
 RESUME = "Finished runs are stored. Free some space, then give the same command again to resume the race."
 
 SCHEMA = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     "CREATE TABLE runs (id TEXT PRIMARY KEY, task TEXT NOT NULL, result TEXT NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE calibrations (id TEXT PRIMARY KEY, result TEXT NOT NULL) WITHOUT ROWID",
 )
 
 
@@ -89,33 +89,20 @@ class Store:
             run(f"PRAGMA application_id = {APPLICATION}")
             run("INSERT INTO meta VALUES ('format', ?)", (str(FORMAT),))
             run("COMMIT")
-        found = self.note("format")
-        if found != str(FORMAT):
+        found = self.get("format")
+        if found != FORMAT:
             raise StoreError(
                 f"{self.path} has format {found}; this version reads {FORMAT}. Try another --out."
             )
 
-    def note(self, key: str) -> str | None:
-        """A remark by its key."""
+    def get(self, key: str) -> Any:
+        """The remark of this name; None if there is none."""
         rows = self._read("SELECT value FROM meta WHERE key = ?", (key,))
-        return rows[0][0] if rows else None
+        return self._decoded("meta", key, rows[0][0]) if rows else None
 
-    def seconds(self) -> float:
-        """How long the race has run so far."""
-        text = self.note("seconds") or "0"
-        try:
-            return float(text)
-        except ValueError as error:
-            raise self._damaged("meta", "seconds", str(error)) from error
-
-    def data(self, key: str) -> Any:
-        """A remark that is plain data; None if there is none."""
-        text = self.note(key)
-        return None if text is None else self._decoded("meta", key, text)
-
-    def write_note(self, key: str, value: str) -> None:
-        """Store a remark."""
-        self._write("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+    def put(self, key: str, value: Any) -> None:
+        """Store a remark: plain data under a name."""
+        self._write("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value, allow_nan=False)))
 
     def guard(self, task: str, fingerprint: str, parts: Mapping[str, str]) -> None:
         """Refuse to mix results of another version of the task's code or data with this one's.
@@ -126,7 +113,7 @@ class Store:
         key = f"task {task}"
         since = datetime.now().astimezone().isoformat(" ", "minutes")
         now = {"fingerprint": fingerprint, "parts": dict(parts), "since": since}
-        before = self.data(key)
+        before = self.get(key)
         if before is not None:
             if not isinstance(before, dict) or not now.keys() <= before.keys():
                 raise self._damaged("meta", key, "it does not say which code and data its runs belong to")
@@ -140,7 +127,7 @@ class Store:
                     "race into another --out, or remove the folder."
                 )
         self._write("DELETE FROM runs WHERE task = ?", (task,))
-        self.write_note(key, json.dumps(now))
+        self.put(key, now)
 
     def results(self, task: str | None = None) -> dict[str, dict[str, Any]]:
         """Every result, by run id; of one task if it is named."""
@@ -153,21 +140,20 @@ class Store:
 
     def forget_crashed(self) -> None:
         """Remove the runs that crashed and the calibrations that failed, and what of both cannot be read."""
-
-        def crashed(id: str, text: str) -> bool:
-            return self._result(id, text)["status"] == "crashed"
-
-        def failed(id: str, text: str) -> bool:
-            return self._decoded("calibrations", id, text)["step"]["seconds"] is None
-
-        for table, useless in (("runs", crashed), ("calibrations", failed)):
-            for id, text in self._read(f"SELECT id, result FROM {table}"):
-                try:
-                    gone = useless(id, text)
-                except (StoreError, TypeError, KeyError):
-                    gone = True
-                if gone:
-                    self._write(f"DELETE FROM {table} WHERE id = ?", (id,))
+        for id, text in self._read("SELECT id, result FROM runs"):
+            try:
+                crashed = self._result(id, text)["status"] == "crashed"
+            except StoreError:
+                crashed = True
+            if crashed:
+                self._write("DELETE FROM runs WHERE id = ?", (id,))
+        for key, _ in self._read("SELECT key, value FROM meta WHERE key LIKE ?", (f"{CALIBRATION}%",)):
+            try:
+                failed = self.get(key)["step"]["seconds"] is None
+            except (StoreError, TypeError, KeyError):
+                failed = True
+            if failed:
+                self._write("DELETE FROM meta WHERE key = ?", (key,))
 
     def _result(self, id: str, text: str) -> dict[str, Any]:
         """A result that has the form of one."""
@@ -188,7 +174,7 @@ class Store:
 
     def _damaged(self, table: str, id: str, why: str) -> StoreError:
         advice = "race into another --out, or restore the file"
-        if table in ("runs", "calibrations"):
+        if table == "runs" or id.startswith(CALIBRATION):
             advice = f"--retry-crashed removes such rows and runs them again; or {advice}"
         return StoreError(f"{self.path}, table {table}, row {id!r} is damaged: {why}. To resume: {advice}.")
 
@@ -196,15 +182,6 @@ class Store:
         """Store a run, whole, in one transaction."""
         row = (id, task, json.dumps(result, allow_nan=False))
         self._write("INSERT OR REPLACE INTO runs VALUES (?, ?, ?)", row)
-
-    def calibration(self, id: str) -> dict[str, Any] | None:
-        """A calibration by what it depends on."""
-        rows = self._read("SELECT result FROM calibrations WHERE id = ?", (id,))
-        return self._decoded("calibrations", id, rows[0][0]) if rows else None
-
-    def save_calibration(self, id: str, result: Mapping[str, Any]) -> None:
-        """Store a calibration."""
-        self._write("INSERT OR REPLACE INTO calibrations VALUES (?, ?)", (id, json.dumps(result)))
 
     def _read(self, statement: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         try:
