@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -162,12 +162,12 @@ def command(
     given, scheduled = separate(tasks), schedules.split(",")
     check_names(tasks=given, entries=[*(named or ()), *more], schedules=scheduled)
     with Interrupts() as interrupts, clear_errors():
+        from schuss.lab.racing.executors import dask, start_server
+
         if scheduler is None and words is None:
-            start_workers()
+            start_server()  # it imports torch for the workers on another core while this process does
         from schuss.lab.entries import DEFAULT
-        from schuss.lab.racing.crashes import without_a_finish
-        from schuss.lab.racing.executors import dask
-        from schuss.lab.racing.export import check_format, export
+        from schuss.lab.racing.export import check_format
         from schuss.lab.racing.race import race
 
         racing = None if named is None and not more else [*(DEFAULT if named is None else named), *more]
@@ -194,17 +194,24 @@ def command(
                 interrupted(console, watcher.folder)
                 sys.exit(130)
         assert watcher.folder is not None
-        for task in report["tasks"]:
-            show(console, task)
-            if "curvature" in task:
-                say(console, f"Curvature: {task['curvature']['text']}")
-        say(console, f"Report: {watcher.folder / 'report.html'}", soft_wrap=True)
-        if table is not None:
-            export(report, table)
-            say(console, f"Runs: {table}", soft_wrap=True)
-        if failures := list(filter(None, map(without_a_finish, report["tasks"]))):
-            advice = "Fix the error and give the same command with --retry-crashed."
-            raise click.ClickException(printable("\n".join([*failures, advice])))
+        conclude(console, report, watcher.folder, table)
+
+
+def conclude(console: Console, report: Mapping[str, Any], folder: Path, table: Path | None) -> None:
+    """What came of each task, and where it is written; an error where a task has no result at all."""
+    from schuss.lab.racing.export import export
+
+    for task in report["tasks"]:
+        show(console, task)
+        if "curvature" in task:
+            say(console, f"Curvature: {task['curvature']['text']}")
+    say(console, f"Report: {folder / 'report.html'}", soft_wrap=True)
+    if table is not None:
+        export(report, table)
+        say(console, f"Runs: {table}", soft_wrap=True)
+    if failures := list(filter(None, map(without_a_finish, report["tasks"]))):
+        advice = "Fix the error and give the same command with --retry-crashed."
+        raise click.ClickException(printable("\n".join([*failures, advice])))
 
 
 def printable(text: str) -> str:
@@ -257,13 +264,6 @@ def leave(words: str) -> None:
     shown = "\x1b[?25h" if sys.stdout.isatty() else ""  # a live bar hides the cursor
     os.write(1, f"{shown}{words}\n".encode())
     os._exit(130)
-
-
-def start_workers() -> None:
-    """Let the workers' server import torch on another core while this process does."""
-    from schuss.lab.racing.executors import start_server
-
-    start_server()
 
 
 @contextmanager
@@ -371,19 +371,40 @@ def ranking(task: Mapping[str, Any]) -> Table:
 
 def show_crashed(console: Console, task: Mapping[str, Any]) -> None:
     """Every entry of which runs crashed, with the last reason: it may be missing in the table for that alone."""
-    from schuss.lab.racing.crashes import crashed_entries
     from schuss.lab.reason import reason
 
-    for name, crashed, total in crashed_entries(task):
-        many = f"every run ({total})" if len(crashed) == total else f"{len(crashed)} of {total} runs"
-        last = crashed[-1]
-        where = f"{settings(last['parameters'])}, seed {last['seed']}"
-        say(console, f"Crashed: {name}, {many}. The last ({where}) said: {reason(last['error'])}")
+    for name in (entry["name"] for entry in task["entries"]):
+        runs = [run for run in task["runs"] if run["entry"] == name]
+        if crashed := [run for run in runs if run["status"] == "crashed"]:
+            many = f"every run ({len(runs)})" if crashed == runs else f"{len(crashed)} of {len(runs)} runs"
+            last = crashed[-1]
+            where = f"{settings(last['parameters'])}, seed {last['seed']}"
+            say(console, f"Crashed: {name}, {many}. The last ({where}) said: {reason(last['error'])}")
+
+
+def without_a_finish(task: Mapping[str, Any]) -> str | None:
+    """Why a task has no result at all, if it has none."""
+    from schuss.lab.reason import reason
+
+    runs = task["runs"]
+    if not runs or any(run["status"] == "finished" for run in runs):
+        return None
+    crashed = [run for run in runs if run["status"] == "crashed"]
+    none = f"None of the {len(runs)} runs on {task['name']!r} finished"
+    if not crashed:
+        return f"{none}: every one diverged."
+    first = crashed[0]
+    return f"{none}; {len(crashed)} crashed. The first, of {first['entry']}: {reason(first['error'])}"
 
 
 def interrupted(console: Console, folder: Path | None) -> None:
     """Say what is stored and how to resume."""
-    stored = 0 if folder is None else stored_runs(folder)
+    from schuss.lab.racing.store import Store, StoreError
+
+    stored = 0
+    if folder is not None:
+        with suppress(StoreError), Store(folder) as store:
+            stored = store.count()
     if folder is None or not stored:
         console.print("Stopped before any run.")
         return
@@ -400,17 +421,6 @@ def interrupted(console: Console, folder: Path | None) -> None:
         show_crashed(console, task)
     runs = counted(sum(len(task["runs"]) for task in tasks) or stored)
     say(console, f"Stopped. {runs} stored in {folder}; the same command resumes the race.", soft_wrap=True)
-
-
-def stored_runs(folder: Path) -> int:
-    """How many runs the store in a folder holds."""
-    from schuss.lab.racing.store import Store, StoreError
-
-    try:
-        with Store(folder) as store:
-            return store.count()
-    except StoreError:
-        return 0
 
 
 def repeat(

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from schuss.cli.race import without_a_finish
 from schuss.lab import Budget, Entry, race
 from schuss.lab.entries import find
 from schuss.lab.racing import executors
-from schuss.lab.racing.crashes import without_a_finish
 from schuss.lab.racing.engine import DEATHS, ExecutorError, Job, execute
 from schuss.lab.racing.executors import Cluster, LocalProcesses
 from schuss.lab.racing.limits import GIB, Limits

@@ -230,9 +230,8 @@ def repeat_run(
     if missing:
         raise refusal("run", dict(work), f"complete: {', '.join(sorted(missing))} is missing")
     racing = _entries(entries)
-    known = {entry.name for entry in racing}
-    if work["entry"] not in known:
-        racing = [*racing, find(work["entry"])]
+    if work["entry"] not in {entry.name for entry in racing}:
+        racing.append(find(work["entry"]))
     found = find_task(spec, data)
     package = Package.of(_source(found, data), racing, found.code)
     seeds = work["seed"] if isinstance(work["seed"], list) else [work["seed"]]

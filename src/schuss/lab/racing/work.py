@@ -9,7 +9,7 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
@@ -47,9 +47,9 @@ class Package:
     """A task's source and the entries by name, as bytes with their digest, and the code that these bytes import."""
 
     digest: str
-    content: bytes
-    code: UserCode
-    version: str  # of the code that the race was begun with
+    content: bytes = field(compare=False)
+    code: UserCode = field(compare=False)
+    version: str = field(compare=False)  # of the code that the race was begun with
 
     @classmethod
     def of(cls, source: Source, entries: Sequence[Entry], code: UserCode | None = None) -> Package:
@@ -62,10 +62,6 @@ class Package:
         content = pack(source, alone)
         digest = hashlib.blake2b(content + repr(merged).encode(), digest_size=8).hexdigest()
         return cls(digest, content, merged, code_version())
-
-    def __hash__(self) -> int:
-        """By content; the digest stands for it."""
-        return hash(self.digest)
 
 
 def train_run(package: Package, work: Mapping[str, Any]) -> dict[str, Any]:
