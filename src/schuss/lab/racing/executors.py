@@ -253,10 +253,6 @@ class Cluster(Executor):
     def _gone(self, why: str) -> ExecutorError:
         return ExecutorError(f"T{self._name[1:]} is gone: {why}. {RESUME}")
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more work."""
-        self._executor.shutdown(wait=wait, cancel_futures=cancel_futures)
-
     def verify(self, version: str) -> None:
         """Refuse a cluster of which a worker has other code than this process, or none."""
         self._version = version

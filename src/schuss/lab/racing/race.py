@@ -34,7 +34,7 @@ from schuss.lab.racing.processes import WATCHES_MEMORY
 from schuss.lab.racing.ranges import search_spaces
 from schuss.lab.racing.report import Report
 from schuss.lab.racing.store import Store, StoreError
-from schuss.lab.racing.work import Package, Source, calibrate_entry, train_run
+from schuss.lab.racing.work import NOT_CALIBRATED, Package, Source, calibrate_entry, train_run
 from schuss.lab.schedules import check
 from schuss.lab.tasks import Found
 from schuss.lab.tasks import find as find_task
@@ -128,10 +128,7 @@ def race(
     watcher = watcher or _Nobody()
     began = time.perf_counter()
     with Store(folder) as store:
-        if retry_crashed:
-            store.forget_crashed()
-        for race in races:
-            store.guard(race.task.name, race.facts.fingerprint, race.facts.parts)
+        _open(store, races, retry_crashed)
         watcher.began(folder)
         began -= store.get("seconds") or 0.0
         using, capacity = _executor(executor, workers, device)
@@ -156,6 +153,14 @@ def race(
                 store.put("seconds", seconds)
                 report.save(folder)
     return report
+
+
+def _open(store: Store, races: Sequence[_TaskRace], retry_crashed: bool) -> None:
+    """Make sure that what the store holds is of these tasks and this code."""
+    if retry_crashed:
+        store.forget_crashed()
+    for race in races:
+        store.guard(race.task.name, race.facts.fingerprint, race.facts.parts)
 
 
 def _check(task: object, rank_by: str, device: str, executor: object, **lists: object) -> None:
@@ -338,14 +343,8 @@ class _TaskRace(assemble.TaskRace):
                 "device": self.device,
             }
             job = Job(id, calibrate_entry, self.package, work)
-            execute([job], executor, 1, lambda job, result: store.put(job.id, _calibrated(result)))
-
-
-def _calibrated(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A calibration that killed its worker, or was stopped, leaves the step unmeasured; the race goes on."""
-    if "step" in result:
-        return result
-    return {"step": {"seconds": None}, "bytes_per_weight": None, "error": result["error"]}
+            # One that killed its worker, or was stopped, leaves the step unmeasured; the race goes on.
+            execute([job], executor, 1, lambda job, result: store.put(job.id, NOT_CALIBRATED | result))
 
 
 def _drive(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import statistics
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +25,9 @@ from schuss.lab.tasks import load
 from schuss.lab.tasks.task import Task
 from schuss.lab.training.quiet import quiet_process
 from schuss.lab.training.run import Build, Outcome, plain
-from schuss.lab.training.train import Calibration, calibrate, train
+from schuss.lab.training.train import calibrate, train
+
+NOT_CALIBRATED: dict[str, Any] = {"step": {"seconds": None}, "bytes_per_weight": None}
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,10 @@ def calibrate_entry(package: Package, work: Mapping[str, Any]) -> dict[str, Any]
     _check_version(package)
     with quiet_process():
         try:
-            found = calibrate(
-                *_task_and_build(package, work), work["seed"], work["batch_size"], work["device"]
-            )
+            task, build = _task_and_build(package, work)
+            return calibrate(task, build, work["seed"], work["batch_size"], work["device"])
         except (Exception, SystemExit):
-            found = Calibration([], None)
-    median = statistics.median(found.seconds) if found.seconds else None
-    return {"step": {"seconds": median}, "bytes_per_weight": found.bytes_per_weight}
+            return NOT_CALIBRATED
 
 
 def _task_and_build(package: Package, work: Mapping[str, Any]) -> tuple[Task, Build]:

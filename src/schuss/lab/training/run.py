@@ -205,31 +205,27 @@ class Running:
         if self.calls_closure:
             known = self.gradients
             self.optimizer.step(lambda: self.gradient(batch))  # type: ignore[arg-type]  # torch types its loss as float
+            if self.gradients == known and self.steps == 0:
+                raise ClosureIgnoredError
             if self.gradients == known:
-                self.ignored()
+                raise RuntimeError(
+                    f"{type(self.optimizer).__name__}.step(closure) did not call its closure in step {self.steps + 1}, "
+                    "though it did before. A race counts a run by its gradients: call the closure in every step, or in "
+                    "none."
+                )
         else:
             self.gradient(batch)
             self.optimizer.step()
         self.steps += 1
         return self.effective_rate(before) if watch else math.nan
 
-    def ignored(self) -> None:
-        """A step called no closure: begin again without one; or raise, where earlier steps did call it."""
-        if self.steps == 0:
-            raise ClosureIgnoredError
-        raise RuntimeError(
-            f"{type(self.optimizer).__name__}.step(closure) did not call its closure in step {self.steps + 1}, though "
-            "it did before. A race counts a run by its gradients: call the closure in every step, or in none."
-        )
-
     @torch.no_grad()
     def effective_rate(self, before: list[Tensor]) -> float:
         """How far the weights moved per unit of gradient, both as root mean squares."""
-        pairs = [
-            (w, old) for w, old in zip(self.model.parameters(), before, strict=True) if w.grad is not None
-        ]
-        moved = sum((w - old).double().square().sum().item() for w, old in pairs)
-        slope = sum(_dense(w.grad).double().square().sum().item() for w, _ in pairs)
+        pairs = [(w, w.grad, old) for w, old in zip(self.model.parameters(), before, strict=True)]
+        moved = sum((w - old).double().square().sum().item() for w, g, old in pairs if g is not None)
+        gradients = (g.coalesce().values() if g.is_sparse else g for _, g, _ in pairs if g is not None)
+        slope = sum(g.double().square().sum().item() for g in gradients)
         return math.sqrt(moved / slope) if slope > 0 else math.nan
 
     def evaluate(self, rate: float) -> Point:
@@ -304,11 +300,6 @@ def scalar(task: Task, loss: Any) -> Tensor:
             "return it without .item()."
         )
     return loss
-
-
-def _dense(gradient: Tensor | None) -> Tensor:
-    assert gradient is not None
-    return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 def _switch(optimizer: Optimizer, mode: str) -> None:

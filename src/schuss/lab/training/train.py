@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from statistics import median
 from typing import Any, TypeVar
 
 import torch
@@ -45,18 +45,13 @@ def train(
     return outcome
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """How long single steps took, alone, and how much state the optimizer keeps."""
-
-    seconds: list[float]
-    bytes_per_weight: float | None
-
-
 def calibrate(
     task: Task, build: Build, seed: int, batch_size: int | None = None, device: str = "cpu"
-) -> Calibration:
-    """Time `TIMED` steps after `UNTIMED` ones, without evaluations; fewer if they outlast `PATIENCE`."""
+) -> dict[str, Any]:
+    """Time `TIMED` steps after `UNTIMED` ones, without evaluations; fewer if they outlast `PATIENCE`.
+
+    Returns the median step in seconds, and the bytes of state per weight.
+    """
 
     def time_steps(run: Running) -> list[float]:
         times: list[float] = []
@@ -73,7 +68,8 @@ def calibrate(
         return times
 
     run, times = _from_the_start(time_steps, task, build, seed, None, batch_size, torch.device(device))
-    return Calibration(times, run.state_bytes() / max(1, weights(run.model)))
+    state = run.state_bytes() / max(1, weights(run.model))
+    return {"step": {"seconds": median(times)}, "bytes_per_weight": state}
 
 
 def _from_the_start(do: Callable[[Running], T], *given: Any) -> tuple[Running, T]:
