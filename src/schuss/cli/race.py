@@ -134,7 +134,7 @@ You may interrupt a race at any time: the same command resumes it. `schuss list`
     "by the workers, at least 2]",
 )
 @click.option(
-    "--run", "words", help="Repeat a single run: give the text after --run in the report.  [default: race]"
+    "--run", "again", help="Repeat a single run: give the text after --run in the report.  [default: race]"
 )
 def command(
     tasks: str,
@@ -147,7 +147,7 @@ def command(
     workers: int | None,
     scheduler: str | None,
     table: Path | None,
-    words: str | None,
+    again: str | None,
     **options: Any,
 ) -> None:
     """Race optimizers on a task, and print which is best, by how much, and how sure that is.
@@ -164,15 +164,15 @@ def command(
     with Interrupts() as interrupts, clear_errors():
         from schuss.lab.racing.executors import dask, start_server
 
-        if scheduler is None and words is None:
+        if scheduler is None and again is None:
             start_server()  # it imports torch for the workers on another core while this process does
         from schuss.lab.entries import DEFAULT
         from schuss.lab.racing.export import check_format
         from schuss.lab.racing.race import race
 
         racing = None if named is None and not more else [*(DEFAULT if named is None else named), *more]
-        if words is not None:
-            repeat(console, tasks, racing, options["data"], words, options["device"])
+        if again is not None:
+            repeat(console, tasks, racing, options["data"], again, options["device"])
             return
         if table is not None:
             check_format(table)
@@ -258,11 +258,11 @@ class Interrupts:
             leave("Stopped. Finished runs are stored; the same command resumes the race.")
 
 
-def leave(words: str) -> None:
+def leave(line: str) -> None:
     """End this process with a line and nothing else."""
     sys.stdout.flush()
     shown = "\x1b[?25h" if sys.stdout.isatty() else ""  # a live bar hides the cursor
-    os.write(1, f"{shown}{words}\n".encode())
+    os.write(1, f"{shown}{line}\n".encode())
     os._exit(130)
 
 
@@ -424,13 +424,13 @@ def interrupted(console: Console, folder: Path | None) -> None:
 
 
 def repeat(
-    console: Console, spec: str, entries: list[str] | None, data: Path | None, words: str, device: str
+    console: Console, spec: str, entries: list[str] | None, data: Path | None, again: str, device: str
 ) -> None:
     """Run again what a line of the report names, in this process."""
     from schuss.lab.racing.race import repeat_run
 
     try:
-        work = json.loads(words)
+        work = json.loads(again)
     except ValueError as error:
         raise click.BadParameter(f"--run is not what a report gives: {error}") from error
     for seed, result in repeat_run(spec, entries, data, work, device):
