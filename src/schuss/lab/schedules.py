@@ -76,5 +76,5 @@ def schedule(name: str, lr: float, steps: int) -> Callable[[int], float]:
     if not name.startswith("warmup+"):
         return make(lr, steps)
     rise = max(1, round(WARMUP * steps))
-    # The first step is taken with a share of the learning rate, not with none of it.
+    # The first step is taken with a fraction of the learning rate, not with none of it.
     return Warmup(rise, fraction=1 / rise).then(make(lr, max(1, steps - rise)))
