@@ -2,12 +2,11 @@
 
 An MLP on scikit-learn's digits and a small transformer on the source text of Python's standard library, at
 their random start and after some training, in float32 on one thread: the five largest and five smallest
-eigenvalues of the Hessian within the default 100 products and 24 vectors. Printed for each: products, their
-cost in gradients, peak memory in vectors of the model's size (over the model itself), and the worst residual
-at each end, relative to the largest |λ|. With --check also how far the values are from those of a run with
-250 products in the memory of 104 vectors.
+eigenvalues of the Hessian within the default 100 Hessian-vector products (HVPs) and 24 vectors. Printed for
+each: HVPs, their cost in gradients, peak memory in vectors of the model's size (over the model itself), and
+the worst residual at each end, relative to the largest |λ|.
 
-Run: python benchmarks/curvature.py [--check] [--only mlp,transformer] [--width 3130]
+Run: python benchmarks/curvature.py [--only mlp,transformer] [--width 3130]
 """
 
 from __future__ import annotations
@@ -15,22 +14,27 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import resource
 import statistics
 import time
+import timeit
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from schuss.curvature import Extremes, extreme_eigenvalues, hvp
+from schuss.bench.grids import markdown_table
+from schuss.bench.program import RESET, resident
+from schuss.curvature import extreme_eigenvalues, hvp
 
 TRAINING = {"mlp": 30, "transformer": 40}
+HEADS = (
+    *("model", "weights", "HVPs", "one `hvp` / gradient", "all / gradient", "peak memory, vectors"),
+    *("converged", "worst residual, largest", "smallest"),
+)
 
 
 class Block(nn.Module):
@@ -58,14 +62,14 @@ class Transformer(nn.Module):
 
     def __init__(self, width: int = 384, length: int = 64):
         super().__init__()
-        self.table, self.place = nn.Embedding(128, width), nn.Embedding(length, width)
+        self.table, self.position = nn.Embedding(128, width), nn.Embedding(length, width)
         self.blocks = nn.Sequential(*[Block(width, heads=6) for _ in range(6)], nn.LayerNorm(width))
         for weight in self.parameters():
             if weight.dim() > 1:
                 nn.init.normal_(weight, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.blocks(self.table(tokens) + self.place.weight[: tokens.shape[1]])
+        x = self.blocks(self.table(tokens) + self.position.weight[: tokens.shape[1]])
         return x @ self.table.weight.T
 
 
@@ -110,74 +114,43 @@ def build(name: str, trained: bool, width: int) -> tuple[nn.Module, tuple[Tensor
 
 def seconds(work: Callable[[], object], repeats: int = 5) -> float:
     """The median of the processor's time for a call: on one thread other work on the machine does not count."""
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        work()
-        times.append(time.process_time() - start)
-    return statistics.median(times)
+    return statistics.median(timeit.repeat(work, timer=time.process_time, repeat=repeats, number=1))
 
 
-def memory() -> int:
-    """Bytes that this process holds now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
-
-
-def worst(residuals: np.ndarray, got: Extremes) -> float:
-    return float(residuals.max() / max(abs(got.largest[0]), abs(got.smallest[0])))
-
-
-def measure(name: str, trained: bool, width: int, check: bool) -> None:
+def measure(name: str, trained: bool, width: int) -> None:
     torch.set_num_threads(1)
     model, batch = build(name, trained, width)
     weights = list(model.parameters())
     n = sum(weight.numel() for weight in weights)
     gradient = seconds(lambda: torch.autograd.grad(cross_entropy(model, batch), weights))
     product = seconds(partial(hvp, model, cross_entropy, batch, torch.ones(n)))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak of memory counts from here
-    held = memory()
-    start = time.process_time()
+    RESET.write_text("5")  # the peak of memory counts from here
+    held, start = resident("VmRSS"), time.process_time()
     got = extreme_eigenvalues(model, cross_entropy, batch, k=5)
     took = time.process_time() - start
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    peak = int(status["VmHWM"].split()[0]) * 1024 - held
-    k = len(got.largest)
-    print(
-        f"| {name}, {'trained' if trained else 'at its start'} | {n / 1e6:.2f}M | {got.products} | "
-        f"{product / gradient:.2f} | {took / gradient:.0f} | {peak / (4 * n):.1f} | {got.converged} | "
-        f"{worst(got.residuals[:k], got):.1e} | {worst(got.residuals[k:], got):.1e} |",
-        flush=True,
-    )
-    print(got, flush=True)
-    if check:
-        more = extreme_eigenvalues(
-            model, cross_entropy, batch, k=5, products=250, vectors=104, tolerance=1e-6, seed=1
-        )
-        print(
-            f"  against 250 products: largest off by {worst(abs(got.largest - more.largest), more):.1e}, "
-            f"smallest by {worst(abs(got.smallest - more.smallest), more):.1e} of the largest |λ|\n  {more}",
-            flush=True,
-        )
+    peak, k = resident("VmHWM") - held, len(got.largest)
+    largest = max(abs(got.largest[0]), abs(got.smallest[0]))
+    row = [
+        *(f"{name}, {'trained' if trained else 'at its start'}", f"{n / 1e6:.2f}M", str(got.products)),
+        *(f"{product / gradient:.2f}", f"{took / gradient:.0f}", f"{peak / (4 * n):.1f}", str(got.converged)),
+        *(f"{end.max() / largest:.1e}" for end in (got.residuals[:k], got.residuals[k:])),
+    ]
+    print(f"| {' | '.join(row)} |\n{got}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="also a longer run, several minutes a model")
     parser.add_argument("--only", default=",".join(TRAINING), help="models, comma-separated")
     parser.add_argument("--width", type=int, default=3130, help="of the MLP: 3130 makes 10 million weights")
     given = parser.parse_args()
-    print(
-        "| model | weights | HVPs | one `hvp` / gradient | all / gradient | peak memory, vectors | converged "
-        "| worst residual, largest | smallest |\n| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: |"
-    )
+    print(*markdown_table(HEADS), sep="\n", flush=True)
     for name in given.only.split(","):
         for trained in (False, True):
             # Each in a process of its own, so that its peak memory is its own.
             child = multiprocessing.get_context("spawn").Process(
-                target=measure, args=(name, trained, given.width, given.check)
+                target=measure, args=(name, trained, given.width)
             )
             child.start()
             child.join()

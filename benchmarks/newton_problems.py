@@ -5,23 +5,25 @@ of their starts, in float64. A problem is solved once any evaluated point has a 
 published; costs are counted up to the end of the evaluation (ours: of the step) that found it, so stopping rules do
 not enter. Every method is given exact derivatives by autograd and tolerances too tight to stop it early.
 
-What is counted: every loss, every gradient, every product with a Hessian (a dense Hessian of d weights is d of
-them) or a Jacobian (a dense one is the smaller of its sides). `cost` sums them in gradient equivalents: a loss 1/3, a
-gradient 2/3, a product 2. Methods that take loss and gradient together (the line searches) pay both at each evaluation.
+What is counted: every loss, every gradient, every Hessian-vector product (a dense Hessian of d weights is d of
+them) and every product with a Jacobian (a dense one is the smaller of its sides). `cost` sums them in gradient
+equivalents: a loss 1/3, a gradient 2/3, a product 2. Methods that take loss and gradient together (the line searches)
+pay both at each evaluation.
 
-Run: python benchmarks/newton_problems.py [--only newton,lbfgs] [--detail]; it prints Markdown.
+Run: python benchmarks/newton_problems.py [--only newton,lbfgs]; it prints Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import math
 import statistics
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "newto
 import mgh
 import nist
 
+from schuss.bench.grids import markdown_table
 from schuss.newton import LBFGS, GaussNewton, Newton, NewtonCG
 
 LIMIT = 1000  # losses a run may take
@@ -45,7 +48,7 @@ class Enough(Exception):  # noqa: N818 (a signal, not an error)
 
 @dataclass
 class Case:
-    """A problem from one start, with counters that stop the run once it is solved."""
+    """A problem from one start, with counters that stop the run once it is solved, and what SciPy is given."""
 
     name: str
     residual: Callable[[Tensor], Tensor]
@@ -54,81 +57,72 @@ class Case:
     losses: int = 0
     gradients: int = 0
     products: int = 0
-    is_solved: bool = field(default=False)
-
-    def fresh(self) -> Case:
-        return Case(self.name, self.residual, self.solved, self.start)
-
-    def x0(self) -> np.ndarray:
-        return np.array(self.start, dtype=np.float64)
+    is_solved: bool = False
 
     @property
     def over(self) -> bool:
         """Whether no further evaluation is needed, or allowed."""
         return self.is_solved or self.losses >= LIMIT
 
-    def seen(self, residual: Tensor) -> Tensor:
-        """Count one evaluation, unless the run was over before."""
-        if not self.over:
-            self.losses += 1
-            self.is_solved = self.solved(float(residual.detach().square().sum()))
-        return residual
-
-    def last(self, residual: Tensor) -> Tensor:
-        """Count one evaluation and end the run there if no other is needed."""
-        self.seen(residual)
-        if self.over:
-            raise Enough
-        return residual
-
     @property
     def cost(self) -> float:
         """Gradient equivalents: forward 1/3, backward 2/3, product 2."""
         return self.losses / 3 + 2 * self.gradients / 3 + 2 * self.products
 
-    # What SciPy is given.
+    def seen(self, w: Tensor, ends: bool = True) -> Tensor:
+        """The residual. It counts as one evaluation unless the run was over before, and `ends` a run that is."""
+        residual = self.residual(w)
+        if not self.over:
+            self.losses += 1
+            self.is_solved = self.solved(float(residual.detach().square().sum()))
+        if ends and self.over:
+            raise Enough
+        return residual
+
+    def half(self, w: Tensor) -> Tensor:
+        return 0.5 * self.residual(w).square().sum()
+
     def fun(self, x: np.ndarray) -> float:
-        return 0.5 * float(self.last(self.residual(torch.from_numpy(x.copy()))).square().sum())
+        return 0.5 * float(self.seen(torch.tensor(x)).square().sum())
 
     def fun_and_grad(self, x: np.ndarray) -> tuple[float, np.ndarray]:
-        w = torch.from_numpy(x.copy()).requires_grad_()
         self.gradients += 1
-        loss = 0.5 * self.last(self.residual(w)).square().sum()
+        w = torch.tensor(x, requires_grad=True)
+        loss = 0.5 * self.seen(w).square().sum()
         return float(loss.detach()), torch.autograd.grad(loss, w)[0].numpy()
-
-    def _half(self, w: Tensor) -> Tensor:
-        return 0.5 * self.residual(w).square().sum()
 
     def grad(self, x: np.ndarray) -> np.ndarray:
         self.gradients += 1
-        w = torch.from_numpy(x.copy()).requires_grad_()
-        return torch.autograd.grad(self._half(w), w)[0].numpy()
+        w = torch.tensor(x, requires_grad=True)
+        return torch.autograd.grad(self.half(w), w)[0].numpy()
 
     def hessp(self, x: np.ndarray, p: np.ndarray) -> np.ndarray:
         self.products += 1
-        w = torch.from_numpy(x.copy())
-        return torch.autograd.functional.hvp(self._half, w, torch.from_numpy(np.array(p)))[1].numpy()
+        return torch.autograd.functional.hvp(self.half, torch.tensor(x), torch.tensor(p))[1].numpy()
 
     def hess(self, x: np.ndarray) -> np.ndarray:
         self.products += len(x)
-        return torch.autograd.functional.hessian(self._half, torch.from_numpy(x.copy())).numpy()
+        return torch.autograd.functional.hessian(self.half, torch.tensor(x)).numpy()
 
     def residuals(self, x: np.ndarray) -> np.ndarray:
-        return self.last(self.residual(torch.from_numpy(x.copy()))).numpy()
+        return self.seen(torch.tensor(x)).numpy()
 
     def jacobian(self, x: np.ndarray) -> np.ndarray:
-        w = torch.from_numpy(x.copy())
+        w = torch.tensor(x)
         self.products += min(len(x), len(self.residual(w)))
         return torch.autograd.functional.jacobian(self.residual, w).numpy()
 
 
-def ours(make: Callable[[list[Tensor]], Any], *, squares: bool = False) -> Callable[[Case], None]:
+Method = Callable[[Case], object]
+
+
+def ours(cls: Callable[..., Any], *, squares: bool = False) -> Method:
     def run(case: Case) -> None:
         w = torch.tensor(case.start, dtype=torch.float64, requires_grad=True)
-        optimizer = make([w])
+        optimizer = cls([w], full_batch=True)
 
         def closure() -> Tensor:
-            residual = case.seen(case.residual(w))
+            residual = case.seen(w, ends=False)
             return residual if squares else 0.5 * residual.square().sum()
 
         while not case.over:
@@ -142,76 +136,58 @@ def ours(make: Callable[[list[Tensor]], Any], *, squares: bool = False) -> Calla
     return run
 
 
-def scipy_minimize(method: str, **options: Any) -> Callable[[Case], None]:
+def scipy_minimize(method: str, second: str = "", **options: Any) -> Method:
+    """SciPy's method, which takes loss and gradient together, or apart and `second`: "hess" or "hessp"."""
+
     def run(case: Case) -> None:
-        arguments: dict[str, Any] = {"fun": case.fun, "jac": case.grad}
-        if method in ("BFGS", "L-BFGS-B"):
-            arguments = {"fun": case.fun_and_grad, "jac": True}
-        if method in ("Newton-CG", "trust-ncg"):
-            arguments["hessp"] = case.hessp
-        if method == "trust-exact":
-            arguments["hess"] = case.hess
-        scipy.optimize.minimize(
-            x0=case.x0(), method=method, options={"maxiter": LIMIT, **options}, **arguments
-        )
+        given: dict[str, Any] = {"fun": case.fun_and_grad, "jac": True}
+        if second:
+            given = {"fun": case.fun, "jac": case.grad, second: getattr(case, second)}
+        options["maxiter"] = LIMIT
+        scipy.optimize.minimize(x0=np.array(case.start, float), method=method, options=options, **given)
 
     return run
 
 
-def scipy_least_squares(method: str) -> Callable[[Case], None]:
-    def run(case: Case) -> None:
-        scipy.optimize.least_squares(
-            case.residuals,
-            case.x0(),
-            jac=case.jacobian,
-            method=method,
-            x_scale="jac",
-            ftol=1e-15,
-            xtol=1e-15,
-            gtol=1e-15,
-            max_nfev=LIMIT,
-        )
-
-    return run
+def scipy_least_squares(method: str) -> Method:
+    return lambda case: scipy.optimize.least_squares(
+        *(case.residuals, np.array(case.start, float)),
+        **dict(jac=case.jacobian, method=method, x_scale="jac", max_nfev=LIMIT),
+        **dict(ftol=1e-15, xtol=1e-15, gtol=1e-15),
+    )
 
 
 def torch_lbfgs(case: Case) -> None:
     w = torch.tensor(case.start, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [w],
-        max_iter=LIMIT,
-        max_eval=LIMIT,
-        tolerance_grad=1e-14,
-        tolerance_change=1e-16,
-        line_search_fn="strong_wolfe",
-    )
+    tight = dict(tolerance_grad=1e-14, tolerance_change=1e-16)
+    optimizer = torch.optim.LBFGS([w], max_iter=LIMIT, max_eval=LIMIT, line_search_fn="strong_wolfe", **tight)
 
     def closure() -> Tensor:
         optimizer.zero_grad()
         case.gradients += 1
-        loss = 0.5 * case.last(case.residual(w)).square().sum()
+        loss = 0.5 * case.seen(w).square().sum()
         loss.backward()
         return loss
 
     optimizer.step(closure)
 
 
-CLASSES: dict[str, dict[str, Callable[[Case], None]]] = {
+CLASSES: dict[str, dict[str, Method]] = {
     "second order": {
-        "schuss Newton": ours(lambda p: Newton(p, full_batch=True)),
-        "schuss NewtonCG": ours(lambda p: NewtonCG(p, full_batch=True)),
-        "SciPy Newton-CG": scipy_minimize("Newton-CG", xtol=1e-14),
-        "SciPy trust-ncg": scipy_minimize("trust-ncg", gtol=1e-14, max_trust_radius=1e10),
-        "SciPy trust-exact": scipy_minimize("trust-exact", gtol=1e-14, max_trust_radius=1e10),
+        "schuss Newton": ours(Newton),
+        "schuss NewtonCG": ours(NewtonCG),
+        "SciPy Newton-CG": scipy_minimize("Newton-CG", "hessp", xtol=1e-14),
+        "SciPy trust-ncg": scipy_minimize("trust-ncg", "hessp", gtol=1e-14, max_trust_radius=1e10),
+        "SciPy trust-exact": scipy_minimize("trust-exact", "hess", gtol=1e-14, max_trust_radius=1e10),
     },
     "first derivatives": {
-        "schuss LBFGS": ours(lambda p: LBFGS(p, full_batch=True)),
+        "schuss LBFGS": ours(LBFGS),
         "SciPy BFGS": scipy_minimize("BFGS", gtol=1e-14),
         "SciPy L-BFGS-B": scipy_minimize("L-BFGS-B", gtol=1e-14, ftol=1e-18, maxfun=LIMIT),
         "torch LBFGS": torch_lbfgs,
     },
     "least squares": {
-        "schuss GaussNewton": ours(lambda p: GaussNewton(p, full_batch=True), squares=True),
+        "schuss GaussNewton": ours(GaussNewton, squares=True),
         "SciPy least_squares lm": scipy_least_squares("lm"),
         "SciPy least_squares trf": scipy_least_squares("trf"),
     },
@@ -229,12 +205,11 @@ def cases() -> tuple[list[Case], list[Case]]:
     return published, fits
 
 
-def run(method: Callable[[Case], None], case: Case) -> Case:
+def run(method: Method, case: Case) -> Case:
     """One run on a fresh copy of a case; whatever a solver raises is a problem not solved."""
-    case = case.fresh()
+    case = dataclasses.replace(case)
     try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"), np.errstate(all="ignore"):
             method(case)
     except Enough:
         pass
@@ -246,7 +221,6 @@ def run(method: Callable[[Case], None], case: Case) -> Case:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="comma-separated parts of method names")
-    parser.add_argument("--detail", action="store_true", help="print every run")
     options = parser.parse_args()
     torch.set_num_threads(1)
     wanted = [w for w in options.only.lower().split(",") if w]
@@ -257,8 +231,6 @@ def main() -> None:
         if chosen:
             results = {n: [run(m, c) for c in everything] for n, m in chosen.items()}
             print_class(title, results, len(published))
-            if options.detail:
-                print_detail(results)
 
 
 def median(runs: list[Case], which: list[int], what: str) -> float:
@@ -269,45 +241,38 @@ def print_class(title: str, results: dict[str, list[Case]], split: int) -> None:
     """Who solves how many, in each set and in each half of both, and the medians over what all solve."""
     count = len(next(iter(results.values())))
     common = [i for i in range(count) if all(r[i].is_solved for r in results.values())]
-    print(f"\n**{title}** (medians over the {len(common)} that all of these solve)\n")
-    print(
-        f"| method | solved of {count} | MGH of {split} | NIST of {count - split} | odd | even "
-        "| losses | gradients | HVPs | cost | losses, odd | even |"
-    )
-    print("| --- |" + " ---: |" * 11)
+    heads = [
+        *("method", f"solved of {count}", f"MGH of {split}", f"NIST of {count - split}", "odd", "even"),
+        *("losses", "gradients", "HVPs", "cost", "losses, odd", "even"),
+    ]
+    rows: list[list[str]] = []
     for name, runs in results.items():
         parts = (runs, runs[:split], runs[split:], runs[::2], runs[1::2])
-        solved = " | ".join(str(sum(r.is_solved for r in part)) for part in parts)
-        medians = " | ".join(
-            f"{median(runs, common, what):g}" for what in ("losses", "gradients", "products")
+        halves = ([i for i in common if i % 2 == half] for half in (0, 1))
+        rows.append(
+            [
+                name,
+                *(str(sum(r.is_solved for r in part)) for part in parts),
+                *(f"{median(runs, common, what):g}" for what in ("losses", "gradients", "products")),
+                f"{median(runs, common, 'cost'):.1f}",
+                *(f"{median(runs, half, 'losses'):g}" for half in halves),
+            ]
         )
-        halves = " | ".join(
-            f"{median(runs, [i for i in common if i % 2 == half], 'losses'):g}" for half in (0, 1)
-        )
-        print(f"| {name} | {solved} | {medians} | {median(runs, common, 'cost'):.1f} | {halves} |")
+    print(f"\n**{title}** (medians over the {len(common)} that all of these solve)\n")
+    print(*markdown_table(heads, rows), sep="\n")
     mine = [n for n in results if n.startswith("schuss")]
     others = [n for n in results if n not in mine]
-    if not (mine and others):
-        return
-    print("\n| pair | both solve | losses, median | cost, median | ratio of losses, geometric mean |")
-    print("| --- | ---: | ---: | ---: | ---: |")
-    for ours_, theirs in itertools.product(mine, others):
-        a, b = results[ours_], results[theirs]
+    rows = []
+    for name, other in itertools.product(mine, others):
+        a, b = results[name], results[other]
         both = [i for i in range(count) if a[i].is_solved and b[i].is_solved]
         ratio = math.exp(statistics.fmean(math.log(a[i].losses / b[i].losses) for i in both))
-        print(
-            f"| {ours_} : {theirs} | {len(both)} | {median(a, both, 'losses'):g} : {median(b, both, 'losses'):g} | "
-            f"{median(a, both, 'cost'):.1f} : {median(b, both, 'cost'):.1f} | {ratio:.2f} |"
-        )
-
-
-def print_detail(results: dict[str, list[Case]]) -> None:
-    """Losses of every run; a dash before those that did not solve their problem."""
-    print(f"\n| losses (– unsolved) | {' | '.join(results)} |")
-    print("| --- |" + " ---: |" * len(results))
-    for runs in zip(*results.values(), strict=True):
-        marks = " | ".join(f"{'' if r.is_solved else '–'}{r.losses}" for r in runs)
-        print(f"| {runs[0].name} | {marks} |")
+        losses, costs = ([median(runs, both, what) for runs in (a, b)] for what in ("losses", "cost"))
+        pair = [f"{name} : {other}", str(len(both)), "{:g} : {:g}".format(*losses)]
+        rows.append([*pair, "{:.1f} : {:.1f}".format(*costs), f"{ratio:.2f}"])
+    heads = ["pair", "both solve", "losses, median", "cost, median", "ratio of losses, geometric mean"]
+    if rows:
+        print("", *markdown_table(heads, rows), sep="\n")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python benchmarks/state_precision.py [--seeds 10] [--text-steps 400]
 
-Each run ends with its validation metric. For each way of keeping AdamW's state the mean over seeds is compared with
-that of float32 state on the same seeds, in units of float32's standard deviation between seeds. The bytes, a weight,
-are those that the optimizer's tensors take in the end.
+Each run ends with its validation metric. For each storage of AdamW's state the mean over seeds is compared with that
+of float32 state on the same seeds, in units of float32's standard deviation between seeds. The bytes per weight are
+those that the optimizer's tensors take in the end.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from collections.abc import Sequence
 
 import torch
 
+from schuss.bench.grids import markdown_table
 from schuss.lab.tasks.digits import digits
 from schuss.lab.tasks.task import Task
 from schuss.lab.tasks.text import text
 from schuss.schedules import Cosine
 from schuss.torch import AdamW, groups
 
-WAYS: dict[str, dict[str, object]] = {
+STORAGE: dict[str, dict[str, object]] = {
     "float32": {},
     "bfloat16": {"state_dtype": "bfloat16"},
     "int8": {"state_dtype": "int8"},
@@ -31,43 +32,43 @@ WAYS: dict[str, dict[str, object]] = {
 }
 
 
-def trained(task: Task, lr: float, way: str, seed: int) -> tuple[float, float]:
-    """The validation metric after a run, and the bytes of state a weight."""
+def trained(task: Task, lr: float, storage: str, seed: int) -> tuple[float, float]:
+    """The validation metric after a run, and the bytes of state per weight."""
     torch.manual_seed(seed)
-    model, steps = task.model(), task.total_steps()
-    options = dict(WAYS[way])
-    master = way.startswith("bfloat16 weights")
-    # Narrow weights are trained on gradients of the model that they are, which computes in float32.
+    model, steps, options = task.model(), task.total_steps(), dict(STORAGE[storage])
+    dtype = torch.bfloat16 if storage.startswith("bfloat16 weights") else torch.float32
+    # 16-bit weights are trained on gradients of the model that they are, which computes in float32.
     own = list(model.parameters())
-    narrow = [torch.nn.Parameter(p.detach().bfloat16()) for p in own] if master else own
-    chosen = groups(model, 0.01, state_dtype=options.pop("state_dtype", None))
-    twin = {id(p): q for p, q in zip(own, narrow, strict=True)}
+    stored = [torch.nn.Parameter(p.detach().to(dtype, copy=True)) for p in own]
+    chosen, twin = (
+        groups(model, 0.01, state_dtype=options.pop("state_dtype", None)),
+        dict(zip(own, stored, strict=True)),
+    )
     for group in chosen:
-        group["params"] = [twin[id(p)] for p in group["params"]]
+        group["params"] = [twin[p] for p in group["params"]]
         del group["param_names"]
+
+    @torch.no_grad()
+    def load() -> None:
+        for p, q in twin.items():
+            p.copy_(q)
+
     optimizer = AdamW(chosen, lr=Cosine(lr, steps=steps), seed=seed, **options)
+    load()
     for _, batch in zip(range(steps), task.stream(seed), strict=False):
-        if master:
-            with torch.no_grad():
-                for p, q in zip(own, narrow, strict=True):
-                    p.copy_(q)
         model.zero_grad()
         task.loss(model, batch).backward()
-        if master:
-            for p, q in zip(own, narrow, strict=True):
-                q.grad = None if p.grad is None else p.grad.bfloat16()
+        for p, q in twin.items():
+            q.grad = None if p.grad is None else p.grad.to(dtype)
         optimizer.step()
-    if master:
-        with torch.no_grad():
-            for p, q in zip(own, narrow, strict=True):
-                p.copy_(q)
+        load()
     model.eval()
     with torch.no_grad():
         assert task.metric is not None
         measured = [float(task.metric(model, batch)) for batch in task.batches("validation", whole=True)]
-    weights = sum(p.numel() for p in narrow)
-    kept = (t for entry in optimizer.state.values() for name, t in entry.items() if name != "step")
-    return statistics.fmean(measured), sum(t.numel() * t.element_size() for t in kept) / weights
+    state = [t for entry in optimizer.state.values() for name, t in entry.items() if name != "step"]
+    size = sum(t.numel() * t.element_size() for t in state) / sum(p.numel() for p in stored)
+    return statistics.fmean(measured), size
 
 
 def wide_network() -> torch.nn.Module:
@@ -77,25 +78,21 @@ def wide_network() -> torch.nn.Module:
 
 
 def table(task: Task, lr: float, seeds: Sequence[int]) -> list[str]:
-    """A row for each way."""
-    lines = [
-        f"**{task.description}, {task.metric_name}, AdamW, lr {lr:g} with a cosine, {len(seeds)} seeds**",
-        "",
-        "| state | mean | sd | difference in sd of float32 | bytes per weight |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
+    """A row for each way to store the state."""
+    heads = ["state", "mean", "sd", "difference in sd of float32", "bytes per weight"]
+    rows: list[list[str]] = []
     base: list[float] = []
-    for way in WAYS:
-        found = [trained(task, lr, way, seed) for seed in seeds]
+    for storage in STORAGE:
+        found = [trained(task, lr, storage, seed) for seed in seeds]
         values = [value for value, _ in found]
         base = base or values
-        unit = statistics.stdev(base)
-        away = (statistics.fmean(values) - statistics.fmean(base)) / unit if unit else float("nan")
-        spread = statistics.stdev(values)
-        lines.append(
-            f"| {way} | {statistics.fmean(values):.4f} | {spread:.4f} | {away:+.2f} | {found[0][1]:.2f} |"
+        mean, unit = statistics.fmean(values), statistics.stdev(base)
+        away = (mean - statistics.fmean(base)) / unit if unit else float("nan")
+        rows.append(
+            [storage, f"{mean:.4f}", f"{statistics.stdev(values):.4f}", f"{away:+.2f}", f"{found[0][1]:.2f}"]
         )
-    return lines
+    title = f"{task.description}, {task.metric_name}, AdamW, lr {lr:g} with a cosine, {len(seeds)} seeds"
+    return [f"**{title}**", "", *markdown_table(heads, rows)]
 
 
 def main() -> None:
@@ -103,11 +100,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=10, help="runs of each way")
+    parser.add_argument("--seeds", type=int, default=10, help="runs of each storage")
     parser.add_argument("--text-steps", type=int, default=400, help="steps of the transformer")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    # Wide enough for its first layer to have more weights than are kept in float32 in any case.
+    # Wide enough for its first layer to have more weights than those whose state is in float32 in any case.
     network = dataclasses.replace(
         digits(), model=wide_network, description="8 × 8 digits, a network with a hidden layer of 256"
     )

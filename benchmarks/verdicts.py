@@ -7,9 +7,10 @@ Every number is a simulation from a fixed seed; nothing is trained.
 """
 
 import argparse
+from itertools import product
 
 import numpy as np
-from scipy.special import ndtr, stdtr
+from scipy.special import expit, logit, ndtr, stdtr
 from scipy.stats import binom
 
 from schuss.lab.statistics import mean_interval, median_interval, simultaneous
@@ -93,10 +94,9 @@ def latent(generator, races, entries, seeds, correlation):
 
 
 def accuracy(generator, races, entries, seeds, correlation, at=0.98, spread=0.3, examples=270):
-    """Minus the accuracy on some examples: a binomial whose chance differs from seed to seed."""
+    """Minus the accuracy on some examples: a binomial whose probability differs from seed to seed."""
     z, u = (latent(generator, races, entries, seeds, correlation) for _ in range(2))
-    chance = 1 / (1 + np.exp(-(np.log(at / (1 - at)) + spread * z)))
-    return -binom.ppf(ndtr(u), examples, chance) / examples
+    return -binom.ppf(ndtr(u), examples, expit(logit(at) + spread * z)) / examples
 
 
 DISTRIBUTIONS = {
@@ -116,29 +116,38 @@ DISTRIBUTIONS = {
 }
 
 
+def both(losses, entry=None):
+    """The fraction of races in which this entry, or any, is put behind: before, and now."""
+    found = (verdicts(losses) for verdicts in (holm_verdicts, race_verdicts))
+    return [(v.any(axis=1) if entry is None else v[:, entry]).mean() for v in found]
+
+
+def head(*names):
+    print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
+
+
+def line(*cells):
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
+
+
 def errors(races):
     """Print how often somebody is put behind the leader though all entries are equal, in per cent."""
-    print("| seeds | entries | correlation | " + " | ".join(DISTRIBUTIONS) + " |")
-    print("|---" * (3 + len(DISTRIBUTIONS)) + "|")
-    for seeds in (5, 10, 20):
-        for entries in (2, 3, 5, 9, 12):
-            for correlation in (0.0, 0.8):
-                cells = []
-                for number, draw in enumerate(DISTRIBUTIONS.values()):
-                    generator = np.random.default_rng([seeds, entries, int(10 * correlation), number])
-                    losses = draw(generator, races, entries, seeds, correlation)
-                    before, after = (v(losses).any(axis=1).mean() for v in (holm_verdicts, race_verdicts))
-                    cells.append(f"{100 * before:.1f} → {100 * after:.1f}")
-                print(f"| {seeds} | {entries} | {correlation} | {' | '.join(cells)} |", flush=True)
+    head("seeds", "entries", "correlation", *DISTRIBUTIONS)
+    for seeds, entries, correlation in product((5, 10, 20), (2, 3, 5, 9, 12), (0.0, 0.8)):
+        cells = []
+        for number, draw in enumerate(DISTRIBUTIONS.values()):
+            generator = np.random.default_rng([seeds, entries, int(10 * correlation), number])
+            before, after = both(draw(generator, races, entries, seeds, correlation))
+            cells.append(f"{100 * before:.1f} → {100 * after:.1f}")
+        line(seeds, entries, correlation, *cells)
     print(
         "\nSome entries equal and best, others worse by so many sd: somebody of the best is put behind, in per cent."
     )
     for equal, worse, by in ((5, 4, 1), (5, 4, 3), (2, 7, 1), (2, 7, 3), (8, 1, 3)):
         rates = []
         for seeds in (5, 10, 20):
-            losses = latent(
-                np.random.default_rng([equal, worse, by, seeds]), races, equal + worse, seeds, 0.0
-            )
+            generator = np.random.default_rng([equal, worse, by, seeds])
+            losses = latent(generator, races, equal + worse, seeds, 0.0)
             losses[:, equal:] += by
             rates.append(f"{100 * race_verdicts(losses)[:, :equal].any(axis=1).mean():.1f}")
         print(f"{equal} equal, {worse} worse by {by} sd; 5, 10, 20 seeds: {', '.join(rates)}", flush=True)
@@ -146,55 +155,46 @@ def errors(races):
 
 def power(races):
     """Print how often the better of two is recognised: one entry leads, all others are `by` sd worse, or one is."""
-    print(
-        "| seeds | entries | difference, sd | one is worse: before → after | one is better: before → after |"
+    head(
+        *("seeds", "entries", "difference, sd"),
+        *("one is worse: before → after", "one is better: before → after"),
     )
-    print("|---|---|---|---|---|")
-    for seeds in (10, 20):
-        for entries in (3, 5, 9):
-            for by in (1.0, 1.5, 2.0):
-                generator = np.random.default_rng([seeds, entries, int(10 * by)])
-                losses = latent(generator, races, entries, seeds, 0.0)
-                worse, better = losses.copy(), losses.copy()
-                worse[:, 0] += by
-                better[:, 0] -= by
-                cells = [
-                    " → ".join(f"{v(worse)[:, 0].mean():.2f}" for v in (holm_verdicts, race_verdicts)),
-                    " → ".join(f"{v(better)[:, 1].mean():.2f}" for v in (holm_verdicts, race_verdicts)),
-                ]
-                print(f"| {seeds} | {entries} | {by} | {' | '.join(cells)} |", flush=True)
+    for seeds, entries, by in product((10, 20), (3, 5, 9), (1.0, 1.5, 2.0)):
+        generator = np.random.default_rng([seeds, entries, int(10 * by)])
+        losses = latent(generator, races, entries, seeds, 0.0)
+        cells = []
+        for shift, entry in ((by, 0), (-by, 1)):
+            moved = losses.copy()
+            moved[:, 0] += shift
+            cells.append(" → ".join(f"{rate:.2f}" for rate in both(moved, entry)))
+        line(seeds, entries, by, *cells)
 
 
 def coverage(samples):
     """Print how often the interval of a median and Student's interval of a mean cover what they speak of."""
-    print("| metric | seeds | the mean, Student | the median, as reported |")
-    print("|---|---|---|---|")
-    for name, draw in DISTRIBUTIONS.items():
-        if "vary" in name or "sds" in name:
-            continue
+    head("metric", "seeds", "the mean, Student", "the median, as reported")
+    for name, draw in list(DISTRIBUTIONS.items())[:5]:  # the others differ between entries alone
         much = draw(np.random.default_rng(0), 2_000_000, 1, 1, 0.0).ravel()
-        mean, median = much.mean(), np.median(much)
+        targets = ((mean_interval, much.mean()), (median_interval, np.median(much)))
         for seeds in (5, 10, 20):
             values = draw(np.random.default_rng(seeds), samples, 1, seeds, 0.0)[:, 0]
-            student = [mean_interval(x) for x in values]
-            order = [median_interval(x) for x in values]
-            cells = (
-                f"{np.mean([i.low <= target + 1e-12 and target - 1e-12 <= i.high for i in found]):.3f}"
-                for found, target in ((student, mean), (order, median))
-            )
-            print(f"| {name} | {seeds} | {' | '.join(cells)} |", flush=True)
+            cells = []
+            for interval, target in targets:
+                found = [interval(x) for x in values]
+                covered = [i.low <= target + 1e-12 and target - 1e-12 <= i.high for i in found]
+                cells.append(f"{np.mean(covered):.3f}")
+            line(name, seeds, *cells)
 
 
 def settling(races):
     """Print how often a tie of two entries is settled by the number of further seeds that is named for it."""
-    print("| gap, sd | true threshold, sd | further seeds | settled |")
-    print("|---|---|---|---|")
+    head("gap, sd", "true threshold, sd", "further seeds", "settled")
     for gap in (1.05, 1.1, 1.2, 1.4):
         tie = Interval(gap, -0.1, 2 * gap, 0.1, 5, np.sqrt(2), "t")
         _, more = further_seeds(tie, 1.0, level=0.95)
         losses = latent(np.random.default_rng(int(100 * gap)), races, 2, 5 + more, 0.0)
         losses[:, 1] += gap
-        print(f"| {gap} | 1 | {more} | {race_verdicts(losses)[:, 1].mean():.2f} |", flush=True)
+        line(gap, 1, more, f"{race_verdicts(losses)[:, 1].mean():.2f}")
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def loss_and_grads(params, X, y):
 
 
 def accuracy(params, X, y):
-    """Return the share of digits that were recognised."""
+    """Return the fraction of digits that were recognised."""
     return np.mean(forward(params, X)[1].argmax(axis=1) == y)
 
 
@@ -101,8 +101,8 @@ def main():
     print(f"{'form of descent':20}{'optimizer':>10}{'lr':>7}{'epochs':>8}{'updates':>9}{'validation':>12}")
     for form, batch_size, epochs, optimizer, lr in FORMS:
         params, updates = train(optimizer(lr=lr), X, y, batch_size, epochs)
-        share = accuracy(params, X_valid, y_valid)
-        print(f"{form:20}{optimizer.__name__:>10}{lr:7}{epochs:8}{updates:9}{share:12.1%}")
+        right = accuracy(params, X_valid, y_valid)
+        print(f"{form:20}{optimizer.__name__:>10}{lr:7}{epochs:8}{updates:9}{right:12.1%}")
 
 
 if __name__ == "__main__":

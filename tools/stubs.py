@@ -58,16 +58,13 @@ def optimizer(rule: type[Rule]) -> type[Optimizer]:
 
 def written(kind: Any) -> str:
     """A type as a stub writes it."""
-    if kind == Number:
-        return "Number"
-    if kind == Schedule:
-        return "Schedule"
+    named = {Number: "Number", Schedule: "Schedule", Number | None: "Number | None"}
+    if kind in named:
+        return named[kind]
     if get_origin(kind) is Literal:
         return f"Literal[{', '.join(map(repr, get_args(kind)))}]"
     if get_origin(kind) is tuple:
         return f"tuple[{', '.join(map(written, get_args(kind)))}]"
-    if kind == Number | None:
-        return "Number | None"
     return getattr(kind, "__name__", None) or str(kind)
 
 
@@ -117,11 +114,11 @@ def main() -> None:
     source = Path(sys.modules["schuss"].__file__ or "").parent
     stale = []
     for api in IMPORTS:
-        place, text = source / api / "__init__.pyi", stub(api)
+        path, text = source / api / "__init__.pyi", stub(api)
         if "--check" not in sys.argv:
-            place.write_text(text, encoding="utf-8")
-        elif not place.is_file() or place.read_text(encoding="utf-8") != text:
-            stale.append(str(place))
+            path.write_text(text, encoding="utf-8")
+        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+            stale.append(str(path))
     if stale:
         sys.exit(f"Not what tools/stubs.py writes: {', '.join(stale)}. Run: make stubs")
 

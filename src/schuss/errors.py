@@ -4,6 +4,7 @@ import difflib
 import math
 import operator
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -74,3 +75,49 @@ def real(
     if math.isnan(number) or not holds(number):
         raise refusal(name, value, allowed, advice)
     return number
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The values that a parameter may have: numbers in an interval, one of some words, or True and False.
+
+    >>> str(Domain(low=0, below=1)), Domain(low=0, below=1).holds(1)
+    ('in [0, 1)', False)
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    below: float = math.inf
+    above: float = -math.inf
+    choices: tuple[str, ...] = ()
+    kind: type = float
+    advice: str = ""
+
+    def __str__(self) -> str:
+        if self.kind is bool:
+            return "True or False"
+        if self.choices:
+            return "one of " + ", ".join(map(repr, self.choices))
+        start = f"[{self.low:g}" if self.low > -math.inf else f"({self.above:g}"
+        if self.below < math.inf:
+            return f"in {start}, {self.below:g})"
+        if self.high < math.inf:
+            return f"in {start}, {self.high:g}]"
+        if self.above > -math.inf:
+            return f"a finite number > {self.above:g}"
+        return f"a finite number ≥ {self.low:g}" if self.low > -math.inf else "a finite number"
+
+    def holds(self, value: object) -> bool:
+        """Whether the value is one of them; a number is a Python int or float."""
+        if self.kind is bool:
+            return isinstance(value, bool)
+        if self.choices:
+            return value in self.choices
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return math.isfinite(value) and self.low <= value <= self.high and self.above < value < self.below
+
+    def check(self, name: str, value: object) -> None:
+        """Refuse a value that is not one of them."""
+        if not self.holds(value):
+            raise refusal(name, value, str(self), self.advice)

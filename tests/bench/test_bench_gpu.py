@@ -1,15 +1,15 @@
 """The benchmark of the GPU kernels, as far as it goes without a GPU: its words, its counts and its tables."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from click.testing import CliRunner
 
-from schuss.bench import gpu, grids, jobs
+from schuss.bench import gpu, grids, jobs, precision, timing
 from schuss.bench.report import Driver, Report, Skipped, Timing, load
-from schuss.bench.shapes import gpt2, small
-from schuss.bench.sizes import FULL, Sizes
+from schuss.bench.sizes import FULL, Sizes, gpt2, small
 from schuss.cli import bench
 
 TINY = Sizes(
@@ -19,7 +19,7 @@ TINY = Sizes(
     processes=1,
     large=gpt2(layers=1, width=4, vocabulary=7, context=3),
     add=64,
-    device=small(2, 50).named("few weights"),
+    device=small(2, 50, "few weights"),
 )
 MACHINE = dict(processor="p", instructions="i", cores=1, threads=1, system="s", python="3", packages={})
 
@@ -31,22 +31,22 @@ def test_a_gigabyte_of_weights_is_measured():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so(monkeypatch):
-    monkeypatch.setattr("schuss.bench.sizes.QUICK", TINY)
+    monkeypatch.setattr(bench, "QUICK", TINY)
     ended = CliRunner().invoke(bench.command, ["--quick", "--only", "gpu"])
     assert ended.exit_code == 0
     assert "gpu: skipped, there is no CUDA or ROCm device here." in ended.output
     assert len([job for job in jobs.jobs(TINY) if job.section == "gpu"]) == 1
 
 
-def test_with_a_gpu_every_page_is_measured(monkeypatch):
+def test_with_a_gpu_every_optimizer_is_measured(monkeypatch):
     monkeypatch.setattr(gpu, "missing", lambda: "")
     titles = [job.title for job in jobs.jobs(TINY, ["gpu"]) if job.section == "gpu"]
     assert titles[0] == "GPU: AdamW"
     assert titles[-1] == "GPU: GPT-2 shapes"
-    assert len(titles) == len(set(titles)) == len(gpu.PAGES) + len(gpu.PRECISIONS) + 1
+    assert len(titles) == len(set(titles)) == len(gpu.CASES) + len(precision.PARTS) + 1
 
 
-def test_too_little_memory_skips_a_page_and_no_more(monkeypatch):
+def test_too_little_memory_skips_an_optimizer_and_no_more(monkeypatch):
     monkeypatch.setattr(gpu, "missing", lambda: "")
 
     def large(section, sizes):
@@ -71,19 +71,19 @@ def test_contenders_take_turns():
     calls, clock = [], itertools.count(1)
     actions = {name: lambda name=name: calls.append(name) for name in "ab"}
 
-    def seconds(action):
+    def seconds(action, times):
         action()
         return next(clock)
 
-    assert gpu.in_turn(actions, 2, seconds) == {"a": (1, 4), "b": (2, 3)}
-    assert "".join(calls) == "aabb" + "ab" + "ba"
+    assert timing.in_turn(actions, 2, seconds=seconds) == {"a": (1, 4), "b": (2, 3)}
+    assert "".join(calls) == "abab" + "ab" + "ba"
 
 
 @pytest.fixture
 def measured(monkeypatch):
     """A report of the GPU's section, with the CPU in its place and a clock that ticks evenly."""
 
-    def tick(action):
+    def tick(action, times):
         action()
         return 1e-3
 
@@ -92,57 +92,40 @@ def measured(monkeypatch):
     monkeypatch.setattr(
         gpu,
         "profiled",
-        lambda page, name, step, host: Driver(page, name, kernels=1, copies=1, waits=0, host=host),
+        lambda optimizer, name, step, host: Driver(optimizer, name, kernels=1, copies=1, waits=0, host=host),
     )
     report = Report(MACHINE)
-    for page in gpu.PAGES:
-        report.add(gpu.speed(page, "gpu", TINY, "cpu"))
-    for dtype, options in gpu.PRECISIONS:
-        report.add(gpu.precision(dtype, options, "gpu", TINY, "cpu"))
+    for case in gpu.CASES:
+        report.add(gpu.speed(case, "gpu", TINY, "cpu"))
+    for title in precision.PARTS:
+        found = precision.measure(title, "gpu", TINY, seconds=tick)
+        report.add(replace(one, section="gpu-precision") for one in found)
     report.add(gpu.driver("gpu", TINY, "cpu"))
     return report
 
 
-def test_every_page_is_right_and_shown_beside_a_copy(measured, tmp_path):
+def test_every_optimizer_is_right_and_compared_with_a_copy(measured, tmp_path):
     ours = [t for t in measured.timings if t.contender == "schuss"]
     assert not [t.problem for t in measured.timings if t.problem]
-    assert {str(page) for page in gpu.PAGES} < {t.page for t in ours}
+    assert {str(case) for case in gpu.CASES} == {t.optimizer for t in ours}
     large = [t for t in ours if t.workload == str(TINY.device)]
     # AdamW moves 28 bytes a weight in the time in which the copy moves 8.
-    assert next(t.share for t in large if t.page == "AdamW") == pytest.approx(28 / 8)
+    assert next(t.fraction for t in large if t.optimizer == "AdamW") == pytest.approx(28 / 8)
     text = grids.markdown(measured)
     assert "| optimizer | schuss | GB/s | of copy's | torch fused |" in text
     assert "What a step of AdamW asks of the GPU's driver" in text
     for contender in ("schuss", "torch fused", "schuss, clipped", "torch, clipped"):
         assert f"| {contender} | 1 | 1 | 0 | 1.00 ms |" in text
-    assert "| AdamW bfloat16, rounding=stochastic, state_dtype=int8 |" in text
+    assert "| AdamW | per step | of torch fused, bfloat16 |" in text
+    assert "| schuss, stochastic rounding, int8 state | 1.00 ms | 100 % |" in text
     measured.save(tmp_path / "a.json")
     assert grids.markdown(load(tmp_path / "a.json")) == text
 
 
-def test_bytes_of_other_precisions():
-    """A weight and its gradient in bfloat16 are 6 bytes a step, two slots in int8 and their scales 4.125."""
-    assert gpu._bytes("bfloat16", {"rounding": "stochastic", "state_dtype": "int8"}, 2**20) == 10.125 * 2**20
-    assert gpu._bytes("bfloat16", {"compensated": True}, 2**20) == 26 * 2**20
-    assert gpu._bytes("float32", {}, 2**20) == gpu.HEADLINE.moved(2**20)
-
-
-def test_other_precisions_are_measured_against_the_cpu(monkeypatch):
-    def forgetful(weights, **options):
-        return torch.optim.AdamW(weights, lr=1e-3 * (1 + next(calls)), **options)
-
-    calls = itertools.count()
-    monkeypatch.setattr(gpu, "device_seconds", lambda action: 1e-3)
-    monkeypatch.setattr(gpu, "contenders", lambda page: {"schuss": forgetful, "torch fused": forgetful})
-    found = gpu.precision("float32", {}, "gpu", TINY, "cpu")
-    assert "elsewhere than on the CPU" in found[0].problem
-    assert not found[0].rounds
-
-
 def test_a_wrong_contender_is_not_timed(monkeypatch):
-    monkeypatch.setattr(gpu, "device_seconds", lambda action: 1e-3)
+    monkeypatch.setattr(gpu, "device_seconds", lambda action, times: 1e-3)
     monkeypatch.setattr(
-        gpu, "contenders", lambda page: {"schuss": lambda weights: torch.optim.SGD(weights, lr=1.0)}
+        gpu, "contenders", lambda case: {"schuss": lambda weights: torch.optim.SGD(weights, lr=1.0)}
     )
     (found,) = gpu.speed(gpu.HEADLINE, "gpu", TINY, "cpu")
     assert isinstance(found, Timing)

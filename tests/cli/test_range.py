@@ -30,12 +30,12 @@ def test_the_terminal_shows_each_sweep_and_the_page_is_there(tmp_path):
 
 
 def test_the_steepest_rate_of_a_quadratic_is_where_theory_says():
-    """½ h w² in steps of a climbing rate: the loss falls by (1 − lr h)² a step, all of it at lr = 1/h."""
+    """½ h w² in steps of a growing rate: the loss falls by (1 − lr h)² a step, all of it at lr = 1/h."""
     from schuss.lab.entries import find
-    from schuss.lab.ranges import climb
+    from schuss.lab.ranges import range_test_of
     from schuss.lab.tasks import load
 
-    found = climb(load("quadratic:kappa=1,dim=2"), find("sgd"), steps=50, sweeps=1)
+    found = range_test_of(load("quadratic:kappa=1,dim=2"), find("sgd"), steps=50, sweeps=1)
     losses = found.losses[0]
     known = [math.isfinite(loss) for loss in losses]
     assert sum(known) == known.index(False) >= 45  # in the end it blows up, and stays so

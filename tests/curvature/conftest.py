@@ -99,7 +99,7 @@ def loss():
 
 @pytest.fixture
 def dense_hessian():
-    """The Hessian by torch.func (forward over reverse), another route than the room's own."""
+    """The Hessian by torch.func (forward over reverse), another route than the package's own."""
 
     def whole(model: nn.Module, loss, batch) -> Tensor:
         weights = dict(model.named_parameters())

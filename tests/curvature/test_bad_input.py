@@ -169,7 +169,7 @@ def test_options_out_of_range(model):
 
 @pytest.mark.parametrize("measure", ["hvp", *MEASURES])
 def test_memory_is_named_before_it_is_taken(model, monkeypatch, measure):
-    monkeypatch.setattr(memory, "ROOM", 0)
+    monkeypatch.setattr(memory, "ALWAYS_FREE", 0)
     monkeypatch.setattr(memory, "free_memory", lambda device: 8)
     with pytest.raises(MemoryError, match=r"needs \d+ vectors of 8 numbers, .* GB are free on cpu\. [AFM]"):
         hvp(model, square, X, V) if measure == "hvp" else MEASURES[measure](model, square)
@@ -177,7 +177,7 @@ def test_memory_is_named_before_it_is_taken(model, monkeypatch, measure):
 
 def test_more_eigenvalues_than_there_is_memory_for(model, monkeypatch):
     """A single product fits; a basis, the steps of a density or the groups of a noise scale do not."""
-    monkeypatch.setattr(memory, "ROOM", 0)
+    monkeypatch.setattr(memory, "ALWAYS_FREE", 0)
     monkeypatch.setattr(memory, "free_memory", lambda device: 300)
     for measure in ("extreme_eigenvalues", "spectrum"):
         with pytest.raises(
@@ -240,10 +240,16 @@ ARGUMENTS = {
     "width": (lambda m: spectrum(m, square, X, width=0.0), "width=0.0 is not a finite number > 0"),
     "no loss": (lambda m: hvp(m, None, X, V), "loss=None is not a function"),
     "no batches": (lambda m: gradient_noise_scale(m, square, None), "batches=None is not an iterable"),
-    "rungs": (lambda m: range_test(m, square, [X], sgd(m), steps=10.5), "steps=10.5 is not an integer ≥ 10"),
+    "steps of a range test": (
+        lambda m: range_test(m, square, [X], sgd(m), steps=10.5),
+        "steps=10.5 is not an integer ≥ 10",
+    ),
     "sweeps": (lambda m: range_test(m, square, [X], sgd(m), sweeps=1.5), "sweeps=1.5 is not an integer ≥ 1"),
-    "ladder of nothing": (lambda m: range_test(m, square, 3, sgd(m)), "batches=3 is not an iterable"),
-    "ladder from": (lambda m: range_test(m, square, [X], sgd(m), lowest="x"), "lowest='x' is not a finite"),
+    "range test of nothing": (lambda m: range_test(m, square, 3, sgd(m)), "batches=3 is not an iterable"),
+    "range test from": (
+        lambda m: range_test(m, square, [X], sgd(m), lowest="x"),
+        "lowest='x' is not a finite",
+    ),
 }
 
 

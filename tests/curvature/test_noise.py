@@ -35,10 +35,10 @@ def start(d: int) -> torch.Tensor:
 def test_linear_regression_has_d_plus_1(noise, sigma):
     """tr Σ / ‖G‖² = d + 1, and ν² d / (σ² |e|²) more with label noise ν."""
     d = 20
-    truth = d + 1 + noise**2 * d / sigma**2
+    want = d + 1 + noise**2 * d / sigma**2
     got = gradient_noise_scale(start(d), half_square, regression(d, 400, 20, 1, noise, sigma))
-    assert got.simple == pytest.approx(truth, rel=0.12)
-    assert got.interval[0] < truth < got.interval[1]
+    assert got.simple == pytest.approx(want, rel=0.12)
+    assert got.interval[0] < want < got.interval[1]
     assert got.interval[1] / got.interval[0] < 1.6
     assert got.signal == pytest.approx(sigma**4, rel=0.1)
     assert (got.batches, got.examples) == (400, 8000)
@@ -68,7 +68,7 @@ def test_mean_of_ratios_would_be_far_off():
 
 
 def test_the_interval_covers_as_often_as_it_says():
-    """200 simulated experiments of 24 batches: 95 % intervals hold the truth in 90 to 99 % of them."""
+    """200 simulated experiments of 24 batches: 95 % intervals hold the known value in 90 to 99 % of them."""
     d, size, batches = 12, 16, 24
     w, hits, widths = start(d), 0, []
     for seed in range(200):
@@ -85,7 +85,7 @@ def test_the_interval_covers_as_often_as_it_says():
 
 
 def test_groups_of_batches_change_the_interval_only():
-    """With 20 sums kept or all 50, the estimate is the same pairwise one."""
+    """With 20 sums in memory or all 50, the estimate is the same pairwise one."""
     batches = regression(6, 50, 8, 7)
     w = start(6)
     got = gradient_noise_scale(w, half_square, batches)
@@ -179,6 +179,12 @@ def test_sparsity_of_an_embedding():
         assert 0 < got.spread < 0.1
 
 
+def test_a_tensor_without_numbers_has_no_rows():
+    x = torch.ones(3, dtype=torch.float64)
+    got = gradient_sparsity([x, torch.zeros(0)], lambda p, _: p[0].sum() + p[1].sum(), None)
+    assert (got.zeros, got.empty_rows, got.tensors[1].size) == (0, 0, 0)
+
+
 def test_a_quadratic_is_its_own_model_and_a_step_too_far_is_seen():
     x = torch.tensor([1.0, -2.0], dtype=torch.float64)
     bowl = quadratic_model(x, lambda x, _: (x**2).sum(), None, -x, [0.1, 1.0, 3.0])
@@ -215,7 +221,7 @@ def test_the_range_test_finds_where_the_loss_falls(kind):
     assert "does not measure stability" in repr(got)
 
 
-def test_every_rung_is_stepped_on_and_all_sweeps_start_alike():
+def test_every_learning_rate_gets_a_step_and_all_sweeps_start_alike():
     x = torch.tensor([3.0], dtype=torch.float64, requires_grad=True)
     got = range_test(
         x, lambda x, _: (x**2).sum() / 2, [None], torch.optim.SGD([x], lr=1.0), highest=1.0, steps=20
@@ -263,7 +269,7 @@ def test_noise_of_a_flat_loss_is_not_taken_for_progress():
 
 
 def test_noise_of_1e_4_does_not_move_the_suggestion():
-    """By linear lr the steepest place would jump by decades; by log lr it stays."""
+    """By linear lr the steepest point would jump by decades; by log lr it stays."""
     x = torch.tensor([2.0, 1.0], dtype=torch.float64, requires_grad=True)
     noise = list(1e-4 * torch.randn(100, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
 

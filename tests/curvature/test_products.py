@@ -175,8 +175,8 @@ def test_pieces_of_unequal_sizes_count_by_their_size(make, loss):
         of_mean = loss if isinstance(pieces.batches[0], tuple) else lambda m, b: m(b["x"]).square().mean()
         whole = (x, y) if isinstance(pieces.batches[0], tuple) else {"x": x}
         torch.testing.assert_close(hvp(model, of_mean, pieces, v), hvp(model, of_mean, whole, v))
-    assert Pieces([np.zeros((3, 2)), np.zeros((1, 2))]).shares == (0.75, 0.25)
-    assert Pieces([None, 3, "text"]).shares == (1 / 3,) * 3
+    assert Pieces([np.zeros((3, 2)), np.zeros((1, 2))]).weights == (0.75, 0.25)
+    assert Pieces([None, 3, "text"]).weights == (1 / 3,) * 3
 
 
 def test_pieces_of_other_shapes_are_refused_without_weights():
@@ -186,7 +186,7 @@ def test_pieces_of_other_shapes_are_refused_without_weights():
         ValueError, match=r"batches=\[\(2, 7\), \(3, 5\)\] is not pieces of one shape.*give weights="
     ):
         Pieces(pieces)
-    assert Pieces(pieces, weights=[14 / 29, 15 / 29]).shares == (14 / 29, 15 / 29)
+    assert Pieces(pieces, weights=[14 / 29, 15 / 29]).weights == [14 / 29, 15 / 29]
 
 
 def test_batchnorm_in_pieces_is_warned_of(make, loss):

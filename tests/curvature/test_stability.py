@@ -242,7 +242,7 @@ def test_the_preconditioned_sharpness_is_the_dense_one(make, loss, dense_hessian
     got = limit.sharpness(model, loss, batch)
     assert got.converged
     assert float(got) == pytest.approx(want, rel=1e-9)
-    assert got.dial == pytest.approx(want * 1e-2 / 38)
+    assert got.ratio == pytest.approx(want * 1e-2 / 38)
     assert got.largest_lr == pytest.approx(38 / want)
 
 
@@ -254,7 +254,7 @@ def test_groups_with_their_own_rates_share_one_limit():
     assert float(limit) == pytest.approx(2 / 0.4)
     assert limit.preconditioned
     got = limit.sharpness([x, y], lambda p, _: (4 * p[0] ** 2 + p[1] ** 2).sum(), None)
-    assert got.dial == pytest.approx(0.4)
+    assert got.ratio == pytest.approx(0.4)
     alone = stability_limit(SGD([x], lr=0.1))
     frozen = alone.sharpness([x, y], lambda p, _: (4 * p[0] ** 2 + 50 * p[1] ** 2).sum(), None)
     assert float(frozen) == pytest.approx(8)  # y is not the optimizer's: it does not move
@@ -366,7 +366,7 @@ def test_the_edge_of_stability():
 
 
 def test_below_the_edge_sharpening_ends_by_itself():
-    """The control: at half the rate it levels off at 13.8, far from the 20 that this rate could bear."""
+    """The control: at half the rate it levels off at 13.8, far from the stability limit 20 of this rate."""
     looks, _ = sharpnesses(0.1, 12000, 2000)
     assert looks[-1] == pytest.approx(13.8, abs=0.05)
     assert 0 < looks[-1] - looks[-2] < 0.3 * (looks[2] - looks[1])

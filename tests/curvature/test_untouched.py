@@ -252,3 +252,10 @@ def test_a_plain_tensor_keeps_its_flags():
     assert not x.requires_grad
     assert leaf.grad.tolist() == [7, 7, 7]
     assert leaf.tolist() == x.tolist() == [1, 1, 1]
+
+
+def test_a_tensor_that_the_optimizer_does_not_hold_keeps_its_gradient():
+    x, y = (torch.ones(3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    range_test([x, y], lambda p, _: (p[0] * p[1]).square().sum(), [None], torch.optim.SGD([x]), steps=10)
+    assert x.grad is None
+    assert y.grad is None

@@ -1,6 +1,6 @@
 """Races whose results are made up, so that what is true of them is known; the plan and the report are the real ones."""
 
-from schuss.lab.racing.assemble import Raced
+from schuss.lab.racing.assemble import TaskRace
 from schuss.lab.racing.plan import Contestant, Plan
 from schuss.lab.racing.preflight import Facts
 
@@ -21,4 +21,4 @@ def raced(task, contestants, budget, result, *, calibrations=None, stages=None):
         except StopIteration:
             break
     command = f"schuss race {task.name}"
-    return Raced(task, task.name, facts, plan, results, calibrations or {}, "metric", command)
+    return TaskRace(task, task.name, facts, plan, results, calibrations or {}, "metric", command)

@@ -13,7 +13,7 @@ from schuss.lab.entries import find
 from schuss.lab.files import UserCode
 from schuss.lab.names import divide, separate
 from schuss.lab.racing.work import Package, Source, train_run
-from schuss.lab.tasks.own import own_task
+from schuss.lab.tasks import own_task
 
 TASK = """
 import torch

@@ -9,14 +9,14 @@ from schuss.schedules import words
 
 @pytest.mark.parametrize("name", names())
 def test_a_name_is_the_schedule_of_that_name(name):
-    assert type(schedule(name, 0.1, 100)) is words.page_of(name)
+    assert type(schedule(name, 0.1, 100)) is words.schedule_of(name)
 
 
-@pytest.mark.parametrize("word", [*words.PAGES, *words.SHORT])
+@pytest.mark.parametrize("word", [*words.SCHEDULES, *words.SHORT])
 def test_every_word_of_schuss_schedule_is_understood(word):
-    if words.page_of(word) is schuss.schedules.Warmup:  # stands before another
+    if words.schedule_of(word) is schuss.schedules.Warmup:  # stands before another
         return
-    assert type(schedule(word, 0.1, 100)) is words.page_of(word)
+    assert type(schedule(word, 0.1, 100)) is words.schedule_of(word)
     assert check(f"warmup+{word}") == f"warmup+{check(word)}"
 
 

@@ -62,7 +62,6 @@ def test_every_step_lowers_the_loss_and_its_report_adds_up(method, dtype):
         )
         assert report.stopped
         assert report.gradient_equivalents > 0
-        assert report.as_dict()["actual"] == report.actual
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -328,24 +327,6 @@ def test_full_batch_notices_weights_that_others_changed():
     with torch.no_grad():
         w.fill_(5.0)
     assert float(optimizer.step(lambda: (w**4).sum())) == 625.0
-
-
-def test_lbfgs_learns_from_the_overlap_of_batches():
-    torch.manual_seed(0)
-    X = torch.randn(96, 5, dtype=torch.float64) * torch.tensor([1.0, 3, 10, 0.3, 1], dtype=torch.float64)
-    answer = torch.arange(5, dtype=torch.float64)
-    y = X @ answer
-    w = torch.zeros(5, dtype=torch.float64, requires_grad=True)
-    optimizer = LBFGS([w])
-    optimizer._checked = True
-
-    def loss(rows):
-        return (X[rows] @ w - y[rows]).square().mean()
-
-    for step in range(60):
-        rows = [(48 * step + i) % 96 for i in range(60)]
-        optimizer.step(lambda rows=rows: loss(rows), overlap=lambda rows=rows: loss(rows[48:]))
-    assert torch.allclose(w, answer, atol=1e-6)
 
 
 def test_too_many_weights_are_refused_with_the_cost_and_the_alternatives():

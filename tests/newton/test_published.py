@@ -13,7 +13,7 @@ def best(optimizer, closure, solved, limit):
         optimizer.step(closure)
         lowest = min(lowest, optimizer.report.loss_after)
         report = optimizer.report
-        if solved(2 * lowest) or not report.accepted or report.promised <= 1e-20 * report.loss_before:
+        if solved(2 * lowest) or not report.accepted or report.first_predicted <= 1e-20 * report.loss_before:
             break
     return 2 * lowest  # the loss is half the sum of squares
 

@@ -252,5 +252,7 @@ def test_softmax_curvature_is_the_hessian_of_a_linear_model():
     short, dense, products, newton = steps
     assert short[1].step_norm < newton[1].step_norm
     assert torch.allclose(dense[0], newton[0], rtol=1e-8)
-    assert products[1].promised == pytest.approx(newton[1].promised, rel=1e-3)  # CG solves to 1e-2
+    assert products[1].first_predicted == pytest.approx(
+        newton[1].first_predicted, rel=1e-3
+    )  # CG solves to 1e-2
     assert dense[1].predicted == pytest.approx(newton[1].predicted, rel=1e-8)

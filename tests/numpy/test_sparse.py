@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import schuss.numpy
+from schuss.compile.formula import formula
 from schuss.compile.launch import Launch
 from schuss.numpy import SGD, Adam, AdamW
-from schuss.compile.formula import formula
 from schuss.rules import TABLE
 
 

@@ -19,7 +19,7 @@ from schuss.schedules import (
     WarmupStableDecay,
 )
 
-ABOVE_0 = "is not a finite number of steps above 0."
+ABOVE_0 = "is not a finite number > 0."
 
 VALUES = [
     (lambda: Linear(1e-3, steps=-5), f"steps=-5 {ABOVE_0}"),
@@ -28,13 +28,16 @@ VALUES = [
     (lambda: Cosine(1e-3, steps=math.inf), f"steps=inf {ABOVE_0}"),
     (lambda: Cosine(1e-3, steps="100"), f"steps='100' {ABOVE_0}"),
     (lambda: Cosine(1e-3, epochs=-1, steps_per_epoch=10), f"steps=-1 {ABOVE_0}"),
-    (lambda: Cosine(1e-3, epochs=1, steps_per_epoch=0), "steps_per_epoch=0 is not a finite number above 0."),
-    (lambda: Constant(1, steps=0), "steps=0 is not a number of steps above 0."),
+    (lambda: Cosine(1e-3, epochs=1, steps_per_epoch=0), "steps_per_epoch=0 is not a finite number > 0."),
+    (lambda: Constant(1, steps=0), f"steps=0 {ABOVE_0} Say steps=1000"),
     (lambda: Constant(math.nan), "start=nan is not a finite number."),
     (lambda: Cosine(1, math.inf, steps=3), "end=inf is not a finite number."),
-    (lambda: Polynomial(1, power=0, steps=3), "power=0 is not a finite number above 0."),
+    (lambda: Polynomial(1, power=0, steps=3), "power=0 is not a finite number > 0."),
     (lambda: CosineRestarts(1, period=0), f"period=0 {ABOVE_0}"),
-    (lambda: CosineRestarts(1, period=10, multiplier=0.5), "multiplier=0.5 is not 1 or more."),
+    (
+        lambda: CosineRestarts(1, period=10, multiplier=0.5),
+        "multiplier=0.5 is not a finite number ≥ 1. Shrinking cycles",
+    ),
     (lambda: CosineRestarts(1, period=10, shrink=1.5), "shrink=1.5 is not in (0, 1]."),
     (lambda: CosineRestarts(1, cycles=2.5, steps=10), "cycles=2.5 is not a whole number above 0."),
     (lambda: StepDecay(1, every=0), f"every=0 {ABOVE_0}"),
@@ -48,19 +51,22 @@ VALUES = [
     (lambda: CosineRestarts(1, period=9, shrink=None), "shrink=None is not in (0, 1]."),
     (lambda: StepDecay(1, milestones=(3, math.nan)), "milestones=nan is not a finite number."),
     (lambda: StepDecay(1, 2, every=3), "end=2.0 is not in [0, 1.0]."),
-    (lambda: StepDecay(-1, every=3), "start=-1 is not a finite number, 0 or more."),
-    (lambda: Exponential(0, rate=0.5), "start=0 is not a finite number above 0."),
+    (lambda: StepDecay(-1, every=3), "start=-1 is not a finite number ≥ 0."),
+    (lambda: Exponential(0, rate=0.5), "start=0 is not a finite number > 0."),
     (lambda: Exponential(1, rate=1.01), "rate=1.01 is not in (0, 1]."),
     (lambda: Exponential(1, 2, rate=0.9), "end=2.0 is not in [0, 1.0]. With a rate it only falls"),
     (lambda: InverseSqrt(1, warmup=20, steps=10), "warmup=20 is not within the horizon of 10 steps."),
     (lambda: InverseSqrt(1, timescale=0), f"timescale=0 {ABOVE_0}"),
     (lambda: OneCycle(1, warmup=20, steps=10), "warmup=20 is not within the horizon of 10 steps."),
-    (lambda: OneCycle(1, steps=10, shape="sqrt"), "shape='sqrt' is not one of cosine, linear."),
+    (lambda: OneCycle(1, steps=10, shape="sqrt"), "shape='sqrt' is not one of 'cosine', 'linear'."),
     (lambda: Cyclic(1, period=-3), f"period=-3 {ABOVE_0}"),
     (lambda: Cyclic(1, period=10, turn_after=10), "turn_after=10 is not in (0, 10)."),
     (lambda: WarmupStableDecay(1, warmup=20, steps=10), "warmup + decay=21 is not within the horizon of 10"),
-    (lambda: WarmupStableDecay(1, steps=10, shape="x"), "shape='x' is not one of linear, cosine, sqrt."),
-    (lambda: Warmup(-1), "steps=-1 is not a finite number of steps, 0 or more."),
+    (
+        lambda: WarmupStableDecay(1, steps=10, shape="x"),
+        "shape='x' is not one of 'linear', 'cosine', 'sqrt'.",
+    ),
+    (lambda: Warmup(-1), "steps=-1 is not a finite number ≥ 0."),
     (lambda: Warmup(5, 1.5), "fraction=1.5 is not in [0, 1]."),
     (
         lambda: Warmup(500).then(Cosine(1, steps=100)).until(400),
@@ -74,10 +80,10 @@ VALUES = [
         lambda: Warmup(5).then(Cosine(1, steps=9)).shifted(3).until(7),
         "warmup=8 is not within the horizon of 7",
     ),
-    (lambda: Cosine(1, steps=9).until(0), "steps=0 is not a finite number above 0."),
+    (lambda: Cosine(1, steps=9).until(0), "steps=0 is not a finite number > 0."),
     (lambda: Cosine(1, steps=9).shifted(math.nan), "steps=nan is not a finite number."),
     (lambda: Cosine(1, steps=9) * math.inf, "factor=inf is not a finite number."),
-    (lambda: Cosine(1, steps=9).in_epochs(-2), "steps_per_epoch=-2 is not a finite number above 0."),
+    (lambda: Cosine(1, steps=9).in_epochs(-2), "steps_per_epoch=-2 is not a finite number > 0."),
     (
         lambda: Constant(1).then(Constant(2)),
         "first=Constant(1.0) is not a schedule that ends. Try .until(1000)",

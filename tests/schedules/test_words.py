@@ -17,7 +17,7 @@ from schuss.schedules import (
     Warmup,
     WarmupStableDecay,
 )
-from schuss.schedules.words import PAGES, WordError, parse
+from schuss.schedules.words import SCHEDULES, WordError, parse
 
 P = 3e-4
 
@@ -74,9 +74,13 @@ def test_words(words, schedule):
         ("", " ", "A schedule is missing here."),
         ("constant, linear 3", "constant", "'constant' never ends, and something follows."),
         ("warmup 5, cosine", "cosine", "Cosine needs its length."),
-        ("cosine -5", "cosine -5", "steps=-5 is not a finite number of steps above 0."),
-        ("warmup 5, linear nan", "linear nan", "steps=nan is not a finite number of steps above 0."),
-        ("wsd 100 shape round", "wsd 100 shape round", "shape='round' is not one of linear, cosine, sqrt."),
+        ("cosine -5", "cosine -5", "steps=-5 is not a finite number > 0."),
+        ("warmup 5, linear nan", "linear nan", "steps=nan is not a finite number > 0."),
+        (
+            "wsd 100 shape round",
+            "wsd 100 shape round",
+            "shape='round' is not one of 'linear', 'cosine', 'sqrt'.",
+        ),
     ],
 )
 def test_a_wrong_word_is_pointed_at(line, pointed_at, problem):
@@ -94,4 +98,4 @@ def test_every_schedule_has_a_word():
     import schuss.schedules
 
     public = {name.lower() for name in schuss.schedules.__all__} - {Schedule.__name__.lower()}
-    assert set(PAGES) == public
+    assert set(SCHEDULES) == public

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from schuss.compile.reference import Reference
 from schuss.rules import Rule
 
 Array = np.ndarray[Any, Any]
+Moved = Callable[[list[Array], list[list[Array]]], Sequence[Array]]
+Make = Callable[[Sequence[torch.Tensor]], Any]
 
 # The last is longer than a row of the launch table; the sizes are multiples of nothing.
 SHAPES = ((3,), (33, 5), (40_003,))
@@ -37,27 +41,39 @@ def gradients(dtype: str) -> list[list[Array]]:
     ]
 
 
-def disagreement(
-    rule: Rule, moved: Callable[[list[Array], list[list[Array]]], Sequence[Array]], dtype: str
-) -> str:
+def moved_by(make: Make, device: str = "cpu", dtype: str = "float32") -> Moved:
+    """What a torch optimizer makes of weights on a device, stored as `dtype`."""
+
+    def moved(weights: list[Array], gradients: list[list[Array]]) -> list[Array]:
+        parameters = [torch.nn.Parameter(there(w)) for w in weights]
+        optimizer = make(parameters)
+        for step in gradients:
+            for parameter, g in zip(parameters, step, strict=True):
+                parameter.grad = there(g)
+            optimizer.step()
+        return [parameter.detach().cpu().float().numpy() for parameter in parameters]
+
+    def there(array: Array) -> torch.Tensor:
+        return torch.from_numpy(array).to(device, getattr(torch, dtype))
+
+    return moved
+
+
+def disagreement(rule: Rule, moved: Moved, dtype: str) -> str:
     """What is wrong with a contender that is to follow `rule`, or nothing.
 
     `moved(weights, gradients)` returns the weights after a step with each of the gradients.
     """
-    start, given = weights(dtype), gradients(dtype)
-    kept = [[g.copy() for g in step] for step in given]
+    start, given, untouched = weights(dtype), gradients(dtype), gradients(dtype)
     try:
         found = moved([w.copy() for w in start], given)
     except Exception as problem:
         return f"{type(problem).__name__}: {problem}"
-    pairs = (
-        (a, b) for now, before in zip(given, kept, strict=True) for a, b in zip(now, before, strict=True)
-    )
-    if not all(np.array_equal(a, b) for a, b in pairs):
+    if not all(map(np.array_equal, itertools.chain(*given), itertools.chain(*untouched))):
         return "writes to the gradients"
     worst = 0.0
     for k, (w, end) in enumerate(zip(start, found, strict=True)):
-        meant = Reference(rule, w).run([step[k] for step in kept])
+        meant = Reference(rule, w).run([step[k] for step in untouched])
         travelled = np.abs(meant - w).max()
         rounding = STEPS * np.finfo(dtype).eps * np.abs(w).max()
         allowed = 1e3 * np.finfo(dtype).eps * travelled + rounding

@@ -1,4 +1,4 @@
-"""Who is timed: each page here, and the same optimizer as others have it, all with the same hyperparameters."""
+"""Who is timed: each optimizer here, and the same one as others have it, all with the same hyperparameters."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import dataclasses
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 
 import schuss.torch
 from schuss.bench import check
+from schuss.bench.check import Make
 from schuss.rules import TABLE, Rule
 
 OURS = "schuss"
@@ -28,11 +27,9 @@ IMPLEMENTATIONS: dict[str, dict[str, Any]] = {
 # What torch.optim fuses on the CPU.
 FUSED = ("SGD", "Adam", "AdamW", "Adagrad")
 
-Make = Callable[[Sequence[torch.Tensor]], Any]
-
 
 @dataclass(frozen=True)
-class Page:
+class Case:
     """An optimizer by its name in the table of rules, and what is set otherwise than by default."""
 
     optimizer: str
@@ -51,61 +48,45 @@ class Page:
         return ", ".join([self.optimizer, *(f"{name} {value:g}" for name, value in self.options.items())])
 
 
-PAGES = (*map(Page, TABLE), Page("SGD", {"momentum": 0.9}))
+HEADLINE = Case("AdamW")
+CASES = (HEADLINE, *(Case(name) for name in TABLE if name != "AdamW"), Case("SGD", {"momentum": 0.9}))
 
 
-def _peer(package: str) -> ModuleType | None:
-    try:
-        return importlib.import_module(package)
-    except ImportError:
+def _like(case: Case, package: Any) -> Make | None:
+    """A package's optimizer of that name, if it has one, with the case's hyperparameters as far as it takes them."""
+    cls: Callable[..., Any] | None = getattr(package, case.optimizer, None)
+    if cls is None:
         return None
+    values = dataclasses.asdict(case.rule)
+    values |= {name: tuple(values[one] for one in parts) for name, parts in case.rule.tuples.items()}
+    accepted = {
+        name: values[name]
+        for name in inspect.signature(cls).parameters
+        if name in values and not isinstance(values[name], bool)
+    }
+    return functools.partial(cls, **accepted)
 
 
-def _arguments(page: Page, accepted: Sequence[str]) -> dict[str, Any]:
-    """The page's hyperparameters under the names that torch.optim and its peers share, as far as they are accepted."""
-    values = dataclasses.asdict(page.rule)
-    values |= {name: tuple(values[one] for one in parts) for name, parts in page.rule.tuples.items()}
-    return {name: values[name] for name in accepted if name in values and not isinstance(values[name], bool)}
-
-
-def _like(page: Page, cls: Callable[..., Any]) -> Make:
-    """The peer's optimizer with the page's hyperparameters."""
-    return functools.partial(cls, **_arguments(page, list(inspect.signature(cls).parameters)))
-
-
-def contenders(page: Page) -> dict[str, Make]:
+def contenders(case: Case) -> dict[str, Make]:
     """Everyone who has this optimizer: called with weights, each makes a torch optimizer."""
-    found: dict[str, Make] = {OURS: _like(page, getattr(schuss.torch, page.optimizer))}
-    theirs = getattr(torch.optim, page.optimizer, None)
+    found = {OURS: _like(case, schuss.torch)}
+    theirs = _like(case, torch.optim)
     if theirs is not None:
         for name, how in IMPLEMENTATIONS.items():
-            if name != "torch fused" or page.optimizer in FUSED:
-                found[name] = functools.partial(_like(page, theirs), **how)
-    optimi = _peer("optimi")
-    if optimi is not None and hasattr(optimi, page.optimizer):
-        found["optimi"] = _like(page, getattr(optimi, page.optimizer))
-    if (
-        theirs is None
-        and (others := _peer("pytorch_optimizer")) is not None
-        and hasattr(others, page.optimizer)
-    ):
-        make = _like(page, getattr(others, page.optimizer))
-        # It counts ADOPT's first step, which moves nothing, among those whose fourth root it clips by.
-        more = {"clip_lambda": lambda step: (step - 1) ** 0.25} if page.optimizer == "ADOPT" else {}
-        found["pytorch_optimizer"] = functools.partial(make, **more)
-    return found
+            if name != "torch fused" or case.optimizer in FUSED:
+                found[name] = functools.partial(theirs, **how)
+    for package in ("optimi", *(["pytorch_optimizer"] if theirs is None else [])):
+        try:
+            found[package] = _like(case, importlib.import_module(package))
+        except ImportError:
+            continue
+    if case.optimizer == "ADOPT" and found.get("pytorch_optimizer"):
+        # It counts the first step, which moves nothing, among those whose fourth root it clips by.
+        clipped = functools.partial(found["pytorch_optimizer"], clip_lambda=lambda step: (step - 1) ** 0.25)
+        found["pytorch_optimizer"] = clipped
+    return {name: make for name, make in found.items() if make is not None}
 
 
-def disagreement(page: Page, make: Make) -> str:
+def disagreement(case: Case, make: Make, device: str = "cpu") -> str:
     """What this contender gets wrong, or nothing."""
-
-    def moved(weights: list[np.ndarray], gradients: list[list[np.ndarray]]) -> list[np.ndarray]:
-        parameters = [torch.nn.Parameter(torch.from_numpy(w)) for w in weights]
-        optimizer = make(parameters)
-        for step in gradients:
-            for parameter, g in zip(parameters, step, strict=True):
-                parameter.grad = torch.from_numpy(g)
-            optimizer.step()
-        return [parameter.detach().numpy() for parameter in parameters]
-
-    return check.disagreement(page.rule, moved, "float32")
+    return check.disagreement(case.rule, check.moved_by(make, device), "float32")

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
+import platform
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from schuss.bench import arrays, first_step, gpu, memory, precision, sparse, steps
-from schuss.bench.contenders import PAGES, Page
+import torch
+
+from schuss.bench import arrays, gpu, precision, processes, sparse, steps
+from schuss.bench.contenders import CASES, HEADLINE
 from schuss.bench.report import Record
-from schuss.bench.sizes import Sizes
+from schuss.bench.sizes import SECTIONS, Sizes
+from schuss.machine import cores, processor
 
-SECTIONS = (
-    "bandwidth",
-    "gpt2",
-    "pages",
-    "small",
-    "mlp",
-    "first-step",
-    "sparse",
-    "precision",
-    "numpy",
-    "memory",
-    "gpu",
-)
-HEADLINE = Page("AdamW")
+PACKAGES = ("schuss", "torch", "numpy", "numba", "triton", "torch-optimi", "pytorch_optimizer")
 
 
 @dataclass(frozen=True)
@@ -39,33 +32,56 @@ class Job:
 def jobs(sizes: Sizes, only: Collection[str] = ()) -> list[Job]:
     """The jobs of the sections in `only`, or of all, in the order in which they are shown.
 
-    `gpt2` is AdamW alone at GPT-2's shapes, `pages` every optimizer there. Bandwidth is always measured.
+    `gpt2` is AdamW alone at GPT-2's shapes, `optimizers` every optimizer there. Bandwidth is always measured.
     """
     chosen = {"bandwidth", *(only or SECTIONS)}
-    found = [Job("bandwidth", "torch.add", functools.partial(steps.bandwidth, "bandwidth", sizes))]
-    every = [HEADLINE, *(page for page in PAGES if page != HEADLINE)]
-    large = every if "pages" in chosen else [HEADLINE] if "gpt2" in chosen else []
+    large = CASES if "optimizers" in chosen else [HEADLINE] if "gpt2" in chosen else []
     workloads = [("gpt2", sizes.large, large)]
-    workloads += [("small", workload, every) for workload in sizes.small if "small" in chosen]
-    workloads += [("mlp", sizes.mlp, every)] if "mlp" in chosen else []
-    for section, workload, pages in workloads:
-        for page in pages:
-            run = functools.partial(steps.step, section, workload, page, sizes)
-            found.append(Job(section, f"{workload.name}: {page}", run))
-    whole = {
-        "first-step": ("first step of a process", first_step.measure),
-        "sparse": ("sparse gradients", sparse.measure),
-        "precision": ("low precision, and clipping", precision.measure),
-        "numpy": ("the NumPy API", arrays.measure),
-        "memory": ("peak memory", memory.measure),
-    }
-    found += [
-        Job(section, title, functools.partial(measure, section, sizes))
-        for section, (title, measure) in whole.items()
-        if section in chosen
+    workloads += [("small", workload, CASES) for workload in sizes.small if "small" in chosen]
+    workloads += [("mlp", sizes.mlp, CASES)] if "mlp" in chosen else []
+    dense = [
+        Job(
+            section,
+            f"{workload.name}: {case}",
+            functools.partial(steps.step, section, workload, case, sizes),
+        )
+        for section, workload, cases in workloads
+        for case in cases
     ]
-    if "gpu" in chosen:
-        found += [
-            Job("gpu", title, functools.partial(measure, "gpu", sizes)) for title, measure in gpu.jobs()
-        ]
-    return found
+    others: list[tuple[str, str, Callable[[str, Sizes], Sequence[Record]]]] = [
+        ("first-step", "first step of a process", processes.first_step),
+        ("sparse", "sparse gradients", sparse.measure),
+        *(("precision", title, functools.partial(precision.measure, title)) for title in precision.PARTS),
+        ("numpy", "the NumPy API", arrays.measure),
+        ("memory", "peak memory", processes.peak_memory),
+        *(("gpu", title, measure) for title, measure in gpu.jobs()),
+    ]
+    return [
+        Job("bandwidth", "torch.add", functools.partial(steps.bandwidth, "bandwidth", sizes)),
+        *dense,
+        *(
+            Job(section, title, functools.partial(measure, section, sizes))
+            for section, title, measure in others
+            if section in chosen
+        ),
+    ]
+
+
+def machine() -> dict[str, Any]:
+    """The processor by name, the cores and threads in use, and the versions of all that is compared."""
+    versions: dict[str, str] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "processor": processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
+        "packages": versions,
+    }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import gc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,75 +9,72 @@ import numpy as np
 import torch
 
 import schuss.torch
+from schuss.bench import steps
 from schuss.bench.report import Skipped, Timing
 from schuss.bench.sizes import Sizes
-from schuss.bench.timing import in_turn
+from schuss.bench.timing import Action, timings, too_large, wall_seconds
 from schuss.compile.reference import Reference
-from schuss.machine import free_memory
 from schuss.rules import AdamW
 
 # AdamW as both have it by default, but for the rate: the check's steps shall be larger than bfloat16's spacing.
 RATE, NORM = 0.05, 1.0
-NARROW = "torch fused, bfloat16"
-WAYS: Mapping[str, Mapping[str, Any]] = {
-    "schuss, round to nearest": {},
-    "schuss, stochastic rounding": dict(rounding="stochastic"),
-    "schuss, compensated": dict(compensated=True),
-    "schuss, stochastic rounding, bfloat16 state": dict(rounding="stochastic", state_dtype="bfloat16"),
-    "schuss, stochastic rounding, int8 state": dict(rounding="stochastic", state_dtype="int8"),
-}
-CLIPPED = "schuss, clipping"
-UNCLIPPED = "schuss, not clipping"
-TWO_PASSES = "clip_grad_norm_, torch fused"
 
 Weights = Sequence[torch.nn.Parameter]
 Step = Callable[[], Any]
+Makers = Mapping[str, Callable[[Weights], Step]]
 
 
-def _fused(weights: Weights) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(weights, lr=RATE, fused=True)
+def _ours(**options: Any) -> Callable[[Weights], Step]:
+    return lambda weights: schuss.torch.AdamW(weights, lr=RATE, **options).step
+
+
+def _fused(weights: Weights) -> Step:
+    return torch.optim.AdamW(weights, lr=RATE, fused=True).step
 
 
 def _in_two_passes(weights: Weights) -> Step:
-    optimizer = _fused(weights)
+    fused = _fused(weights)
 
     def step() -> None:
         torch.nn.utils.clip_grad_norm_(weights, NORM)
-        optimizer.step()
+        fused()
 
     return step
 
 
-def narrow() -> dict[str, Callable[[Weights], Step]]:
-    """Who moves bfloat16 weights, with gradients of the same."""
-    ours = {
-        name: lambda weights, options=options: schuss.torch.AdamW(weights, lr=RATE, **options).step
-        for name, options in WAYS.items()
-    }
-    return {NARROW: lambda weights: _fused(weights).step, **ours}
+# Who moves bfloat16 weights, with gradients of the same; and who clips float32 gradients by their norm.
+LOW_PRECISION: Makers = {
+    "torch fused, bfloat16": _fused,
+    "schuss, round to nearest": _ours(),
+    "schuss, stochastic rounding": _ours(rounding="stochastic"),
+    "schuss, compensated": _ours(compensated=True),
+    "schuss, stochastic rounding, bfloat16 state": _ours(rounding="stochastic", state_dtype="bfloat16"),
+    "schuss, stochastic rounding, int8 state": _ours(rounding="stochastic", state_dtype="int8"),
+}
+CLIPPING: Makers = {
+    "clip_grad_norm_, torch fused": _in_two_passes,
+    "schuss, clipping": _ours(max_norm=NORM),
+    "schuss, not clipping": _ours(),
+}
+PARTS: Mapping[str, tuple[torch.dtype, Makers]] = {
+    "bfloat16 weights and gradients": (torch.bfloat16, LOW_PRECISION),
+    "float32, clipped to a norm": (torch.float32, CLIPPING),
+}
 
 
-def clipping() -> dict[str, Callable[[Weights], Step]]:
-    """Who clips float32 gradients by their norm and takes a step."""
-    return {
-        TWO_PASSES: _in_two_passes,
-        CLIPPED: lambda weights: schuss.torch.AdamW(weights, lr=RATE, max_norm=NORM).step,
-        UNCLIPPED: lambda weights: schuss.torch.AdamW(weights, lr=RATE).step,
-    }
-
-
-def disagreement(make: Callable[[Weights], Step], dtype: torch.dtype) -> str:
+def disagreement(make: Callable[[Weights], Step], dtype: torch.dtype, device: str = "cpu") -> str:
     """What a contender gets wrong in three steps with gradients of one sign, or nothing."""
     torch.manual_seed(0)
-    start = (1 + torch.rand(5000)).to(dtype)
+    start = (1 + torch.rand(5000)).to(device, dtype)
     weight = torch.nn.Parameter(start.clone())
-    weight.grad = (0.5 + torch.rand(5000)).to(dtype)
-    meant = Reference(AdamW(lr=RATE), start.double().numpy()).run([weight.grad.double().numpy()] * 3)
+    weight.grad = (0.5 + torch.rand(5000)).to(device, dtype)
+    gradient = weight.grad.double().cpu().numpy()
+    meant = Reference(AdamW(lr=RATE), start.double().cpu().numpy()).run([gradient] * 3)
     step = make([weight])
     for _ in range(3):
         step()
     # The mean over all weights, and each one: 8-bit state alone may make a step a few percent longer or shorter.
-    error = weight.detach().double().numpy() - meant
+    error = weight.detach().double().cpu().numpy() - meant
     worst, mean = np.abs(error).max(), abs(error.mean())
     allowed = 3 * torch.finfo(dtype).eps * 2 + 0.1 * RATE
     if worst > allowed or mean > 0.02 * RATE + torch.finfo(dtype).eps / 4:
@@ -87,31 +82,24 @@ def disagreement(make: Callable[[Weights], Step], dtype: torch.dtype) -> str:
     return ""
 
 
-def measure(section: str, sizes: Sizes) -> list[Timing | Skipped]:
-    """Both tables, at GPT-2's shapes."""
-    found: list[Timing | Skipped] = []
-    for title, dtype, makers in (
-        ("bfloat16 weights and gradients", torch.bfloat16, narrow()),
-        ("float32, clipped to a norm", torch.float32, clipping()),
-    ):
-        needed = sizes.large.elements * (2 * dtype.itemsize + 8 * len(makers))
-        free = free_memory()
-        if free is not None and needed > free:
-            words = f"{title} needs {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} are free"
-            found.append(Skipped(section, words))
-            continue
-        wrong = {name: problem for name, make in makers.items() if (problem := disagreement(make, dtype))}
-        torch.manual_seed(0)
-        weights = [torch.nn.Parameter(torch.randn(shape).to(dtype)) for shape in sizes.large.shapes]
-        for weight in weights:
-            weight.grad = torch.randn(weight.shape).to(dtype)
-        actions = {name: make(weights) for name, make in makers.items() if name not in wrong}
-        rounds = in_turn(actions, sizes.rounds, sizes.least) if actions else {}
-        del actions, weights
-        gc.collect()
-        timing = functools.partial(Timing, section, f"{title}, {sizes.large}", "AdamW")
-        found += [
-            timing(name, problem=wrong[name]) if name in wrong else timing(name, rounds=rounds[name])
-            for name in makers
-        ]
-    return found
+def measure(
+    title: str,
+    section: str,
+    sizes: Sizes,
+    device: str = "cpu",
+    seconds: Callable[[Action, int], float] = wall_seconds,
+) -> list[Timing] | list[Skipped]:
+    """One of `PARTS`, at GPT-2's shapes."""
+    dtype, makers = PARTS[title]
+    needed = sizes.large.elements * (2 * dtype.itemsize + 8 * len(makers))
+    if device == "cpu" and (skipped := too_large(section, title, needed)):
+        return skipped
+    wrong = {name: disagreement(make, dtype, device) for name, make in makers.items()}
+    weights = steps.weights(sizes.large, device, dtype)
+    return timings(
+        ("precision" if device == "cpu" else "gpu-precision", f"{title}, {sizes.large}", "AdamW"),
+        {name: wrong[name] or make(weights) for name, make in makers.items()},
+        sizes.rounds,
+        sizes.least,
+        seconds=seconds,
+    )

@@ -1,10 +1,10 @@
-"""What was measured, as plain data: to be shown, and to be kept as JSON."""
+"""What was measured, as plain data: to be shown, and to be stored as JSON."""
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ class Timing:
     """What one contender took in each round, in seconds, or why it was not timed.
 
     `moved` is the bytes that the step cannot but move: the weight read and written, the gradient read, each slot of
-    state read and written. `machine` is the bytes that `torch.add` moved a second in each of the same rounds.
+    state read and written. `machine` is the bytes that `torch.add` moved per second in each of the same rounds.
     """
 
     section: str
     workload: str
-    page: str
+    optimizer: str
     contender: str
     rounds: tuple[float, ...] = ()
     moved: int = 0
@@ -37,8 +37,8 @@ class Timing:
         return statistics.median(a / b for a, b in zip(self.rounds, other.rounds, strict=True))
 
     @property
-    def share(self) -> float:
-        """Of the machine's own bandwidth: the median over rounds of the share in each."""
+    def fraction(self) -> float:
+        """Of the machine's own bandwidth: the median over rounds of the fraction in each."""
         return statistics.median(
             self.moved / mine / add for mine, add in zip(self.rounds, self.machine, strict=True)
         )
@@ -48,7 +48,7 @@ class Timing:
 class Peak:
     """The most memory that a step held, in bytes, and that of weights, gradients and state alone."""
 
-    page: str
+    optimizer: str
     contender: str
     bytes: int
     needed: int
@@ -56,9 +56,9 @@ class Peak:
 
 @dataclass(frozen=True)
 class Driver:
-    """What a step asks of a GPU's driver: kernels, copies and waits a step, and the seconds that the host is busy."""
+    """What a step asks of a GPU's driver: kernels, copies and waits, and the seconds that the host is busy."""
 
-    page: str
+    optimizer: str
     contender: str
     kernels: float
     copies: float
@@ -75,6 +75,7 @@ class Skipped:
 
 
 Record = Timing | Peak | Driver | Skipped
+_KINDS: dict[type[Record], str] = {Timing: "timings", Peak: "peaks", Driver: "drivers", Skipped: "skipped"}
 
 
 @dataclass
@@ -92,13 +93,7 @@ class Report:
     def add(self, records: Iterable[Record]) -> None:
         """Take in what a job measured."""
         for record in records:
-            kept: dict[type[Record], list[Any]] = {
-                Timing: self.timings,
-                Peak: self.peaks,
-                Driver: self.drivers,
-                Skipped: self.skipped,
-            }
-            kept[type(record)].append(record)
+            getattr(self, _KINDS[type(record)]).append(record)
 
     def save(self, file: Path) -> None:
         """Write it as JSON."""
@@ -109,18 +104,12 @@ def load(file: Path) -> Report:
     """Read what `Report.save` wrote; `ValueError` if it is something else."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        content["timings"] = [
-            Timing(**{k: _tuple(v) for k, v in timing.items()}) for timing in content["timings"]
-        ]
-        content["peaks"] = [Peak(**peak) for peak in content["peaks"]]
-        content["drivers"] = [Driver(**one) for one in content.get("drivers", ())]
-        content["skipped"] = [Skipped(**one) for one in content["skipped"]]
-        return Report(**content)
+        for timing in content["timings"]:
+            timing |= {name: tuple(timing[name]) for name in ("rounds", "machine")}
+        return Report(
+            **content | {name: [kind(**one) for one in content[name]] for kind, name in _KINDS.items()}
+        )
     except (ValueError, TypeError, KeyError) as problem:
         raise ValueError(
             f"{file} is not what `schuss bench --json` writes ({problem}). Measure it anew."
         ) from None
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

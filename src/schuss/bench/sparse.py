@@ -1,24 +1,20 @@
-"""An embedding of which a step touches a few rows, against the step of the whole."""
+"""An embedding of which a step touches a few rows, compared with a step of the whole."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import gc
 
 import numpy as np
 import torch
 
 import schuss.torch
 from schuss.bench.report import Timing
-from schuss.bench.shapes import count
-from schuss.bench.sizes import Sizes
-from schuss.bench.timing import in_turn
+from schuss.bench.sizes import Sizes, count
+from schuss.bench.timing import Action, timings
 from schuss.compile.reference import Reference
 from schuss.rules import TABLE, Adam
 
 DENSE, OURS, THEIRS = "schuss dense", "schuss sparse", "torch SparseAdam"
-KINDS = ("coalesced", "uncoalesced")
 _OPTIMIZERS = {OURS: schuss.torch.Adam, THEIRS: torch.optim.SparseAdam}
 
 
@@ -58,23 +54,11 @@ def measure(section: str, sizes: Sizes) -> list[Timing]:
     table = torch.randn(rows, width)
     whole = torch.nn.Parameter(table)
     whole.grad = torch.randn_like(table)
-    actions = {DENSE: schuss.torch.Adam([whole]).step}
-    wrong: dict[str, str] = {}
+    steps: dict[str, Action | str] = {DENSE: schuss.torch.Adam([whole]).step}
     for contender, optimizer in _OPTIMIZERS.items():
         for kind, gradient in gradients(rows, width, sizes.touched).items():
-            name = f"{contender}, {kind}"
-            if problem := disagreement(contender, kind):
-                wrong[name] = problem
-                continue
             weight = torch.nn.Parameter(table)  # the same memory
             weight.grad = gradient
-            actions[name] = optimizer([weight], lr=1e-3).step
-    found = in_turn(actions, sizes.rounds, sizes.least)
-    del actions, whole, table
-    gc.collect()
+            steps[f"{contender}, {kind}"] = disagreement(contender, kind) or optimizer([weight], lr=1e-3).step
     workload = f"embedding of {count(rows)} × {width}, {100 * sizes.touched:g} % of the rows touched"
-    timing = functools.partial(Timing, section, workload, "Adam")
-    return [
-        *(timing(name, rounds=rounds) for name, rounds in found.items()),
-        *(timing(name, problem=problem) for name, problem in wrong.items()),
-    ]
+    return timings((section, workload, "Adam"), steps, sizes.rounds, sizes.least)

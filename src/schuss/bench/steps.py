@@ -2,60 +2,53 @@
 
 from __future__ import annotations
 
-import functools
-import gc
-from collections.abc import Mapping
-
 import torch
 
-from schuss.bench.contenders import Make, Page, contenders, disagreement
-from schuss.bench.machine import adder
+from schuss.bench.contenders import Case, contenders, disagreement
 from schuss.bench.report import Skipped, Timing
-from schuss.bench.shapes import Workload
-from schuss.bench.sizes import Sizes
-from schuss.bench.timing import in_turn
-from schuss.machine import free_memory
+from schuss.bench.sizes import Sizes, Workload
+from schuss.bench.timing import Action, timings, too_large
 
 ADD = "torch.add"
 
 
+def adder(elements: int) -> tuple[Action, int]:
+    """A large `torch.add` into a third vector, and the bytes that it cannot but move."""
+    a, b, c = torch.ones(elements), torch.ones(elements), torch.empty(elements)
+    return lambda: torch.add(a, b, out=c), 3 * 4 * elements
+
+
 def bandwidth(section: str, sizes: Sizes) -> list[Timing]:
-    """The machine's own: what a large `torch.add` moves a second, when nothing else runs."""
+    """The machine's own: what a large `torch.add` moves per second, when nothing else runs."""
     add, moved = adder(sizes.add)
-    rounds = in_turn({ADD: add}, sizes.short_rounds, sizes.least)[ADD]
-    return [Timing(section, "", ADD, ADD, rounds, moved)]
+    return timings((section, "", ADD), {ADD: add}, sizes.short_rounds, sizes.least, moved=moved)
 
 
-def _needed(workload: Workload, page: Page, makers: Mapping[str, Make]) -> int:
-    """Bytes: weights and gradients once, state for each contender, and two copies that torch's foreach makes."""
-    return 4 * workload.elements * (4 + len(page.rule.slots) * len(makers))
-
-
-def step(section: str, workload: Workload, page: Page, sizes: Sizes) -> list[Timing | Skipped]:
-    """All contenders on the same weights and gradients, each with its own state, round by round."""
-    makers = contenders(page)
-    needed, free = _needed(workload, page, makers), free_memory()
-    if free is not None and needed > free:
-        reason = f"{page} at {workload} needs {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} are free"
-        return [Skipped(section, reason)]
-    wrong = {name: problem for name, make in makers.items() if (problem := disagreement(page, make))}
+def weights(
+    workload: Workload, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> list[torch.nn.Parameter]:
+    """Random weights of these shapes, with gradients."""
     torch.manual_seed(0)
-    weights = [torch.nn.Parameter(torch.randn(shape)) for shape in workload.shapes]
-    for weight in weights:
-        weight.grad = torch.randn_like(weight)
-    actions = {name: make(weights).step for name, make in makers.items() if name not in wrong}
-    add, added = adder(sizes.add)
-    if workload.in_memory:
-        actions[ADD] = add
-    rounds = in_turn(actions, sizes.rounds_of(workload), sizes.least) if actions else {}
-    machine = tuple(added / seconds for seconds in rounds.pop(ADD)) if workload.in_memory else ()
-    moved = page.moved(workload.elements)
-    del actions, weights, add
-    gc.collect()  # an optimizer and its hooks hold each other, and the next page needs the memory
-    timing = functools.partial(Timing, section, str(workload), str(page))
-    return [
-        timing(name, problem=wrong[name])
-        if name in wrong
-        else timing(name, rounds=rounds[name], moved=moved, machine=machine)
-        for name in makers
-    ]
+    found = [torch.nn.Parameter(torch.randn(s, device=device).to(dtype)) for s in workload.shapes]
+    for weight in found:
+        weight.grad = torch.randn(weight.shape, device=device).to(dtype)
+    return found
+
+
+def step(section: str, workload: Workload, case: Case, sizes: Sizes) -> list[Timing] | list[Skipped]:
+    """All contenders on the same weights and gradients, each with its own state, round by round."""
+    makers = contenders(case)
+    # Weights and gradients once, state for each contender, and two copies that torch's foreach makes.
+    needed = 4 * workload.elements * (4 + len(case.rule.slots) * len(makers))
+    if skipped := too_large(section, f"{case} at {workload}", needed):
+        return skipped
+    wrong = {name: disagreement(case, make) for name, make in makers.items()}
+    own = weights(workload)
+    return timings(
+        (section, str(workload), str(case)),
+        {name: wrong[name] or make(own).step for name, make in makers.items()},
+        sizes.rounds if workload.in_memory else sizes.short_rounds,
+        sizes.least,
+        moved=case.moved(workload.elements),
+        machine=adder(sizes.add) if workload.in_memory else None,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,12 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from schuss.bench.sizes import FULL, QUICK, SECTIONS, Sizes
+
 if TYPE_CHECKING:
     from schuss.bench.report import Report
-    from schuss.bench.sizes import Sizes
-
-# As in schuss.bench.jobs, which is not imported for --help.
-SECTIONS = ("gpt2", "pages", "small", "mlp", "first-step", "sparse", "precision", "numpy", "memory", "gpu")
 
 EXAMPLES = """
 \b
@@ -27,6 +26,8 @@ Examples:
   schuss bench --json here.json         write every round to a file
   schuss bench --from here.json --markdown
 """
+FILE = click.Path(dir_okay=False, path_type=Path)
+READABLE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command(epilog=EXAMPLES)
@@ -42,26 +43,21 @@ Examples:
     type=click.IntRange(min=1),
     help="Threads of every implementation.  [default: torch.get_num_threads()]",
 )
-@click.option(
-    "--json",
-    "kept",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write every measured round to this file.  [default: none]",
-)
+@click.option("--json", type=FILE, help="Write every measured round to this file.  [default: none]")
 @click.option(
     "--markdown", "as_markdown", is_flag=True, help="Print Markdown tables.  [default: tables for a terminal]"
 )
 @click.option(
     "--from",
     "earlier",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=READABLE,
     help="Show the results in this file of --json, and measure nothing.  [default: measure]",
 )
 def command(
     quick: bool,
     only: tuple[str, ...],
     threads: int | None,
-    kept: Path | None,
+    json: Path | None,
     as_markdown: bool,
     earlier: Path | None,
 ) -> None:
@@ -69,7 +65,7 @@ def command(
 
     \b
     gpt2        AdamW at GPT-2's 148 shapes (up to 8 GB of memory)
-    pages       every optimizer at those shapes
+    optimizers  every optimizer at those shapes
     small, mlp  every optimizer on 400 and 1000 small tensors, and on a small network
     first-step  the first step of a new process, cache empty and warm
     sparse      an embedding of which 1 % is touched
@@ -82,10 +78,9 @@ def command(
     if it is wrong. Ctrl-C prints what is done.
     """
     from schuss.bench.report import load
-    from schuss.bench.sizes import FULL, QUICK
 
-    if kept is not None and not kept.absolute().parent.is_dir():
-        raise click.BadParameter(f"there is no folder {kept.absolute().parent}.", param_hint="--json")
+    if json is not None and not json.absolute().parent.is_dir():
+        raise click.BadParameter(f"there is no folder {json.absolute().parent}.", param_hint="--json")
     if earlier is not None:
         try:
             report = load(earlier)
@@ -93,8 +88,8 @@ def command(
             raise click.ClickException(str(problem)) from None
     else:
         report = _measure(QUICK if quick else FULL, only, threads, {"quick": quick, "only": list(only)})
-    if kept is not None:
-        report.save(kept)
+    if json is not None:
+        report.save(json)
     _show(report, as_markdown)
     if report.interrupted:
         raise SystemExit(130)
@@ -103,8 +98,7 @@ def command(
 def _measure(sizes: Sizes, only: tuple[str, ...], threads: int | None, settings: dict[str, object]) -> Report:
     import torch
 
-    from schuss.bench.jobs import jobs
-    from schuss.bench.machine import machine
+    from schuss.bench.jobs import jobs, machine
     from schuss.bench.report import Report
 
     before = torch.get_num_threads()
@@ -121,6 +115,7 @@ def _measure(sizes: Sizes, only: tuple[str, ...], threads: int | None, settings:
                 if not aside.is_terminal:
                     click.echo(f"{job.title} ...", err=True)
                 report.add(job.run())
+                gc.collect()  # an optimizer and its hooks hold each other, and the next one needs the memory
                 progress.advance(bar)
     except KeyboardInterrupt:
         report.interrupted = True
@@ -138,13 +133,10 @@ def _show(report: Report, as_markdown: bool) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=160)
+    style = box.SIMPLE_HEAD if console.is_terminal else box.ASCII
     console.print(headline(report), style="bold", soft_wrap=not console.is_terminal)
     for grid in grids(report):
-        table = Table(
-            box=box.SIMPLE_HEAD if console.is_terminal else box.ASCII,
-            caption=grid.below or None,
-            caption_justify="left",
-        )
+        table = Table(box=style, caption=grid.below or None, caption_justify="left")
         for k, head in enumerate(grid.heads):
             table.add_column(head, justify="right" if k else "left")
         for row in grid.rows:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import sys
-import time
 
 import click
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+
+from schuss.cli.findings import show
 
 EPILOG = """\b
 Examples:
@@ -31,7 +29,6 @@ TITLES = {
     "processors": "Machine",
     "gpu": "Machine",
 }
-COLOURS = {"holds": "green", "fails": "bold red", "note": "dim"}
 
 
 @click.command(epilog=EPILOG)
@@ -47,37 +44,12 @@ COLOURS = {"holds": "green", "fails": "bold red", "note": "dim"}
 )
 def command(only: str | None, dtypes: str) -> None:
     """Measure numbers whose values are known, on this machine. The exit code is 1 if one is wrong."""
-    from schuss.lab.doctor import Finding, examine
+    from schuss.lab.doctor import examine
 
-    console = Console()
-    began = time.perf_counter()
-    table = Table("what", "known value", "measured", "", box=None, pad_edge=False, header_style="bold")
-    section, found, stopped = "", list[tuple[str, Finding]](), False
     try:
-        with console.status("Measuring"):
-            parts = None if only is None else [name.strip() for name in only.split(",")]
-            for part, finding in examine(parts, tuple(name.strip() for name in dtypes.split(","))):
-                if TITLES[part] != section:
-                    section = TITLES[part]
-                    table.add_row(f"[bold]{section}[/]" if not found else f"\n[bold]{section}[/]")
-                found.append((section, finding))
-                colour = COLOURS[finding.verdict]
-                cells = (finding.about, finding.truth, finding.measured)
-                table.add_row(*map(escape, cells), f"[{colour}]{finding.verdict}[/]")
+        parts = None if only is None else [name.strip() for name in only.split(",")]
+        examined = examine(parts, tuple(name.strip() for name in dtypes.split(",")))
+        found = ((TITLES[part], finding) for part, finding in examined)
+        sys.exit(show(found, ("what", "known value", "measured"), "Measuring", "known values"))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    except KeyboardInterrupt:
-        stopped = True  # what was found until now is shown
-    console.print(table)
-    failed = [(about, finding) for about, finding in found if finding.verdict == "fails"]
-    judged = sum(finding.verdict != "note" for _, finding in found)
-    seconds = time.perf_counter() - began
-    console.print(
-        f"\n{judged - len(failed)} of {judged} known values hold, in {seconds:.1f} s.", highlight=False
-    )
-    for about, finding in failed:
-        line = f"{about}, {finding.about.strip()}: known value {finding.truth}, measured {finding.measured}."
-        console.print(line, style="red", markup=False, highlight=False)
-    if stopped:
-        console.print("Stopped before the end.")
-    sys.exit(130 if stopped else 1 if failed else 0)

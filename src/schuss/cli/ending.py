@@ -1,4 +1,4 @@
-"""What the commands that write a page share: the command itself in words, and an end that is clear."""
+"""What the commands that write an HTML file have in common: the command itself, and an end that is clear."""
 
 from __future__ import annotations
 

@@ -13,12 +13,13 @@ from rich.table import Table
 def command() -> None:
     """Show the built-in tasks, the entries with their search spaces, and the schedules."""
     from schuss.lab.entries import DEFAULT, ENTRIES
+    from schuss.lab.names import TASKS
     from schuss.lab.schedules import names
-    from schuss.lab.tasks import BUILT_IN, builder
+    from schuss.lab.tasks import builder
 
     console = Console()
     tasks = Table("task", "what", "settings", title="Tasks", title_justify="left")
-    for name in BUILT_IN:
+    for name in TASKS:
         build = builder(name)
         settings = [
             f"{key}={value.default}"

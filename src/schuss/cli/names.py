@@ -1,4 +1,4 @@
-"""Names on the command line are looked at before anything heavy is imported: a slip costs no seconds."""
+"""Names on the command line are checked before anything heavy is imported: a slip costs no seconds."""
 
 from __future__ import annotations
 

@@ -7,15 +7,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -135,7 +134,7 @@ You may interrupt a race at any time: the same command resumes it. `schuss list`
     "by the workers, at least 2]",
 )
 @click.option(
-    "--run", "words", help="Repeat a single run: give the text after --run in the report.  [default: race]"
+    "--run", "again", help="Repeat a single run: give the text after --run in the report.  [default: race]"
 )
 def command(
     tasks: str,
@@ -145,91 +144,74 @@ def command(
     trials: int | None,
     schedules: str,
     batch_sizes: str | None,
-    rank_by: str,
-    out: Path | None,
-    data: Path | None,
-    seed: int,
     workers: int | None,
-    device: str,
     scheduler: str | None,
     table: Path | None,
-    diagnose: bool,
-    retry_crashed: bool,
-    run_minutes: float | None,
-    run_memory: float | None,
-    words: str | None,
+    again: str | None,
+    **options: Any,
 ) -> None:
     """Race optimizers on a task, and print which is best, by how much, and how sure that is.
 
     Every entry is tuned with the same number of trials. Its best settings are confirmed on fresh seeds, and the best
     of those is reported on fresh seeds again. TASK is a built-in task or a file of your own.
     """
-    console = Console()
+    console = Console(markup=False, highlight=False, emoji=False)
     if preset and trials:
         raise click.UsageError("Give --preset or --trials, not both.")
     named = separate(entries) if entries else None
-    given = separate(tasks)
-    check_names(tasks=given, entries=[*(named or ()), *more], schedules=schedules.split(","))
-    with Interrupts() as interrupts, starting(scheduler is None and words is None), clear_errors():
+    given, scheduled = separate(tasks), schedules.split(",")
+    check_names(tasks=given, entries=[*(named or ()), *more], schedules=scheduled)
+    with Interrupts() as interrupts, clear_errors():
+        from schuss.lab.racing.executors import dask, start_server
+
+        if scheduler is None and again is None:
+            start_server()  # it imports torch for the workers on another core while this process does
         from schuss.lab.entries import DEFAULT
-        from schuss.lab.racing.crashes import without_a_finish
-        from schuss.lab.racing.executors import dask
-        from schuss.lab.racing.export import check_format, export
+        from schuss.lab.racing.export import check_format
         from schuss.lab.racing.race import race
 
-        if named is None and more:
-            named = list(DEFAULT)
-        racing = None if named is None else [*named, *more]
-        if words is not None:
-            repeat(console, tasks, racing, data, words, device)
+        racing = None if named is None and not more else [*(DEFAULT if named is None else named), *more]
+        if again is not None:
+            repeat(console, tasks, racing, options["data"], again, options["device"])
             return
         if table is not None:
             check_format(table)
-        with (
-            here(workers) if scheduler is None else dask(scheduler) as (executor, capacity),
-            Watching(console, interrupts) as watcher,
-        ):
+        watcher = Watching(console, interrupts)
+        using = nullcontext((None, workers)) if scheduler is None else dask(scheduler)
+        with using as (executor, capacity), watcher.progress:
             try:
                 report = race(
-                    given,
-                    racing,
-                    trials or preset or "default",
-                    schedules=schedules.split(","),
+                    *(given, racing, trials or preset or "default"),
+                    schedules=scheduled,
                     batch_sizes=batch_sizes.split(",") if batch_sizes else (),
-                    out=out,
                     executor=executor,
                     workers=capacity,
-                    seed=seed,
-                    rank_by=rank_by,  # type: ignore[arg-type]  # click has checked it
-                    device=device,
-                    data=data,
                     watcher=watcher,
-                    diagnose=diagnose,
-                    retry_crashed=retry_crashed,
-                    run_minutes=run_minutes,
-                    run_memory=run_memory,
+                    **options,
                 ).data
             except KeyboardInterrupt:
-                watcher.stop()
+                watcher.progress.stop()
                 interrupted(console, watcher.folder)
                 sys.exit(130)
         assert watcher.folder is not None
-        conclude(console, report, watcher.folder)
-        if table is not None:
-            export(report, table)
-            say(console, f"Runs: {table}", soft_wrap=True)
-        if failures := list(filter(None, map(without_a_finish, report["tasks"]))):
-            advice = "Fix the error and give the same command with --retry-crashed."
-            raise click.ClickException(printable("\n".join([*failures, advice])))
+        conclude(console, report, watcher.folder, table)
 
 
-def conclude(console: Console, report: Mapping[str, Any], folder: Path) -> None:
-    """What came of each task, and where the report is."""
+def conclude(console: Console, report: Mapping[str, Any], folder: Path, table: Path | None) -> None:
+    """What came of each task, and where it is written; an error where a task has no result at all."""
+    from schuss.lab.racing.export import export
+
     for task in report["tasks"]:
         show(console, task)
         if "curvature" in task:
             say(console, f"Curvature: {task['curvature']['text']}")
     say(console, f"Report: {folder / 'report.html'}", soft_wrap=True)
+    if table is not None:
+        export(report, table)
+        say(console, f"Runs: {table}", soft_wrap=True)
+    if failures := list(filter(None, map(without_a_finish, report["tasks"]))):
+        advice = "Fix the error and give the same command with --retry-crashed."
+        raise click.ClickException(printable("\n".join([*failures, advice])))
 
 
 def printable(text: str) -> str:
@@ -238,13 +220,8 @@ def printable(text: str) -> str:
 
 
 def say(console: Console, text: str, *, soft_wrap: bool = False) -> None:
-    """Print a text as it is: names and messages may hold what Rich or a terminal would act on."""
-    console.print(printable(text), markup=False, highlight=False, emoji=False, soft_wrap=soft_wrap)
-
-
-def cell(text: str) -> str:
-    """The same in a table or a bar."""
-    return escape(printable(text))
+    """Print a text as it is: names and messages may hold what a terminal would act on."""
+    console.print(printable(text), soft_wrap=soft_wrap)
 
 
 class Interrupts:
@@ -281,28 +258,18 @@ class Interrupts:
             leave("Stopped. Finished runs are stored; the same command resumes the race.")
 
 
-def leave(words: str) -> None:
+def leave(line: str) -> None:
     """End this process with a line and nothing else."""
     sys.stdout.flush()
     shown = "\x1b[?25h" if sys.stdout.isatty() else ""  # a live bar hides the cursor
-    os.write(1, f"{shown}{words}\n".encode())
+    os.write(1, f"{shown}{line}\n".encode())
     os._exit(130)
-
-
-@contextmanager
-def starting(here: bool) -> Generator[None]:
-    """Let the workers' server import torch on another core while this process does."""
-    if here:
-        from schuss.lab.racing.executors import start_server
-
-        start_server()
-    yield
 
 
 @contextmanager
 def clear_errors() -> Generator[None]:
     """What the user can put right is said in a line, without a traceback."""
-    from schuss.lab.racing.engine import ExecutorError
+    from schuss.lab.racing.executors import ExecutorError
     from schuss.lab.racing.store import StoreError
 
     try:
@@ -311,36 +278,18 @@ def clear_errors() -> Generator[None]:
         raise click.ClickException(printable(str(error))) from error
 
 
-@contextmanager
-def here(workers: int | None) -> Generator[tuple[None, int | None]]:
-    """No executor but this machine's own processes."""
-    yield None, workers
-
-
 class Watching:
     """Shows a race as it goes: a live bar in a terminal, a line now and then elsewhere."""
 
     def __init__(self, console: Console, interrupts: Interrupts) -> None:
         """Watch on this console."""
         self.console, self.interrupts = console, interrupts
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        text = TextColumn("{task.description}", markup=False)
+        columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self.best: dict[str, tuple[float, str]] = {}
         self.bar, self.name, self.total, self.count = None, "", 0, 0
         self.folder: Path | None = None
-
-    def __enter__(self) -> Watching:
-        """Begin to watch."""
-        self.progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Leave the console in order."""
-        self.stop()
-
-    def stop(self) -> None:
-        """Stop drawing."""
-        self.progress.stop()
 
     def began(self, folder: Path) -> None:
         """A race is stored in this folder."""
@@ -352,27 +301,23 @@ class Watching:
 
     def stage(self, name: str, expected: int, known: int) -> None:
         """A stage begins."""
-        self.name, self.total, self.count = name, expected, 0
-        self.best = {}
-        again = f", {known} done already" if known else ""
+        self.name, self.total, self.count, self.best = name, expected, 0, {}
         if self.console.is_terminal:
             self.bar = self.progress.add_task(name, total=expected + known, completed=known)
         else:
-            self.console.print(f"{name}: {expected} runs{again}")
+            self.console.print(f"{name}: {expected} runs{f', {known} done already' if known else ''}")
 
     def finished(self, task: str, run: Any, result: Mapping[str, Any]) -> None:
         """A run has ended."""
         self.count += 1
-        better = ""
         if result["status"] == "finished":
             loss = result["curve"]["validation_loss"][-1]
-            leading = self.best.get(task)
-            if leading is None or loss < leading[0]:
+            if task not in self.best or loss < self.best[task][0]:
                 self.best[task] = loss, f"{run.contestant.name} {loss:.4g}"
-        better = "; ".join(f"{name}: {leader}" for name, (_, leader) in self.best.items())
-        line = f"{self.name}, lowest loss so far: {better}" if better else self.name
+        best = "; ".join(f"{name}: {leader}" for name, (_, leader) in self.best.items())
+        line = f"{self.name}, lowest loss so far: {best}" if best else self.name
         if self.bar is not None:
-            self.progress.update(self.bar, advance=1, description=cell(line))
+            self.progress.update(self.bar, advance=1, description=printable(line))
         elif self.count * 10 // self.total > (self.count - 1) * 10 // self.total:
             say(self.console, f"  {self.count} of {self.total}; {line}")
 
@@ -387,7 +332,7 @@ def show(console: Console, task: Mapping[str, Any]) -> None:
     for text in (f"{task['verdict']['headline']}. {task['verdict']['text']}", *task["verdict"]["notes"]):
         say(console, text)
     if task["diverged"]:
-        console.print(f"{counted(task['diverged'])} diverged.")
+        console.print(f"{counted(len(task['diverged']))} diverged.")
     show_crashed(console, task)
     limited = [entry["name"] for entry in task["entries"] if "lr" in entry["space_limited"]]
     if limited:
@@ -401,90 +346,91 @@ def ranking(task: Mapping[str, Any]) -> Table:
     title = (
         f"{task['name']}: {metric} on validation, mean and 95 % interval of the median, {seeds} fresh seeds"
     )
-    table = Table(title=cell(title), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=printable(title), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     widest = max(len(x) for row in task["ranking"] for x in spread(row["metric"]).split("\n"))
-    for heading in ("", "entry"):
-        table.add_column(heading, no_wrap=not heading, overflow="fold")
-    metric = cell(metric)
-    for heading in (metric, "test", "reached", "gradients", "lr\nwidth", "bytes per\nweight", "µs per\nstep"):
-        least = widest if heading == metric else None
-        table.add_column(heading, justify="right", no_wrap=least is None, min_width=least, overflow="fold")
+    table.add_column(no_wrap=True)
+    table.add_column("entry", overflow="fold")
+    table.add_column(printable(metric), justify="right", min_width=widest, overflow="fold")
+    for heading in ("test", "reached", "gradients", "lr\nwidth", "bytes per\nweight", "µs per\nstep"):
+        table.add_column(heading, justify="right", no_wrap=True, overflow="fold")
     for row in task["ranking"]:
+        seconds = row["step"]["seconds"]
         table.add_row(
             f"{row['rank']}{'=' if row['tied'] else ''}",
-            cell(row["entry"]),
+            printable(row["entry"]),
             spread(row["metric"]),
             number(row["test_metric"]["mean"]),
             f"{100 * row['reached']:.0f} %",
             number(row["cost"]["gradients"]),
             "–" if row["sensitivity"] is None else f"{row['sensitivity']:.1f} dec",
             number(row["bytes_per_weight"]),
-            number(None if row["step"]["seconds"] is None else 1e6 * row["step"]["seconds"], 3),
+            number(None if seconds is None else 1e6 * seconds, 3),
         )
     return table
 
 
 def show_crashed(console: Console, task: Mapping[str, Any]) -> None:
     """Every entry of which runs crashed, with the last reason: it may be missing in the table for that alone."""
-    from schuss.lab.racing.crashes import crashed_entries
     from schuss.lab.reason import reason
 
-    for name, crashed, total in crashed_entries(task):
-        many = f"every run ({total})" if len(crashed) == total else f"{len(crashed)} of {total} runs"
-        last = crashed[-1]
-        where = f"{settings(last['parameters'])}, seed {last['seed']}"
-        say(console, f"Crashed: {name}, {many}. The last ({where}) said: {reason(last['error'])}")
+    for name in (entry["name"] for entry in task["entries"]):
+        runs = [run for run in task["runs"] if run["entry"] == name]
+        if crashed := [run for run in runs if run["status"] == "crashed"]:
+            many = f"every run ({len(runs)})" if crashed == runs else f"{len(crashed)} of {len(runs)} runs"
+            last = crashed[-1]
+            where = f"{settings(last['parameters'])}, seed {last['seed']}"
+            say(console, f"Crashed: {name}, {many}. The last ({where}) said: {reason(last['error'])}")
+
+
+def without_a_finish(task: Mapping[str, Any]) -> str | None:
+    """Why a task has no result at all, if it has none."""
+    from schuss.lab.reason import reason
+
+    runs = task["runs"]
+    if not runs or any(run["status"] == "finished" for run in runs):
+        return None
+    crashed = [run for run in runs if run["status"] == "crashed"]
+    none = f"None of the {len(runs)} runs on {task['name']!r} finished"
+    if not crashed:
+        return f"{none}: every one diverged."
+    first = crashed[0]
+    return f"{none}; {len(crashed)} crashed. The first, of {first['entry']}: {reason(first['error'])}"
 
 
 def interrupted(console: Console, folder: Path | None) -> None:
     """Say what is stored and how to resume."""
-    stored = 0 if folder is None else stored_runs(folder)
+    from schuss.lab.racing.store import Store, StoreError
+
+    stored = 0
+    if folder is not None:
+        with suppress(StoreError), Store(folder) as store:
+            stored = store.count()
     if folder is None or not stored:
         console.print("Stopped before any run.")
         return
-    if not (folder / "report.json").is_file():
-        runs = f"{stored} run{'s' if stored > 1 else ''}"
-        say(
-            console, f"Stopped. {runs} stored in {folder}; the same command resumes the race.", soft_wrap=True
-        )
-        return
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    for task in report["tasks"]:
+    file = folder / "report.json"
+    tasks = json.loads(file.read_text(encoding="utf-8"))["tasks"] if file.is_file() else []
+    for task in tasks:
         if task["ranking"]:
             show(console, task)
-        else:
-            tuned = [c for c in task["configurations"] if c["tune"] is not None]
-            sign = 1 if task["metric"]["best"] == "max" else -1
-            best: dict[str, Mapping[str, Any]] = {}
-            for configuration in sorted(tuned, key=lambda c: sign * c["tune"]):
-                best[configuration["entry"]] = configuration
-            for name, configuration in best.items():
-                line = f"  {name}: {task['metric']['name']} {configuration['tune']:.4g} in tuning, so far"
-                say(console, line)
-            show_crashed(console, task)
-    runs = counted([run for task in report["tasks"] for run in task["runs"]])
+            continue
+        sign = 1 if task["metric"]["best"] == "max" else -1
+        tuned = [(sign * c["tune"], c["entry"]) for c in task["configurations"] if c["tune"] is not None]
+        for name, best in {entry: tune for tune, entry in sorted(tuned)}.items():
+            say(console, f"  {name}: {task['metric']['name']} {sign * best:.4g} in tuning, so far")
+        show_crashed(console, task)
+    runs = counted(sum(len(task["runs"]) for task in tasks) or stored)
     say(console, f"Stopped. {runs} stored in {folder}; the same command resumes the race.", soft_wrap=True)
 
 
-def stored_runs(folder: Path) -> int:
-    """How many runs the store in a folder holds."""
-    from schuss.lab.racing.store import Store, StoreError
-
-    try:
-        with Store(folder) as store:
-            return store.count()
-    except StoreError:
-        return 0
-
-
 def repeat(
-    console: Console, spec: str, entries: list[str] | None, data: Path | None, words: str, device: str
+    console: Console, spec: str, entries: list[str] | None, data: Path | None, again: str, device: str
 ) -> None:
     """Run again what a line of the report names, in this process."""
     from schuss.lab.racing.race import repeat_run
 
     try:
-        work = json.loads(words)
+        work = json.loads(again)
     except ValueError as error:
         raise click.BadParameter(f"--run is not what a report gives: {error}") from error
     for seed, result in repeat_run(spec, entries, data, work, device):
@@ -497,9 +443,9 @@ def repeat(
         console.print_json(data={"seed": seed, **last, **test})
 
 
-def counted(runs: Sequence[object]) -> str:
+def counted(runs: int) -> str:
     """How many runs."""
-    return f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
+    return f"{runs} run{'s' if runs > 1 else ''}"
 
 
 def settings(parameters: Mapping[str, float]) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
+from schuss.cli import options
 from schuss.cli.ending import clear_end, this_command
 from schuss.cli.names import check_names
 
@@ -30,13 +31,7 @@ The learning rate grows from step to step. This test does not measure stability:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("task", metavar="TASK")
-@click.option(
-    "--optimizer",
-    default="adamw",
-    show_default=True,
-    help="Entry to train with: a name of `schuss list`, or file.py:name.",
-)
+@options.task_and_optimizer
 @click.option(
     "--lowest",
     type=click.FloatRange(0, min_open=True),
@@ -57,82 +52,52 @@ The learning rate grows from step to step. This test does not measure stability:
     show_default=True,
     help="How often the test is repeated, each time with other batches.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Seed of the weights and the batches.",
-)
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    help="File or folder with the task's data.  [default: none]",
-)
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("range.html"),
-    show_default=True,
-    help="HTML report to write.",
-)
-def command(
-    task: str,
-    optimizer: str,
-    lowest: float | None,
-    highest: float | None,
-    steps: int,
-    sweeps: int,
-    seed: int,
-    data: Path | None,
-    out: Path,
-) -> None:
+@options.seed("Seed of the weights and the batches.")
+@options.data
+@options.report("range.html")
+def command(task: str, optimizer: str, data: Path | None, out: Path, **settings: Any) -> None:
     """Run a learning-rate range test: raise the rate at every step, and show where the loss falls."""
-    console = Console()
+    console = Console(markup=False, highlight=False)
     check_names(tasks=[task], entries=[optimizer])
     from schuss.lab.entries import find
     from schuss.lab.pages import check_writable, write
-    from schuss.lab.ranges import climb, render
+    from schuss.lab.ranges import range_test_of, render
     from schuss.lab.tasks import load
 
     with clear_end(console, "Fewer --steps or --sweeps take less time."):
         check_writable(out)
         given, entry = load(task, data), find(optimizer)
         with console.status("Range test") as status:
-            found = climb(
+            found = range_test_of(
                 *(given, entry),
-                lowest=lowest,
-                highest=highest,
-                steps=steps,
-                sweeps=sweeps,
-                seed=seed,
+                **settings,
                 progress=lambda done, of: status.update(f"Range test: step {done} of {of}"),
             )
         write(out, render(found, given, entry, this_command()))
+    _show(console, found, f"{entry.name} on {given.name}")
+    words = found.words.removesuffix(".")
     measured = f"schuss diagnose {shlex.quote(task)} --optimizer {shlex.quote(optimizer)}"
-    _show(console, found, f"{entry.name} on {given.name}", measured)
-    console.print(f"Report: {out}", soft_wrap=True, highlight=False)
+    console.print(f"{words[:1].upper()}{words[1:]}. This test does not measure stability: {measured} does.")
+    console.print(f"Report: {out}", soft_wrap=True)
 
 
-def _show(console: Console, found: RangeTest, title: str, measured: str) -> None:
-    """A line of bars per sweep, the range of learning rates, and the result in words."""
+def _show(console: Console, found: RangeTest, title: str) -> None:
+    """A line of bars per sweep."""
+    import numpy as np
+
     width = min(max(console.width - 24, 20), len(found.rates))
-    known = [x for sweep in found.losses.tolist() for x in sweep if x == x]
-    low, high = min(known), min(max(known), 2 * max(sweep[0] for sweep in found.losses.tolist()))
-    table = Table(title=f"{title}: loss by learning rate", title_justify="left", box=None, pad_edge=False)
-    for head in ("sweep", f"{found.rates[0]:.3g} to {found.rates[-1]:.3g}", "stopped at"):
-        table.add_column(head, no_wrap=True)
-    picks = [round(k * (len(found.rates) - 1) / max(width - 1, 1)) for k in range(width)]
-    for number, (sweep, stopped) in enumerate(zip(found.losses.tolist(), found.stopped_at, strict=True), 1):
-        bars = "".join(_bar(sweep[k], low, high) for k in picks)
+    low = float(np.nanmin(found.losses))
+    high = min(float(np.nanmax(found.losses)), 2 * float(found.losses[:, 0].max()))
+    heads = ("sweep", f"{found.rates[0]:.3g} to {found.rates[-1]:.3g}", "stopped at")
+    columns = (Column(head, no_wrap=True) for head in heads)
+    table = Table(
+        *columns, title=f"{title}: loss by learning rate", title_justify="left", box=None, pad_edge=False
+    )
+    picks = np.linspace(0, len(found.rates) - 1, width).round().astype(int)
+    for number, (sweep, stopped) in enumerate(zip(found.losses, found.stopped_at, strict=True), 1):
+        bars = "".join(_bar(value, low, high) for value in sweep[picks].tolist())
         table.add_row(str(number), bars, "–" if stopped == float("inf") else f"{stopped:.3g}")
     console.print(table)
-    told = found.words.removesuffix(".")
-    console.print(
-        f"{told[:1].upper()}{told[1:]}. This test does not measure stability: {measured} does.",
-        markup=False,
-        highlight=False,
-    )
 
 
 def _bar(value: float, low: float, high: float) -> str:
@@ -143,5 +108,5 @@ def _bar(value: float, low: float, high: float) -> str:
     """
     if value != value:
         return " "
-    share = (value - low) / (high - low) if high > low else 0.0
-    return BARS[min(max(round(share * (len(BARS) - 1)), 0), len(BARS) - 1)]
+    fraction = (value - low) / (high - low) if high > low else 0.0
+    return BARS[min(max(round(fraction * (len(BARS) - 1)), 0), len(BARS) - 1)]

@@ -69,7 +69,12 @@ def command(
     """
     if not math.isfinite(peak):
         raise click.BadParameter(f"{peak} is not a finite number.", param_hint="--peak")
-    entries = {line: _read(line, peak, steps_per_epoch) for line in words}
+    try:
+        entries = {line: parse(line, peak) for line in words}
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if steps_per_epoch is not None:
+        entries = {line: schedule.in_epochs(steps_per_epoch) for line, schedule in entries.items()}
     horizon = steps or max((s.length for s in entries.values() if s.length < math.inf), default=None)
     if horizon is None:
         raise click.UsageError("None of these schedules ends. Say how many steps to show: --steps 1000.")
@@ -81,18 +86,10 @@ def command(
         console.print(f"Wrote {html}", highlight=False, soft_wrap=True)
 
 
-def _read(line: str, peak: float, steps_per_epoch: float | None) -> Schedule:
-    try:
-        schedule = parse(line, peak)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-    return schedule if steps_per_epoch is None else schedule.in_epochs(steps_per_epoch)
-
-
 def _landmarks(entries: dict[str, Schedule], horizon: float) -> list[float | None]:
     """The corners of all schedules; the first and last few, and None between, where there are too many."""
     corners = sorted({0, horizon, *(n for s in entries.values() for n in s.corners(horizon))})
-    if 2 * len(corners) <= LANDMARKS:  # room for the middle of each piece too
+    if 2 * len(corners) <= LANDMARKS:  # the middle of each piece fits too
         corners = sorted({*corners, *((a + b) / 2 for a, b in itertools.pairwise(corners))})
     half = LANDMARKS // 2
     return [*corners] if len(corners) <= LANDMARKS else [*corners[:half], None, *corners[-half:]]
@@ -101,7 +98,7 @@ def _landmarks(entries: dict[str, Schedule], horizon: float) -> list[float | Non
 def _table(entries: dict[str, Schedule], horizon: float) -> Table:
     """The values at the landmarks of all schedules."""
     table = Table("step", header_style="bold")
-    for line, colour in zip(entries, _colours(len(entries)), strict=True):
+    for line, colour in zip(entries, itertools.cycle(COLOURS), strict=False):
         table.add_column(Text(line, style=colour), justify="right")
     for n in _landmarks(entries, horizon):
         values = [f"{s(n):.6g}" for s in entries.values()] if n is not None else ["…"] * len(entries)
@@ -118,12 +115,12 @@ def _plot(entries: dict[str, Schedule], horizon: float, width: int, height: int)
     scale = (rows - 1) / (high - low or 1.0)
     dots: dict[tuple[int, int], int] = {}
     colours: dict[tuple[int, int], str] = {}
-    for curve, colour in zip(curves, _colours(len(curves)), strict=True):
+    for curve, colour in zip(curves, itertools.cycle(COLOURS), strict=False):
         ys = [round((high - v) * scale) for v in curve]
         for x, y in enumerate(ys):
-            # Down or up to the middle of the way from the neighbour, so that a jump is a line and not a gap.
-            beside = ys[max(x - 1, 0)]
-            for dot in range(min(y, beside), max(y, beside) + 1):
+            # From the neighbour's dot to this one, so that a jump is a line and not a gap.
+            before = ys[max(x - 1, 0)]
+            for dot in range(min(y, before), max(y, before) + 1):
                 cell = (dot // 4, x // 2)
                 dots[cell] = dots.get(cell, 0) | _BRAILLE[dot % 4][x % 2]
                 colours[cell] = colour
@@ -142,10 +139,6 @@ def _plot(entries: dict[str, Schedule], horizon: float, width: int, height: int)
 
 _BRAILLE = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 """The bit of each of the eight dots of a character, by row and column."""
-
-
-def _colours(count: int) -> list[str]:
-    return [COLOURS[k % len(COLOURS)] for k in range(count)]
 
 
 def _picture(entries: dict[str, Schedule], horizon: float, path: Path) -> None:

@@ -19,11 +19,11 @@ after an exception or Ctrl-C. For plain functions the model is the point: `hvp(x
 
 from schuss.curvature.density import Spectrum, spectrum
 from schuss.curvature.eigenvalues import ConditionNumber, Extremes, condition_number, extreme_eigenvalues
-from schuss.curvature.ladder import RangeTest, range_test
 from schuss.curvature.noise import NoiseScale, gradient_noise_scale
-from schuss.curvature.place import Pieces
+from schuss.curvature.objective import Pieces
 from schuss.curvature.products import ggnvp, hvp
 from schuss.curvature.quadratic import QuadraticModel, quadratic_model
+from schuss.curvature.range_test import RangeTest, range_test
 from schuss.curvature.sparsity import GradientSparsity, TensorSparsity, gradient_sparsity
 from schuss.curvature.stability import Sharpness, StabilityLimit, stability_limit
 from schuss.curvature.stationary import StationaryPoint, stationary_point

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from schuss.curvature.lanczos import Apply, Array, lanczos
-from schuss.curvature.memory import SPARE, claim, default_rows
-from schuss.curvature.place import Loss, Model, Place, Progress, visit
+from schuss.curvature.lanczos import Array, Krylov, is_symmetric
+from schuss.curvature.memory import SPARE, default_rows
+from schuss.curvature.objective import Loss, Model, Progress, objective
 from schuss.curvature.products import Curvature
 from schuss.errors import real, whole
 
@@ -56,17 +56,16 @@ class Spectrum:
 
     def on(self, grid: ArrayLike, width: float) -> tuple[Array, Array]:
         """The density and its standard error at other points, blurred by Gaussians of another width."""
-        points = np.asarray(grid, dtype=np.float64)
-        return _blurred(self.nodes, self.weights, points, width)
+        return _blurred(self.nodes, self.weights, np.asarray(grid, dtype=np.float64), width)
 
     def __repr__(self) -> str:
         """Range, mean and negative part, each with its error."""
-        share, error = self.below(0.0)
+        fraction, error = self.below(0.0)
         return (
             f"spectrum of the {self.matrix} of {self.n:,} weights, {len(self.nodes)} random vectors, "
             f"{self.products} matrix-vector products\n"
             f"  from {self.nodes.min():.4g} to {self.nodes.max():.4g}, trace {self.trace:.4g} ± "
-            f"{self.trace_error:.2g}, below zero {share:.1%} ± {error:.1%}"
+            f"{self.trace_error:.2g}, below zero {fraction:.1%} ± {error:.1%}"
         )
 
 
@@ -86,19 +85,12 @@ def spectrum(
     """The density of the Hessian's eigenvalues, with error bars.
 
     Args:
-        model: an `nn.Module`, or the point of a plain function.
-        loss: `loss(model, batch)`, a scalar tensor.
-        batch: handed to `loss`.
+        model, loss, batch, matrix, seed, progress: as for `extreme_eigenvalues`, and so are the errors.
         probes: random vectors, at least 2; the error bars fall as 1/√probes.
         steps: Lanczos steps for each vector: the finer, the more detail. Default up to 80, within 24 vectors
             of memory or 16 MiB.
-        matrix: "hessian" or "ggn".
         points: of the grid on which the density is drawn.
         width: of the Gaussians it is drawn with; default 1/50 of the range.
-        seed: of the random vectors; the global random state is not touched.
-        progress: called as `progress(done, at_most)` after each product.
-
-    Errors are those of `extreme_eigenvalues`.
 
     >>> x = torch.zeros(3, dtype=torch.float64)
     >>> bowl = lambda x, _: (torch.tensor([1.0, 2.0, 6.0]) * x**2).sum() / 2
@@ -110,51 +102,33 @@ def spectrum(
     points = whole("points", points, 2)
     if width is not None:
         real("width", width, "a finite number > 0", lambda x: 0 < x < np.inf)
-    with visit(model, loss, batch) as place:
-        place.steady()
-        n = place.n
-        room = default_rows(n, place.dtype.itemsize) - 1
-        steps = min(n, steps or min(80, room))
-        nodes, weights = _quadratures(place, Curvature(place, matrix), probes, steps, seed, progress)
+    with objective(model, loss, batch) as f:
+        f.steady()
+        steps = min(f.n, steps or min(80, default_rows(f.n, f.dtype.itemsize) - 1))
+        curvature = Curvature(f, matrix)
+        f.claim(f"{steps} Lanczos steps", steps + 1 + SPARE, "Ask for fewer steps.")
+        basis = f.zeros(steps + 1)
+        generator = torch.Generator(f.device).manual_seed(seed)
+        nodes, weights = np.zeros((2, probes, steps))
+        for probe in range(probes):
+            basis.zero_()
+            basis[0].normal_(generator=generator)
+            space = Krylov(curvature, basis, 1, generator)
+            while space.m < steps:
+                space.grow()
+                if progress is not None:
+                    progress(probe * steps + space.m, probes * steps)
+            is_symmetric(space.asymmetry)
+            ritz = space.ritz()
+            nodes[probe], weights[probe] = ritz.values, ritz.coordinates[0] ** 2
         reach = float(nodes.max() - nodes.min()) or abs(float(nodes.max())) or 1.0
         width = reach / 50 if width is None else width
         grid = np.linspace(nodes.min() - 3 * width, nodes.max() + 3 * width, points)
         density, error = _blurred(nodes, weights, grid, width)
-        trace, trace_error = _mean_and_error((weights * nodes).sum(axis=1) * n)
+        trace, trace_error = _mean_and_error((weights * nodes).sum(axis=1) * f.n)
         return Spectrum(
-            nodes, weights, n, grid, density, error, width, trace, trace_error, probes * steps, matrix
+            nodes, weights, f.n, grid, density, error, width, trace, trace_error, probes * steps, matrix
         )
-
-
-def _quadratures(
-    place: Place, apply: Apply, probes: int, steps: int, seed: int, progress: Progress | None
-) -> tuple[Array, Array]:
-    """Nodes and weights (probes × steps) by Lanczos from random vectors."""
-    n, rows = place.n, steps + 1
-    claim(f"{steps} Lanczos steps", rows + SPARE, n, place.dtype, place.device, "Ask for fewer steps.")
-    basis = torch.zeros(rows, n, dtype=place.dtype, device=place.device)
-    generator = torch.Generator(place.device).manual_seed(seed)
-    nodes, weights = np.zeros((2, probes, steps))
-    for probe in range(probes):
-        basis.zero_()
-        basis[0].normal_(generator=generator)
-        ritz = lanczos(
-            *(apply, basis),
-            block=1,
-            low=1,
-            high=1,
-            tolerance=0.0,
-            budget=steps,
-            generator=generator,
-            progress=_shifted(progress, probe * steps, probes * steps),
-            restart=False,
-        )
-        nodes[probe], weights[probe] = ritz.values, ritz.coordinates[0] ** 2
-    return nodes, weights
-
-
-def _shifted(progress: Progress | None, before: int, at_most: int) -> Progress | None:
-    return None if progress is None else lambda done, _: progress(before + done, at_most)
 
 
 def _mean_and_error(values: Array) -> tuple[float, float]:

@@ -19,9 +19,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from schuss.curvature.guard import moved
 from schuss.curvature.lanczos import inner
-from schuss.curvature.place import Place
+from schuss.curvature.objective import Objective
+from schuss.curvature.restore import restoring
 from schuss.randomness import Randomness
 
 REFUSALS = re.compile(
@@ -29,47 +29,59 @@ REFUSALS = re.compile(
     r"|expected a proper tensor but got none",  # of a LayerNorm with a bias alone
     re.IGNORECASE,
 )
+"""What torch says of an operation that cannot be differentiated a second time."""
 
 
-def refuses(error: RuntimeError) -> bool:
-    """Whether torch says with this error that something cannot be differentiated a second time."""
-    return REFUSALS.search(str(error)) is not None
+def product(f: Objective, row: Tensor, factor: float = 1.0) -> Tensor:
+    """H times one vector, by two gradients `factor` times the usual step away."""
+    found, norm = f.zeros(), float(row.double().norm())
+    if norm:
+        step = factor * _usual_step(f) / norm
+        for sign in (1, -1):
+            found.add_(_gradient_at(f, row, sign * step), alpha=sign / (2 * step))
+    return found
 
 
-def usual_step(place: Place) -> float:
+def warn(f: Objective, reason: str, row: Tensor, near: Tensor) -> None:
+    """Say why products are differences, and how far `near`, the first of them, agrees with one of twice the step."""
+    apart = float((product(f, row, 2.0) - near).norm() / near.norm())
+    warnings.warn(
+        f"{reason}, so Hessian-vector products are central differences of gradients: approximate, by steps of "
+        f"{_usual_step(f):.2g}. Steps of that length and of twice it agree to {apart:.0e}, relative.",
+        stacklevel=2,
+    )
+
+
+def _usual_step(f: Objective) -> float:
     """h, the length of a step."""
-    size = math.hypot(*(float(weight.detach().double().norm()) for weight in place.weights))
-    return _eps(place) ** (1 / 3) * (1 + size)
+    return f.eps ** (1 / 3) * (1 + f.norm)
 
 
-def _eps(place: Place) -> float:
-    return max(torch.finfo(weight.dtype).eps for weight in place.weights)
-
-
-def gradient_at(place: Place, row: Tensor, step: float) -> Tensor:
+def _gradient_at(f: Objective, row: Tensor, step: float) -> Tensor:
     """The gradient at w + step × row, with the random draws of every other pass."""
-    with moved(place.weights):
-        for weight, direction in zip(place.weights, place.directions(row), strict=True):
+    with restoring(f.weights):
+        for weight, direction in zip(f.weights, f.directions(row), strict=True):
             weight.data = torch.add(weight.data, direction, alpha=step)
-        return place.gradient()[1]
+        return f.gradient()[1]
 
 
-def changes(place: Place, constant: Sequence[int]) -> bool:
+def changes(f: Objective, constant: Sequence[int]) -> bool:
     """Whether the gradients of some weight tensors, which autograd takes for constant, change after all.
 
     Some functions hand back a gradient cut off from the weights it was computed with; autograd then takes
     their curvature for 0 without a word. A step in a random direction tells.
     """
-    now = Randomness({place.device})
-    u = torch.randn(place.n, generator=torch.Generator().manual_seed(0)).to(place.device, place.dtype)
-    here, there = (place.split(gradient_at(place, u / u.norm(), h)) for h in (0.0, usual_step(place)))
+    now = Randomness({f.device})
+    u = torch.randn(f.n, generator=torch.Generator().manual_seed(0)).to(f.device, f.dtype)
+    here, there = (f.split(_gradient_at(f, u / u.norm(), h)) for h in (0.0, _usual_step(f)))
     now.rewind()
-    slack = math.sqrt(_eps(place))
-    return any(float((there[i] - here[i]).norm()) > slack * float(here[i].norm()) for i in constant)
+    return any(
+        float((there[i] - here[i]).norm()) > math.sqrt(f.eps) * float(here[i].norm()) for i in constant
+    )
 
 
 def wrong_second_derivatives(
-    place: Place, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]
+    f: Objective, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]
 ) -> str:
     """Why products (v, Hv) and (u, Hu) are not those of this loss, in words; nothing where they may be.
 
@@ -84,29 +96,25 @@ def wrong_second_derivatives(
     What is left are losses that mean to hold something constant (`detach`): products do that as well.
     """
     (v, hv), (u, hu) = first, second
-    near, far = torch.empty_like(u), torch.empty_like(u)
-    now, differences = Randomness({place.device}), Differences(place, "")
+    now = Randomness({f.device})
     try:
-        differences.multiply(u, near)
+        near = product(f, u)
         off = float((near - hu).norm())
         size = max(float(near.norm()), float(hu.norm()))
-        if off <= max(1e-3, _eps(place) ** 0.25) * size:
+        if off <= max(1e-3, f.eps**0.25) * size:
             return ""
-        differences.multiply(u, far, 2.0)
-        if float((far - near).norm()) > off / 10:
+        if float((product(f, u, 2.0) - near).norm()) > off / 10:
             return ""
         said = f"a Hessian-vector product by autograd is {off / size:.0%} off a difference of gradients"
-        if _asymmetry(v, hv, u, hu) > symmetry_slack(_eps(place)):
+        if _asymmetry(v, hv, u, hu) > max(1e-5, 3 * math.sqrt(f.eps)):  # more than rounding
             return f"An operation in the loss has a wrong second derivative ({said}, and not symmetric)"
-        if place.reads_moved_buffers():
+        if f.reads_moved_buffers():
             return (
                 f"The loss moves buffers that it reads, which autograd takes for constants ({said}; "
                 "model.eval() holds them still)"
             )
-        if _eps(place) < 1e-10:
-            differences.multiply(v, far)
-            if _asymmetry(v, far, u, near) < 1e-3:
-                return f"An operation in the loss hides how its gradient depends on the weights ({said})"
+        if f.eps < 1e-10 and _asymmetry(v, product(f, v), u, near) < 1e-3:
+            return f"An operation in the loss hides how its gradient depends on the weights ({said})"
     except ValueError:  # a step away the loss or its gradient is not finite, so nothing is known
         pass
     finally:
@@ -114,51 +122,8 @@ def wrong_second_derivatives(
     return ""
 
 
-def symmetry_slack(eps: float) -> float:
-    """How far rounding may make products asymmetric, as `_asymmetry` measures it."""
-    return max(1e-5, 3 * math.sqrt(eps))
-
-
 def _asymmetry(v: Tensor, hv: Tensor, u: Tensor, hu: Tensor) -> float:
     """|uᵀHv − vᵀHu| over what two random vectors of n numbers would make of a matrix of that size."""
     one, other = float(inner(u[None], hv[None])[0, 0]), float(inner(v[None], hu[None])[0, 0])
     size = float(hv.norm() * u.norm() + hu.norm() * v.norm()) / math.sqrt(len(u))
     return abs(one - other) / size if size else 0.0
-
-
-class Differences:
-    """The Hessian at a place by central differences: two gradients a product.
-
-    The first product takes four, to see how far steps of h and 2h agree, and warns with that number.
-    """
-
-    def __init__(self, place: Place, reason: str) -> None:
-        """`reason`, in words, is part of the warning."""
-        self.place, self.reason, self.step = place, reason, usual_step(place)
-        self.warned = False
-
-    def __call__(self, rows: Tensor, out: Tensor) -> None:
-        """Write the products of `rows` (b × n) to `out` (b × n)."""
-        for row, product in zip(rows, out, strict=True):
-            self.multiply(row, product)
-            if not self.warned and bool(product.any()):
-                self.warned = True
-                wider = torch.empty_like(product)
-                self.multiply(row, wider, 2.0)
-                apart = float((wider - product).norm() / product.norm())
-                warnings.warn(
-                    f"{self.reason}, so Hessian-vector products are central differences of gradients: "
-                    f"approximate, by steps of {self.step:.2g}. Steps of that length and of twice it agree to "
-                    f"{apart:.0e}, relative.",
-                    stacklevel=2,
-                )
-
-    def multiply(self, row: Tensor, out: Tensor, factor: float = 1.0) -> None:
-        """One product, with a step of `factor` times the usual one."""
-        place, out[:] = self.place, 0
-        norm = float(row.double().norm())
-        if not norm:
-            return
-        step = factor * self.step / norm
-        for sign in (1, -1):
-            out.add_(gradient_at(place, row, sign * step), alpha=sign / (2 * step))

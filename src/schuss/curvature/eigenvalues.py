@@ -1,13 +1,11 @@
-"""Both ends of the Hessian's spectrum, and the condition number.
+"""Both ends of the Hessian's spectrum, and the condition number, by the method of lanczos.py.
 
-Sources: lanczos.py for the method. Power iteration is not used: it returns the largest |λ|, −3 for diag(1,
-−3).
+Power iteration is not used: it returns the largest |λ|, −3 for diag(1, −3).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +15,7 @@ from torch import Tensor
 
 from schuss.curvature.lanczos import Apply, Array, Ritz, eigh, is_symmetric, lanczos
 from schuss.curvature.memory import DEFAULT_VECTORS, SPARE, claim, default_rows
-from schuss.curvature.place import Loss, Model, Place, Progress, visit
+from schuss.curvature.objective import Loss, Model, Objective, Progress, objective
 from schuss.curvature.products import Curvature
 from schuss.errors import real, refusal, whole
 
@@ -25,10 +23,7 @@ DENSE = 2000
 """Up to this many weights the condition number forms the whole matrix."""
 
 LARGE = 100_000
-"""Beyond so many weights 100 products are all there is by default. See `extreme_eigenvalues`."""
-
-WITHIN = 1e-2
-"""What counts as converged there: a network's eigenvalues at the edge of its bulk lie closer together."""
+"""Beyond so many weights 100 products are all there is by default, and a residual of 1e-2 counts as converged."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,18 +87,15 @@ def extreme_eigenvalues(
         k: how many at each end.
         matrix: "hessian", or "ggn" for the Gauss-Newton matrix.
         eigenvectors: also return the directions.
-        tolerance: residual, relative to the largest |λ|, at which a value counts as converged. Default 1e-10
-            for float64 weights, 100 ε of float32 otherwise. The error of an isolated value is of the order of
-            its square. Beyond 100,000 weights the default still goes on to that accuracy while there are
-            products, but counts 1e-2 as converged: single eigenvalues stand out, and come out to 1e-5 or
-            better, but at the edge of a bulk the neighbours are 1e-3 apart and 100 products cannot tell them.
+        tolerance: residual, relative to the largest |λ|, at which a value counts as converged; the error of an isolated
+            value is of the order of its square. Default 1e-10 for float64 weights, 100 ε of float32 otherwise, and
+            1e-2 beyond 100,000 weights: at the edge of a bulk 100 products cannot tell eigenvalues 1e-3 apart.
         products: at most so many Hessian-vector products; default 100 for large models, more for small ones
-            (10⁷/n). Where copies of repeated eigenvalues must be searched (see `confirmed`), the products
-            left over are used.
-        vectors: at most so many vectors of the model's size in memory, gradient and product included. Default
-            24, or what fits in 16 MiB, or 2 k + 9 if that is more.
+            (10⁷/n). Those left over search for copies of repeated eigenvalues (see `confirmed`).
+        vectors: at most so many vectors of the model's size in memory. Default 24, what fits in 16 MiB, or 2 k + 9,
+            whichever is most.
         seed: of the random start; the global random state is not touched.
-        progress: called as `progress(done, at_most)` after each block of products.
+        progress: called as `progress(done, at_most)` as products are taken.
 
     Raises:
         ValueError: as `hvp`; also if the loss changes between two calls, saying why it may.
@@ -117,23 +109,14 @@ def extreme_eigenvalues(
       smallest 0.399361
     """
     k = whole("k", k, 1)
-    with visit(model, loss, batch) as place:
-        value = place.steady()
-        ritz, goal = ends(
-            place,
-            Curvature(place, matrix),
-            k,
-            k,
-            tolerance=tolerance,
-            budget=products,
-            vectors=vectors,
-            seed=seed,
-            progress=progress,
-        )
+    with objective(model, loss, batch) as f:
+        value = f.steady()
+        options: dict[str, Any] = dict(budget=products, vectors=vectors, seed=seed, progress=progress)
+        ritz, goal = ends(f, Curvature(f, matrix), k, k, tolerance=tolerance, **options)
         if tolerance is None:
-            tolerance = goal if place.n <= LARGE else max(goal, WITHIN)
-        k, m = min(k, place.n), len(ritz.values)
-        high, low = list(range(m - 1, m - 1 - k, -1)), list(range(k))
+            tolerance = goal if f.n <= LARGE else max(goal, 1e-2)
+        k = min(k, f.n)
+        high, low = list(range(len(ritz.values)))[: -k - 1 : -1], list(range(k))
         residuals = ritz.residuals[high + low]
         return Extremes(
             largest=ritz.values[high],
@@ -142,7 +125,7 @@ def extreme_eigenvalues(
             converged=bool((residuals <= tolerance * np.abs(ritz.values).max()).all()),
             products=ritz.products,
             confirmed=ritz.confirmed,
-            n=place.n,
+            n=f.n,
             tolerance=tolerance,
             matrix=matrix,
             loss=value,
@@ -152,7 +135,7 @@ def extreme_eigenvalues(
 
 
 def ends(
-    place: Place,
+    f: Objective,
     apply: Apply,
     low: int,
     high: int,
@@ -163,45 +146,34 @@ def ends(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[Ritz, float]:
-    """The ends of an operator at a place, in memory chosen and named; also the tolerance aimed at."""
+    """The ends of an operator's spectrum, in memory chosen and named; also the tolerance aimed at."""
     if tolerance is not None:
         real("tolerance", tolerance, "a finite number ≥ 0", lambda x: 0 <= x < math.inf)
     if budget is not None:
         budget = whole("products", budget, 1)
-    n = place.n
+    n = f.n
     low, high = min(low, n), min(high, n)
     most = max(low, high)
     least = low + high + 4
     if vectors is not None and vectors < least + SPARE:
-        raise refusal(
-            "vectors", vectors, f"at least {least + SPARE}", "Ask for fewer eigenvalues or more memory."
-        )
-    rows = max(default_rows(n, place.dtype.itemsize), least) if vectors is None else vectors - SPARE
+        allowed = f"at least {least + SPARE}"
+        raise refusal("vectors", vectors, allowed, "Ask for fewer eigenvalues or more memory.")
+    rows = max(default_rows(n, f.dtype.itemsize), least) if vectors is None else vectors - SPARE
     block = most if n <= LARGE and rows - low - high >= 5 * most else 1
     rows = min(rows, n + block)
-    if tolerance is None:
-        tolerance = max(1e-10, 100 * max(torch.finfo(weight.dtype).eps for weight in place.weights))
-    if budget is None:
-        budget = max(100, min(2 * n, 10**7 // n))
-    claim(
-        f"a basis for {low + high} eigenvalues",
-        rows + SPARE,
-        n,
-        place.dtype,
-        place.device,
-        f"Ask for fewer, or set vectors= below {max(rows + SPARE, DEFAULT_VECTORS)}.",
-    )
+    tolerance = max(1e-10, 100 * f.eps) if tolerance is None else tolerance
+    advice = f"Ask for fewer, or set vectors= below {max(rows + SPARE, DEFAULT_VECTORS)}."
+    f.claim(f"a basis for {low + high} eigenvalues", rows + SPARE, advice)
     ritz = lanczos(
         apply,
-        torch.zeros(rows, n, dtype=place.dtype, device=place.device),
+        f.zeros(rows),
         block=block,
         low=low,
         high=high,
         tolerance=tolerance,
-        budget=budget,
-        generator=torch.Generator(place.device).manual_seed(seed),
+        budget=max(100, min(2 * n, 10**7 // n)) if budget is None else budget,
+        generator=torch.Generator(f.device).manual_seed(seed),
         progress=progress,
-        confirm=True,
     )
     return ritz, tolerance
 
@@ -248,10 +220,9 @@ def condition_number(
 
     The positive part are the eigenvalues above `cut` × λmax; `cut` defaults to n ε of the weights' dtype (at
     least 1e-12), the size of rounding. Up to 2000 weights the whole matrix is formed, and the number is
-    exact. Beyond, both ends come from Lanczos: if the smallest is above the cut, that is κ; if not
-    (eigenvalues at or below zero hide the positive part's end), the number is a lower bound: λmax over an
-    upper bound of the smallest positive eigenvalue that was seen (θ plus its residual, where that is below
-    θ/2).
+    exact. Beyond, both ends come from Lanczos: if the smallest is above the cut, that is κ; if not, the number is a
+    lower bound: λmax over an upper bound of the smallest positive eigenvalue that was seen (θ plus its residual,
+    where that is below θ/2).
 
     Arguments and errors are those of `extreme_eigenvalues`; besides, no eigenvalue above the cut is refused.
 
@@ -262,63 +233,46 @@ def condition_number(
     """
     if cut is not None and not 0 <= cut < 1:
         raise refusal("cut", cut, "in [0, 1)", "It is relative to the largest eigenvalue.")
-    with visit(model, loss, batch) as place:
-        place.steady()
-        apply = Curvature(place, matrix)
-        eps = max(torch.finfo(weight.dtype).eps for weight in place.weights)
-        cut = max(1e-12, place.n * eps) if cut is None else cut
-        return (_counted if place.n <= DENSE else _bounded)(place, apply, cut, seed, progress)
+    with objective(model, loss, batch) as f:
+        f.steady()
+        curvature = Curvature(f, matrix)
+        cut = max(1e-12, f.n * f.eps) if cut is None else cut
+        if f.n <= DENSE:
+            full = dense(f, curvature, progress)
+            (values, _), residuals = eigh(full), np.zeros(f.n)
+            converged = is_symmetric(float(np.abs(full - full.T).max() / (np.abs(full).max() or 1.0)))
+            how = f"all {f.n} eigenvalues"
+        else:
+            ritz, _ = ends(f, curvature, 1, 1, seed=seed, progress=progress)
+            values, residuals, converged = ritz.values, ritz.residuals, ritz.converged
+            how = f"ends by {ritz.products} matrix-vector products"
+    largest = float(values[-1])
+    if largest <= 0:
+        raise refusal("the largest eigenvalue", largest, "positive", "There is no positive part here.")
+    zero, how = cut * largest, f"{how}, cut at {cut:.3g} of the largest"
+    sure = (values > zero) & (residuals < values / 2)
+    smallest = float(values[0] if converged and values[0] > zero else (values + residuals)[sure].min())
+    zeros = negative = None
+    if f.n <= DENSE:
+        zeros, negative = int((np.abs(values) <= zero).sum()), int((values < -zero).sum())
+        how += f": {zeros} near zero, {negative} negative"
+    elif not converged or values[0] <= zero:
+        converged, how = False, f"{how}; the smallest eigenvalue of all is {values[0]:.3g}"
+    return ConditionNumber(largest / smallest, largest, smallest, zero, zeros, negative, converged, how)
 
 
-def _counted(place: Place, apply: Apply, cut: float, seed: int, progress: Progress | None) -> ConditionNumber:
-    """κ of all eigenvalues of the whole matrix."""
-    matrix = dense(place, apply, progress)
-    values, _ = eigh(matrix)
-    largest = _positive(float(values[-1]))
-    smallest = float(values[values > cut * largest][0])
-    zeros, negative = int((np.abs(values) <= cut * largest).sum()), int((values < -cut * largest).sum())
-    symmetric = is_symmetric(float(np.abs(matrix - matrix.T).max() / np.abs(matrix).max()))
-    how = (
-        f"all {place.n} eigenvalues, cut at {cut:.3g} of the largest: {zeros} near zero, {negative} negative"
-    )
-    return ConditionNumber(
-        largest / smallest, largest, smallest, cut * largest, zeros, negative, symmetric, how
-    )
-
-
-def _bounded(place: Place, apply: Apply, cut: float, seed: int, progress: Progress | None) -> ConditionNumber:
-    """κ by the ends of the spectrum, or a lower bound of it."""
-    ritz, _ = ends(place, apply, 1, 1, seed=seed, progress=progress)
-    largest = _positive(float(ritz.values[-1]))
-    sure = (ritz.values > cut * largest) & (ritz.residuals < ritz.values / 2)
-    converged = ritz.converged and float(ritz.values[0]) > cut * largest
-    smallest = float(ritz.values[0]) if converged else float((ritz.values + ritz.residuals)[sure].min())
-    how = f"ends by {ritz.products} matrix-vector products, cut at {cut:.3g} of the largest"
-    if not converged:
-        how += f"; the smallest eigenvalue of all is {ritz.values[0]:.3g}"
-    return ConditionNumber(largest / smallest, largest, smallest, cut * largest, None, None, converged, how)
-
-
-def dense(place: Place, apply: Callable[[Tensor, Tensor], None], progress: Progress | None = None) -> Array:
+def dense(f: Objective, apply: Apply, progress: Progress | None = None) -> Array:
     """The whole matrix by n products with the unit vectors."""
-    n = place.n
-    claim("the whole matrix", n, n, torch.float64, place.device, "Measure its ends with extreme_eigenvalues.")
+    n = f.n
+    claim("the whole matrix", n, n, torch.float64, f.device, "Measure its ends with extreme_eigenvalues.")
     matrix = np.empty((n, n))
-    unit, column = (torch.zeros(1, n, dtype=place.dtype, device=place.device) for _ in range(2))
     for i in range(n):
-        unit.zero_()
+        unit = f.zeros(1)
         unit[0, i] = 1
-        apply(unit, column)
-        matrix[i] = column[0].cpu().numpy()
+        matrix[i] = apply(unit)[0].cpu().numpy()
         if progress is not None:
             progress(i + 1, n)
     return matrix
-
-
-def _positive(largest: float) -> float:
-    if largest <= 0:
-        raise refusal("the largest eigenvalue", largest, "positive", "There is no positive part here.")
-    return largest
 
 
 def _listed(values: Array) -> str:

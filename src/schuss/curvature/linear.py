@@ -12,7 +12,7 @@ the unit circle only where a(z) / c(z) is real for some |z| = 1, that is at z = 
 
     a(z) c(1/z) − a(1/z) c(z)
 
-Between two such h the number of roots outside does not change, so one look inside each interval finds the largest
+Between two such h the number of roots outside does not change, so one test inside each interval finds the largest
 stable h. For gradient descent it is 2 / η, for heavy ball 2 (1 + μ) / η, for Adam 2 (1 + β₁) / ((1 − β₁) η).
 
 From weight to weight frozen state may change c(z) by a factor 1 / P and nothing else: P is the preconditioner, which
@@ -24,12 +24,12 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from schuss.compile.formula import Formula, formula
 from schuss.compile.reference import WORDS
@@ -38,92 +38,103 @@ from schuss.rules import Rule
 
 Array = np.ndarray[Any, Any]
 
-# Small enough for its square to vanish beside every size, exact in floating point.
+# Small enough for its square to vanish next to every size, exact in floating point.
 _SMALL = 2.0**-300
-# A size beside which ε vanishes, so that the limit can be stated without it.
+# A size next to which ε vanishes, so that the limit can be stated without it.
 _LARGE = 2.0**200
 # After so many steps what dies out with time has died out. Two of them: a rate that still falls is seen to differ.
 _LATE = 10**15, 10**16
 _MOST_REPEATS = 20_000
 
 
-class _Number:
-    """An array on its way through an `update`, and which operation it is the result of."""
+class _Number(NDArrayOperatorsMixin):
+    """An array on its way through an `update`.
 
-    def __init__(self, value: Any, run: _Run, place: int | None = None) -> None:
-        self.value, self.run, self.place = value, run, place
+    Operations are numbered as in `results`; the results of those in `frozen` are replaced.
+    """
 
-    def __neg__(self) -> _Number:
-        return self.run(operator.neg, self)
+    def __init__(
+        self, value: Any, results: list[Any], frozen: Mapping[int, Any], index: int | None = None
+    ) -> None:
+        self.value, self.results, self.frozen, self.index = value, results, frozen, index
 
-    def __pos__(self) -> _Number:
-        return self
+    def __array_function__(self, function: Any, types: Any, given: Any, keywords: Any) -> _Number:
+        index = len(self.results)
+        plain = (value.value if isinstance(value, _Number) else value for value in given)
+        self.results.append(self.frozen[index] if index in self.frozen else function(*plain))
+        return _Number(self.results[index], self.results, self.frozen, index)
 
-    __hash__ = None  # type: ignore[assignment]
-
-
-def _operation(function: Callable[..., Any], turned: bool) -> Any:
-    def of(self: _Number, other: Any) -> _Number:
-        return self.run(function, other, self) if turned else self.run(function, self, other)
-
-    return of
-
-
-for _name in ("add", "sub", "mul", "truediv", "and_", "or_"):
-    _function, _word = getattr(operator, _name), _name.rstrip("_")
-    setattr(_Number, f"__{_word}__", _operation(_function, False))
-    setattr(_Number, f"__r{_word}__", _operation(_function, True))
-for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
-    setattr(_Number, f"__{_name}__", _operation(getattr(operator, _name), False))
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *given: Any) -> _Number:
+        return self.__array_function__(ufunc, (), given, {})
 
 
-class _Run:
-    """One run of an `update`. Its operations are numbered; the results of those in `held` are replaced."""
+@dataclass(frozen=True)
+class _Update:
+    """The `update` of a rule of this name, with the coefficients of one step."""
 
-    def __init__(self, held: Mapping[int, Any]) -> None:
-        self.held = held
-        self.results: list[Any] = []
-        self.last: int | None = None  # the operation that gives the new weight
+    name: str
+    formula: Formula
+    coefficients: tuple[float, ...]
 
-    def __call__(self, function: Callable[..., Any], *given: Any) -> _Number:
-        place = len(self.results)
-        result = self.held[place] if place in self.held else function(*map(_bare, given))
-        self.results.append(result)
-        return _Number(result, self, place)
+    def run(self, w: Any, g: Any, slots: Mapping[str, Any], frozen: Mapping[int, Any]) -> dict[str, _Number]:
+        """The new slots by name, and the new w by none."""
+        names = self.formula.slots
+        results: list[Any] = []
+        given = (w, g, *(slots[name] for name in names), *self.coefficients)
+        numbers = (_Number(np.asarray(value, np.float64), results, frozen) for value in given)
+        with np.errstate(all="ignore"):
+            new = self.formula.bind(WORDS)(*numbers)
+        found = (value if isinstance(value, _Number) else _Number(value, results, frozen) for value in new)
+        return dict(zip(("", *names), found, strict=True))
 
-    def words(self) -> dict[str, Any]:
-        """The vocabulary, each use of it an operation."""
-        return {word: functools.partial(self, function) for word, function in WORDS.items()}
+    def freeze(
+        self, momenta: tuple[str, ...], slots: Mapping[str, Any]
+    ) -> tuple[dict[int, Any], dict[str, Any]]:
+        """What to hold still, by operation and by name."""
+        numbers = {name: slots[name] for name in self.formula.slots if name not in momenta}
+        operations = _operations(self.formula)
+        return {operations[name]: x for name, x in numbers.items() if name in operations}, numbers
 
+    @functools.cached_property
+    def slots(self) -> dict[str, Array]:
+        """Numbers of each slot for several weights: all sizes `_LARGE`, then 16 times that, then of many kinds.
 
-def _bare(value: Any) -> Any:
-    return value.value if isinstance(value, _Number) else value
+        A size is a slot to which a gradient and its opposite do the same.
+        """
+        zeros = dict.fromkeys(self.formula.slots, 0.0)
+        up, down = (self.run(0.0, sign * 0.37, zeros, {}) for sign in (1, -1))
+        found: dict[str, Array] = {}
+        for k, name in enumerate(zeros):
+            values = np.geomspace(2.0**-20, 2.0**20, 7)[np.arange(7) * (k + 2) % 7] * (1 + k / 8)
+            even = np.array_equal(up[name].value, down[name].value, equal_nan=True)
+            ends = [_LARGE, 16 * _LARGE] if even else [0.0, 0.0]
+            found[name] = np.concatenate([ends, values if even else values * 2.0**-40])
+        return found
 
+    def responses(
+        self, momenta: tuple[str, ...], start: Array | None = None, l2: float = 0.0
+    ) -> tuple[Array, _Number]:
+        """The new (w, M), in rows, for each start (w, g, M) in the rows of `start` times `_SMALL`, and each weight.
 
-def _run(
-    one: Formula,
-    coefficients: tuple[float, ...],
-    w: Any,
-    g: Any,
-    slots: Mapping[str, Any],
-    held: Mapping[int, Any],
-) -> tuple[list[_Number], _Run]:
-    run = _Run(held)
-    given = (w, g, *(slots[name] for name in one.slots), *coefficients)
-    with np.errstate(all="ignore"):
-        new = one.bind(run.words())(*(_Number(np.asarray(value, np.float64), run) for value in given))
-    found = [value if isinstance(value, _Number) else _Number(value, run) for value in new]
-    run.last = found[0].place
-    return found, run
+        Without `start` for none of all, then for a unit of each. Also the new w by itself.
+        """
+        if start is None:
+            start = np.eye(3 + len(momenta), 2 + len(momenta), k=-1)
+        frozen, numbers = self.freeze(momenta, self.slots)
+        count = len(next(iter(numbers.values()), np.zeros(1)))
+        columns = np.broadcast_to((start * _SMALL).T[:, :, None], (start.shape[1], len(start), count))
+        w, g, *rest = columns
+        new = self.run(w, g - l2 * w, numbers | dict(zip(momenta, rest, strict=True)), frozen)
+        found = [np.broadcast_to(new[name].value, w.shape) for name in ("", *momenta)]
+        return np.stack(found, axis=1) / _SMALL, new[""]
 
 
 @functools.cache
-def _places(one: Formula) -> dict[str, int]:
+def _operations(one: Formula) -> dict[str, int]:
     """Which operation gives the new number of each slot, where one does: `update` is a straight line."""
-    new, _ = _run(one, (1.0,) * len(one.coefficients), 1.0, 1.0, dict.fromkeys(one.slots, 1.0), {})
-    return {
-        name: value.place for name, value in zip(one.slots, new[1:], strict=True) if value.place is not None
-    }
+    update = _Update("", one, (1.0,) * len(one.coefficients))
+    new = update.run(1.0, 1.0, dict.fromkeys(one.slots, 1.0), {})
+    return {name: new[name].index for name in one.slots if new[name].index is not None}  # type: ignore[misc]
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,13 +143,13 @@ class Iteration:
 
     `edge` is the largest stable h + λ where all sizes are `_LARGE`, `reference` what the first move is there.
     `power`: scaling all sizes by x scales `edge` by x to this power. `adaptive`: frozen state changes the steps.
+    `decay` is what w is multiplied by where there is no gradient.
     """
 
-    formula: Formula
-    coefficients: tuple[float, ...]
+    update: _Update
     momenta: tuple[str, ...]
     l2: float
-    keep: float
+    decay: float
     edge: float
     power: float
     adaptive: bool
@@ -154,90 +165,38 @@ class Iteration:
     @property
     def frozen(self) -> tuple[str, ...]:
         """The slots whose numbers matter."""
-        return tuple(name for name in self.formula.slots if name not in self.momenta)
+        return tuple(name for name in self.update.formula.slots if name not in self.momenta)
 
     def scale(self, slots: Mapping[str, Array]) -> Array:
         """The largest stable h + λ over `edge`, for each number of this state."""
-        held, numbers = _frozen(self.formula, self.momenta, slots)
+        frozen, numbers = self.update.freeze(self.momenta, slots)
         w, g, momenta = 0.0, _SMALL, dict.fromkeys(self.momenta, 0.0)
         for _ in range(self.moves):
-            new, _ = _run(self.formula, self.coefficients, w, g, {**numbers, **momenta}, held)
-            w, *rest = (value.value for value in new)
-            momenta = {
-                name: value for name, value in zip(self.formula.slots, rest, strict=True) if name in momenta
-            }
+            new = self.update.run(w, g, numbers | momenta, frozen)
+            w, momenta = new[""].value, {name: new[name].value for name in self.momenta}
             g = -self.l2 * w
         with np.errstate(all="ignore"):
             return np.asarray(self.reference / (w / _SMALL))
 
 
-def _frozen(
-    one: Formula, momenta: tuple[str, ...], slots: Mapping[str, Any]
-) -> tuple[dict[int, Any], dict[str, Any]]:
-    """What to hold still, by operation and by name."""
-    numbers = {name: slots[name] for name in one.slots if name not in momenta}
-    return {place: numbers[name] for name, place in _places(one).items() if name in numbers}, numbers
-
-
-def _generic(one: Formula, coefficients: tuple[float, ...]) -> dict[str, Array]:
-    """Numbers of each slot for several weights: all sizes `_LARGE`, then 16 times that, then of many kinds.
-
-    A size is a slot to which a gradient and its opposite do the same.
-    """
-    sizes: dict[str, Array] = {}
-    for k, name in enumerate(one.slots):
-        sizes[name] = np.geomspace(2.0**-20, 2.0**20, 7)[np.arange(7) * (k + 2) % 7] * (1 + k / 8)
-    plus, minus = (
-        _run(one, coefficients, 0.0, sign * 0.37, dict.fromkeys(one.slots, 0.0), {})[0] for sign in (1, -1)
-    )
-    found: dict[str, Array] = {}
-    for (name, values), up, down in zip(sizes.items(), plus[1:], minus[1:], strict=True):
-        even = np.array_equal(up.value, down.value, equal_nan=True)
-        ends = [_LARGE, 16 * _LARGE] if even else [0.0, 0.0]
-        found[name] = np.concatenate([ends, values if even else values * 2.0**-40])
-    return found
-
-
-def _responses(
-    one: Formula,
-    coefficients: tuple[float, ...],
-    momenta: tuple[str, ...],
-    slots: Mapping[str, Array],
-    start: Array,
-    l2: float = 0.0,
-) -> tuple[Array, _Run]:
-    """The new (w, M), in rows, for each start (w, g, M) in the rows of `start` times `_SMALL`, and each weight."""
-    held, numbers = _frozen(one, momenta, slots)
-    count = len(next(iter(numbers.values()), np.zeros(1)))
-    columns = np.broadcast_to((start * _SMALL).T[:, :, None], (start.shape[1], len(start), count))
-    w, g, *rest = columns
-    new, run = _run(
-        one, coefficients, w, g - l2 * w, {**numbers, **dict(zip(momenta, rest, strict=True))}, held
-    )
-    by_name = dict(zip(("", *one.slots), new, strict=True))
-    found = [np.broadcast_to(by_name[name].value, w.shape) for name in ("", *momenta)]
-    return np.stack(found, axis=1) / _SMALL, run
-
-
-def _momenta(
-    name: str, one: Formula, coefficients: tuple[float, ...], slots: Mapping[str, Array]
-) -> tuple[str, ...]:
+def _momenta(update: _Update) -> tuple[str, ...]:
     """The fewest slots with which (w, M) is at rest at 0 without a gradient, and moves linearly near it."""
-    problem = refusal("optimizer", name, "at rest without a gradient", "Its weights move even at a minimum.")
-    for count in range(len(one.slots) + 1):
-        for names in itertools.combinations(one.slots, count):
-            rest = _responses(one, coefficients, names, slots, np.zeros((1, 2 + count)))[0]
+    advice = "Its weights move even at a minimum."
+    problem = refusal("optimizer", update.name, "at rest without a gradient", advice)
+    for count in range(len(update.formula.slots) + 1):
+        for names in itertools.combinations(update.formula.slots, count):
+            rest = update.responses(names, np.zeros((1, 2 + count)))[0]
             if not np.nan_to_num(rest).any() and not np.isnan(rest).all():
-                found = _nonlinear(name, one, coefficients, names, slots)
+                found = _nonlinear(update, names)
                 if found is None:
                     return names
                 problem = found
     raise problem
 
 
-def _l2(run: _Run) -> float:
+def _l2(new: _Number) -> float:
     """What the weight is multiplied by where it is first added to the gradient; the step itself is no decay."""
-    for result in run.results[: run.last]:
+    for result in new.results[: new.index]:
         if np.ndim(result) == 2 and result.dtype == np.float64 and len(result) > 2 and not result[0].any():
             with np.errstate(all="ignore"):
                 ratio = result[1] / result[2]
@@ -262,9 +221,9 @@ def _largest_stable(a: Array, c: Array) -> float:
     """Up to which h all roots of a(z) − h c(z) lie inside the unit circle; 0 if for no h > 0."""
     turned = np.convolve(a, c[::-1]) - np.convolve(a[::-1], c)
     circle = [z / abs(z) for z in np.roots(turned) if abs(abs(z) - 1) < 1e-4 and z.imag > 1e-6]
-    places = np.array([1.0, -1.0, *circle])
+    points = np.array([1.0, -1.0, *circle])
     with np.errstate(all="ignore"):
-        crossings = (np.polyval(a, places) / np.polyval(c, places)).real
+        crossings = (np.polyval(a, points) / np.polyval(c, points)).real
     edges = sorted({float(h) for h in crossings if 0 < h < math.inf})
     if not edges:
         return math.inf if _inside(a, c, 1 / abs(c).max()) else 0.0
@@ -289,29 +248,24 @@ def _edge(name: str, matrix: Array, a: Array, c: Array) -> float:
     if radius > 1 or (radius == 1 and moves):
         raise refusal("momentum", radius, "in [0, 1)", "From 1 on no curvature is stable.")
     if lost > 2 or (lost == 2 and moves):
-        raise refusal(
-            "lr × weight_decay",
-            lost,
-            "below 2",
-            "Decay alone multiplies weights by 1 − lr × weight_decay at every step: no curvature is stable.",
+        advice = (
+            "Decay alone multiplies weights by 1 − lr × weight_decay at every step: no curvature is stable."
         )
+        raise refusal("lr × weight_decay", lost, "below 2", advice)
     limit = _largest_stable(a, c) if moves else math.inf
     if not limit:
-        raise refusal(
-            "optimizer", name, "stable at any curvature", "Its steps grow however small the curvature is."
-        )
+        advice = "Its steps grow however small the curvature is."
+        raise refusal("optimizer", name, "stable at any curvature", advice)
     return limit
 
 
 def iteration(rule: Rule, values: Mapping[str, float]) -> Iteration:
     """The linear iteration of a rule with the coefficients `values`; `ValueError` says why there is none."""
     one, name = formula(rule), type(rule).__name__
-    coefficients = tuple(float(value) for value in one.pick(values))
-    slots = _generic(one, coefficients)
-    momenta = _momenta(name, one, coefficients, slots)
-    units = _units(momenta)
-    l2 = _l2(_responses(one, coefficients, momenta, slots, units)[1])
-    found = _responses(one, coefficients, momenta, slots, units, l2)[0]
+    update = _Update(name, one, tuple(float(value) for value in one.pick(values)))
+    momenta = _momenta(update)
+    l2 = _l2(update.responses(momenta)[1])
+    found = update.responses(momenta, l2=l2)[0]
     entries = found[2]  # how a gradient of 1 enters (w, M), for each weight
     matrices = np.delete(found[1:], 1, axis=0).swapaxes(0, 1)
     moves = [entries[0]]
@@ -322,48 +276,31 @@ def iteration(rule: Rule, values: Mapping[str, float]) -> Iteration:
         moves.append(now[0])
     first = next((k for k, move in enumerate(moves) if move[0]), 0)
     _check_factors(name, np.array(moves), first)
-    edges: list[float] = []
-    for k in (0, 1):
-        a, c = _polynomials(
-            matrices[:, :, min(k, matrices.shape[2] - 1)], entries[:, min(k, entries.shape[1] - 1)]
-        )
-        edges.append(_edge(name, matrices[:, :, 0], a, c))
-    a, c = _polynomials(matrices[:, :, 0], entries[:, 0])
+    first_two = (0, min(1, entries.shape[1] - 1))
+    polynomials = [_polynomials(matrices[:, :, k], entries[:, k]) for k in first_two]
+    edges = [_edge(name, matrices[:, :, 0], a, c) for a, c in polynomials]
     finite = 0 < edges[0] < math.inf
     return Iteration(
-        formula=one,
-        coefficients=coefficients,
+        update=update,
         momenta=momenta,
         l2=l2,
-        keep=float(matrices[0, 0, 0]),
+        decay=float(matrices[0, 0, 0]),
         edge=edges[0],
         power=round(math.log2(edges[1] / edges[0]) / 4, 9) if finite else 0.0,
         adaptive=bool((moves[first] != moves[first][0]).any()),
         moves=first + 1,
         reference=float(moves[first][0]),
-        polynomials=(a, c),
+        polynomials=polynomials[0],
     )
 
 
-def _units(momenta: tuple[str, ...]) -> Array:
-    """No (w, g, M) at all, then a unit of each."""
-    size = 2 + len(momenta)
-    return np.vstack([np.zeros(size), np.eye(size)])
-
-
-def _nonlinear(
-    name: str,
-    one: Formula,
-    coefficients: tuple[float, ...],
-    momenta: tuple[str, ...],
-    slots: Mapping[str, Array],
-) -> ValueError | None:
+def _nonlinear(update: _Update, momenta: tuple[str, ...]) -> ValueError | None:
     """The refusal of a rule whose step is not the sum of what small w, g and M do each."""
-    parts = _responses(one, coefficients, momenta, slots, _units(momenta))[0][1:]
+    parts = update.responses(momenta)[0][1:]
     size = np.array([1.0, -0.6, 0.35, 1.7, -0.8, 0.45, 1.3, -0.25])[np.arange(len(parts)) % 8]
     mixed = np.array(list(itertools.product((1, -1), repeat=len(parts)))) * size
     mixed = np.vstack([mixed, 2 * mixed])
-    whole = _responses(one, coefficients, momenta, slots, mixed)[0]
+    whole = update.responses(momenta, mixed)[0]
     with np.errstate(all="ignore"):
         expected = np.einsum("sc,cin->sin", mixed, parts)
         most = np.einsum("sc,cin->sin", abs(mixed), abs(parts))
@@ -371,15 +308,13 @@ def _nonlinear(
         if (abs(whole - expected) <= 1e-9 * most)[known].all():
             return None
     fixed = abs(parts[1])[np.isfinite(parts[1])].max(initial=0) > _LARGE
-    return refusal(
-        "optimizer",
-        name,
-        "linear in small gradients",
+    advice = (
         "It uses only the sign of the gradient: its steps have a fixed size, whatever the curvature."
         if fixed
         else "A stability limit holds for steps in proportion to the gradient. Measure the curvature itself with "
-        "extreme_eigenvalues.",
+        "extreme_eigenvalues."
     )
+    return refusal("optimizer", update.name, "linear in small gradients", advice)
 
 
 def _check_factors(name: str, moves: Array, first: int) -> None:
@@ -388,13 +323,11 @@ def _check_factors(name: str, moves: Array, first: int) -> None:
         ratio = moves / moves[first]
         known = np.isfinite(ratio).all(axis=0) & (moves[first] != 0)
     if not np.allclose(ratio[:, known], ratio[:, :1], rtol=1e-7, atol=1e-9) and known[0]:
-        raise refusal(
-            "optimizer",
-            name,
-            "a method whose state only scales its steps",
+        advice = (
             "Its momentum or decay differs from weight to weight, so no single limit holds. Measure the curvature "
-            "itself with extreme_eigenvalues.",
+            "itself with extreme_eigenvalues."
         )
+        raise refusal("optimizer", name, "a method whose state only scales its steps", advice)
 
 
 @functools.lru_cache(maxsize=256)
@@ -422,10 +355,8 @@ def settled(rule: Rule) -> Iteration | None:
         try:
             values = rule.coefficients(step, **scalars)
             for _ in range(_MOST_REPEATS if scalars else 0):
-                last, values = (
-                    values,
-                    rule.coefficients(step, **{name: values[name] for name in rule.scalars}),
-                )
+                last = values
+                values = rule.coefficients(step, **{name: last[name] for name in rule.scalars})
                 if formula(rule).pick(last) == formula(rule).pick(values):
                     break
             found.append(iteration(rule, values))

@@ -16,7 +16,7 @@ Meijer and Van der Leeden 1999 (jackknife over unequal groups).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from schuss.curvature.lanczos import Array, inner
-from schuss.curvature.memory import SPARE, claim
-from schuss.curvature.place import Loss, Model, Pieces, Place, Progress, check_batches, tensors_in, visit
+from schuss.curvature.memory import SPARE
+from schuss.curvature.objective import Loss, Model, Objective, Pieces, Progress, objective, shape_of
 from schuss.curvature.products import Curvature
 from schuss.errors import real, refusal
 
@@ -40,8 +40,8 @@ class NoiseScale:
 
     `simple` = tr Σ / ‖G‖²: with a batch of that size noise and signal have the same length. `interval` covers
     the true value with probability `level`; it ends at infinity where the signal is not told from zero.
-    `trace` is tr Σ of one example and `signal` ‖G‖². `weighted` = tr(HΣ) / (GᵀHG), with `weighted_interval`,
-    only if curvature was asked for: the batch beyond which a larger one saves few steps. None otherwise.
+    `trace` is tr Σ of one example and `signal` ‖G‖². `weighted` = tr(HΣ) / (GᵀHG), with `weighted_interval`, is the
+    batch beyond which a larger one saves few steps; None unless curvature was asked for.
     """
 
     simple: float
@@ -81,23 +81,19 @@ def gradient_noise_scale(
     Args:
         model: an `nn.Module`, or the point of a plain function.
         loss: `loss(model, batch)`, the *mean* over the batch's examples.
-        batches: at least two batches of independently drawn examples, each seen once; any iterable, also a
-            generator. Sizes may differ. An epoch of a shuffled loader will do: its examples count as draws
-            from the distribution.
+        batches: any iterable of at least two batches of independently drawn examples, each seen once, as an epoch of
+            a shuffled loader. Sizes may differ.
         batch_size: examples in a batch, or a function of the batch; default the first dimension of the first
-            tensor in it.
-        curvature: a batch at which the Hessian is measured, for the `weighted` scale too; one HVP for
-            each of up to 20 groups of batches.
+            tensor or array in it.
+        curvature: a batch at which the Hessian is measured, for the `weighted` scale too, by up to 20 HVPs.
         level: of the interval, by a jackknife over up to 20 groups of batches and Fieller's theorem.
-        progress: called as `progress(done, at_most)` after each batch; at_most is 0 where the length is
-            unknown.
+        progress: called as `progress(done, at_most)` after each batch; at_most is 0 where that is unknown.
 
     Dropout draws a new mask for each batch here, as in training: its noise is part of the gradient's.
     Memory: at most 20 gradients, however many batches.
 
     Raises:
-        ValueError: as `hvp`; fewer than two batches; a batch without a size; a loss that changes between two
-            calls.
+        ValueError: as `hvp`; fewer than two batches; a batch without a size; a loss that changes between calls.
 
     >>> x = torch.tensor([1.0, -1.0], dtype=torch.float64)
     >>> draws = torch.randn(64, 8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -106,68 +102,53 @@ def gradient_noise_scale(
     True
     """
     level = real("level", level, "in (0, 1)", lambda x: 0 < x < 1, "0.95 is usual.")
-    check_batches(batches)
-    at_most = len(batches) if hasattr(batches, "__len__") else 0  # type: ignore[arg-type]
-    with visit(model, loss, None) as place:
-        sums = _summed(
-            place, batches, batch_size, progress, at_most, GROUPS + (2 if curvature is None else SPARE)
-        )
-        rows, sizes = sums.rows, np.array(sums.sizes, dtype=float)
-        gram, counts = inner(rows, rows), np.array(sums.counts, dtype=float)
-        trace, signal, interval = _scale(gram, sizes, np.array(sums.squares), counts, level)
+    if not hasattr(batches, "__iter__"):
+        raise refusal("batches", batches, "an iterable of batches", "Try a list or a DataLoader.")
+    with objective(model, loss, None) as f:
+        groups = _grouped(f, batches, batch_size, 2 if curvature is None else SPARE, progress)
+        rows, (sizes, squares, counts) = groups.sums[: groups.used], groups.totals[:, : groups.used]
+        trace, signal, interval = _scale(inner(rows, rows), sizes, squares, counts, level)
         result = NoiseScale(
             simple=trace / signal if signal > 0 else math.inf,
             interval=interval,
             level=level,
             trace=trace,
             signal=signal,
-            batches=sum(sums.counts),
+            batches=int(counts.sum()),
             examples=int(sizes.sum()),
         )
         if curvature is None:
             return result
-        place.batch = curvature
-        curved = _curved(place, rows)
+        f.batch = curvature
+        apply = Curvature(f)
+        curved = np.vstack([inner(apply(row[None]), rows) for row in rows])  # all rᵢᵀ H rⱼ
         trace, signal, interval = _scale(curved, sizes, np.diag(curved) / sizes, np.ones(len(rows)), level)
         weighted = trace / signal if signal > 0 else math.inf
         return replace(result, weighted=weighted, weighted_interval=interval)
 
 
-def _summed(
-    place: Place,
+def _grouped(
+    f: Objective,
     batches: Iterable[Any],
     batch_size: int | Callable[[Any], int] | None,
+    spare: int,
     progress: Progress | None,
-    at_most: int,
-    vectors: int,
 ) -> _Groups:
     """The sums of all batches' gradients, in memory that is claimed at the first of them."""
     groups, count = None, 0
     for count, batch in enumerate(batches, 1):
-        place.batch = batch
+        f.batch = batch
         if groups is None:
-            place.steady()
-            claim(
-                "the noise scale", vectors, place.n, place.dtype, place.device, "Measure a part of the model."
-            )
-            groups = _Groups(torch.empty(GROUPS, place.n, dtype=place.dtype, device=place.device))
+            f.steady()
+            f.claim("the noise scale", GROUPS + spare, "Measure a part of the model.")
+            groups = _Groups(torch.empty(GROUPS, f.n, dtype=f.dtype, device=f.device))
         size = _examples(batch, batch_size)
-        groups.add(place.gradient(rewind=False)[1], size)
+        groups.add(f.gradient(rewind=False)[1], size)
         if progress is not None:
-            progress(count, at_most)
+            progress(count, len(batches) if isinstance(batches, Sized) else 0)
     if groups is None or count < 2:
         raise refusal("batches", f"{count} batches", "at least two", "Noise is a difference between batches.")
     return groups
-
-
-def _curved(place: Place, rows: Tensor) -> Array:
-    """All rᵢᵀ H rⱼ of some rows, at the place's batch."""
-    apply, product = Curvature(place), torch.empty_like(rows[:1])
-    found = np.zeros((len(rows), len(rows)))
-    for i in range(len(rows)):
-        apply(rows[i : i + 1], product)
-        found[i] = inner(product, rows)[0]
-    return found
 
 
 class _Groups:
@@ -175,37 +156,23 @@ class _Groups:
 
     def __init__(self, sums: Tensor) -> None:
         self.sums = sums  # Σ B g, a row for each group
-        self.per_group = 1
-        self.sizes: list[int] = []  # Σ B
-        self.squares: list[float] = []  # Σ B ‖g‖²
-        self.counts: list[int] = []  # batches
+        self.totals = np.zeros((3, len(sums)))  # Σ B, Σ B ‖g‖² and the number of batches of each group
+        self.used, self.per_group = 0, 1
 
     def add(self, gradient: Tensor, size: int) -> None:
-        if not self.counts or self.counts[-1] == self.per_group:
-            if len(self.counts) == len(self.sums):
-                self._join_neighbours()
-                self.add(gradient, size)
-                return
-            self.sums[len(self.counts)] = 0
-            for totals in (self.sizes, self.squares, self.counts):
-                totals.append(0)
-        self.sums[len(self.counts) - 1].add_(gradient, alpha=size)
-        self.sizes[-1] += size
-        self.squares[-1] += size * float(inner(gradient[None], gradient[None])[0, 0])
-        self.counts[-1] += 1
-
-    @property
-    def rows(self) -> Tensor:
-        """The sums so far."""
-        return self.sums[: len(self.counts)]
-
-    def _join_neighbours(self) -> None:
-        for i in range(len(self.sums) // 2):
-            torch.add(self.sums[2 * i], self.sums[2 * i + 1], out=self.sums[i])
-        self.sizes = [a + b for a, b in zip(self.sizes[::2], self.sizes[1::2], strict=True)]
-        self.squares = [a + b for a, b in zip(self.squares[::2], self.squares[1::2], strict=True)]
-        self.counts = [a + b for a, b in zip(self.counts[::2], self.counts[1::2], strict=True)]
-        self.per_group *= 2
+        if self.used == 0 or self.totals[2, self.used - 1] == self.per_group:
+            if self.used == len(self.sums):
+                self.used //= 2
+                for i in range(self.used):
+                    torch.add(self.sums[2 * i], self.sums[2 * i + 1], out=self.sums[i])
+                self.totals[:, : self.used] = self.totals[:, ::2] + self.totals[:, 1::2]
+                self.per_group *= 2
+            self.sums[self.used] = 0
+            self.totals[:, self.used] = 0
+            self.used += 1
+        last = self.used - 1
+        self.sums[last].add_(gradient, alpha=size)
+        self.totals[:, last] += size, size * float(inner(gradient[None], gradient[None])[0, 0]), 1
 
 
 def _scale(
@@ -213,14 +180,14 @@ def _scale(
 ) -> tuple[float, float, tuple[float, float]]:
     """tr Σ and ‖G‖² from the groups' sums, and the interval of their ratio."""
 
-    def estimate(keep: NDArrayBool) -> Array:
-        n = sizes[keep].sum()
-        total = gram[np.ix_(keep, keep)].sum()
-        trace = (squares[keep].sum() - total / n) / (counts[keep].sum() - 1)
+    def estimate(groups: np.ndarray[Any, np.dtype[np.bool_]]) -> Array:
+        n = sizes[groups].sum()
+        total = gram[np.ix_(groups, groups)].sum()
+        trace = (squares[groups].sum() - total / n) / (counts[groups].sum() - 1)
         return np.array([trace, total / n**2 - trace / n])
 
-    g, everything = len(sizes), np.ones(len(sizes), dtype=bool)
-    whole = estimate(everything)
+    g = len(sizes)
+    whole = estimate(np.ones(g, dtype=bool))
     if counts.sum() - counts.max() < 2:
         return float(whole[0]), float(whole[1]), (0.0, math.inf)
     left_out = np.array([estimate(np.arange(g) != j) for j in range(g)])
@@ -228,13 +195,10 @@ def _scale(
     centre = g * whole - ((1 - 1 / h) * left_out).sum(axis=0)
     off = (h * whole - (h - 1) * left_out - centre) / np.sqrt(h - 1)
     covariance = off.T @ off / g
-    return float(whole[0]), float(whole[1]), fieller(whole, covariance, student_t((1 + level) / 2, g - 1))
+    return float(whole[0]), float(whole[1]), _fieller(whole, covariance, _student_t((1 + level) / 2, g - 1))
 
 
-NDArrayBool = np.ndarray[Any, np.dtype[np.bool_]]
-
-
-def fieller(pair: Array, covariance: Array, t: float) -> tuple[float, float]:
+def _fieller(pair: Array, covariance: Array, t: float) -> tuple[float, float]:
     """The ratios R ≥ 0 with |a − R b| ≤ t × its standard error, for estimates (a, b) of given covariance."""
     (a, b), v = pair, covariance
     square, half, constant = b * b - t * t * v[1, 1], a * b - t * t * v[0, 1], a * a - t * t * v[0, 0]
@@ -246,10 +210,10 @@ def fieller(pair: Array, covariance: Array, t: float) -> tuple[float, float]:
     return (0.0, math.inf) if constant <= 0 else (math.inf, math.inf)
 
 
-def student_t(probability: float, freedom: int) -> float:
+def _student_t(probability: float, freedom: int) -> float:
     """The quantile of Student's t above the median, by the angle: t = √ν tan θ, density ∝ cosᵛ⁻¹ θ.
 
-    >>> round(student_t(0.975, 10), 4), round(student_t(0.975, 1), 3)
+    >>> round(_student_t(0.975, 10), 4), round(_student_t(0.975, 1), 3)
     (2.2281, 12.706)
     """
     angle = np.linspace(0, np.pi / 2, 100_001)
@@ -265,7 +229,7 @@ def _examples(batch: Any, batch_size: int | Callable[[Any], int] | None) -> int:
         return batch_size
     if isinstance(batch, Pieces):
         return sum(_examples(piece, None) for piece in batch.batches)
-    first = next((tensor for tensor in tensors_in(batch) if tensor.dim()), None)
-    if first is None or not len(first):
+    shape = shape_of(batch)
+    if not shape or not shape[0]:
         raise refusal("batch", type(batch).__name__, "a batch with a tensor of examples", "Give batch_size=.")
-    return len(first)
+    return shape[0]

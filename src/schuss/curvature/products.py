@@ -1,11 +1,9 @@
 """Products of a vector with the Hessian or the Gauss-Newton matrix, without ever forming the matrix.
 
 They are exact to rounding. Only where an operation has no second derivative (a custom function that says so, a
-compiled function, some fused kernels) or a wrong one are Hessian products differences of gradients, and a warning
-says so.
+compiled function, some fused kernels) or a wrong one are they differences of gradients, and a warning says so.
 
-Sources: Pearlmutter 1994 (Hessian-vector products at the cost of two gradients); Schraudolph 2002
-(Gauss-Newton).
+Sources: Pearlmutter 1994 (Hessian-vector products at the cost of two gradients); Schraudolph 2002 (Gauss-Newton).
 """
 
 from __future__ import annotations
@@ -18,13 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from schuss.curvature.differences import Differences, changes, refuses, wrong_second_derivatives
-from schuss.curvature.memory import SPARE, claim
-from schuss.curvature.place import Loss, Model, Place, Vector, checked, derivatives, finite, visit
+from schuss.curvature import differences
+from schuss.curvature.differences import REFUSALS, changes, wrong_second_derivatives
+from schuss.curvature.memory import SPARE
+from schuss.curvature.objective import Loss, Model, Objective, Vector, checked, derivatives, finite, objective
 from schuss.errors import refusal
-from schuss.newton.graph import Jacobian, Parts, pull
+from schuss.newton.products import Jacobian, Parts, pull
 
-MATRICES = ("hessian", "ggn")
+Multiply = Callable[[Sequence[Tensor]], Parts]
+"""A direction, as tensors shaped as the weights, to the product with it."""
 
 
 def hvp(model: Model, loss: Loss, batch: Any, vector: Vector) -> Any:
@@ -33,7 +33,8 @@ def hvp(model: Model, loss: Loss, batch: Any, vector: Vector) -> Any:
     Args:
         model: an `nn.Module`, or the point x of a plain function: a tensor, or a list or dict of tensors.
         loss: `loss(model, batch)`, a scalar tensor.
-        batch: handed to `loss`; `Pieces([...])` for one that does not fit at once.
+        batch: handed to `loss` as it is: a tensor, a tuple, a dict, None; `Pieces([...])` for one that does not fit
+            at once.
         vector: n numbers, one for each trainable weight (tied weights once): a flat tensor in the order of
             `model.parameters()`, a list of tensors shaped as the weights, or a dict of them by name.
             For a plain tensor x also a tensor of x's shape.
@@ -41,17 +42,13 @@ def hvp(model: Model, loss: Loss, batch: Any, vector: Vector) -> Any:
     Returns:
         H v in the form of `vector`, in units of loss per weight². Detached: it has no graph.
 
-    Cost: one forward, one backward and one backward of the backward pass: two to three gradients; memory for
-    two vectors besides the graph. The loss is evaluated once, so this is the one measurement that cannot tell
-    whether it changes between calls (a second evaluation would make it three and a third gradients), nor whether an
-    operation's own second derivative is wrong: measurements of many products compare the first with
-    a difference of gradients (`wrong_second_derivatives`), which would double the
-    cost of a single product.
+    Cost: two to three gradients; memory for two vectors besides the graph. The loss is evaluated once, so this is the
+    one measurement that cannot tell whether it changes between calls, nor whether an operation's own second derivative
+    is wrong: others compare their first product with a difference of gradients.
 
-    Model, random state and BatchNorm statistics stay bit for bit as they were; dropout draws the mask that
-    the next training step would draw; attention runs on the kernel that has a second derivative. Where an
-    operation has none on any kernel, H v is a central difference of gradients, and a warning says how
-    accurate.
+    Everything stays bit for bit as it was; dropout draws the mask that the next training step would draw; attention
+    runs on the kernel that has a second derivative. Where an operation has none on any kernel, H v is a central
+    difference of gradients, and a warning says how accurate.
 
     Raises:
         ValueError: the loss is not a finite scalar or has no gradient, the vector does not fit, H v is not
@@ -76,9 +73,9 @@ def ggnvp(model: Model, loss: Loss, batch: Any, vector: Vector) -> Any:
     loss does not call the model itself, give the pair `(forward, criterion)` as `loss`:
     `criterion(forward(model, batch), batch)`.
 
-    Arguments, return value, guarantees and errors are those of `hvp`; besides, a loss that changes between two
-    calls is refused, and one that is computed inside the model's forward, since then there are no outputs to
-    split it at, and an operation without a second derivative.
+    Arguments, return value, guarantees and errors are those of `hvp`; besides, a loss is refused that changes between
+    two calls, is computed inside the model's forward (there are no outputs to split it at), or has an operation
+    without a second derivative.
 
     >>> x = torch.tensor([1.0, 1.0], dtype=torch.float64)
     >>> residuals = lambda x, _: torch.stack([1 - x[0], 10 * (x[1] - x[0] ** 2)])
@@ -90,135 +87,110 @@ def ggnvp(model: Model, loss: Loss, batch: Any, vector: Vector) -> Any:
 
 
 def _product(model: Model, loss: Loss, batch: Any, vector: Vector, matrix: str) -> Any:
-    with visit(model, loss, batch) as place:
-        row, form = place.row(vector)
-        product = torch.empty_like(row)
-        curvature = Curvature(place, matrix, checked=False)
-        curvature(row[None], product[None])
+    with objective(model, loss, batch) as f:
+        row, form = f.row(vector)
+        curvature = Curvature(f, matrix, check=False)
+        product = curvature(row[None])[0]
         if curvature.loss is not None and matrix == "ggn":
-            place.agree(curvature.loss, place.value())
+            f.agree(curvature.loss, f.value())
         return form(product)
 
 
 class Curvature:
-    """The Hessian ("hessian") or Gauss-Newton matrix ("ggn") at a place, applied to blocks of rows.
+    """The Hessian ("hessian") or Gauss-Newton matrix ("ggn") of an objective, applied to blocks of rows.
 
-    Keeps the graph of one evaluation for a batch in one piece, so that a further product costs one backward
-    pass of the backward pass; for `Pieces` each block passes over the pieces once.
-
-    Unless `checked` is False, the first Hessian product is compared with a difference of gradients, at the cost of
+    The graph of one evaluation is stored for a batch in one piece; for `Pieces` each block passes over the pieces once.
+    Unless `check` is False, the first Hessian product is compared with a difference of gradients, at the cost of
     one more product and three to seven gradients; where it is wrong, this and all later ones are such differences.
     """
 
-    def __init__(self, place: Place, matrix: str = "hessian", *, checked: bool = True) -> None:
+    def __init__(self, f: Objective, matrix: str = "hessian", *, check: bool = True) -> None:
         """Nothing is evaluated before the first product."""
-        if matrix not in MATRICES:
-            raise refusal("matrix", matrix, f"one of {MATRICES}")
-        claim("a curvature-vector product", SPARE, place.n, place.dtype, place.device, "Freeze some weights.")
-        self.place = place
-        self.record = _hessian if matrix == "hessian" else _gauss_newton
-        self.kept: Multiply | None = None
+        if matrix not in ("hessian", "ggn"):
+            raise refusal("matrix", matrix, "one of ('hessian', 'ggn')")
+        f.claim("a curvature-vector product", SPARE)
+        self.f, self.matrix = f, matrix
+        self.recorded: Multiply | None = None
         self.loss: float | None = None
-        self.differences: Differences | None = None
-        self.unchecked = checked and matrix == "hessian"
+        self.missing: NoSecondDerivative | None = None
+        self.warned = False
+        self.unchecked = check and matrix == "hessian"
 
-    def __call__(self, rows: Tensor, out: Tensor) -> None:
-        """Write the products of `rows` (b × n) to `out` (b × n)."""
-        if self.differences is None:
+    def __call__(self, rows: Tensor) -> Tensor:
+        """The products of `rows` (b × n), as rows."""
+        if self.missing is None:
             try:
-                self._exactly(rows, out)
+                out = self._exactly(rows)
                 if self.unchecked:
                     self.unchecked = False
                     self._check(rows[0], out[0])
+                return finite(out, "curvature-vector product")
             except NoSecondDerivative as missing:
-                if self.record is not _hessian:
+                if self.matrix == "ggn":
                     raise NoSecondDerivative(
                         f"{missing}, and a GGN-vector product needs one. Use other kernels, or "
                         'the Hessian (hvp, matrix="hessian"), whose products can be differences of gradients.'
                     ) from missing
-                self.kept = None
-                self.differences = Differences(self.place, str(missing))
-        if self.differences is not None:
-            self.differences(rows, out)
-        finite(out, "curvature-vector product")
+                self.recorded, self.missing = None, missing
+        out = torch.stack([differences.product(self.f, row) for row in rows])
+        first = next((i for i, product in enumerate(out) if bool(product.any())), None)
+        if first is not None and not self.warned:
+            self.warned = True
+            differences.warn(self.f, str(self.missing), rows[first], out[first])
+        return finite(out, "curvature-vector product")
 
     def _check(self, row: Tensor, product: Tensor) -> None:
         """Raise if a product, and one with a random direction, are not those of this loss."""
-        place = self.place
         finite(product, "curvature-vector product")
-        other = torch.randn(1, place.n, generator=torch.Generator().manual_seed(1))
-        other = (other / other.norm()).to(place.device, place.dtype)
-        bent = torch.empty_like(other)
-        self._exactly(other, bent)
-        self.kept = None  # two graphs at once might not fit
-        reason = wrong_second_derivatives(place, (row, product), (other[0], bent[0]))
+        other = torch.randn(1, self.f.n, generator=torch.Generator().manual_seed(1))
+        other = (other / other.norm()).to(self.f.device, self.f.dtype)
+        bent = self._exactly(other)
+        self.recorded = None  # two graphs at once might not fit
+        reason = wrong_second_derivatives(self.f, (row, product), (other[0], bent[0]))
         if reason:
             raise NoSecondDerivative(reason)
 
-    def _exactly(self, rows: Tensor, out: Tensor) -> None:
-        place, pieces = self.place, self.place.pieces
-        out.zero_()
-        evaluate, total = self.kept is None, 0.0
+    def _exactly(self, rows: Tensor) -> Tensor:
+        f, pieces, out = self.f, self.f.pieces, self.f.zeros(len(rows))
+        evaluate, total = self.recorded is None, 0.0
         if evaluate:
-            place.rewind()
-        for piece, share in pieces:
-            multiply = self.kept
+            f.rewind()
+        for piece, fraction in pieces:
+            multiply = self.recorded
             if multiply is None:
-                value, multiply = self.record(place, piece)
-                total += share * value
+                value, multiply = (_hessian if self.matrix == "hessian" else _gauss_newton)(f, piece)
+                total += fraction * value
             if len(pieces) == 1:
-                self.kept = multiply
+                self.recorded = multiply
             for row, product in zip(rows, out, strict=True):
-                parts = multiply(place.directions(row))
-                for part, target in zip(parts, place.split(product), strict=True):
+                for part, target in zip(multiply(f.directions(row)), f.split(product), strict=True):
                     if part is not None:
-                        target.add_(part.to(target), alpha=share)
+                        target.add_(part.to(target), alpha=fraction)
         if evaluate:
-            place.agree(total if self.loss is None else self.loss, total)
+            f.agree(total if self.loss is None else self.loss, total)
             self.loss = total
-
-
-Multiply = Callable[[Sequence[Tensor]], Parts]
-"""A direction, as tensors shaped as the weights, to the product with it."""
-
-
-def _hessian(place: Place, piece: Any) -> tuple[float, Multiply]:
-    """The loss on one piece, and its recorded gradient as a function that differentiates it along a direction."""
-    weights = place.weights
-    with _second_derivatives():
-        loss = place.evaluate(piece)
-        gradient = _twice(derivatives(loss, weights, create_graph=True))
-    constant = [i for i, g in enumerate(gradient) if g is not None and not g.requires_grad]
-    if constant and changes(place, constant):
-        raise NoSecondDerivative("An operation in the loss hides how its gradient depends on the weights")
-
-    def multiply(direction: Sequence[Tensor]) -> Parts:
-        with _second_derivatives():
-            return pull(gradient, weights, direction)
-
-    return float(loss.detach()), multiply
+        return out
 
 
 class NoSecondDerivative(ValueError):  # noqa: N818  (it says what is missing, not what went wrong)
     """An operation in the model or the loss can be differentiated only once."""
 
 
-def _twice(gradient: Parts) -> Parts:
-    """The gradient, refused if functions marked `once_differentiable` are in its graph.
+def _check_graph(gradient: Parts) -> None:
+    """Refuse a gradient with functions marked `once_differentiable` in its graph.
 
     They leave a node that raises when it is reached; `autograd.grad` never goes there, because no weight lies
     behind it, and would count their part of the curvature as 0 without a word.
     """
-    ahead: list[Any] = [g.grad_fn for g in gradient if g is not None and g.requires_grad]
-    known = set(ahead)
-    while ahead:
-        node = ahead.pop()
+    waiting: list[Any] = [g.grad_fn for g in gradient if g is not None and g.requires_grad]
+    known = set(waiting)
+    while waiting:
+        node = waiting.pop()
         if node.name() == "torch::autograd::Error":
             raise NoSecondDerivative("A function in the loss can be differentiated only once")
         new = {following for following, _ in node.next_functions if following is not None} - known
         known |= new
-        ahead.extend(new)
-    return gradient
+        waiting.extend(new)
 
 
 @contextmanager
@@ -226,36 +198,51 @@ def _second_derivatives() -> Generator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not refuses(error):
+        if not REFUSALS.search(str(error)):
             raise
         said = str(error).splitlines()[0]
         raise NoSecondDerivative(f"An operation in the loss has no second derivative ({said})") from error
 
 
-def _gauss_newton(place: Place, piece: Any) -> tuple[float, Multiply]:
-    r"""The loss on one piece; record J and ∂²ℓ on one piece, with the loss a function ℓ(z, w) of outputs and weights.
-
-    For u = (J v, v) and (a, b) = ∇²ℓ u the product is G v = Jᵀ a + b.
-    """
-    weights = place.weights
+def _hessian(f: Objective, piece: Any) -> tuple[float, Multiply]:
+    """The loss on one piece, and its recorded gradient as a function that differentiates it along a direction."""
     with _second_derivatives():
-        outputs, cut, loss = _cut_at_outputs(place, piece)
-        ends = [*cut, *weights]
-        slope = derivatives(loss, ends, create_graph=True)
-        jacobian = Jacobian(outputs, weights)
-        _twice(jacobian.recorded()[1])
+        loss = f.evaluate(piece)
+        gradient = derivatives(loss, f.weights, create_graph=True)
+        _check_graph(gradient)
+    constant = [i for i, g in enumerate(gradient) if g is not None and not g.requires_grad]
+    if constant and changes(f, constant):
+        raise NoSecondDerivative("An operation in the loss hides how its gradient depends on the weights")
 
-    def multiply(direction: Sequence[Tensor]) -> list[Tensor | None]:
-        with _second_derivatives():
-            curved = pull(slope, ends, [*jacobian(direction), *direction])
-            through, direct = curved[: len(cut)], curved[len(cut) :]
-            pulled = jacobian.transposed(through)
-            return [_sum(a, b) for a, b in zip(pulled, direct, strict=True)]
+    @_second_derivatives()
+    def multiply(direction: Sequence[Tensor]) -> Parts:
+        return pull(gradient, f.weights, direction)
 
     return float(loss.detach()), multiply
 
 
-def _cut_at_outputs(place: Place, piece: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
+def _gauss_newton(f: Objective, piece: Any) -> tuple[float, Multiply]:
+    """The loss on one piece, and its recorded J and ∂²ℓ, with the loss a function ℓ(z, w) of outputs and weights.
+
+    For u = (J v, v) and (a, b) = ∇²ℓ u the product is G v = Jᵀ a + b.
+    """
+    with _second_derivatives():
+        outputs, cut, loss = _cut_at_outputs(f, piece)
+        ends = [*cut, *f.weights]
+        slope = derivatives(loss, ends, create_graph=True)
+        jacobian = Jacobian(outputs, f.weights)
+        _check_graph(jacobian.recorded()[1])
+
+    @_second_derivatives()
+    def multiply(direction: Sequence[Tensor]) -> Parts:
+        curved = pull(slope, ends, [*jacobian(direction), *direction])
+        pairs = zip(jacobian.transposed(curved[: len(cut)]), curved[len(cut) :], strict=True)
+        return [a if b is None else b if a is None else a + b for a, b in pairs]
+
+    return float(loss.detach()), multiply
+
+
+def _cut_at_outputs(f: Objective, piece: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """The model's outputs z with their graph, detached copies, and the loss as a function of the copies."""
     outputs: list[Tensor] = []
     cut: list[Tensor] = []
@@ -278,22 +265,18 @@ def _cut_at_outputs(place: Place, piece: Any) -> tuple[list[Tensor], list[Tensor
             return type(thing)(swap(value) for value in thing)
         return thing
 
-    if isinstance(place.loss, tuple):
-        forward, criterion = place.loss
-        loss = checked(criterion(swap(forward(place.model, piece)), piece))
-    elif isinstance(place.model, nn.Module):
-        handle = place.model.register_forward_hook(lambda module, inputs, output: swap(output))
+    if isinstance(f.loss, tuple):
+        forward, criterion = f.loss
+        loss = checked(criterion(swap(forward(f.model, piece)), piece))
+    elif isinstance(f.model, nn.Module):
+        handle = f.model.register_forward_hook(lambda module, inputs, output: swap(output))
         try:
-            loss = place.evaluate(piece)
+            loss = f.evaluate(piece)
         finally:
             handle.remove()
     else:
-        raise refusal(
-            "loss",
-            place.loss,
-            "a pair (forward, criterion)",
-            "Gauss-Newton needs to know what a plain function outputs.",
-        )
+        advice = "Gauss-Newton needs to know what a plain function outputs."
+        raise refusal("loss", f.loss, "a pair (forward, criterion)", advice)
     if not outputs:
         raise ValueError(
             "loss(model, batch) never called the model, or its outputs have no gradient, so there is "
@@ -305,7 +288,3 @@ def _cut_at_outputs(place: Place, piece: Any) -> tuple[list[Tensor], list[Tensor
             "computed outside the model, or give the pair (forward, criterion) as loss."
         )
     return outputs, cut, loss
-
-
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return a if b is None else b if a is None else a + b

@@ -1,4 +1,4 @@
-"""How well the quadratic model L + g·s + ½ s·H s foretells the loss along a step.
+"""How well the quadratic model L + g·s + ½ s·H s predicts the loss along a step.
 
 Where it does, curvature explains the step; where the actual decrease falls short, the step is beyond the
 model's reach. The error of a right model falls as the third power of the step's length: a test of the
@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from schuss.curvature.guard import moved
 from schuss.curvature.lanczos import Array
-from schuss.curvature.place import Loss, Model, Vector, visit
+from schuss.curvature.objective import Loss, Model, Vector, objective
 from schuss.curvature.products import Curvature
+from schuss.curvature.restore import restoring
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +51,8 @@ class QuadraticModel:
     def __repr__(self) -> str:
         """A line for each scale."""
         lines = [f"slope {self.slope:.4g}, curvature {self.curvature:.4g}, best at {self.best:.4g} × step"]
-        for t, predicted, actual, ratio in zip(
-            self.scales, self.predicted, self.actual, self.ratio, strict=True
-        ):
-            lines.append(
-                f"  {t:8.4g} × step: predicted {predicted:+.4g}, actual {actual:+.4g}, ratio {ratio:.4g}"
-            )
+        for t, *row in zip(self.scales, self.predicted, self.actual, self.ratio, strict=True):
+            lines.append("  {:8.4g} × step: predicted {:+.4g}, actual {:+.4g}, ratio {:.4g}".format(t, *row))
         return "\n".join(lines)
 
 
@@ -66,12 +62,9 @@ def quadratic_model(
     """Compare the decrease that gradient and Hessian predict along a step with the actual one.
 
     Args:
-        model: an `nn.Module`, or the point of a plain function; its weights are moved and put back bit for
-            bit.
-        loss: `loss(model, batch)`, a scalar tensor.
-        batch: handed to `loss`.
+        model, loss, batch: as for `hvp`; the weights are moved and put back bit for bit.
         step: a change of the weights, in any form that `hvp` takes.
-        scales: the multiples of the step to look at.
+        scales: the multiples of the step at which to compare.
 
     A loss that is not finite after a step counts as an actual decrease of −∞. Other errors are those of
     `hvp`.
@@ -82,23 +75,22 @@ def quadratic_model(
     slope -22, curvature 22, best at 1 × step
              1 × step: predicted +11, actual +11, ratio 1
     """
-    with visit(model, loss, batch) as place:
-        value = place.steady()
-        row, _ = place.row(step)
-        _, gradient = place.gradient()
-        product = torch.empty_like(row)
-        Curvature(place)(row[None], product[None])
+    with objective(model, loss, batch) as f:
+        value = f.steady()
+        row, _ = f.row(step)
+        _, gradient = f.gradient()
+        product = Curvature(f)(row[None])[0]
         slope = float(gradient.double() @ row.double())
         curvature = float(product.double() @ row.double())
         t = np.asarray(scales, dtype=np.float64)
-        directions = place.directions(row)
+        directions = f.directions(row)
         actual: list[float] = []
         for scale in t:
-            with moved(place.weights), torch.no_grad():
-                for weight, direction in zip(place.weights, directions, strict=True):
+            with restoring(f.weights), torch.no_grad():
+                for weight, direction in zip(f.weights, directions, strict=True):
                     weight.data = weight.data + float(scale) * direction
                 try:
-                    actual.append(value - place.value())
+                    actual.append(value - f.value())
                 except ValueError:
                     actual.append(-math.inf)
         predicted = -(t * slope + t**2 * curvature / 2)

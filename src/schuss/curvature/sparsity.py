@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from schuss.curvature.memory import claim
-from schuss.curvature.place import Loss, Model, visit
+from schuss.curvature.objective import Loss, Model, objective
 
 
 @dataclass(frozen=True)
@@ -53,22 +52,23 @@ def gradient_sparsity(model: Model, loss: Loss, batch: Any) -> GradientSparsity:
     >>> gradient_sparsity(table, lambda table, rows: table[rows].sum(), torch.tensor([0, 2]))
     gradient: 50.0% exact zeros, 50.0% empty rows (most in x: 50.0%), spread 0.5
     """
-    with visit(model, loss, batch) as place:
-        claim("the gradient", 2, place.n, place.dtype, place.device, "Freeze some weights.")
-        value, row = place.gradient()
-        place.agree(value, place.value())
+    with objective(model, loss, batch) as f:
+        f.claim("the gradient", 2)
+        value, row = f.gradient()
+        f.agree(value, f.value())
         tensors: list[TensorSparsity] = []
         empty = rows = 0
-        for name, part in zip(place.names, place.split(row), strict=True):
-            touched = (part != 0).reshape(len(part), -1).any(dim=1) if part.dim() else (part != 0).reshape(1)
-            empty, rows = empty + int((~touched).sum()), rows + touched.numel()
+        for name, part in zip(f.names, f.split(row), strict=True):
+            count = len(part) if part.dim() else 1
+            touched = (part != 0).reshape(count, part.numel() // max(count, 1)).any(dim=1)
+            empty, rows = empty + int((~touched).sum()), rows + count
             zeros = float((part == 0).double().mean()) if part.numel() else 0.0
-            share = float((~touched).double().mean()) if touched.numel() else 0.0
-            tensors.append(TensorSparsity(name, part.numel(), zeros, share))
+            empty_rows = float((~touched).double().mean()) if count else 0.0
+            tensors.append(TensorSparsity(name, part.numel(), zeros, empty_rows))
         norms = float(row.double().abs().sum()), float(row.double().square().sum())
         return GradientSparsity(
             zeros=float((row == 0).double().mean()),
             empty_rows=empty / rows,
-            spread=norms[0] ** 2 / (place.n * norms[1]) if norms[1] else 0.0,
+            spread=norms[0] ** 2 / (f.n * norms[1]) if norms[1] else 0.0,
             tensors=tuple(tensors),
         )

@@ -1,8 +1,7 @@
 """The largest curvature at which an optimizer's present settings are stable.
 
-What a rule does near a minimum is read off its own `update`: see `linear`. So any rule has a limit, and none is known
-here by name. In many dimensions h / P is an eigenvalue of P^-½ H P^-½. An L2 decay λ adds to every h. P moves with
-training: the limit is that of P frozen as it is now.
+What a rule does near a minimum is read off its own `update` by `linear`; no rule is known here by name. In many
+dimensions h / P is an eigenvalue of P^-½ H P^-½. An L2 decay λ adds to every h. P is frozen as it is now.
 
 | method            | limit of h / P                                        |
 |-------------------|-------------------------------------------------------|
@@ -20,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,11 +30,13 @@ from schuss.compile.eager import from_levels
 from schuss.compile.front import at, own_names, plain_number
 from schuss.curvature import linear
 from schuss.curvature.eigenvalues import ends
-from schuss.curvature.memory import claim
-from schuss.curvature.place import Loss, Model, Progress, check_optimizer, visit
+from schuss.curvature.objective import Loss, Model, Progress, check_optimizer, objective
 from schuss.curvature.products import Curvature
 from schuss.errors import refusal
 from schuss.rules import TABLE, Row, Rule
+
+if TYPE_CHECKING:
+    from schuss.numpy.optimizer import Optimizer as NumPyOptimizer
 
 Group = Mapping[str, Any]
 State = Mapping[str, Any]
@@ -44,31 +45,18 @@ State = Mapping[str, Any]
 _CHUNK = 2**16
 
 
-class NumPyOptimizer(Protocol):
-    """What is read of an optimizer of `schuss.numpy`."""
-
-    row: Any
-
-    def arguments(self) -> Mapping[str, Any]:
-        """What the constructor takes."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """What it remembers."""
-        ...
-
-
 @dataclass(frozen=True)
 class Linear:
     """One weight tensor's linear iteration: the largest stable h / P, and what it follows from.
 
-    h counts the L2 decay `l2`; `preconditioner` is P, None while it is not known.
+    h counts the L2 decay `l2`; `decay` is what the weight loses per step without a gradient; `preconditioner` is P,
+    None while it is not known.
     """
 
     rule: Rule
     limit: float
     l2: float
-    lost: float
+    decay: float
     preconditioner: Tensor | float | None
     step: int
     scalars: tuple[tuple[str, float], ...]
@@ -83,7 +71,7 @@ class Linear:
         if math.isnan(self.lr):
             return math.nan
         if math.isinf(self.limit) and self.lr:
-            return 2 * self.lr / self.lost if self.lost > 0 else math.inf
+            return 2 * self.lr / self.decay if self.decay > 0 else math.inf
         # Newton's method with differences, in 1 / lr: the limit of most rules is linear in it.
         old = 1 / self.lr if self.lr else 1e6
         new = 2 * old
@@ -107,7 +95,7 @@ class Linear:
 class Sharpness:
     """The largest eigenvalue of the preconditioned Hessian, against the limit of the optimizer in use.
 
-    `value` and `limit` are in the same units; `dial` = value / limit is the sharpness ratio, 1 at the edge of
+    `value` and `limit` are in the same units; `ratio` = value / limit is the sharpness ratio, 1 at the edge of
     stability. `largest_lr` is the largest stable learning rate at this sharpness, P frozen (of the group with the
     smallest limit; the others in proportion).
     """
@@ -120,7 +108,7 @@ class Sharpness:
     products: int
 
     @property
-    def dial(self) -> float:
+    def ratio(self) -> float:
         """The sharpness ratio, sharpness / limit: 1 at the edge of stability, above it unstable."""
         return self.value / self.limit
 
@@ -130,10 +118,8 @@ class Sharpness:
 
     def __repr__(self) -> str:
         """One line."""
-        return (
-            f"sharpness {self.value:.4g}, {self.dial:.0%} of the stability limit {self.limit:.4g}; stable up to lr "
-            f"{self.largest_lr:.4g}"
-        )
+        ratio = f"{self.ratio:.0%} of the stability limit {self.limit:.4g}"
+        return f"sharpness {self.value:.4g}, {ratio}; stable up to lr {self.largest_lr:.4g}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,8 +130,8 @@ class StabilityLimit:
     adaptive methods); for plain methods P is 1 and this is the largest stable sharpness. With several groups,
     the smallest limit among them; P of the others is scaled so that this one limit holds for all (exact when
     they share their momentum). `preconditioned`: P is not 1 everywhere. `preconditioner` are the P of each
-    weight tensor in the optimizer's order (a number where it is the same for the whole tensor), None before
-    the first step of an adaptive method. `methods` are the linear iterations of each weight tensor.
+    weight tensor (a number where it is the same for the whole tensor), None before the first step of an adaptive
+    method. `methods` are the linear iterations of each weight tensor.
     """
 
     limit: float
@@ -193,63 +179,55 @@ class StabilityLimit:
         Arguments and errors are those of `extreme_eigenvalues`; besides, an adaptive optimizer that has not
         taken a step yet is refused, and one that does not hold the model's weights.
         """
+        name = self.optimizer
         if not self.weights:
             raise ValueError(
-                f"{self.optimizer} is an optimizer of schuss.numpy, which holds no weights of a torch model to "
-                "measure. limit, preconditioner and largest_lr are known: compare them with the largest eigenvalue of "
-                f"P^-½ (H + λ) P^-½ of your loss, or train the model with schuss.torch.{self.optimizer}."
+                f"{name} is an optimizer of schuss.numpy, which holds no weights of a torch model to measure. limit, "
+                "preconditioner and largest_lr are known: compare them with the largest eigenvalue of "
+                f"P^-½ (H + λ) P^-½ of your loss, or train the model with schuss.torch.{name}."
             )
         if self.preconditioner is None:
             raise ValueError(
-                f"{self.optimizer} has no state yet, so its preconditioner is not known. Take a training "
-                "step first."
+                f"{name} has no state yet, so its preconditioner is not known. Take a training step first."
             )
-        with visit(model, loss, batch) as place:
-            claim("the preconditioner", 2, place.n, place.dtype, place.device, "Freeze some weights.")
-            place.steady()
-            root, l2 = (torch.zeros(place.n, dtype=place.dtype, device=place.device) for _ in range(2))
-            rows = {id(weight): i for i, weight in enumerate(place.given)}
+        with objective(model, loss, batch) as f:
+            f.claim("the preconditioner", 2)
+            f.steady()
+            root, l2 = f.zeros(2)
+            parts = zip(map(id, f.given), f.split(root), f.split(l2), strict=True)
+            rows = {key: (roots, decays) for key, roots, decays in parts}
             if not any(id(weight) in rows for weight in self.weights):
-                raise ValueError(
-                    f"{self.optimizer} holds none of the model's weights. Pass the model that it trains."
-                )
-            roots, decays = place.split(root), place.split(l2)
+                raise ValueError(f"{name} holds none of the model's weights. Pass the model that it trains.")
             for weight, method, p in zip(self.weights, self.methods, self.preconditioner, strict=True):
                 if id(weight) in rows:
-                    where = torch.as_tensor(p, dtype=place.dtype, device=place.device)
-                    roots[rows[id(weight)]].copy_(where.rsqrt())
-                    decays[rows[id(weight)]].fill_(method.l2)
-            curvature = Curvature(place, matrix)
+                    roots, decays = rows[id(weight)]
+                    roots.copy_(torch.as_tensor(p, dtype=f.dtype, device=f.device).rsqrt())
+                    decays.fill_(method.l2)
+            curvature = Curvature(f, matrix)
 
-            def apply(vectors: Tensor, out: Tensor) -> None:
-                for vector, product in zip(vectors, out, strict=True):
-                    scaled = root * vector
-                    curvature(scaled[None], product[None])
-                    product.addcmul_(l2, scaled).mul_(root)
+            def apply(vectors: Tensor) -> Tensor:
+                scaled = root * vectors
+                return curvature(scaled).addcmul_(l2, scaled).mul_(root)
 
-            ritz, _ = ends(
-                place, apply, 0, 1, tolerance=tolerance, budget=products, seed=seed, progress=progress
-            )
-            value = float(ritz.values[-1])
-            return Sharpness(
-                value=value,
-                limit=self.limit,
-                largest_lr=self.largest_lr(value),
-                residual=float(ritz.residuals[-1]),
-                converged=ritz.converged,
-                products=ritz.products,
-            )
+            ritz, _ = ends(f, apply, 0, 1, tolerance=tolerance, budget=products, seed=seed, progress=progress)
+        value = float(ritz.values[-1])
+        return Sharpness(
+            value=value,
+            limit=self.limit,
+            largest_lr=self.largest_lr(value),
+            residual=float(ritz.residuals[-1]),
+            converged=ritz.converged,
+            products=ritz.products,
+        )
 
 
 def stability_limit(optimizer: torch.optim.Optimizer | NumPyOptimizer) -> StabilityLimit:
     """The largest curvature at which the optimizer is stable with its present settings and state.
 
     Reads optimizers of Schuss, of your own rules too, and those of torch.optim by the same names, with state in any
-    precision; nothing is changed. Of an optimizer of `schuss.numpy` it knows the limit; the result's `sharpness` needs
-    a torch model. Plain methods give a limit on the sharpness (2/lr for gradient descent), adaptive ones on the
-    sharpness of P^-½ H P^-½ with P from their state, which the result's `sharpness(model, loss, batch)` measures.
-    `largest_lr(sharpness)` is the inverse. The limit is worked out from the rule's own `update`, with P as
-    it is now.
+    precision; nothing is changed. Plain methods give a limit on the sharpness (2/lr for gradient descent), adaptive
+    ones on the sharpness of P^-½ H P^-½ with P from their state, which the result's `sharpness(model, loss, batch)`
+    measures (not for optimizers of `schuss.numpy`). `largest_lr(sharpness)` is the inverse.
 
     Raises:
         ValueError: a method that is not linear in a small gradient (Rprop and Lion use only its sign, so no
@@ -263,35 +241,28 @@ def stability_limit(optimizer: torch.optim.Optimizer | NumPyOptimizer) -> Stabil
     >>> round(limit.limit, 9), round(limit.largest_lr(190.0), 9)
     (380.0, 0.2)
     """
-    of_numpy = (
-        not isinstance(optimizer, type)
-        and not hasattr(optimizer, "param_groups")
-        and hasattr(optimizer, "row")
-    )
-    if not of_numpy:
+    if isinstance(optimizer, type) or not hasattr(optimizer, "row"):  # what has a row is of Schuss
         check_optimizer(optimizer)
     row = _row(optimizer)
     methods: list[Linear] = []
     weights: list[Tensor] = []
-    given = _of_arrays(cast(Any, optimizer)) if of_numpy else _of_tensors(optimizer)
-    for group, weight, state in given:
+    for group, weight, state in _states(optimizer):
         if group.get("maximize"):
             raise refusal("maximize", True, "False", "A method that maximizes has no stability limit.")
         methods.append(_linear(row, group, state))
         weights += [] if weight is None else [weight]
-    limit = min(method.limit for method in methods)
-    lr = min(methods, key=lambda method: method.limit).lr
-    known = [method.preconditioner for method in methods]
-    started = any(p is not None for p in known)
+    tightest = min(methods, key=lambda method: method.limit)
     scaled = [
-        math.inf if p is None or math.isinf(method.limit) else p * (method.limit / limit)
-        for p, method in zip(known, methods, strict=True)
+        math.inf
+        if method.preconditioner is None or math.isinf(method.limit)
+        else method.preconditioner * (method.limit / tightest.limit)
+        for method in methods
     ]
     return StabilityLimit(
-        limit=limit,
-        lr=lr,
+        limit=tightest.limit,
+        lr=tightest.lr,
         preconditioned=not all(isinstance(p, float) and p == 1.0 for p in scaled),
-        preconditioner=tuple(scaled) if started else None,
+        preconditioner=tuple(scaled) if any(m.preconditioner is not None for m in methods) else None,
         methods=tuple(methods),
         weights=tuple(weights),
         optimizer=row.name,
@@ -306,24 +277,21 @@ def _row(optimizer: Any) -> Row:
     for kind in type(optimizer).__mro__:
         if kind.__module__.startswith("torch.optim.") and kind.__name__ in TABLE:
             return TABLE[kind.__name__]
-    raise refusal(
-        "optimizer",
-        type(optimizer).__name__,
-        f"of Schuss, or of torch.optim and one of {', '.join(TABLE)}",
-        "Measure the curvature itself with extreme_eigenvalues.",
-    )
+    allowed = f"of Schuss, or of torch.optim and one of {', '.join(TABLE)}"
+    advice = "Measure the curvature itself with extreme_eigenvalues."
+    raise refusal("optimizer", type(optimizer).__name__, allowed, advice)
 
 
-def _of_tensors(optimizer: Any) -> Iterator[tuple[Group, Tensor, State]]:
-    """Each weight of an optimizer of torch, with its group and its state."""
-    for group in optimizer.param_groups:
-        for weight in group["params"]:
-            yield group, weight, optimizer.state.get(weight, {})
+def _states(optimizer: Any) -> Iterator[tuple[Group, Tensor | None, State]]:
+    """Of each weight its group, itself (None in NumPy) and its state, in torch's names.
 
-
-def _of_arrays(optimizer: NumPyOptimizer) -> Iterator[tuple[Group, None, State]]:
-    """The same of an optimizer of NumPy, in torch's words; before the first update one weight without state."""
-    group = {name: getattr(optimizer, name) for name in optimizer.arguments()}
+    An optimizer of NumPy has before its first update one weight without state.
+    """
+    if hasattr(optimizer, "param_groups"):
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                yield group, weight, optimizer.state.get(weight, {})
+        return
     names = dict(optimizer.row.names)
     names |= {scale_of(slot): scale_of(name) for slot, name in names.items()}
     found: dict[str, dict[str, Any]] = {}
@@ -332,9 +300,9 @@ def _of_arrays(optimizer: NumPyOptimizer) -> Iterator[tuple[Group, None, State]]
         if weight:
             bits = value.dtype == np.uint16  # of bfloat16, which NumPy has not
             tensor = torch.as_tensor(value.view(np.int16) if bits else value)
-            found.setdefault(weight, {})[names.get(slot, slot)] = (
-                tensor.view(torch.bfloat16) if bits else tensor
-            )
+            tensor = tensor.view(torch.bfloat16) if bits else tensor
+            found.setdefault(weight, {})[names.get(slot, slot)] = tensor
+    group = {name: getattr(optimizer, name) for name in optimizer.arguments()}
     for state in found.values() or [{}]:
         yield group, None, state if int(state.get("step", 0)) else {}
 
@@ -349,12 +317,10 @@ def _linear(row: Row, group: Group, state: State) -> Linear:
     first = rule.initial()
     scalars = tuple((n, float(state.get(row.names[n], first.get(n, 0.0)))) for n in rule.scalars)
     limit, now, scale = _iterations(rule, steps, scalars)
-    p: Tensor | float | None = None
-    if scale is not None and not now.adaptive:
-        p = scale
-    elif scale is not None:
+    p: Tensor | float | None = scale
+    if scale is not None and now.adaptive:
         p = _preconditioner(now, scale, {name: row.names[name] for name in now.frozen}, state)
-    return Linear(rule, limit, now.l2, 1 - now.keep, p, steps, scalars)
+    return Linear(rule, limit, now.l2, 1 - now.decay, p, steps, scalars)
 
 
 def _iterations(
@@ -384,10 +350,9 @@ def _preconditioner(
         return None
     slots = {slot: _numbers(state, name) for slot, name in names.items()}
     like = next(iter(slots.values()))
-    flat = {slot: value.reshape(-1) for slot, value in slots.items()}
     found = np.empty(like.numel())
     for k in range(0, len(found), _CHUNK):
-        part = {slot: value[k : k + _CHUNK].cpu().double().numpy() for slot, value in flat.items()}
+        part = {n: x.reshape(-1)[k : k + _CHUNK].cpu().double().numpy() for n, x in slots.items()}
         found[k : k + _CHUNK] = scale * now.scale(part)
     return torch.from_numpy(found).view(like.shape).to(like.device)
 
@@ -397,8 +362,7 @@ def _numbers(state: State, name: str) -> Tensor:
     value = state[name].detach()
     if value.dtype in (torch.int8, torch.uint8):
         if value.dtype == torch.uint8 or scale_of(name) not in state:
-            raise refusal(
-                f"the state's {name!r}", value.dtype, "numbers, or int8 codes of schuss with their scales"
-            )
+            allowed = "numbers, or int8 codes of schuss with their scales"
+            raise refusal(f"the state's {name!r}", value.dtype, allowed)
         return from_levels(value, state[scale_of(name)])
     return torch.view_as_real(value) if value.is_complex() else value

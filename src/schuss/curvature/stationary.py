@@ -1,15 +1,14 @@
-"""Minimum, saddle, maximum or flat: what the curvature says about a point, and the way out of a saddle."""
+"""Minimum, saddle, maximum or flat: what the curvature says about a point, and which direction leaves a saddle."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from schuss.curvature.eigenvalues import ends
-from schuss.curvature.place import Loss, Model, Progress, visit
+from schuss.curvature.objective import Loss, Model, Progress, objective
 from schuss.curvature.products import Curvature
 
 
@@ -18,13 +17,10 @@ class StationaryPoint:
     """What the curvature at a point looks like.
 
     `verdict` is "minimum" (all curvature is positive), "maximum", "saddle" (both signs), "flat" (no negative
-    curvature,
-    but some direction has none: the second derivatives alone cannot tell a valley floor from a degenerate
-        saddle),
-    or "undecided" (the eigenvalues did not converge far enough). `stationary` says whether the gradient is
-    small: ‖g‖ ≤ tolerance × max|λ| × max(1, ‖w‖), that is, a step of relative size `tolerance` would remove
-        it. Elsewhere the
-    verdict is about the curvature only.
+    curvature, but some direction has none: the second derivatives alone cannot tell a valley floor from a
+    degenerate saddle), or "undecided" (the eigenvalues did not converge far enough). `stationary` says whether the
+    gradient is small: ‖g‖ ≤ tolerance × max|λ| × max(1, ‖w‖), that is, a step of relative size `tolerance` would
+    remove it. Elsewhere the verdict is about the curvature only.
 
     `escape` is the unit direction of the most negative curvature `smallest`, pointing downhill, in x's shape
     for a plain tensor and flat otherwise; None where nothing is negative.
@@ -60,16 +56,8 @@ def stationary_point(
 ) -> StationaryPoint:
     """Is this point a minimum, a saddle, a maximum or flat? And if a saddle, which direction leads down?
 
-    Args:
-        model: an `nn.Module`, or the point of a plain function.
-        loss: `loss(model, batch)`, a scalar tensor.
-        batch: handed to `loss`.
-        tolerance: eigenvalues within tolerance × max|λ| of zero count as zero (at least their residual does).
-        products: at most so many Hessian-vector products.
-        seed: of the random start; the global random state is not touched.
-        progress: called as `progress(done, at_most)`.
-
-    Errors are those of `extreme_eigenvalues`.
+    Eigenvalues within `tolerance` × max|λ| of zero count as zero (at least their residual does). The other arguments
+    and the errors are those of `extreme_eigenvalues`.
 
     >>> import torch
     >>> saddle = lambda x, _: (x[0] ** 2 - x[1] ** 2) / 2
@@ -77,25 +65,30 @@ def stationary_point(
     >>> point.verdict, point.escape.abs().round(decimals=9).tolist()
     ('saddle', [0.0, 1.0])
     """
-    with visit(model, loss, batch) as place:
-        place.steady()
-        _, gradient = place.gradient()
-        ritz, _ = ends(place, Curvature(place), 1, 1, budget=products, seed=seed, progress=progress)
+    with objective(model, loss, batch) as f:
+        f.steady()
+        _, gradient = f.gradient()
+        ritz, _ = ends(f, Curvature(f), 1, 1, budget=products, seed=seed, progress=progress)
         smallest, largest = float(ritz.values[0]), float(ritz.values[-1])
         residual = float(max(ritz.residuals[0], ritz.residuals[-1]))
         size = max(abs(smallest), abs(largest))
         zero = max(tolerance * size, residual)
+        # Ritz values lie inside the spectrum: a sign seen is there; one not seen needs convergence.
+        verdict = "undecided"
+        if smallest < -zero and largest > zero:
+            verdict = "saddle"
+        elif (ritz.converged or residual <= tolerance * size) and (smallest >= -zero or largest < -zero):
+            verdict = "minimum" if smallest > zero else "maximum" if largest < -zero else "flat"
         norm = float(gradient.double().norm())
-        here = math.hypot(*(float(weight.detach().double().norm()) for weight in place.weights))
         escape = None
         if smallest < -zero:
             row = ritz.vectors([0])[0]
             if float(row.double() @ gradient.double()) > 0:
                 row = -row
-            escape = place.shaped(row)
+            escape = row.view(f.model.shape) if isinstance(f.model, Tensor) else row
         return StationaryPoint(
-            verdict=_verdict(smallest, largest, zero, ritz.converged, residual <= tolerance * size),
-            stationary=norm <= tolerance * size * max(1.0, here),
+            verdict=verdict,
+            stationary=norm <= tolerance * size * max(1.0, f.norm),
             gradient_norm=norm,
             smallest=smallest,
             largest=largest,
@@ -103,16 +96,3 @@ def stationary_point(
             escape=escape,
             products=ritz.products,
         )
-
-
-def _verdict(smallest: float, largest: float, zero: float, converged: bool, sharp: bool) -> str:
-    """Ritz values lie inside the spectrum: a sign seen is there; one not seen needs convergence."""
-    if smallest < -zero and largest > zero:
-        return "saddle"
-    if not (converged or sharp):
-        return "undecided"
-    if smallest > zero:
-        return "minimum"
-    if largest < -zero:
-        return "maximum"
-    return "flat" if smallest >= -zero else "undecided"

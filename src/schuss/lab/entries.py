@@ -33,10 +33,11 @@ DECADES = log10(250)  # of learning rate, the same for every entry: the widest o
 
 MOMENTUM: Range = (5e-3, 0.3, True)  # of 1 − β (A)
 L2: Range = (1e-7, 5e-5, True)  # (A)
-SHARE: Range = (0.5, 1.0, False)
+FRACTION: Range = (0.5, 1.0, False)
 """Fraction of the step that a second-order method proposes. 1 is the proposed step, whose length a trust region or
 a line search has already checked. Less damps it; below a half every step is less than half of it."""
 DECOUPLED: Range = (5e-3, 1.0, True)  # (A)
+BETA1: Range = (2e-2, 0.5, True)  # of 1 − β₁ (A)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,92 +154,72 @@ def even(low: float, high: float, decades: float = DECADES) -> Range:
     return low / extra, high * extra, True
 
 
-def _entry(name: str, optimizer: str, low: float, high: float, usual: float, **more: Any) -> Entry | None:
-    """An entry if this optimizer is there; `more` holds other dimensions, the kind, and what is fixed."""
-    cls = getattr(optimizers, optimizer, None)
-    if cls is None:
-        return None
-    names = {"beta1": "1 - beta1", "momentum": "1 - momentum", "decay": "weight_decay"}
-    space = {"lr": even(low, high)} | {names[key]: more.pop(key) for key in names if key in more}
-    kind, settings = more.pop("kind", "unit"), {"lr": usual} | more.pop("settings", {})
-    return Entry(name=name, optimizer=cls, space=space, usual=settings, kind=kind, fixed=more)
+def _entry(
+    name: str,
+    optimizer: str,
+    lr: tuple[float, float],
+    usual: float,
+    decay: Range = L2,
+    kind: Kind = "unit",
+    **more: Any,
+) -> Entry:
+    """An entry of ours; `more` are the range of 1 − β or of 1 − momentum, and what is fixed."""
+    space, settings = {"lr": even(*lr)}, {"lr": usual}
+    if "beta1" in more:
+        space["1 - beta1"] = more.pop("beta1")
+    if "momentum" in more:
+        space["1 - momentum"], settings["1 - momentum"] = more.pop("momentum"), 0.1
+    space["weight_decay"] = decay
+    make = getattr(optimizers, optimizer)
+    return Entry(name=name, optimizer=make, space=space, usual=settings, kind=kind, fixed=more)
 
 
-_OFFERED = (
-    _entry("sgd", "SGD", 2e-2, 5.0, 0.1, decay=L2, kind="gradient"),
-    _entry(
-        "momentum",
-        "SGD",
-        *(2e-2, 5.0, 0.1),  # (A)
-        momentum=MOMENTUM,
-        decay=L2,
-        kind="gradient",
-        settings={"1 - momentum": 0.1},
-    ),
-    _entry(
-        "nesterov",
-        "SGD",
-        *(2e-2, 5.0, 0.1),  # (A)
-        momentum=MOMENTUM,
-        decay=L2,
-        kind="gradient",
-        settings={"1 - momentum": 0.1},
-        nesterov=True,
-    ),
-    _entry("adagrad", "Adagrad", 1e-3, 1e-1, 1e-2, decay=L2),
-    _entry("rmsprop", "RMSprop", 1e-4, 1e-2, 1e-3, decay=L2),
-    _entry("adam", "Adam", 1e-4, 1e-2, 1e-3, beta1=(2e-2, 0.5, True), decay=L2),
-    _entry("adamw", "AdamW", 1e-4, 1e-2, 1e-3, beta1=(2e-2, 0.5, True), decay=DECOUPLED),  # (A)
-    _entry(
-        "nadamw",
-        "NAdam",
-        *(1e-4, 1e-2, 1e-3),  # (A)
-        beta1=(4e-3, 0.1, True),
-        decay=DECOUPLED,
-        decoupled_weight_decay=True,
-    ),
-    _entry(
-        "lion", "Lion", 1e-5, 1e-3, 1e-4, beta1=(2e-2, 0.5, True), decay=(5e-2, 10.0, True), betas=(0.9, 0.99)
-    ),
-    _entry("adadelta", "Adadelta", 1e-1, 1e1, 1.0, decay=L2),
-    _entry("adamax", "Adamax", 2e-4, 2e-2, 2e-3, beta1=(2e-2, 0.5, True), decay=L2),
-    _entry("nadam", "NAdam", 1e-4, 1e-2, 2e-3, beta1=(2e-2, 0.5, True), decay=L2),
-    _entry("radam", "RAdam", 1e-4, 1e-2, 1e-3, beta1=(2e-2, 0.5, True), decay=L2),
-    _entry("asgd", "ASGD", 2e-2, 5.0, 1e-2, decay=L2, kind="gradient"),
-)
-
-_CURVED = tuple(
-    Entry(
+def _curved(name: str, optimizer: str, **fixed: Any) -> Entry:
+    """An entry of ours that steps by curvature."""
+    return Entry(
         name=name,
         optimizer=getattr(optimizers, optimizer),
-        space={"lr": SHARE, "weight_decay": L2},
+        space={"lr": FRACTION, "weight_decay": L2},
         usual={"lr": 1.0},
-        fixed={"full_batch": True, **more},
+        fixed={"full_batch": True, **fixed},
         kind="curvature",
     )
-    for name, optimizer, more in (
-        ("newton-cg", "NewtonCG", {}),
-        ("lbfgs", "LBFGS", {}),
-        ("gauss-newton", "GaussNewton", {"solver": "cg"}),  # a dense J is as many products as outputs
-    )
+
+
+_SGD, _ADAM = (2e-2, 5.0), (1e-4, 1e-2)  # learning rates
+_OFFERED = (
+    _entry("sgd", "SGD", _SGD, 0.1, kind="gradient"),
+    _entry("momentum", "SGD", _SGD, 0.1, kind="gradient", momentum=MOMENTUM),  # (A)
+    _entry("nesterov", "SGD", _SGD, 0.1, kind="gradient", momentum=MOMENTUM, nesterov=True),  # (A)
+    _entry("adagrad", "Adagrad", (1e-3, 1e-1), 1e-2),
+    _entry("rmsprop", "RMSprop", _ADAM, 1e-3),
+    _entry("adam", "Adam", _ADAM, 1e-3, beta1=BETA1),
+    _entry("adamw", "AdamW", _ADAM, 1e-3, DECOUPLED, beta1=BETA1),  # (A)
+    _entry(
+        "nadamw", "NAdam", _ADAM, 1e-3, DECOUPLED, beta1=(4e-3, 0.1, True), decoupled_weight_decay=True
+    ),  # (A)
+    _entry("lion", "Lion", (1e-5, 1e-3), 1e-4, (5e-2, 10.0, True), beta1=BETA1, betas=(0.9, 0.99)),
+    _entry("adadelta", "Adadelta", (1e-1, 1e1), 1.0),
+    _entry("adamax", "Adamax", (2e-4, 2e-2), 2e-3, beta1=BETA1),
+    _entry("nadam", "NAdam", _ADAM, 2e-3, beta1=BETA1),
+    _entry("radam", "RAdam", _ADAM, 1e-3, beta1=BETA1),
+    _entry("asgd", "ASGD", _SGD, 1e-2, kind="gradient"),
+    _curved("newton-cg", "NewtonCG"),
+    _curved("lbfgs", "LBFGS"),
+    _curved("gauss-newton", "GaussNewton", solver="cg"),  # a dense J is as many products as outputs
 )
 
-ENTRIES = {entry.name: entry for entry in (*_OFFERED, *_CURVED) if entry is not None}
-_RACED = {entry.optimizer for entry in ENTRIES.values()}
-DEFAULT = tuple(
-    name
-    for name in ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "nadamw", "lion")
-    if name in ENTRIES
-)
+ENTRIES = {entry.name: entry for entry in _OFFERED}
+DEFAULT = tuple(ENTRIES)[:9]  # to lion
 
 
 def find(name: str) -> Entry:
     """The entry of that name, or of `file.py:name` or `package.module:name`: a rule, class, function or `Entry`."""
     if isinstance(name, str) and name not in ENTRIES and is_own(name):  # pyright: ignore[reportUnnecessaryIsInstance]
-        place, inside = divide(name)
+        file, inside = divide(name)
         if not inside:
             raise refusal("entry", name, "file.py:name", f"Name the optimizer in it: {name}:MyOptimizer.")
-        return own(place, inside)
+        return own(file, inside)
     return ENTRIES[check_entry(name)]
 
 
@@ -249,13 +230,11 @@ def own(file: str, name: str) -> Entry:
     `space` attribute on it is its search space, else `lr` is searched round its own default, and with a rule also its
     first beta or momentum and its weight decay.
     """
-    if not name:
-        raise refusal("entry", file, "a name in that file", f"Name the optimizer in it: {file}:NAME.")
     loaded = load_own(file)
     found, label = loaded.get(name), f"{file}:{name}"
+    if isinstance(found, type) and issubclass(found, Rule):
+        found = optimizers.optimizer(found)
     if not isinstance(found, Entry):
-        if isinstance(found, type) and issubclass(found, Rule):
-            found = optimizers.optimizer(found)
         if not callable(found):
             raise refusal("entry", label, "an optimizer class, a function that makes one, or an Entry")
         found = wrap(label, found)
@@ -279,14 +258,14 @@ def wrap(name: str, make: Any) -> Entry:
 
 
 def _round_defaults(make: Any) -> dict[str, Range]:
-    """The learning rate round its default, and what the usual entries search beside it where there is such a thing."""
+    """The learning rate round its default, and what the usual entries search with it where there is such a thing."""
     known = inspect.signature(make).parameters
     lr = getattr(known.get("lr"), "default", None)
     usual = float(lr) if isinstance(lr, int | float) and lr > 0 else 1e-3
     space: dict[str, Range] = {"lr": even(usual, usual)}
     rule = getattr(getattr(make, "row", None), "rule", None)
     defaults: dict[str, Any] = {} if rule is None else {f.name: f.default for f in fields(rule)}
-    for name, averages in (("beta1", (2e-2, 0.5, True)), ("momentum", MOMENTUM)):
+    for name, averages in (("beta1", BETA1), ("momentum", MOMENTUM)):
         if defaults.get(name, 0) > 0:
             space[f"1 - {name}"] = averages
     if "weight_decay" in defaults:
@@ -295,6 +274,7 @@ def _round_defaults(make: Any) -> dict[str, Range]:
 
 
 # A rule of the table that has no entry above is raced as anybody's own rule is.
+_raced = {entry.optimizer for entry in _OFFERED}
 for _row in TABLE.values():
-    if optimizers.optimizer(_row.rule) not in _RACED:
+    if optimizers.optimizer(_row.rule) not in _raced:
         ENTRIES[_row.name.lower()] = wrap(_row.name.lower(), optimizers.optimizer(_row.rule))

@@ -19,9 +19,10 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
+from itertools import accumulate
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -59,12 +60,9 @@ class UserCode:
             for name, module in part.modules.items():
                 before = modules.setdefault(name, module)
                 if before.path != module.path:
-                    raise refusal(
-                        "import",
-                        name,
-                        f"one module: it is {before.path} and {module.path}",
-                        "Files that race together share their modules' names; rename one.",
-                    )
+                    two = f"one module: it is {before.path} and {module.path}"
+                    advice = "No two modules of files that race together may have one name; rename one."
+                    raise refusal("import", name, two, advice)
         return cls(modules, tuple(dict.fromkeys(folder for part in parts for folder in part.folders)))
 
 
@@ -96,20 +94,20 @@ class Loaded:
         return getattr(self.module, name)
 
 
-def load_own(place: str) -> Loaded:
+def load_own(spec: str) -> Loaded:
     """Run the file or the module that a spec names."""
-    if place.endswith(".py"):
-        return load(place)
-    parts = place.split(".")
+    if spec.endswith(".py"):
+        return load(spec)
+    parts = spec.split(".")
     for path in (Path(*parts).with_suffix(".py"), Path(*parts, "__init__.py")):
         if path.is_file():
-            return load(path, place)
-    return _installed(place)
+            return load(path, spec)
+    return _installed(spec)
 
 
-def load_name(place: str | Path, name: str) -> tuple[Any, str]:
+def load_name(spec: str | Path, name: str) -> tuple[Any, str]:
     """One thing from a file, with the file's text."""
-    loaded = load_own(str(place))
+    loaded = load_own(str(spec))
     return loaded.get(name), loaded.source
 
 
@@ -118,19 +116,19 @@ def load(file: str | Path, name: str | None = None) -> Loaded:
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file.")
-    place = path.resolve()
-    text = _read(place)
-    package, root = place.name == "__init__.py", place.parent
+    full = path.resolve()
+    text = _read(full)
+    package, root = full.name == "__init__.py", full.parent
     if name is None and _is_relative(text):
-        name, root = _name_in_package(place)
+        name, root = _name_in_package(full)
     elif name is not None:
         root = Path.cwd()
     if name is None or "." not in name:  # outside of a package no other file may be meant by the same name
-        name = f"{path.stem}_{hashlib.blake2b(str(place).encode(), digest_size=4).hexdigest()}"
-    folders = list(dict.fromkeys((place.parent, root)))  # a script finds what lies next to it first
+        name = f"{path.stem}_{hashlib.blake2b(str(full).encode(), digest_size=4).hexdigest()}"
+    folders = list(dict.fromkeys((full.parent, root)))  # a script finds what lies next to it first
     code = UserCode(dict(_closure(name, text, package, folders)), tuple(map(str, folders)))
     install(code)
-    spec = importlib.util.spec_from_loader(name, _Loader(path.name, UserModule(str(place), text, package)))
+    spec = importlib.util.spec_from_loader(name, _Loader(path.name, UserModule(str(full), text, package)))
     assert spec is not None
     module = _run(spec, str(path))
     cloudpickle.register_pickle_by_value(module)
@@ -144,25 +142,23 @@ def _installed(name: str) -> Loaded:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:
             raise ModuleNotFoundError(f"No module named {name!r}")
-        place = Path(spec.origin)
+        path = Path(spec.origin)
         with _seeded(name):
             module = importlib.import_module(name)
-        text = _read(place) if place.suffix == ".py" else hashlib.blake2b(place.read_bytes()).hexdigest()
+        text = _read(path) if path.suffix == ".py" else hashlib.blake2b(path.read_bytes()).hexdigest()
     except ModuleNotFoundError as error:
-        advice = (
-            "A module is found from the folder you are in, or among what is installed; a file ends in .py."
-        )
-        raise refusal("module", name, "a module that can be imported here", f"{error}. {advice}") from error
+        advice = f"{error}. It must lie in the folder you are in or be installed; a file ends in .py."
+        raise refusal("module", name, "a module that can be imported here", advice) from error
     except (Exception, SystemExit) as error:
         raise ValueError(f"{name} cannot be imported: {reason(traceback.format_exc())}") from error
     top = name.partition(".")[0]
-    root = place.parents[name.count(".") + (place.name == "__init__.py")]
-    modules = _closure(name, text, place.name == "__init__.py", [root])
-    neighbours = {
+    root = path.parents[name.count(".") + (path.name == "__init__.py")]
+    modules = _closure(name, text, path.name == "__init__.py", [root])
+    files = {
         found.path: found.text for each, found in modules if each.partition(".")[0] == top and found.text
     }
-    files = {_short(file, root): text for file, text in sorted(neighbours.items())}
-    return Loaded(module, name, text, files, UserCode())
+    neighbours = {_short(file, root): text for file, text in sorted(files.items())}
+    return Loaded(module, name, text, neighbours, UserCode())
 
 
 def _run(spec: ModuleSpec, label: str) -> ModuleType:
@@ -212,8 +208,9 @@ def _closure(
     seen, waiting = {name}, [(name, text, package)]
     while waiting:
         importer, source, is_package = waiting.pop()
-        for wanted in (*_imported(importer, source, is_package), importer):
-            for parent in _parents(wanted):
+        home = importer if is_package else importer.rpartition(".")[0]
+        for wanted in (*_imported(home, source), importer):
+            for parent in accumulate(wanted.split("."), "{}.{}".format):
                 if parent in seen:
                     continue
                 seen.add(parent)
@@ -223,35 +220,30 @@ def _closure(
                     waiting.append((parent, found.text, found.package))
 
 
-def _is_relative(text: str) -> bool:
+def _statements(text: str) -> list[ast.Import | ast.ImportFrom]:
     try:
-        return any(isinstance(node, ast.ImportFrom) and node.level for node in ast.walk(ast.parse(text)))
-    except (SyntaxError, ValueError):
-        return False
-
-
-def _imported(importer: str, source: str, package: bool) -> Iterator[str]:
-    try:
-        tree = ast.parse(source)
+        tree = ast.parse(text)
     except (SyntaxError, ValueError):  # running it will say so
-        return
-    home = importer if package else importer.rpartition(".")[0]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                above = home.split(".")[: len(home.split(".")) - node.level + 1] if home else []
-                base = ".".join([*above, *filter(None, [base])])
-            if base:
-                yield base
-                yield from (f"{base}.{alias.name}" for alias in node.names if alias.name != "*")
+        return []
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
-def _parents(name: str) -> Iterator[str]:
-    parts = name.split(".")
-    yield from (".".join(parts[: i + 1]) for i in range(len(parts)))
+def _is_relative(text: str) -> bool:
+    return any(isinstance(node, ast.ImportFrom) and node.level for node in _statements(text))
+
+
+def _imported(home: str, text: str) -> Iterator[str]:
+    """The names of all that a text imports, seen from the package that it belongs to."""
+    for node in _statements(text):
+        base = ""
+        if isinstance(node, ast.ImportFrom):
+            with suppress(ImportError):  # beyond the top: running it will say so
+                base = importlib.util.resolve_name("." * node.level + (node.module or ""), home)
+            if not base:
+                continue
+            yield base
+            base += "."
+        yield from (base + alias.name for alias in node.names if alias.name != "*")
 
 
 def _find(name: str, folders: Sequence[Path]) -> UserModule | None:
@@ -273,8 +265,8 @@ def _is_foreign(name: str, folders: Sequence[Path]) -> bool:
     there = sys.modules.get(top)
     if there is None or isinstance(getattr(there, "__loader__", None), _Loader):
         return False
-    places = [getattr(there, "__file__", None), *getattr(there, "__path__", [])]
-    return not any(Path(place).is_relative_to(folder) for place in places if place for folder in folders)
+    paths = filter(None, [getattr(there, "__file__", None), *getattr(there, "__path__", [])])
+    return not any(Path(path).is_relative_to(folder) for path in paths for folder in folders)
 
 
 class _Loader(importlib.abc.InspectLoader):

@@ -23,23 +23,8 @@ TASKS = {
 }
 SURFACES = ("rosenbrock", "himmelblau", "saddle", "beale", "quadratic")
 _ENTRIES = (
-    "sgd",
-    "momentum",
-    "nesterov",
-    "adagrad",
-    "rmsprop",
-    "adam",
-    "adamw",
-    "nadamw",
-    "lion",
-    "adadelta",
-    "adamax",
-    "nadam",
-    "radam",
-    "asgd",
-    "newton-cg",
-    "lbfgs",
-    "gauss-newton",
+    *("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "nadamw", "lion", "adadelta"),
+    *("adamax", "nadam", "radam", "asgd", "newton-cg", "lbfgs", "gauss-newton"),
 )
 # And every rule of the table that has none of these names.
 ENTRIES = (*_ENTRIES, *(name.lower() for name in TABLE if name.lower() not in _ENTRIES))
@@ -51,8 +36,8 @@ def is_own(spec: str) -> bool:
     >>> is_own("my.py"), is_own(".pyenv/x/my.py:task"), is_own("mine.tasks:task"), is_own("quadratic:kappa=10")
     (True, True, True, False)
     """
-    place, name = divide(spec)
-    return place.endswith(".py") or (dotted(place) and (name.isidentifier() or (not name and "." in place)))
+    file, name = divide(spec)
+    return file.endswith(".py") or (dotted(file) and (name.isidentifier() or (not name and "." in file)))
 
 
 def divide(spec: str) -> tuple[str, str]:
@@ -61,8 +46,8 @@ def divide(spec: str) -> tuple[str, str]:
     >>> divide("a.py:b.py:Mine"), divide(".pyenv/x/task.py"), divide("mine.tasks:task")
     (('a.py:b.py', 'Mine'), ('.pyenv/x/task.py', ''), ('mine.tasks', 'task'))
     """
-    place, colon, name = spec.rpartition(":")
-    return (place, name) if colon and not spec.endswith(".py") else (spec, "")
+    file, colon, name = spec.rpartition(":")
+    return (file, name) if colon and not spec.endswith(".py") else (spec, "")
 
 
 def dotted(name: str) -> bool:
@@ -86,11 +71,10 @@ def check_entry(name: str) -> str:
 
 
 def check_landscape(spec: str) -> str:
-    """Return the name in a spec if a function of two numbers or a task that comes with the lab has it."""
+    """Return the name in a spec if a function of two numbers that comes with the lab has it."""
     name = spec.partition(":")[0]
-    if name not in SURFACES and name not in TASKS:
-        own = "Your own: FILE.py:function, or FILE.py with a schuss.lab.Task."
-        raise unknown("landscape", name, dict.fromkeys((*SURFACES, *TASKS)), own)
+    if name not in SURFACES:
+        raise unknown("landscape", name, SURFACES, "Your own: FILE.py:function.")
     return name
 
 
@@ -130,5 +114,5 @@ def separate(specs: str) -> list[str]:
 
 
 def _is_file(spec: str) -> bool:
-    place = divide(spec.strip())[0]
-    return place.endswith(".py") and Path(place).is_file()
+    file = divide(spec.strip())[0]
+    return file.endswith(".py") and Path(file).is_file()

@@ -24,7 +24,7 @@ from schuss.schedules import (
     Warmup,
     WarmupStableDecay,
 )
-from schuss.schedules.words import page_of
+from schuss.schedules.words import schedule_of
 
 WARMUP = 0.05
 
@@ -56,8 +56,8 @@ def check(name: str) -> str:
     """
     text = str(name)
     first = "warmup+" * text.startswith("warmup+")
-    page = page_of(text.removeprefix("warmup+"))
-    known = None if page is None else next((each for each in MAKERS if page_of(each) is page), None)
+    kind = schedule_of(text.removeprefix("warmup+"))
+    known = None if kind is None else next((each for each in MAKERS if schedule_of(each) is kind), None)
     if known is None:
         advice = "Any of them also with warmup+ before it."
         raise unknown("schedule", text.removeprefix("warmup+"), MAKERS, advice)
@@ -76,5 +76,5 @@ def schedule(name: str, lr: float, steps: int) -> Callable[[int], float]:
     if not name.startswith("warmup+"):
         return make(lr, steps)
     rise = max(1, round(WARMUP * steps))
-    # The first step is taken with a share of the learning rate, not with none of it.
+    # The first step is taken with a fraction of the learning rate, not with none of it.
     return Warmup(rise, fraction=1 / rise).then(make(lr, max(1, steps - rise)))

@@ -36,17 +36,14 @@ class Differentiable:
         jac: Callable[..., Any] | None,
         residual: bool,
     ) -> None:
-        self.fun, self.args, self.jac, self.residual = fun, args, jac, residual
-        self.kind = x0
+        self.fun, self.args, self.jac, self.residual, self.x0 = fun, args, jac, residual, x0
         self.values = self.slopes = 0
         self.start = _leaf(x0)
+        self._last_jacobian: tuple[bytes, Array] | None = None
         if jac is not None:
             self.source = "given"
-        elif self._computes_with_tensors():
-            self.source = "autograd"
         else:
-            self.source = "finite differences"
-        self._known: tuple[bytes, Array] | None = None
+            self.source = "autograd" if self._computes_with_tensors() else "finite differences"
 
     def closure(self) -> Tensor:
         """The loss, or the residuals, at the current point."""
@@ -57,22 +54,16 @@ class Differentiable:
 
     def like_start(self, x: Tensor) -> Any:
         """x as the caller's own kind: a tensor, or an array of x0's shape."""
-        if isinstance(self.kind, Tensor):
-            return x.detach().clone().reshape(self.start.shape)
-        given = np.asarray(self.kind).dtype
-        return (
-            x.detach()
-            .cpu()
-            .numpy()
-            .astype(given if given.kind == "f" else np.float64)
-            .reshape(self.start.shape)
-        )
+        x = x.detach().clone().reshape(self.start.shape)
+        if isinstance(self.x0, Tensor):
+            return x
+        given = np.asarray(self.x0).dtype
+        return x.cpu().numpy().astype(given if given.kind == "f" else np.float64)
 
     def call(self, x: Array) -> Array:
         """`fun` at an array, as a float64 array without axes or with one."""
         self.values += 1
         out = self._ask("fun", self.fun, x)
-        out = out.detach().cpu().numpy() if isinstance(out, Tensor) else out
         if out is None:  # which NumPy would read as nan
             raise ValueError("fun returned None. It must return the loss.")
         try:
@@ -80,17 +71,15 @@ class Differentiable:
         except (TypeError, ValueError):
             raise ValueError(f"fun returned {type(out).__name__}, which is no number.") from None
         if not self.residual and found.size != 1:
-            raise refusal(
-                "fun(x)", found.shape, "the shape of one number", 'Residuals want method="gauss-newton".'
-            )
+            raise _not_one_number(found.shape)
         return found.reshape(-1) if self.residual else found.reshape(())
 
     def jacobian(self, x: Array) -> Array:
-        """∂fun/∂x at an array as a matrix, outputs × x, given or by central differences; the last one is kept."""
+        """∂fun/∂x at an array as a matrix, outputs × x, given or by central differences; the last one is stored."""
         key = x.tobytes()
-        if self._known is None or self._known[0] != key:
-            self._known = (key, self._given(x) if self.jac else self._differences(x))
-        return self._known[1]
+        if self._last_jacobian is None or self._last_jacobian[0] != key:
+            self._last_jacobian = (key, self._given(x) if self.jac else self._differences(x))
+        return self._last_jacobian[1]
 
     def bent(self, x: Array, v: Array, u: Array) -> Array:
         """∂(vᵀJᵀu)/∂x, by a central difference of the Jacobian along v."""
@@ -99,17 +88,15 @@ class Differentiable:
             return np.zeros_like(v)
         # The best step balances the curve against the derivative's own error, ε or ε^(2/3).
         h = (EPS ** (1 / 3) if self.jac else 4e-4) * max(1.0, float(np.linalg.norm(x))) / size
-        kept = self._known
+        here = self._last_jacobian
         change = (self.jacobian(x + h * v) - self.jacobian(x - h * v)) / (2 * h)
-        self._known = kept
+        self._last_jacobian = here
         return change.T @ u
 
     def _given(self, x: Array) -> Array:
         assert self.jac is not None
         self.slopes += 1
-        found = self._ask("jac", self.jac, x)
-        found = found.detach().cpu().numpy() if isinstance(found, Tensor) else found
-        found = np.asarray(found, dtype=np.float64)
+        found = np.asarray(self._ask("jac", self.jac, x), dtype=np.float64)
         if found.size % x.size or (not self.residual and found.size != x.size):
             wanted = f"(residuals, {x.size})" if self.residual else f"x's, {tuple(self.start.shape)}"
             raise refusal("jac(x).shape", found.shape, wanted)
@@ -126,8 +113,10 @@ class Differentiable:
         return np.stack(columns, axis=1)
 
     def _ask(self, name: str, function: Callable[..., Any], x: Array) -> Any:
+        shaped = x.reshape(self.start.shape).copy()
         try:
-            return function(self._argument(x), *self.args)
+            given = torch.as_tensor(shaped).to(self.start) if isinstance(self.x0, Tensor) else shaped
+            out = function(given, *self.args)
         except AttributeError as error:
             if type(getattr(error, "obj", None)) is not np.ndarray:
                 raise
@@ -135,21 +124,17 @@ class Differentiable:
                 f"{name} asks its x for .{error.name}, which tensors have and arrays do not, and x0 is no tensor. "
                 "Give x0=torch.tensor(...)."
             ) from error
-
-    def _argument(self, x: Array) -> Any:
-        shaped = x.reshape(self.start.shape).copy()
-        return torch.as_tensor(shaped).to(self.start) if isinstance(self.kind, Tensor) else shaped
+        return out.detach().cpu().numpy() if isinstance(out, Tensor) else out
 
     def _checked(self, out: Any) -> Tensor:
         if isinstance(out, Tensor) and (self.residual or out.numel() == 1):
             return out.reshape(-1) if self.residual else out.reshape(())
-        shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise refusal("fun(x)", shape, "one number", 'Residuals want method="gauss-newton".')
+        raise _not_one_number(tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__)
 
     def _computes_with_tensors(self) -> bool:
         """Try `fun` on a tensor. For NumPy's x0 the value and one directional derivative must agree as well."""
         probe = self.start.detach().clone().requires_grad_()
-        numpy = not isinstance(self.kind, Tensor)
+        numpy = not isinstance(self.x0, Tensor)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -166,10 +151,7 @@ class Differentiable:
             return True
         try:
             return self._agrees(probe, out)
-        except (
-            TypeError,
-            WantsTensors,
-        ):  # torch's functions take no arrays: tensors are all that it computes with
+        except (TypeError, WantsTensors):  # torch's functions take no arrays
             return True
 
     def _agrees(self, probe: Tensor, out: Tensor) -> bool:
@@ -221,6 +203,10 @@ class _Pull(torch.autograd.Function):
         bent = _like(problem.bent(_flat(x), v, _flat(u)), x) if ctx.needs_input_grad[0] else None
         pushed = _like(problem.jacobian(_flat(x)) @ v, u) if ctx.needs_input_grad[1] else None
         return bent, pushed, None
+
+
+def _not_one_number(found: object) -> ValueError:
+    return refusal("fun(x)", found, "one number", 'Residuals want method="gauss-newton".')
 
 
 def _flat(tensor: Tensor) -> Array:

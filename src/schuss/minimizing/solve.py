@@ -13,36 +13,28 @@ import torch
 from torch import Tensor
 
 from schuss import torch as api
-from schuss.errors import real, refusal, whole
+from schuss.errors import real, refusal, unknown, whole
 from schuss.minimizing.derivatives import Differentiable
-from schuss.newton.base import CurvatureOptimizer
+from schuss.newton.base import CurvatureOptimizer, StepReport
 from schuss.newton.gauss_newton import GaussNewton
-from schuss.newton.landscape import Landscape, NotFinite, Weights, as_loss
 from schuss.newton.lbfgs import LBFGS
 from schuss.newton.newton import Newton
 from schuss.newton.newton_cg import NewtonCG, lowest_curvature
-from schuss.newton.report import StepReport
+from schuss.newton.objective import NotFinite, Objective, Weights, as_loss
 from schuss.rules import Rule
 
-CURVED: dict[str, type[CurvatureOptimizer]] = {
-    "newton": Newton,
-    "newton-cg": NewtonCG,
-    "lbfgs": LBFGS,
-    "gauss-newton": GaussNewton,
-}
+CURVED = {"newton": Newton, "newton-cg": NewtonCG, "lbfgs": LBFGS, "gauss-newton": GaussNewton}
 """Second-order methods; every other name is looked up among the optimizers of `schuss.torch`."""
 
-DEAR = 100  # losses for a gradient by differences, or
-DEAR_STEP = 1000  # losses for a step, from which on their price is said before it is paid
-INVISIBLE = 1e-20  # a part of the loss ten thousand times less than float64 shows
+COSTLY, COSTLY_STEP = 100, 1000  # calls of fun for a gradient by differences, or a step: a warning says so
+INVISIBLE = 1e-20  # a fraction of the loss ten thousand times less than float64 shows
 PROBES = 20  # Hessian-vector products that look for a saddle at the end, at most
 FLAT = 1e4  # see `_Progress.flat`
 ENDLESS = 1e30  # a loss that has fallen so far, relative to 1 + |fun(x0)|, is not going to end;
 DEEP = 1e8  # where steps fail, one that has fallen so far is not, it seems
-
 AGREE = 1e-6  # relative: how near two losses at the same x must come, float32 included
 
-DOUBT = {
+ADVICE = {
     "given": "Is jac the gradient of fun?",
     "autograd": "Is fun smooth, and bounded below?",
     "finite differences": "Differences give about ten digits of a gradient at best: give jac, or a larger tol.",
@@ -71,9 +63,6 @@ class Result(dict[str, Any]):
             return self[name]
         except KeyError:
             raise AttributeError(name) from None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self[name] = value
 
     def __dir__(self) -> list[str]:
         return sorted(self)
@@ -131,8 +120,7 @@ def minimize(
     make = _optimizer(method)
     settings = dict(options or {})
     curved = issubclass(make, CurvatureOptimizer)
-    maxiter = settings.pop("maxiter", 1000 if curved else 10_000)
-    maxiter = whole("maxiter", maxiter)
+    maxiter = whole("maxiter", settings.pop("maxiter", 1000 if curved else 10_000))
     advice = "0 goes on until rounding or maxiter stops it."
     tol = real("tol", tol, "a number ≥ 0", lambda x: x >= 0, advice)
     if not (jac is None or callable(jac)):
@@ -140,28 +128,29 @@ def minimize(
     args = args if isinstance(args, tuple) else (args,)
     problem = Differentiable(fun, x0, args, jac, make is GaussNewton)
     if make is GaussNewton and settings.get("loss", "squares") != "squares":
-        given = settings["loss"]
-        raise refusal(
-            "loss", given, "'squares' here", "A function of residuals has no other: see schuss.torch."
-        )
+        advice = "A function of residuals has no other: see schuss.torch."
+        raise refusal("loss", settings["loss"], "'squares' here", advice)
     if curved:
         settings.setdefault("full_batch", True)
-    w = problem.start
     try:
-        optimizer = make([w], **settings)
+        optimizer = make([problem.start], **settings)
     except TypeError as error:
         raise ValueError(
             f"options={settings} do not fit {make.__name__}: {str(error).rstrip('.')}. Allowed besides maxiter: "
             f"{', '.join(list(inspect.signature(make).parameters)[1:])}."
         ) from error
     _say_price(problem, optimizer)
-    name = method if isinstance(method, str) else make.__name__
-    if isinstance(optimizer, CurvatureOptimizer):
-        optimizer.checks_symmetry = (
-            problem.source == "autograd"
-        )  # differences have their own error, and own words
-        return _curved(optimizer, problem, name, maxiter, tol, callback)
-    return _plain(optimizer, problem, name, maxiter, tol, callback)
+    if isinstance(optimizer, CurvatureOptimizer):  # differences have their own error, and own words
+        optimizer.checks_symmetry = problem.source == "autograd"
+    progress = _Progress(problem, method if isinstance(method, str) else make.__name__, callback)
+    try:
+        return _run(optimizer, progress, maxiter, tol)
+    except NotFinite as error:
+        if not progress.steps:
+            raise
+        advice = "" if curved else " Try a smaller lr."
+        words = f"Failed after {progress.steps} steps: {error} x is the best point before that.{advice}"
+        return progress.result(4, words)
 
 
 def _say_price(problem: Differentiable, optimizer: torch.optim.Optimizer) -> None:
@@ -177,7 +166,7 @@ def _say_price(problem: Differentiable, optimizer: torch.optim.Optimizer) -> Non
         most = optimizer.max_products or min(2 * n, 200)
         step = gradient + 4 * n * most
         words = f", and each of up to {most} Hessian-vector products per step {4 * n:,}"
-    if gradient >= DEAR or step >= DEAR_STEP:
+    if gradient >= COSTLY or step >= COSTLY_STEP:
         what = "Jacobian" if problem.residual else "gradient"
         warnings.warn(
             f"No {what} is given and fun does not compute with tensors, so each {what} by differences takes "
@@ -190,20 +179,18 @@ def _say_price(problem: Differentiable, optimizer: torch.optim.Optimizer) -> Non
 def _optimizer(method: str | type[Rule]) -> type[torch.optim.Optimizer]:
     if isinstance(method, type):
         return api.optimizer(method)
-    named = {name.lower(): getattr(api, name) for name in api.__all__}
-    found: dict[str, type[torch.optim.Optimizer]] = CURVED | {
-        name: value
-        for name, value in named.items()
-        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
-    }
-    names = {_plain_name(name): name for name in found}
-    known = names.get(_plain_name(method))
-    if known is None:
-        raise refusal("method", method, "a method here", f"Try one of {', '.join(sorted(found))}.")
-    return found[known]
+    known: dict[str, type[torch.optim.Optimizer]] = dict(CURVED)
+    for name in api.__all__:
+        value = getattr(api, name)
+        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer):
+            known[name.lower()] = value
+    found = next((name for name in known if _plain(name) == _plain(method)), None)
+    if found is None:
+        raise unknown("method", method, sorted(known))
+    return known[found]
 
 
-def _plain_name(method: Any) -> str:
+def _plain(method: Any) -> str:
     return str(method).lower().replace("-", "").replace("_", "")
 
 
@@ -212,21 +199,21 @@ class _Progress:
 
     def __init__(self, problem: Differentiable, method: str, callback: Callable[..., Any] | None) -> None:
         self.problem, self.method, self.callback = problem, method, callback
-        self.named = callback is not None and "intermediate_result" in inspect.signature(callback).parameters
-        self.loss, self.x = math.inf, problem.start.detach().clone()
-        self.gradient: Tensor | None = None
-        self.first = math.nan
+        self.by_name = (
+            callback is not None and "intermediate_result" in inspect.signature(callback).parameters
+        )
+        self.first, self.loss, self.x = math.nan, math.inf, problem.start.detach().clone()
+        self.gradient = torch.full_like(self.x, math.nan)
         self.eps = torch.finfo(problem.start.dtype).eps
         self.steps = self.losses = self.gradients = self.products = 0
 
     @property
     def largest(self) -> float:
         """The largest gradient component at the best point."""
-        return math.nan if self.gradient is None else float(self.gradient.abs().max())
+        return float(self.gradient.abs().max())
 
     @property
     def words(self) -> str:
-        """The same in words."""
         return f"the largest gradient component is {self.largest:.2g}"
 
     def endless(self, depth: float = ENDLESS) -> str:
@@ -241,8 +228,6 @@ class _Progress:
     @property
     def flat(self) -> bool:
         """Whether the gradient is so small that moving x by its own size, or by 1, would hardly change the loss."""
-        if self.gradient is None:
-            return False
         reach = float((self.gradient.abs().flatten() * self.x.abs().clamp(min=1.0).flatten()).max())
         return reach <= min(FLAT * math.sqrt(self.eps), 1e-2) * abs(self.loss)
 
@@ -253,11 +238,11 @@ class _Progress:
 
     def saw(self, x: Tensor, loss: float, gradient: Tensor) -> bool:
         """Whether this is the best point so far: the lowest, or as low within rounding and flatter."""
-        if self.gradient is None:
+        if math.isnan(self.first):
             self.first = loss
         level = loss <= self.loss + math.sqrt(self.eps) * abs(self.loss)
         flatter = float(gradient.abs().max()) < self.largest
-        best = self.gradient is None or loss <= self.loss or (level and flatter)
+        best = loss <= self.loss or (level and flatter)
         if best:
             self.loss, self.x, self.gradient = loss, x.detach().clone(), gradient
         return best
@@ -276,14 +261,14 @@ class _Progress:
         with torch.no_grad():
             problem.start.copy_(self.x)
         weights = Weights([{"params": [problem.start], "lr": 1.0, "weight_decay": 0.0}])
-        land = Landscape(weights, problem.closure, curved=True, reduce=as_loss)
+        objective = Objective(weights, problem.closure, curved=True, reduce=as_loss)
         try:
             with torch.enable_grad():
-                found = lowest_curvature(land, land.here(), most)
+                found = lowest_curvature(objective, objective.here(), most)
         except (RuntimeError, ValueError):  # no second derivative, or none that is finite: nothing is said
             return None
         finally:
-            self.count(land.closures, land.gradients, land.products)
+            self.count(objective.closures, objective.gradients, objective.products)
         return None if found is None else found[0]
 
     def wants_to_stop(self, x: Tensor, loss: float) -> bool:
@@ -291,7 +276,7 @@ class _Progress:
             return False
         try:
             here = self.problem.like_start(x)
-            if self.named:
+            if self.by_name:
                 self.callback(intermediate_result=_result(x=here, fun=loss, nit=self.steps))
             else:
                 self.callback(here)
@@ -304,7 +289,7 @@ class _Progress:
         return _result(
             x=problem.like_start(self.x),
             fun=self.loss,
-            jac=None if self.gradient is None else problem.like_start(self.gradient),
+            jac=problem.like_start(self.gradient),
             success=status in (0, 2),
             status=status,
             message=message,
@@ -319,73 +304,79 @@ class _Progress:
 
 def _result(**fields: Any) -> Any:
     try:
-        made = importlib.import_module("scipy.optimize").OptimizeResult
+        return importlib.import_module("scipy.optimize").OptimizeResult(**fields)
     except ImportError:
-        made = Result
-    return made(**fields)
+        return Result(**fields)
 
 
-def _curved(
-    optimizer: CurvatureOptimizer,
-    problem: Differentiable,
-    method: str,
-    maxiter: int,
-    tol: float,
-    callback: Callable[..., Any] | None,
-) -> Any:
-    progress = _Progress(problem, method, callback)
-
-    def look() -> tuple[float, bool]:
-        loss, gradient, counts = optimizer.look(problem.closure)
+def _run(optimizer: torch.optim.Optimizer, progress: _Progress, maxiter: int, tol: float) -> Any:
+    """Evaluate and step until there is a result."""
+    problem, report = progress.problem, None
+    while True:
+        if isinstance(optimizer, CurvatureOptimizer):
+            loss, gradient, counts = optimizer.evaluate(problem.closure)
+        else:
+            loss, gradient, counts = _evaluate(optimizer, problem)
         progress.count(*counts)
-        best = progress.saw(problem.start, loss, gradient)
-        return float(gradient.abs().max()), best
-
-    try:
-        while True:
-            largest, best = look()
-            if largest <= tol:
-                if not best:
-                    return _passed(progress, largest)
+        best, largest = progress.saw(problem.start, loss, gradient), float(gradient.abs().max())
+        if report is not None and report.first_predicted <= INVISIBLE * abs(report.loss_before):
+            return _invisible(progress, report, tol)
+        if progress.steps and progress.wants_to_stop(problem.start, loss):
+            return progress.result(3, f"Stopped by the callback after {progress.steps} steps.")
+        if largest <= tol:
+            if not best:  # the gradient vanishes above a point that was passed before
+                failed = (
+                    f"Failed: the gradient vanishes ({largest:.2g}) at a higher loss than x has, which was passed "
+                    f"before; at x {progress.words}. Start again from x with a smaller step."
+                )
+                return progress.result(4, failed)
+            down = False
+            if isinstance(optimizer, CurvatureOptimizer):
                 down, products = optimizer.curves_down(problem.closure)
                 progress.count(0, 0, products)
-                if not down:
-                    return _converged(progress, tol)
-            if progress.endless():
-                return progress.result(4, progress.endless())
-            if progress.steps >= maxiter:
-                return progress.result(
-                    1, f"Stopped after maxiter={maxiter} steps: {progress.words}, tol={tol:g}."
-                )
+            if not down:
+                return _converged(progress, tol)
+        if progress.endless():
+            return progress.result(4, progress.endless())
+        if progress.steps >= maxiter:
+            words = f"Stopped after maxiter={maxiter} steps: {progress.words}, tol={tol:g}."
+            return progress.result(1, words)
+        if isinstance(optimizer, CurvatureOptimizer):
             optimizer.step(problem.closure)
             report = cast(StepReport, optimizer.report)
             progress.count(report.closures, report.gradients, report.products)
             if not report.accepted:
-                return _taken_back(progress, optimizer, report, tol)
-            progress.steps += 1
-            if report.promised <= INVISIBLE * abs(report.loss_before):
-                look()
-                return _invisible(progress, report, tol)
-            if progress.wants_to_stop(problem.start, report.loss_after):
-                look()
-                return progress.result(3, f"Stopped by the callback after {progress.steps} steps.")
-    except NotFinite as error:
-        if not progress.steps:
-            raise
-        return progress.result(4, f"Failed after {progress.steps} steps: {error}")
+                return _rejected(progress, optimizer, report, tol)
+        else:
+            optimizer.step()
+        progress.steps += 1
+
+
+def _evaluate(
+    optimizer: torch.optim.Optimizer, problem: Differentiable
+) -> tuple[float, Tensor, tuple[int, int, int]]:
+    """The loss, the gradient, which the optimizer finds in `.grad`, and the counts of both."""
+    optimizer.zero_grad()
+    loss = problem.closure()
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise NotFinite(f"The loss is {value}, so there is nothing to step from.")
+    if not loss.requires_grad:
+        raise ValueError("fun returned a tensor that does not depend on x.")
+    loss.backward()
+    gradient = cast(Tensor, problem.start.grad).detach()
+    if not bool(torch.isfinite(gradient).all()):
+        raise NotFinite(f"The loss is {value:.6g}, but its gradient is not finite there.")
+    return value, gradient, (1, 1, 0)
 
 
 def _invisible(progress: _Progress, report: StepReport, tol: float) -> Any:
-    """The result after a step that promised nothing float64 could show: the end, or a region that has collapsed?"""
+    """The result after a step whose predicted decrease float64 cannot show: converged, or a collapsed region?"""
     words = f"{progress.words}, tol={tol:g}."
     if report.possible <= INVISIBLE * abs(report.loss_before) and progress.flat:
         return progress.result(2, f"Converged as far as rounding shows; {words}")
-    return progress.result(
-        4,
-        progress.endless(DEEP)
-        or f"Failed: steps are too short for the loss to show, and the gradient is not small; {words} "
-        f"{DOUBT[progress.problem.source]}",
-    )
+    failed = f"Failed: steps are too short for the loss to show, and the gradient is not small; {words}"
+    return progress.result(4, progress.endless(DEEP) or f"{failed} {ADVICE[progress.problem.source]}")
 
 
 def _converged(progress: _Progress, tol: float) -> Any:
@@ -400,81 +391,26 @@ def _converged(progress: _Progress, tol: float) -> Any:
     return progress.result(0, words)
 
 
-def _passed(progress: _Progress, largest: float) -> Any:
-    """The result where the gradient vanishes above a point that was passed before."""
-    return progress.result(
-        4,
-        f"Failed: the gradient vanishes ({largest:.2g}) at a higher loss than x has, which was passed before; at x "
-        f"{progress.words}. Start again from x with a smaller step.",
-    )
-
-
-def _taken_back(progress: _Progress, optimizer: CurvatureOptimizer, report: StepReport, tol: float) -> Any:
+def _rejected(progress: _Progress, optimizer: CurvatureOptimizer, report: StepReport, tol: float) -> Any:
     """The result where a step was rejected: is it rounding, is fun no function, or is its gradient wrong?"""
-    words = f"{progress.words}, tol={tol:g}."
+    words, before = f"{progress.words}, tol={tol:g}.", report.loss_before
     progress.count(1, 0, 0)
     again = optimizer.value(progress.problem.closure)
-    if not abs(again - report.loss_before) <= AGREE * abs(report.loss_before):
-        return progress.result(
-            4,
-            f"Failed: fun returned {report.loss_before:.6g} and then {again:.6g} at the same x. It must be the same "
-            f"function at every call: no noise, no new batch; {words}",
+    if not abs(again - before) <= AGREE * abs(before):
+        failed = (
+            f"Failed: fun returned {before:.6g} and then {again:.6g} at the same x. It must be the same "
+            f"function at every call: no noise, no new batch; {words}"
         )
+        return progress.result(4, failed)
     # Without a trial the first step of all was already too short to change the weights; that says something only of
     # a step that no region had cut.
-    whole = report.promised >= (1 - 1e-6) * report.possible
-    unseen = not report.trials and 0 < report.promised < math.inf and whole
-    if unseen or (report.possible <= 1e-9 * abs(report.loss_before) and progress.flat):
-        return progress.result(
-            2,
+    uncut = report.first_predicted >= (1 - 1e-6) * report.possible
+    unseen = not report.trials and 0 < report.first_predicted < math.inf and uncut
+    if unseen or (report.possible <= 1e-9 * abs(before) and progress.flat):
+        converged = (
             f"Converged as far as rounding shows: a further step would decrease the loss by {report.possible:.2g} of "
-            f"{report.loss_before:.6g}; {words}",
+            f"{before:.6g}; {words}"
         )
-    failed = f"Failed: {report.stopped}; {words} {DOUBT[progress.problem.source]}"
+        return progress.result(2, converged)
+    failed = f"Failed: {report.stopped}; {words} {ADVICE[progress.problem.source]}"
     return progress.result(4, progress.endless(DEEP) or failed)
-
-
-def _plain(
-    optimizer: torch.optim.Optimizer,
-    problem: Differentiable,
-    method: str,
-    maxiter: int,
-    tol: float,
-    callback: Callable[..., Any] | None,
-) -> Any:
-    progress = _Progress(problem, method, callback)
-    while True:
-        optimizer.zero_grad()
-        loss = problem.closure()
-        value = float(loss.detach())
-        progress.count(1, 0, 0)
-        if not math.isfinite(value):
-            if not progress.steps:
-                raise NotFinite(f"fun(x0)={value} is not finite, so there is nothing to step from.")
-            return progress.result(
-                4,
-                f"Failed: the loss is {value} after {progress.steps} steps; x is the best before. Try a smaller lr.",
-            )
-        if not loss.requires_grad:
-            raise ValueError("fun returned a tensor that does not depend on x.")
-        loss.backward()
-        gradient = cast(Tensor, problem.start.grad).detach()
-        if not bool(torch.isfinite(gradient).all()):
-            words = f"The loss is {value:.6g}, but its gradient is not finite there."
-            if not progress.steps:
-                raise NotFinite(words)
-            return progress.result(4, f"Failed after {progress.steps} steps: {words}")
-        progress.count(0, 1, 0)
-        best, largest = progress.saw(problem.start, value, gradient), float(gradient.abs().max())
-        if largest <= tol:
-            return _converged(progress, tol) if best else _passed(progress, largest)
-        if progress.endless():
-            return progress.result(4, progress.endless())
-        if progress.steps >= maxiter:
-            return progress.result(
-                1, f"Stopped after maxiter={maxiter} steps: {progress.words}, tol={tol:g}."
-            )
-        if progress.steps and progress.wants_to_stop(problem.start, value):
-            return progress.result(3, f"Stopped by the callback after {progress.steps} steps.")
-        optimizer.step()
-        progress.steps += 1

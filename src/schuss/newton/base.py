@@ -1,23 +1,83 @@
-"""What the Newton family shares: groups, one closure per step, weights that come back when a step fails."""
+"""What the Newton family shares: a report of each step, groups, weights that come back when a step fails."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from schuss.errors import real, refusal, whole
-from schuss.newton.landscape import Closure, Landscape, NotFinite, Point, Weights, as_loss
-from schuss.newton.report import StepReport
+from schuss.newton.objective import Closure, NotFinite, Objective, Point, Weights, as_loss
 
 ASYMMETRIC = 5e-3
 """An asymmetry of a Hessian beyond this, relative, is no rounding, and no error of differences either."""
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What one step did and cost; it is in `optimizer.report`.
+
+    | field                | meaning                                                                     |
+    | `loss_before`        | the loss (with weight decay) where the step began                           |
+    | `loss_after`         | the loss where it ended; equal to `loss_before` if the step was rejected    |
+    | `predicted`          | the decrease that the quadratic model predicted for the step taken          |
+    | `first_predicted`    | the predicted decrease of the first, longest trial, accepted or not         |
+    | `possible`           | the predicted decrease without a region; inf if there is no lowest point    |
+    | `gradient_norm`      | ‖g‖₂ where the step began                                                   |
+    | `step_norm`          | ‖change of the weights‖₂, 0 if rejected                                     |
+    | `closures`           | calls of the closure (forward passes)                                       |
+    | `gradients`          | backward passes                                                             |
+    | `products`           | Hessian-, Gauss-Newton- or Jacobian-vector products; a dense matrix is many |
+    | `trials`             | points tried before one was accepted                                        |
+    | `radius`             | the trust region for the next step, in the method's own norm; inf if none   |
+    | `negative_curvature` | whether the step used a direction along which the loss curves down          |
+    | `accepted`           | whether the weights moved                                                   |
+    | `stopped`            | why the step ended, in words                                                |
+
+    `actual` is the decrease of the loss, `ratio` is `actual / predicted`: 1 where the model is accurate.
+    """
+
+    loss_before: float
+    loss_after: float
+    predicted: float
+    first_predicted: float
+    possible: float
+    gradient_norm: float
+    step_norm: float
+    closures: int
+    gradients: int
+    products: int
+    trials: int = 1
+    radius: float = math.inf
+    negative_curvature: bool = False
+    accepted: bool
+    stopped: str
+
+    @property
+    def actual(self) -> float:
+        """The decrease of the loss."""
+        return self.loss_before - self.loss_after
+
+    @property
+    def ratio(self) -> float:
+        """Actual over predicted decrease; nan where no decrease was predicted."""
+        return self.actual / self.predicted if self.predicted else math.nan
+
+    @property
+    def gradient_equivalents(self) -> float:
+        """Cost in units of one forward and one backward pass.
+
+        A forward pass counts 1/3, a backward pass 2/3, a Hessian-vector product 2 (a backward pass through a gradient's
+        graph, which is twice as long as the loss's).
+        """
+        return self.closures / 3 + 2 * self.gradients / 3 + 2 * self.products
 
 
 class CurvatureOptimizer(torch.optim.Optimizer):
@@ -60,11 +120,6 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             ValueError: where the closure returns no loss or two losses at the same weights; as `NotFinite` where
                 the loss or a derivative of it is not finite at the weights as they are.
         """
-        return self._guarded(closure, self._advance)
-
-    def _guarded(
-        self, closure: Closure | None, advance: Callable[[Landscape, Point, float], StepReport]
-    ) -> Tensor:
         if closure is None:
             raise ValueError(
                 f"{type(self).__name__}.step() needs a closure that computes and returns the loss."
@@ -74,12 +129,12 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         if not weights.params:
             raise ValueError("No weight can move: every group has lr=0 or weights without requires_grad.")
         self._affordable(weights)
-        land = self._landscape(closure, weights)
+        objective = self._objective(closure, weights)
         before = weights.read()
         try:
             with torch.enable_grad():
-                start = self._start(land)
-                report = advance(land, start, lr)
+                start = self._start(objective)
+                report = self._advance(objective, start, lr)
         except BaseException:
             weights.write(before)
             self._last = None
@@ -90,32 +145,42 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         self.report = report
         return start.graph.detach()
 
-    def look(self, closure: Closure) -> tuple[float, Tensor, tuple[int, int, int]]:
+    def evaluate(self, closure: Closure) -> tuple[float, Tensor, tuple[int, int, int]]:
         """The loss, the flat gradient and the counts (closures, gradients, products) where the weights are.
 
         With `full_batch` the next step begins with what was computed here.
         """
-        land = self._landscape(closure)
+        objective = self._objective(closure)
         with torch.enable_grad():
-            start = self._start(land)
-            gradient = land.gradient(start)
+            start = self._start(objective)
+            gradient = objective.gradient(start)
         self._last = start
-        return start.loss, gradient, (land.closures, land.gradients, land.products)
+        return start.loss, gradient, (objective.closures, objective.gradients, objective.products)
 
     def value(self, closure: Closure) -> float:
         """The loss where the weights are, evaluated anew."""
         with torch.enable_grad():
-            return self._landscape(closure).here().loss
+            return self._objective(closure).here().loss
 
     def curves_down(self, closure: Closure) -> tuple[bool, int]:
-        """Whether the loss has negative curvature where the weights are, and the products that took.
+        """Whether the loss has clearly negative curvature where the weights are, and the products that took.
 
         Methods without second derivatives cannot tell and say no.
         """
-        return False, 0
+        if not self.curved:
+            return False, 0
+        objective = self._objective(closure)
+        with torch.enable_grad():
+            point = self._start(objective)
+            found = self._curves_down(objective, point)
+        self._last = point
+        return found, objective.products
 
-    def _landscape(self, closure: Closure, weights: Weights | None = None) -> Landscape:
-        return Landscape(
+    def _curves_down(self, objective: Objective, point: Point) -> bool:
+        raise NotImplementedError
+
+    def _objective(self, closure: Closure, weights: Weights | None = None) -> Objective:
+        return Objective(
             weights or Weights(self.param_groups),
             closure,
             curved=self.curved,
@@ -123,7 +188,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             backward=self.backward,
         )
 
-    def _advance(self, land: Landscape, start: Point, lr: float) -> StepReport:
+    def _advance(self, objective: Objective, start: Point, lr: float) -> StepReport:
         raise NotImplementedError
 
     def _reduce(self, returned: Any) -> Tensor:
@@ -132,32 +197,29 @@ class CurvatureOptimizer(torch.optim.Optimizer):
     def _affordable(self, weights: Weights) -> None:
         """Refuse what would not fit, before anything is computed."""
 
-    def _start(self, land: Landscape) -> Point:
+    def _start(self, objective: Objective) -> Point:
         """The point to step from: the last step's end where that is known to be the same function."""
         last, self._last = self._last, None
-        if self.full_batch and last is not None and land.is_fresh(last):
+        if self.full_batch and last is not None and objective.is_fresh(last):
             return last
-        start = land.here()
-        if not start.finite:
+        start = objective.here()
+        if not math.isfinite(start.loss):
             raise NotFinite(
                 f"The loss is {start.loss} at the weights as they are, so there is nothing to step from. "
                 "The weights are unchanged."
             )
-        if not self._checked:
-            start = self._repeated(land, start)
-            self._checked = True
-        return start
-
-    def _repeated(self, land: Landscape, first: Point) -> Point:
-        """A closure that draws its own batch or dropout mask gives two losses at the same weights."""
-        again = land.here()
-        tolerance = math.sqrt(land.eps) * max(abs(first.loss), abs(again.loss))
-        if not abs(again.loss - first.loss) <= tolerance:
+        if self._checked:
+            return start
+        # A closure that draws its own batch or dropout mask gives two losses at the same weights.
+        again = objective.here()
+        tolerance = math.sqrt(objective.eps) * max(abs(start.loss), abs(again.loss))
+        if not abs(again.loss - start.loss) <= tolerance:
             raise ValueError(
-                f"The closure returned {first.loss:.6g} and then {again.loss:.6g} at the same weights. "
+                f"The closure returned {start.loss:.6g} and then {again.loss:.6g} at the same weights. "
                 "A step compares losses, so the closure must not change within it: draw the batch outside "
                 "the closure, and switch dropout off or fix its seed. The weights are unchanged."
             )
+        self._checked = True
         return again
 
     def _symmetric(self, asymmetry: float) -> None:
@@ -176,47 +238,29 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             _check(group["lr"], group["weight_decay"])
         if len(rates) > 1:
-            raise refusal(
-                "lr",
-                sorted(rates),
-                "one number for all groups",
-                "Curvature couples all weights, so groups share one lr; lr=0 holds a group still.",
-            )
+            advice = "Curvature couples all weights, so groups share one lr; lr=0 holds a group still."
+            raise refusal("lr", sorted(rates), "one number for all groups", advice)
         return rates.pop() if rates else 0.0
 
     def _write_report(
-        self,
-        land: Landscape,
-        start: Point,
-        end: Point,
-        *,
-        predicted: float,
-        stopped: str,
-        promised: float | None = None,
-        possible: float | None = None,
-        trials: int = 1,
-        radius: float = math.inf,
-        negative_curvature: bool = False,
+        self, objective: Objective, start: Point, end: Point, *, predicted: float, stopped: str, **more: Any
     ) -> StepReport:
-        """`promised` is `predicted`, and `possible` is `promised`, where nothing else is said."""
-        promised = predicted if promised is None else promised
+        """`first_predicted` is `predicted`, and `possible` is `first_predicted`, where nothing else is said."""
+        first = more.pop("first_predicted", predicted)
         moved = end is not start
         return StepReport(
             loss_before=start.loss,
             loss_after=end.loss,
             predicted=predicted,
-            promised=promised,
-            possible=promised if possible is None else possible,
-            gradient_norm=float(land.gradient(start).norm()),
+            first_predicted=first,
+            gradient_norm=float(objective.gradient(start).norm()),
             step_norm=float((end.x - start.x).norm()) if moved else 0.0,
-            closures=land.closures,
-            gradients=land.gradients,
-            products=land.products,
-            trials=trials,
-            radius=radius,
-            negative_curvature=negative_curvature,
+            closures=objective.closures,
+            gradients=objective.gradients,
+            products=objective.products,
             accepted=moved,
             stopped=stopped,
+            **{"possible": first, **more},
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -246,6 +290,14 @@ def _moved(value: Any, device: torch.device) -> Any:
     return [_moved(v, device) for v in cast(list[Any], value)] if isinstance(value, list) else value
 
 
+def check_finite(start: Point, what: str, *values: Tensor) -> None:
+    """Refuse to step from derivatives that are not finite."""
+    if not all(bool(torch.isfinite(value).all()) for value in values):
+        raise NotFinite(
+            f"The loss is {start.loss:.6g}, but its {what} is not finite there. The weights are unchanged."
+        )
+
+
 def _check(lr: Any, weight_decay: Any) -> None:
     advice = "It is the fraction of the model's step to take; 1 is Newton's own."
     real("lr", lr, "in [0, 1]", lambda x: 0 <= x <= 1, advice)
@@ -253,12 +305,12 @@ def _check(lr: Any, weight_decay: Any) -> None:
 
 
 def check_radius(radius: Any, advice: str) -> None:
-    """Refuse what is no first trust region; None, of which `advice` says what it means, and infinity are some."""
+    """Refuse what is no first trust region; `advice` says what None means."""
     if radius is not None:
         real("radius", radius, "> 0", lambda x: x > 0, advice)
 
 
 def check_products(most: Any) -> None:
-    """Refuse what is no limit of products; None is none."""
+    """Refuse what is no limit of products, or None."""
     if most is not None:
         whole("max_products", most, 1)

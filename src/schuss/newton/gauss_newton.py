@@ -14,12 +14,18 @@ import torch
 from torch import Tensor
 
 from schuss.errors import refusal
-from schuss.newton.base import CurvatureOptimizer, Params, check_products, check_radius
+from schuss.newton.base import (
+    CurvatureOptimizer,
+    Params,
+    StepReport,
+    check_finite,
+    check_products,
+    check_radius,
+)
 from schuss.newton.cost import free_bytes
-from schuss.newton.landscape import Landscape, NotFinite, Point, Weights
+from schuss.newton.objective import Objective, Point, Weights
 from schuss.newton.products import FlatJacobian, rows
 from schuss.newton.region import KrylovModel, Model, SpectralModel, descend, forcing
-from schuss.newton.report import StepReport
 
 DENSE_LIMIT = 1000
 
@@ -96,37 +102,20 @@ class GaussNewton(CurvatureOptimizer):
     def _outputs(self, returned: Any) -> Squares | Softmax:
         return (Squares if self.loss == "squares" else Softmax)(returned, self.reduction)
 
-    def _advance(self, land: Landscape, start: Point, lr: float) -> StepReport:
-        gradient = land.gradient(start)
-        if not bool(torch.isfinite(gradient).all()):
-            raise NotFinite(
-                f"The loss is {start.loss:.6g}, but its gradient is not finite there. The weights are unchanged."
-            )
+    def _advance(self, objective: Objective, start: Point, lr: float) -> StepReport:
+        gradient = objective.gradient(start)
+        check_finite(start, "gradient", gradient)
         outputs = self._outputs(start.outputs)
-        dense = self._is_dense(land.weights, outputs)
-        model = self._spectral(land, start, outputs) if dense else self._krylov(land, start, outputs)
+        dense = self._is_dense(objective.weights, outputs)
+        build = self._spectral if dense else self._krylov
+        model = build(objective, start, outputs)
         radius = self.memory["radius"]
         if radius is None:
             radius = (float((self.memory["scale"] * start.x).norm()) or math.inf) if dense else math.inf
-        outcome = descend(land, start, model, radius, lr=lr, exact=dense)
-        self.memory["radius"] = outcome.radius
-        self._last = outcome.point
-        trial, stopped = outcome.trial, outcome.stopped
-        if trial is None and not float(gradient.norm()):
-            stopped = "the gradient is zero"
-        if isinstance(model, SpectralModel) and model.rank < len(gradient):
-            stopped += f" (J has rank {model.rank} of {len(gradient)}: the shortest such step)"
-        return self._write_report(
-            land,
-            start,
-            outcome.point,
-            predicted=trial.predicted if trial else 0.0,
-            promised=outcome.promised,
-            possible=outcome.possible,
-            trials=outcome.trials,
-            radius=outcome.radius,
-            stopped=stopped,
-        )
+        end, numbers = descend(objective, start, model, radius, lr=lr, exact=dense)
+        self.memory["radius"], self._last = numbers["radius"], end
+        numbers["negative_curvature"] = False  # G has none
+        return self._write_report(objective, start, end, **numbers)
 
     def _is_dense(self, weights: Weights, outputs: Squares | Softmax) -> bool:
         if self.solver != "auto":
@@ -134,16 +123,16 @@ class GaussNewton(CurvatureOptimizer):
         d = weights.count
         return d <= DENSE_LIMIT and 32 * d * outputs.z.numel() <= 0.5 * free_bytes(weights.params[0].device)
 
-    def _krylov(self, land: Landscape, start: Point, outputs: Squares | Softmax) -> Model:
-        decay, jacobian = land.weights.decay, FlatJacobian(outputs.z, land.weights.params)
-        land.gradients += 1  # the backward pass that the first product records
+    def _krylov(self, objective: Objective, start: Point, outputs: Squares | Softmax) -> Model:
+        decay, jacobian = objective.weights.decay, FlatJacobian(outputs.z, objective.weights.params)
+        objective.gradients += 1  # the backward pass that the first product records
 
         def product(v: Tensor) -> Tensor:
-            land.products += 1
+            objective.products += 1
             found = jacobian.ggnvp(outputs.curvature, v).detach()
             return found if decay is None else found + decay * v
 
-        gradient = land.gradient(start)
+        gradient = objective.gradient(start)
         size = float(gradient.norm())
         # Tighter than this is wasted: G is not H, so the steps contract by a fixed factor at best.
         eta = max(forcing(size, self.memory["gradient_norm"], self.memory["eta"]), 1e-2)
@@ -152,18 +141,17 @@ class GaussNewton(CurvatureOptimizer):
         radius = self.memory["radius"] or math.inf
         return KrylovModel(gradient, product, eta, limit, radius=radius)
 
-    def _spectral(self, land: Landscape, start: Point, outputs: Squares | Softmax) -> SpectralModel:
-        gradient, decay = land.gradient(start), land.weights.decay
-        matrix = outputs.rooted(self._jacobian(land, outputs, start.x))
+    def _spectral(self, objective: Objective, start: Point, outputs: Squares | Softmax) -> SpectralModel:
+        gradient, decay = objective.gradient(start), objective.weights.decay
+        matrix = outputs.rooted(self._jacobian(objective, outputs, start.x))
         if decay is not None:
             matrix = torch.cat([matrix, torch.diag(decay.sqrt())])
-        if not bool(torch.isfinite(matrix).all()):
-            raise NotFinite(
-                f"The loss is {start.loss:.6g}, but its Jacobian is not finite there. The weights are unchanged."
-            )
+        check_finite(start, "Jacobian", matrix)
         lengths = matrix.norm(dim=0)
-        kept = self.memory["scale"]
-        scale = lengths if kept is None or len(kept) != len(lengths) else torch.maximum(lengths, kept)
+        largest = self.memory["scale"]
+        scale = (
+            lengths if largest is None or len(largest) != len(lengths) else torch.maximum(lengths, largest)
+        )
         self.memory["scale"] = scale
         scale = torch.where(scale > 0, scale, 1.0)
         matrix = matrix / scale
@@ -183,10 +171,10 @@ class GaussNewton(CurvatureOptimizer):
             slope[: len(sizes)] = sizes * (left.T @ residual)[: len(sizes)]
         return SpectralModel(values.flip(0), right.flip(0).T, scale, slope.flip(0))
 
-    def _jacobian(self, land: Landscape, outputs: Squares | Softmax, like: Tensor) -> Tensor:
-        jacobian = FlatJacobian(outputs.z, land.weights.params)
-        d, m = land.weights.count, outputs.z.numel()
-        land.products += min(d, m)
+    def _jacobian(self, objective: Objective, outputs: Squares | Softmax, like: Tensor) -> Tensor:
+        jacobian = FlatJacobian(outputs.z, objective.weights.params)
+        d, m = objective.weights.count, outputs.z.numel()
+        objective.products += min(d, m)
         if m <= d:
             return rows(lambda u: jacobian.vjp(u).detach(), m, like, d)
         return rows(lambda v: jacobian.jvp(v).detach(), d, like, m).T
@@ -200,12 +188,8 @@ class Squares:
             outputs, targets = cast(tuple[Any, Any], returned)
             _tensors(outputs, targets)
             if outputs.shape != targets.shape:
-                raise refusal(
-                    "targets.shape",
-                    tuple(targets.shape),
-                    f"the outputs' {tuple(outputs.shape)}",
-                    "Reshape one of them.",
-                )
+                allowed = f"the outputs' {tuple(outputs.shape)}"
+                raise refusal("targets.shape", tuple(targets.shape), allowed, "Reshape one of them.")
             returned = outputs - targets
         _tensors(returned)
         self.z = cast(Tensor, returned)
@@ -244,7 +228,7 @@ class Softmax:
         self.z: Tensor = logits
         self.targets: Tensor = targets if targets.ndim == 1 else targets.to(torch.float64)
         self.weight = 1.0 if reduction == "sum" else 1.0 / max(len(logits), 1)
-        self.share = logits.detach().to(torch.float64).softmax(dim=1)
+        self.p = logits.detach().to(torch.float64).softmax(dim=1)
 
     def loss(self) -> Tensor:
         """ℓ in float64, with its graph."""
@@ -257,13 +241,13 @@ class Softmax:
 
     def curvature(self, u: Tensor) -> Tensor:
         """C u = weight (p ∘ u − p (pᵀu)), row by row."""
-        p, v = self.share, u.reshape(self.share.shape)
+        p, v = self.p, u.reshape(self.p.shape)
         return (self.weight * (p * v - p * (p * v).sum(1, keepdim=True))).reshape(-1)
 
     def rooted(self, jacobian: Tensor) -> Tensor:
         """B J with BᵀB = C: row by row B = diag √p − √p pᵀ."""
-        p = self.share[..., None]
-        j = jacobian.reshape(*self.share.shape, -1)
+        p = self.p[..., None]
+        j = jacobian.reshape(*self.p.shape, -1)
         return (math.sqrt(self.weight) * p.sqrt() * (j - (p * j).sum(1, keepdim=True))).flatten(0, 1)
 
 

@@ -3,22 +3,22 @@
 Sources: Liu & Nocedal, "On the limited memory BFGS method", Math. Prog. 45 (1989); Nocedal & Wright, "Numerical
 Optimization" (2006), algorithm 7.4 for B g, (7.20) for γ, (3.60) for the first length; Wei, Li & Qi, "New quasi-Newton
 methods for unconstrained optimization problems", Appl. Math. Comput. 175 (2006), for θ, and Yuan, IMA J. Numer. Anal.
-11 (1991), for its bounds; Berahas, Nocedal & Takáč, "A multi-batch L-BFGS method", NeurIPS 2016, for the overlap.
+11 (1991), for its bounds.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from schuss.errors import real, refusal, whole
-from schuss.newton.base import CurvatureOptimizer, Params
-from schuss.newton.landscape import Closure, Landscape, NotFinite, Point
+from schuss.newton.base import CurvatureOptimizer, Params, StepReport, check_finite
 from schuss.newton.linesearch import Probe, strong_wolfe
+from schuss.newton.objective import Objective, Point
 from schuss.newton.region import EPS
-from schuss.newton.report import StepReport
 
 
 class LBFGS(CurvatureOptimizer):
@@ -51,8 +51,7 @@ class LBFGS(CurvatureOptimizer):
 
     Here one `step` is one iteration; torch.optim.LBFGS takes up to 20 in one, and without a line search by default.
     The closure may call `backward()` as torch's does, or leave it. Both gradients of a pair come from one
-    closure, so batches may change between steps; with `step(closure, overlap=...)` the pair comes from
-    the overlap of this batch with the next. Memory: (2m + 5) d float64.
+    closure, so batches may change between steps. Memory: (2m + 5) d float64.
 
     >>> w = torch.tensor([-1.2, 1.0], dtype=torch.float64, requires_grad=True)
     >>> optimizer = LBFGS([w], full_batch=True)
@@ -87,64 +86,42 @@ class LBFGS(CurvatureOptimizer):
         self.history_size, self.c1, self.c2, self.max_evaluations = history_size, c1, c2, max_evaluations
         self._forget()
 
-    def step(self, closure: Closure | None = None, *, overlap: Closure | None = None) -> Tensor:  # type: ignore[override]
-        """Take one step and return the loss from before it.
-
-        `overlap` is a closure for the samples that this batch shares with the next; the curvature pair is
-        measured on them alone, at two more gradients of that smaller batch.
-        """
-
-        def advance(land: Landscape, start: Point, lr: float) -> StepReport:
-            return self._search(land, start, lr, overlap)
-
-        return self._guarded(closure, advance)
-
-    def _search(self, land: Landscape, start: Point, lr: float, overlap: Closure | None) -> StepReport:
-        gradient = land.gradient(start)
-        size = float(gradient.norm())
-        if not math.isfinite(size):
-            raise NotFinite(
-                f"The loss is {start.loss:.6g}, but its gradient is not finite there. The weights are unchanged."
-            )
-        seen, before = land, start
-        if overlap is not None:
-            seen = self._landscape(overlap, land.weights)
-            before = seen.here()
-            seen.gradient(before)
-        if size == 0.0:
+    def _advance(self, objective: Objective, start: Point, lr: float) -> StepReport:
+        gradient = objective.gradient(start)
+        check_finite(start, "gradient", gradient.norm())
+        if not float(gradient.norm()):
             self._last = start
-            return self._told(land, start, start, 0.0, 0.0, 0, "the gradient is zero: a minimum or a saddle")
+            words = "the gradient is zero: a minimum or a saddle"
+            return self._write_report(objective, start, start, predicted=0.0, trials=0, stopped=words)
         if any(len(s) != len(gradient) for s in self.memory["s"][:1]):
             self._forget()  # other weights move now: a group was added, or a layer frozen
-        found, direction, slope, promised, trials, words = None, gradient, 0.0, 0.0, 0, ""
+        found, slope, first_predicted, trials, words = None, 0.0, 0.0, 0, ""
         for attempt in range(2):
             direction = -self._smoothed(gradient)
             slope = float(torch.dot(gradient, direction))
-            promised = promised or -0.5 * slope
+            first_predicted = first_predicted or -0.5 * slope
             if slope < 0 and math.isfinite(slope):
-                found, used, words = self._along(
-                    land, start, direction, slope, lr * self._first_length(slope)
-                )
+                first = lr * self._first_length(slope)
+                found, used, words = self._along(objective, start, direction, slope, first)
                 trials += used
             if found is not None or attempt or not self.memory["s"]:
                 break
             self._forget()
             words = "the pairs were forgotten"
-            land.return_to(start)
+            objective.return_to(start)
+        numbers: dict[str, Any] = {"first_predicted": first_predicted, "trials": trials}
         if found is None:
-            return self._told(land, start, start, 0.0, promised, trials, f"rejected: {words}")
-        end = found.place
-        if not land.is_fresh(end):
-            land.return_to(end)
-        self._remember(seen, before, end if seen is land else seen.here())
-        if seen is not land:
-            land.closures += seen.closures
-            land.gradients += seen.gradients
+            stopped = f"rejected: {words}"
+            return self._write_report(objective, start, start, predicted=0.0, stopped=stopped, **numbers)
+        end = found.point
+        if not objective.is_fresh(end):
+            objective.return_to(end)
+        self._remember(objective, start, end)
         self._last = end
         self.memory["fall"] = start.loss - end.loss
-        # Along the direction the model's curvature is that of B⁻¹, so it promises (t − t²/2) |φ'(0)|.
+        # Along the direction the model's curvature is that of B⁻¹, so it predicts (t − t²/2) |φ'(0)|.
         predicted = -slope * (found.t - 0.5 * found.t**2)
-        return self._told(land, start, end, predicted, promised, trials, words)
+        return self._write_report(objective, start, end, predicted=predicted, stopped=words, **numbers)
 
     def _first_length(self, slope: float) -> float:
         """A parabola of this slope that falls by d is lowest at 2 d / |slope|; a little more lets 1 be reached."""
@@ -154,11 +131,12 @@ class LBFGS(CurvatureOptimizer):
         return min(1.0, 1.01 * 2 * fall / -slope) if fall > 0 else 1.0
 
     def _along(
-        self, land: Landscape, start: Point, direction: Tensor, slope: float, first: float
+        self, objective: Objective, start: Point, direction: Tensor, slope: float, first: float
     ) -> tuple[Probe[Point] | None, int, str]:
         def evaluate(t: float) -> Probe[Point]:
-            point = land.at(start.x + t * direction)
-            falls = float(torch.dot(land.gradient(point), direction)) if point.finite else math.nan
+            point = objective.at(start.x + t * direction)
+            finite = math.isfinite(point.loss)
+            falls = float(torch.dot(objective.gradient(point), direction)) if finite else math.nan
             return Probe(t, point.loss, falls, point)
 
         return strong_wolfe(
@@ -167,7 +145,7 @@ class LBFGS(CurvatureOptimizer):
             first,
             c1=self.c1,
             c2=self.c2,
-            noise=land.noise(start),
+            noise=objective.noise(start),
             limit=self.max_evaluations,
         )
 
@@ -185,13 +163,13 @@ class LBFGS(CurvatureOptimizer):
             q += (amount - float(torch.dot(y, q)) / float(torch.dot(s, y))) * s
         return q
 
-    def _remember(self, land: Landscape, before: Point, after: Point) -> None:
-        """Keep a pair if it says that the loss curves up along s, whatever the units of the loss and the weights."""
+    def _remember(self, objective: Objective, before: Point, after: Point) -> None:
+        """Store a pair if it says that the loss curves up along s, whatever the units of the loss and the weights."""
         s = after.x - before.x
-        y = land.gradient(after) - land.gradient(before)
+        y = objective.gradient(after) - objective.gradient(before)
         curvature = float(torch.dot(s, y))
-        if curvature > 0 and abs(before.loss - after.loss) > land.faint(before):
-            both = float(torch.dot(land.gradient(after) + land.gradient(before), s))
+        if curvature > 0 and abs(before.loss - after.loss) > objective.faint(before):
+            both = float(torch.dot(objective.gradient(after) + objective.gradient(before), s))
             bend = curvature + 2 * (before.loss - after.loss) + both
             wanted = min(max(bend, 0.01 * curvature), 100 * curvature)
             y = y + ((wanted - curvature) / float(torch.dot(s, s))) * s
@@ -200,23 +178,3 @@ class LBFGS(CurvatureOptimizer):
 
     def _forget(self) -> None:
         self.memory = {"s": [], "y": [], "fall": 0.0}
-
-    def _told(
-        self,
-        land: Landscape,
-        start: Point,
-        end: Point,
-        predicted: float,
-        promised: float,
-        trials: int,
-        stopped: str,
-    ) -> StepReport:
-        return self._write_report(
-            land,
-            start,
-            end,
-            predicted=predicted,
-            promised=promised,
-            trials=trials,
-            stopped=stopped,
-        )

@@ -22,7 +22,7 @@ class Probe(Generic[P]):
     t: float
     loss: float
     slope: float
-    place: P
+    point: P
 
 
 def cubic_minimum(a: Probe[P], b: Probe[P]) -> float:
@@ -97,7 +97,7 @@ def strong_wolfe(
 
 def _between(low: Probe[P], high: Probe[P], *, halve: bool) -> float:
     guess = cubic_minimum(low, high)
-    share = (guess - low.t) / (high.t - low.t)
-    if halve or not math.isfinite(share):
-        share = 0.5
-    return low.t + min(max(share, 0.05), 0.95) * (high.t - low.t)
+    fraction = (guess - low.t) / (high.t - low.t)
+    if halve or not math.isfinite(fraction):
+        fraction = 0.5
+    return low.t + min(max(fraction, 0.05), 0.95) * (high.t - low.t)

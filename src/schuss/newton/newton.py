@@ -1,4 +1,4 @@
-"""Newton's method with the whole Hessian: exact, and dear.
+"""Newton's method with the whole Hessian: exact, for d² memory and d³ time.
 
 Sources: Moré & Sorensen, "Computing a trust region step", SIAM J. Sci. Stat. Comput. 4 (1983), §3;
 Conn, Gould & Toint, "Trust-Region Methods" (2000), ch. 6-7; Higham, "Accuracy and Stability of Numerical Algorithms"
@@ -14,15 +14,14 @@ import torch
 from torch import Tensor
 
 from schuss.errors import real, refusal
-from schuss.newton.base import CurvatureOptimizer, Params, check_radius
+from schuss.newton.base import CurvatureOptimizer, Params, StepReport, check_finite, check_radius
 from schuss.newton.cost import dense_cost, free_bytes
-from schuss.newton.landscape import Closure, Landscape, NotFinite, Point, Weights
+from schuss.newton.objective import Objective, Point, Weights
 from schuss.newton.refinement import residual
 from schuss.newton.region import REFINEMENTS, SpectralModel, descend
-from schuss.newton.report import StepReport
 from schuss.units import human_bytes
 
-FIRST_SHARE = 0.03
+FIRST_FRACTION = 0.03
 """Where the first Hessian is not positive definite its model is a poor guide: begin with this fraction of ‖D w‖."""
 
 
@@ -79,8 +78,7 @@ class Newton(CurvatureOptimizer):
         if memory_limit is not None:
             real("memory_limit", memory_limit, "a number of bytes ≥ 0, or None", lambda x: x >= 0)
         super().__init__(params, lr, weight_decay, full_batch)
-        self.damping = damping
-        self.memory_limit = memory_limit
+        self.damping, self.memory_limit = damping, memory_limit
         self.memory = {"radius": math.inf if radius is None else float(radius)}
         self._warned = False
         weights = Weights(self.param_groups)
@@ -100,55 +98,29 @@ class Newton(CurvatureOptimizer):
             f"and softmax, or LBFGS ({human_bytes(8 * 24 * d)})."
         )
 
-    def curves_down(self, closure: Closure) -> tuple[bool, int]:
-        """Whether the lowest eigenvalue of the Hessian is clearly negative."""
-        land = self._landscape(closure)
-        with torch.enable_grad():
-            point = self._start(land)
-            values = spectral_model(land.gradient(point), land.hessian(point)).values
-        self._last = point
-        return float(values[0]) < -1e-7 * float(values.abs().max()), land.products
+    def _curves_down(self, objective: Objective, point: Point) -> bool:
+        values = spectral_model(objective.gradient(point), objective.hessian(point)).values
+        return float(values[0]) < -1e-7 * float(values.abs().max())
 
-    def _advance(self, land: Landscape, start: Point, lr: float) -> StepReport:
-        gradient = land.gradient(start)
-        hessian = land.hessian(start)
-        self._symmetric(land.asymmetry)
-        if not (bool(torch.isfinite(gradient).all()) and bool(torch.isfinite(hessian).all())):
-            raise NotFinite(
-                f"The loss is {start.loss:.6g}, but its gradient or Hessian is not finite there. "
-                "The weights are unchanged."
-            )
+    def _advance(self, objective: Objective, start: Point, lr: float) -> StepReport:
+        gradient = objective.gradient(start)
+        hessian = objective.hessian(start)
+        self._symmetric(objective.asymmetry)
+        check_finite(start, "gradient or Hessian", gradient, hessian)
         if self.damping is None:
-            return self._pure(land, start, hessian, lr)
+            return self._pure(objective, start, hessian, lr)
         model = spectral_model(gradient, hessian)
         self._warn_if_blurred(model.condition, start.graph.dtype)
         radius = self.memory["radius"]
         if math.isinf(radius) and model.free is None:
             size = float((model.scale * start.x).norm())
-            radius = min(model.natural(), FIRST_SHARE * size) if size else model.natural()
-        outcome = descend(land, start, model, radius, lr=lr, keep=0.1)
-        self.memory["radius"] = outcome.radius
-        self._last = outcome.point
-        trial, stopped = outcome.trial, outcome.stopped
-        if trial is None and not float(gradient.norm()):
-            stopped = "the gradient is zero and no curvature is negative: a minimum"
-        if model.rank < len(gradient):
-            stopped += f" (H is singular, rank {model.rank} of {len(gradient)}: the shortest such step)"
-        return self._write_report(
-            land,
-            start,
-            outcome.point,
-            predicted=trial.predicted if trial else 0.0,
-            promised=outcome.promised,
-            possible=outcome.possible,
-            trials=outcome.trials,
-            radius=outcome.radius,
-            negative_curvature=bool(trial and trial.negative_curvature),
-            stopped=stopped,
-        )
+            radius = min(model.natural(), FIRST_FRACTION * size) if size else model.natural()
+        end, numbers = descend(objective, start, model, radius, lr=lr, fraction=0.1)
+        self.memory["radius"], self._last = numbers["radius"], end
+        return self._write_report(objective, start, end, **numbers)
 
-    def _pure(self, land: Landscape, start: Point, hessian: Tensor, lr: float) -> StepReport:
-        gradient = land.gradient(start)
+    def _pure(self, objective: Objective, start: Point, hessian: Tensor, lr: float) -> StepReport:
+        gradient = objective.gradient(start)
         scale = _scale(hessian)
         factor, pivots, info = torch.linalg.lu_factor_ex(hessian / torch.outer(scale, scale))
         diagonal = factor.diagonal().abs()
@@ -167,8 +139,8 @@ class Newton(CurvatureOptimizer):
         for _ in range(REFINEMENTS):
             step = step + solve(residual(hessian, step, -gradient))
         step = lr * step
-        end = land.at(start.x + step)
-        if not end.finite:
+        end = objective.at(start.x + step)
+        if not math.isfinite(end.loss):
             end, stopped = start, f"rejected: the loss is {end.loss} after the full Newton step"
         else:
             stopped = "the full Newton step"
@@ -176,12 +148,7 @@ class Newton(CurvatureOptimizer):
         bend = float(step @ (hessian @ step))
         predicted = -float(gradient @ step) - 0.5 * bend
         return self._write_report(
-            land,
-            start,
-            end,
-            predicted=predicted,
-            negative_curvature=bend < 0,
-            stopped=stopped,
+            objective, start, end, predicted=predicted, stopped=stopped, negative_curvature=bend < 0
         )
 
     def _warn_if_blurred(self, condition: float, dtype: torch.dtype) -> None:
@@ -191,7 +158,7 @@ class Newton(CurvatureOptimizer):
             warnings.warn(
                 f"The Hessian's condition number is {condition:.1e}, and {dtype} gradients resolve {resolution:.1e}: "
                 "the step along the flattest directions is noise. Use float64 weights.",
-                stacklevel=6,
+                stacklevel=5,
             )
 
 

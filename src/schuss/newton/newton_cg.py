@@ -7,15 +7,22 @@ Eisenstat & Walker, SIAM J. Sci. Comput. 17 (1996), choice 2, for how exactly to
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from schuss.errors import whole
-from schuss.newton.base import CurvatureOptimizer, Params, check_products, check_radius
-from schuss.newton.landscape import Closure, Landscape, NotFinite, Point
+from schuss.newton.base import (
+    CurvatureOptimizer,
+    Params,
+    StepReport,
+    check_finite,
+    check_products,
+    check_radius,
+)
+from schuss.newton.objective import Objective, Point
 from schuss.newton.region import EPS, KrylovModel, descend, forcing
-from schuss.newton.report import StepReport
 
 
 class NewtonCG(CurvatureOptimizer):
@@ -64,101 +71,60 @@ class NewtonCG(CurvatureOptimizer):
         whole("probes", probes, 0, advice="0 accepts any point where the gradient vanishes.")
         super().__init__(params, lr, weight_decay, full_batch)
         self.max_products, self.probes = max_products, probes
-        self.memory = {
-            "radius": math.inf if radius is None else float(radius),
-            "gradient_norm": None,
-            "eta": 0.1,
-        }
+        first = math.inf if radius is None else float(radius)
+        self.memory = {"radius": first, "gradient_norm": None, "eta": 0.1}
 
-    def curves_down(self, closure: Closure) -> tuple[bool, int]:
-        """Whether `probes` HVPs of a Lanczos run from a random vector find clearly negative curvature."""
-        land = self._landscape(closure)
-        with torch.enable_grad():
-            point = self._start(land)
-            found = lowest_curvature(land, point, self.probes)
-        self._last = point
-        return found is not None, land.products
+    def _curves_down(self, objective: Objective, point: Point) -> bool:
+        return lowest_curvature(objective, point, self.probes) is not None
 
-    def _advance(self, land: Landscape, start: Point, lr: float) -> StepReport:
-        gradient = land.gradient(start)
-        size = float(gradient.norm())
-        if not math.isfinite(size):
-            raise NotFinite(
-                f"The loss is {start.loss:.6g}, but its gradient is not finite there. The weights are unchanged."
-            )
+    def _advance(self, objective: Objective, start: Point, lr: float) -> StepReport:
+        gradient = objective.gradient(start)
+        check_finite(start, "gradient", gradient.norm())
+        size, radius = float(gradient.norm()), self.memory["radius"]
+        end, memory = start, dict[str, Any]()
+        numbers: dict[str, Any]
         if size == 0.0:
-            return self._from_stationary(land, start, lr)
-        eta = forcing(size, self.memory["gradient_norm"], self.memory["eta"])
-        radius = self.memory["radius"]
-        limit = self.max_products or min(2 * len(gradient), 200)
-        model = KrylovModel(gradient, lambda v: land.hvp(start, v), eta, limit, radius=radius)
-        self._symmetric(model.asymmetry)
-        outcome = descend(land, start, model, radius, lr=lr, keep=0.1, exact=False)
-        end, trial, stopped = outcome.point, outcome.trial, f"{outcome.stopped}; CG ended by {model.why}"
-        predicted = trial.predicted if trial else 0.0
-        down = bool(trial and trial.negative_curvature)
-        if end is not start and float(land.gradient(end).norm()) <= 1e-8 * size:
-            further = self._leave_saddle(land, end, lr)
+            stopped = "the gradient is zero and no Hessian-vector product found negative curvature"
+            numbers = {"predicted": 0.0, "radius": radius, "stopped": stopped}
+        else:
+            eta = forcing(size, self.memory["gradient_norm"], self.memory["eta"])
+            limit = self.max_products or min(2 * len(gradient), 200)
+            model = KrylovModel(gradient, lambda v: objective.hvp(start, v), eta, limit, radius=radius)
+            self._symmetric(model.asymmetry)
+            end, numbers = descend(objective, start, model, radius, lr=lr, fraction=0.1, exact=False)
+            numbers["stopped"] += f"; CG ended by {model.why}"
+            memory = {"radius": numbers["radius"], "gradient_norm": size, "eta": eta}
+        if (end is not start or not size) and float(objective.gradient(end).norm()) <= 1e-8 * size:
+            further = self._leave_saddle(objective, end, lr)
             if further is not None:
                 end, more = further
-                predicted, down, stopped = (
-                    predicted + more,
-                    True,
-                    "a saddle left along its negative curvature",
-                )
-        self.memory |= {"radius": outcome.radius, "gradient_norm": size, "eta": eta}
+                numbers |= {"predicted": numbers["predicted"] + more, "negative_curvature": True}
+                numbers["stopped"] = "a saddle left along its negative curvature"
+        self.memory |= memory
         self._last = end
-        return self._write_report(
-            land,
-            start,
-            end,
-            predicted=predicted,
-            promised=outcome.promised,
-            possible=outcome.possible,
-            trials=outcome.trials,
-            radius=outcome.radius,
-            negative_curvature=down,
-            stopped=stopped,
-        )
+        return self._write_report(objective, start, end, **numbers)
 
-    def _from_stationary(self, land: Landscape, start: Point, lr: float) -> StepReport:
-        further = self._leave_saddle(land, start, lr)
-        end, predicted = further or (start, 0.0)
-        self._last = end
-        words = "a saddle left along its negative curvature"
-        return self._write_report(
-            land,
-            start,
-            end,
-            predicted=predicted,
-            radius=self.memory["radius"],
-            negative_curvature=further is not None,
-            stopped=words
-            if further
-            else "the gradient is zero and no Hessian-vector product found negative curvature",
-        )
-
-    def _leave_saddle(self, land: Landscape, point: Point, lr: float) -> tuple[Point, float] | None:
+    def _leave_saddle(self, objective: Objective, point: Point, lr: float) -> tuple[Point, float] | None:
         """A lower point along the most negative curvature that `probes` Lanczos products find, if any."""
-        found = lowest_curvature(land, point, self.probes)
+        found = lowest_curvature(objective, point, self.probes)
         if found is None or found[0] >= 0:
             return None
         value, direction = found
-        slope = float(torch.dot(land.gradient(point), direction))
+        slope = float(torch.dot(objective.gradient(point), direction))
         direction = -direction if slope > 0 else direction
         radius = self.memory["radius"]
         length = lr * (radius if math.isfinite(radius) else max(1.0, float(point.x.norm())))
         for _ in range(40):
-            end = land.at(point.x + length * direction)
+            end = objective.at(point.x + length * direction)
             predicted = abs(slope) * length - 0.5 * value * length**2
-            if end.finite and point.loss - end.loss >= 1e-4 * predicted:
+            if math.isfinite(end.loss) and point.loss - end.loss >= 1e-4 * predicted:
                 return end, predicted
             length *= 0.25
-        land.at(point.x)
+        objective.at(point.x)
         return None
 
 
-def lowest_curvature(land: Landscape, point: Point, products: int) -> tuple[float, Tensor] | None:
+def lowest_curvature(objective: Objective, point: Point, products: int) -> tuple[float, Tensor] | None:
     """The smallest Ritz value and its vector after some Lanczos products from a random vector, orthogonalised.
 
     None where the value is not clearly below zero, or there was nothing to look at.
@@ -176,7 +142,7 @@ def lowest_curvature(land: Landscape, point: Point, products: int) -> tuple[floa
         if not size > 1e-10:
             break
         v = v / size
-        column = land.hvp(point, v)
+        column = objective.hvp(point, v)
         basis.append(v)
         columns.append(column)
         v = column / max(float(column.norm()), 1e-300)

@@ -1,4 +1,4 @@
-"""Trust regions: the best step of a quadratic model within a radius, and the loop that trusts or doubts it.
+"""Trust regions: the best step of a quadratic model within a radius, and the loop that accepts or rejects it.
 
 Two models know their best step for *every* radius once they are built, so a rejected trial costs one loss
 and no new derivative: `SpectralModel` by the eigenvalues of a dense matrix (Moré & Sorensen 1983), and
@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from schuss.newton.landscape import Landscape, Point
+from schuss.newton.objective import Objective, Point
 
 EPS = torch.finfo(torch.float64).eps
 REFINEMENTS = 3
@@ -24,25 +24,13 @@ REFINEMENTS = 3
 
 @dataclass(frozen=True)
 class Trial:
-    """A step, the decrease gᵀs + ½ sᵀHs promises for it (as a positive number), and how it came about."""
+    """A step, the decrease that gᵀs + ½ sᵀHs predicts for it (as a positive number), and how it came about."""
 
     step: Tensor
     predicted: float
     length: float
     boundary: bool
     negative_curvature: bool
-
-
-class Model(Protocol):
-    """A quadratic model that can be asked for its step within any radius."""
-
-    def within(self, radius: float) -> Trial:
-        """The model's step of at most this length."""
-        ...
-
-    def possible(self) -> float:
-        """The decrease that the model promises without a region; inf where it has no lowest point."""
-        ...
 
 
 class SpectralModel:
@@ -61,8 +49,7 @@ class SpectralModel:
         slope: Tensor,
         missing: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.values, self.basis, self.scale, self.slope = values, basis, scale, slope
-        self.missing = missing
+        self.values, self.basis, self.scale, self.slope, self.missing = values, basis, scale, slope, missing
         size = float(values.abs().max())
         self.noise = len(values) * EPS * size
         self.rank = int((values.abs() > self.noise).sum())
@@ -84,7 +71,7 @@ class SpectralModel:
         return y
 
     def possible(self) -> float:
-        """The decrease at the unconstrained minimizer."""
+        """The decrease at the unconstrained minimizer; inf where there is none."""
         return math.inf if self.free is None else self._trial(self.free, boundary=False).predicted
 
     def natural(self) -> float:
@@ -92,8 +79,7 @@ class SpectralModel:
         floor = 1e-3 * float(self.values.abs().max())
         if not floor:  # no curvature at all says nothing of a length
             return 1.0
-        length = float((self.slope / self.values.abs().clamp(min=floor)).norm())
-        return length or 1.0
+        return float((self.slope / self.values.abs().clamp(min=floor)).norm()) or 1.0
 
     def within(self, radius: float) -> Trial:
         """Minimize the model over ‖D s‖ ≤ radius, exactly."""
@@ -111,11 +97,7 @@ class SpectralModel:
         bottom = self.values <= lowest + self.noise
         # Hard case: g has nothing along the lowest curvature, so even μ = −λ₁ leaves y inside the sphere.
         shifted = (self.values + floor).clamp(min=0.0)
-        inside = torch.where(
-            shifted > self.noise,
-            -self.slope / shifted.clamp(min=self.noise or 1.0),
-            torch.zeros_like(shifted),
-        )
+        inside = torch.where(shifted > self.noise, -self.slope / shifted.clamp(min=self.noise or 1.0), 0.0)
         missing = float(self.slope[bottom].norm())
         if lowest <= self.noise and missing <= 1e-12 * size and float(inside.norm()) < radius:
             rest = math.sqrt(max(radius**2 - float(inside.norm()) ** 2, 0.0))
@@ -155,7 +137,7 @@ class KrylovModel:
     """m(s) = gᵀs + ½ sᵀHs by conjugate gradients from s = 0, stopped where H curves down.
 
     The iterates grow in length and fall in value, and along any chord between two of them the model is
-    m_a − Δ (2t − t²), with Δ the fall between them: so up to `knots` iterates are kept, and the step within any
+    m_a − Δ (2t − t²), with Δ the fall between them: so up to `knots` iterates are stored, and the step within any
     smaller radius is found on the chords without another product. After the last iterate comes a ray, where
     the curvature was negative. `asymmetry` is the largest |dᵀHe − eᵀHd| of two directions that followed each other,
     relative to what random vectors would make of a matrix of that size.
@@ -175,7 +157,7 @@ class KrylovModel:
         radius: float = math.inf,
         knots: int = 20,
     ) -> None:
-        self.gradient = gradient
+        self.gradient, self.rank = gradient, len(gradient)
         z, residual = torch.zeros_like(gradient), gradient.clone()
         direction = -residual
         squared = start = _dot(residual, residual)
@@ -226,7 +208,7 @@ class KrylovModel:
         return self.path[-1].length + (reach if math.isfinite(reach) and curvature else 1.0)
 
     def within(self, radius: float) -> Trial:
-        """Walk the path up to the radius."""
+        """Follow the path up to the radius."""
         if math.isinf(radius) and self.ray is not None:
             radius = self.natural()
         for a, b in zip(self.path, self.path[1:], strict=False):
@@ -279,82 +261,81 @@ def _reach(start: Tensor, direction: Tensor, radius: float) -> float:
     return c / (b + root) if b > 0 else (root - b) / a
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Where a trust-region step ended."""
-
-    point: Point
-    trial: Trial | None
-    radius: float
-    trials: int
-    promised: float
-    possible: float
-    stopped: str
-
-
-KEEP = 1e-4  # of the promised decrease, to keep a trial
+Model = SpectralModel | KrylovModel
 
 
 def descend(
-    land: Landscape,
+    objective: Objective,
     start: Point,
     model: Model,
     radius: float,
     *,
     lr: float = 1.0,
-    keep: float = KEEP,
+    fraction: float = 1e-4,
     exact: bool = True,
     max_trials: int = 40,
-) -> Outcome:
+) -> tuple[Point, dict[str, Any]]:
     """Try the model's step, and shorter ones while the loss disagrees; widen the region where it agrees.
 
-    A trial is kept when the loss falls by at least the share `keep` of what was promised. Where the promise is too
+    Returns the point where the step ended, `start` if every trial was rejected, and what its report says of it.
+
+    A trial is accepted when the loss falls by at least this fraction of the predicted decrease. Where that is too
     small a part of the loss to be seen through rounding, the fall is taken from the slopes at both ends,
-    −½ (g₀ + g₁)ᵀs, whose rounding is smaller by far. An `exact` model's good step says how far to look next, be it
+    −½ (g₀ + g₁)ᵀs, whose rounding is smaller by far. An `exact` model's good step says how far to try next, be it
     nearer; the step of an inexact one may be short for other reasons and only widens the region.
     """
-    slope = land.gradient(start)
-    broken, promised, believed = 0, 0.0, radius
+    slope = objective.gradient(start)
+    broken, first_predicted, first_radius = 0, 0.0, radius
     possible = lr * (2 - lr) * model.possible()
 
-    def given_up(words: str, trials: int) -> Outcome:
-        """No trial was kept. Losses that are no numbers say nothing about how far the model holds."""
-        if broken:
+    def ended(
+        words: str, trials: int, point: Point = start, trial: Trial | None = None
+    ) -> tuple[Point, dict[str, Any]]:
+        if trial is None and broken:
             words += f"; {broken} of {trials} losses were not finite"
-        region = believed if broken == trials else radius
-        return Outcome(start, None, region, trials, promised, possible, words)
+        if model.rank < len(slope):
+            words += f" (singular, rank {model.rank} of {len(slope)}: the shortest such step)"
+        # Losses that are no numbers say nothing about how far the model holds.
+        region = first_radius if trial is None and broken == trials else radius
+        return point, {
+            "predicted": trial.predicted if trial else 0.0,
+            "first_predicted": first_predicted,
+            "possible": possible,
+            "trials": trials,
+            "radius": region,
+            "negative_curvature": bool(trial and trial.negative_curvature),
+            "stopped": words,
+        }
 
     for trials in range(1, max_trials + 1):
         trial = model.within(radius)
         if lr != 1.0:
             trial = _shortened(trial, slope, lr)
-        promised = promised or trial.predicted
+        first_predicted = first_predicted or trial.predicted
         if not trial.predicted > 0 or not bool(torch.isfinite(trial.step).all()):
-            return Outcome(
-                start, None, radius, trials - 1, promised, possible, "the model predicts no decrease"
-            )
-        point = land.at(start.x + trial.step)
+            stationary = "the gradient is zero and no curvature of the model is negative"
+            return ended("the model predicts no decrease" if bool(slope.any()) else stationary, trials - 1)
+        point = objective.at(start.x + trial.step)
         if torch.equal(point.x, start.x):
-            return given_up("the step is below the rounding of the weights", trials - 1)
+            return ended("the step is below the rounding of the weights", trials - 1)
         length = trial.length / lr
-        if not point.finite:
+        if not math.isfinite(point.loss):
             broken += 1
             radius = 0.1 * length
             continue
-        actual = start.loss - point.loss
-        faint = land.faint(start)
+        actual, faint = start.loss - point.loss, objective.faint(start)
         if trial.predicted <= faint and abs(actual) <= faint:
-            actual = -0.5 * float(torch.dot(slope + land.gradient(point), trial.step))
+            actual = -0.5 * float(torch.dot(slope + objective.gradient(point), trial.step))
         radius = _next_radius(radius, length, trial, actual, slope, exact)
-        if actual / trial.predicted >= keep:
-            return Outcome(point, trial, radius, trials, promised, possible, _kind(trial))
-    return given_up("no trial lowered the loss", max_trials)
+        if actual / trial.predicted >= fraction:
+            return ended(_kind(trial), trials, point, trial)
+    return ended("no trial lowered the loss", max_trials)
 
 
 def _next_radius(
     radius: float, length: float, trial: Trial, actual: float, slope: Tensor, exact: bool
 ) -> float:
-    """How far to look next, after a trial of this length has lowered the loss by `actual`."""
+    """How far to try next, after a trial of this length has lowered the loss by `actual`."""
     ratio = actual / trial.predicted
     if ratio < 0.25:
         # The parabola through both losses and the slope says where along the step its minimum lies.
@@ -368,7 +349,7 @@ def _next_radius(
 
 
 def _kind(trial: Trial) -> str:
-    """Where a step that was kept ended, in words."""
+    """Where an accepted step ended, in words."""
     if trial.negative_curvature:
         return "negative curvature followed"
     return "the boundary of the trust region" if trial.boundary else "the model's minimum"
@@ -377,10 +358,5 @@ def _kind(trial: Trial) -> str:
 def _shortened(trial: Trial, slope: Tensor, lr: float) -> Trial:
     along = float(torch.dot(slope, trial.step))
     bend = 2 * (-trial.predicted - along)
-    return Trial(
-        lr * trial.step,
-        -(lr * along + 0.5 * lr * lr * bend),
-        lr * trial.length,
-        trial.boundary,
-        trial.negative_curvature,
-    )
+    predicted = -(lr * along + 0.5 * lr * lr * bend)
+    return replace(trial, step=lr * trial.step, predicted=predicted, length=lr * trial.length)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, fields
 from math import exp, log, sqrt
 from typing import Any, ClassVar, Self
 
-from schuss.errors import refusal
+from schuss.errors import Domain
 
 __all__ = [
     "MATRIX",
@@ -112,42 +112,6 @@ WHOLE_TENSOR = (*MEASURED, *SHAPES, *MATRIX)
 VOCABULARY = ("abs", "exp", "log", "maximum", "minimum", "sign", "sqrt", "where", *WHOLE_TENSOR)
 
 
-@dataclass(frozen=True)
-class _Domain:
-    """The numbers that a hyperparameter may be."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    below: float = math.inf
-    above: float = -math.inf
-    choices: tuple[str, ...] = ()
-    kind: type = float
-    advice: str = ""
-
-    def __str__(self) -> str:
-        if self.kind is bool:
-            return "True or False"
-        if self.choices:
-            return "one of " + ", ".join(map(repr, self.choices))
-        if self.below < math.inf:
-            left = f"[{self.low:g}" if self.low > -math.inf else f"({self.above:g}"
-            return f"in {left}, {self.below:g})"
-        if self.high < math.inf:
-            return f"in [{self.low:g}, {self.high:g}]"
-        if self.above > -math.inf:
-            return f"a finite number > {self.above:g}"
-        return f"a finite number ≥ {self.low:g}" if self.low > -math.inf else "a finite number"
-
-    def holds(self, value: object) -> bool:
-        if self.kind is bool:
-            return isinstance(value, bool)
-        if self.choices:
-            return value in self.choices
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return False
-        return math.isfinite(value) and self.low <= value <= self.high and self.above < value < self.below
-
-
 def number(
     default: float,
     *,
@@ -158,21 +122,21 @@ def number(
     advice: str = "",
 ) -> Any:
     """A real hyperparameter: low ≤ it ≤ high, above < it < below."""
-    return field(default=default, metadata={"domain": _Domain(low, high, below, above, advice=advice)})
+    return field(default=default, metadata={"domain": Domain(low, high, below, above, advice=advice)})
 
 
 def option(default: bool) -> Any:
     """A hyperparameter that is on or off."""
-    return field(default=default, metadata={"domain": _Domain(kind=bool)})
+    return field(default=default, metadata={"domain": Domain(kind=bool)})
 
 
 def choice(*choices: str, advice: str = "") -> Any:
     """A hyperparameter that is one of several words; the first is the default."""
-    return field(default=choices[0], metadata={"domain": _Domain(choices=choices, advice=advice)})
+    return field(default=choices[0], metadata={"domain": Domain(choices=choices, advice=advice)})
 
 
 @functools.cache
-def _domains(rule: type[Rule]) -> dict[str, _Domain]:
+def _domains(rule: type[Rule]) -> dict[str, Domain]:
     return {f.name: f.metadata["domain"] for f in fields(rule)}
 
 
@@ -208,9 +172,7 @@ class Rule:
     def _check(self, names: Iterable[str]) -> None:
         domains = _domains(type(self))
         for name in names:
-            value, domain = getattr(self, name), domains[name]
-            if not domain.holds(value):
-                raise refusal(name, value, str(domain), domain.advice)
+            domains[name].check(name, getattr(self, name))
         self.check()
 
     def changed(self, **values: float) -> Self:

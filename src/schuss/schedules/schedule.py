@@ -1,4 +1,4 @@
-"""What a schedule is: a pure function of the number of finished steps, and the ways to put several together.
+"""What a schedule is: a pure function of the number of finished steps, and how several are put together.
 
 A schedule has no state, so that resuming is calling it with the step, and a longer horizon is a new schedule.
 """
@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, InitVar, dataclass, fields, replace
 from functools import cache, cached_property
 from numbers import Integral, Real
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, ClassVar, get_type_hints
 
-from schuss.errors import refusal
+from schuss.errors import Domain, refusal
 
 
 def between(start: float, end: float, gone: float) -> float:
@@ -32,13 +32,6 @@ CURVES: dict[str, Callable[[float], float]] = {
     "sqrt": math.sqrt,
 }
 """The fraction of the change made at time x of [0, 1], by the name of its shape."""
-
-
-def curve(shape: str, known: tuple[str, ...] = tuple(CURVES)) -> Callable[[float], float]:
-    """Return the curve of that name, or raise which are known."""
-    if shape not in known:
-        raise refusal("shape", shape, f"one of {', '.join(known)}")
-    return CURVES[shape]
 
 
 class Schedule(ABC):
@@ -73,8 +66,8 @@ class Schedule(ABC):
         return False
 
     @abstractmethod
-    def formula(self, n: float) -> float:
-        """Return the value after n steps, 0 ≤ n ≤ `length`."""
+    def _formula(self, n: float) -> float:
+        """The value after n steps, 0 ≤ n ≤ `length`."""
 
     @abstractmethod
     def corners(self, horizon: float) -> list[float]:
@@ -82,7 +75,7 @@ class Schedule(ABC):
 
     def at(self, n: float) -> float:
         """Return the value after n ≥ 0 steps: the formula, flat after its end."""
-        return self.formula(n if self.length == math.inf else min(n, self.length))
+        return self._formula(n if self.length == math.inf else min(n, self.length))
 
     def __call__(self, n: float) -> float:
         """Return the value after n finished steps."""
@@ -129,7 +122,6 @@ class Schedule(ABC):
         return InEpochs(self, steps_per_epoch)
 
     def __mul__(self, factor: float) -> Schedule:
-        """Return the schedule times a constant."""
         return Scaled(self, factor) if isinstance(factor, Real) else NotImplemented
 
     __rmul__ = __mul__
@@ -142,50 +134,43 @@ class Schedule(ABC):
 # A schedule with parameters: what they may be, and in which unit its lengths are given.
 
 
-@dataclass(frozen=True)
-class Domain:
-    """What a parameter may be, for the check at construction."""
-
-    allowed: str
-    holds: Callable[[float], bool]
-    advice: str = ""
-    is_length: bool = False
+class _Length(Domain):
+    """A number of steps, or of epochs where `steps_per_epoch` is given."""
 
 
+class _Horizon(_Length):
+    """A length that may be infinite."""
+
+    def holds(self, value: object) -> bool:
+        return (isinstance(value, float) and value == math.inf) or super().holds(value)
+
+
+_FINITE, _ABOVE_0 = Domain(), Domain(above=0)
 _LENGTH_ADVICE = "Say steps=1000, or epochs=90 with steps_per_epoch=390."
-_FINITE = Domain("a finite number", math.isfinite)
-_ABOVE_0 = Domain("a finite number above 0", lambda v: 0 < v < math.inf)
 Value = Annotated[float, _FINITE]
 Positive = Annotated[float, _ABOVE_0]
-NotNegative = Annotated[float, Domain("a finite number, 0 or more", lambda v: 0 <= v < math.inf)]
-Share = Annotated[float, Domain("in [0, 1]", lambda v: 0 <= v <= 1)]
-Rate = Annotated[float, Domain("in (0, 1]", lambda v: 0 < v <= 1, "It multiplies the value again and again.")]
-Length = Annotated[
-    float, Domain("a finite number of steps above 0", lambda v: 0 < v < math.inf, is_length=True)
-]
-LengthOr0 = Annotated[
-    float, Domain("a finite number of steps, 0 or more", lambda v: 0 <= v < math.inf, is_length=True)
-]
-Horizon = Annotated[
-    float, Domain("a number of steps above 0", lambda v: v > 0, _LENGTH_ADVICE, is_length=True)
-]
+NotNegative = Annotated[float, Domain(low=0)]
+Fraction = Annotated[float, Domain(low=0, high=1)]
+Rate = Annotated[float, Domain(above=0, high=1, advice="It multiplies the value again and again.")]
+Length = Annotated[float, _Length(above=0)]
+LengthOr0 = Annotated[float, _Length(low=0)]
 UNSAID: Any = None
 """The default of a parameter that is derived from others, or must be given, when the schedule is constructed."""
 
 
 @cache
-def _domains(page: type) -> dict[str, Domain]:
-    """Return the domain of each parameter of a schedule, read from its annotations."""
-    hints = get_type_hints(page, include_extras=True)
+def _domains(kind: type) -> dict[str, Domain]:
+    """The domain of each parameter of a schedule, read from its annotations."""
+    hints = get_type_hints(kind, include_extras=True)
     return {
-        field.name: next(d for d in hints[field.name].__metadata__ if isinstance(d, Domain))
-        for field in fields(page)
+        field.name: hints[field.name].__metadata__[0]
+        for field in fields(kind)
         if hasattr(hints[field.name], "__metadata__")
     }
 
 
 @dataclass(frozen=True, repr=False)
-class Page(Schedule):
+class Parametric(Schedule):
     """A schedule with a formula of its own, checked at construction, its horizon said in steps or epochs.
 
     | here              | units         | domain | meaning                                                 |
@@ -197,31 +182,40 @@ class Page(Schedule):
     """
 
     _: KW_ONLY
-    steps: Horizon = math.inf
+    steps: Annotated[float, _Horizon(above=0, advice=_LENGTH_ADVICE)] = math.inf
     epochs: InitVar[float | None] = None
     steps_per_epoch: InitVar[float | None] = None
 
     def __post_init__(self, epochs: float | None, steps_per_epoch: float | None) -> None:
-        """Bring the lengths to steps and check each parameter; a schedule adds what they must be together."""
-        if (epochs is not None) and steps_per_epoch is None:
-            raise TypeError(
-                f"epochs={epochs!r} needs steps_per_epoch, for example steps_per_epoch=len(loader)."
-            )
-        if epochs is not None and self.steps not in (UNSAID, math.inf):
-            raise TypeError(
-                f"steps={self.steps!r} and epochs={epochs!r} say the same thing. Say one of them."
-            )
         if epochs is not None:
+            if steps_per_epoch is None:
+                raise TypeError(
+                    f"epochs={epochs!r} needs steps_per_epoch, for example steps_per_epoch=len(loader)."
+                )
+            if self.steps not in (UNSAID, math.inf):
+                raise TypeError(
+                    f"steps={self.steps!r} and epochs={epochs!r} say the same thing. Say one of them."
+                )
             self._set("steps", epochs)
         unit = 1 if steps_per_epoch is None else _checked("steps_per_epoch", steps_per_epoch, _ABOVE_0)
-        unsaid = {field.name for field in fields(self) if field.default is UNSAID}
-        for name, domain in _domains(type(self)).items():
-            value = getattr(self, name)
-            if value is not UNSAID or name not in unsaid:
-                value = _checked(name, value, domain)
-                self._set(name, _whole(value * unit) if domain.is_length else float(value))
+        domains = _domains(type(self))
+        for field in fields(self):
+            value, domain = getattr(self, field.name), domains.get(field.name)
+            if domain is None or (value is UNSAID and field.default is UNSAID):
+                continue
+            value = _checked(field.name, value, domain)
+            if isinstance(domain, _Length):
+                value = _whole(value * unit)
+            elif not domain.choices:
+                value = float(value)
+            self._set(field.name, value)
         if self.steps is UNSAID:
             raise TypeError(f"{type(self).__name__} needs its length. {_LENGTH_ADVICE}")
+        self._complete()
+        check_warmup(self.rise, self.steps)
+
+    def _complete(self) -> None:
+        """Fill in what follows from other parameters, and refuse what does not go together."""
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -231,17 +225,21 @@ class Page(Schedule):
         """Finished steps after which the value stays as it is; infinite where it never does."""
         return self.steps
 
-    def bends(self, last: float) -> Iterable[float]:
-        """Return the steps at which another piece of the formula begins; those after `last` do not matter."""
-        return ()
+    @property
+    def rise(self) -> float:
+        """The steps of `warmup`, where there is one."""
+        return getattr(self, "warmup", 0)
+
+    def _bends(self, last: float) -> Iterable[float]:
+        """The steps at which another piece of the formula begins; those after `last` do not matter."""
+        return (self.rise,)
 
     def corners(self, horizon: float) -> list[float]:
         """Return both ends and the bends between them, as far as the horizon."""
         last = min(horizon, self.length)
-        return sorted({n for n in (0, self.length, *self.bends(max(last, 0))) if n <= last})
+        return sorted({n for n in (0, self.length, *self._bends(max(last, 0))) if n <= last})
 
     def __repr__(self) -> str:
-        """Return the expression that makes it again."""
         words: list[str] = []
         in_order = True
         for field in sorted(fields(self), key=lambda field: field.kw_only is True):
@@ -255,14 +253,15 @@ class Page(Schedule):
 
 
 def _checked(name: str, value: Any, domain: Domain) -> Any:
-    """Return the number as Python's own int or float, or raise what is wrong with it."""
-    if not isinstance(value, Real) or not domain.holds(float(value)):
-        raise refusal(name, value, domain.allowed, domain.advice)
-    return int(value) if isinstance(value, Integral) else float(value)
+    """The value, a number as Python's own int or float, or the refusal of it."""
+    if isinstance(value, Real):
+        value = int(value) if isinstance(value, Integral) else float(value)
+    domain.check(name, value)
+    return value
 
 
 def _whole(steps: float) -> float:
-    """Return a length as a whole number where it is one: 0.07 · 100 is 7, not 7.000000000000001."""
+    """A length as a whole number where it is one: 0.07 · 100 is 7, not 7.000000000000001."""
     if math.isinf(steps):
         return steps
     return round(steps) if math.isclose(steps, round(steps), rel_tol=1e-12) else float(steps)
@@ -284,6 +283,13 @@ def multiples(period: float, last: float) -> Iterable[float]:
     return (k * period for k in range(min(int(last // period), MANY) + 1))
 
 
+def check_warmup(warmup: float, horizon: float) -> None:
+    """Raise where a warm-up is longer than the horizon: the peak would never be reached."""
+    if warmup > horizon:
+        advice = f"Warm up for fewer steps, or train for at least {warmup} steps."
+        raise refusal("warmup", warmup, f"within the horizon of {horizon} steps", advice)
+
+
 # Several schedules as one. Each is a schedule again, so they nest.
 
 
@@ -295,9 +301,8 @@ class Then(Schedule):
     second: Schedule
 
     def __post_init__(self) -> None:
-        """Refuse what has no end to go on from."""
-        for part in (self.first, self.second):
-            _check_is_schedule(part)
+        if not isinstance(self.second, Schedule):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"{self.second!r} is not a schedule. Try Constant({self.second!r}).")
         if self.first.length == math.inf:
             raise refusal("first", self.first, "a schedule that ends", "Try .until(1000) before .then(...).")
 
@@ -316,8 +321,7 @@ class Then(Schedule):
         """As the second part."""
         return self.second.open_ended
 
-    def formula(self, n: float) -> float:
-        """Return first(n) before the boundary and second(n − boundary) from it on."""
+    def _formula(self, n: float) -> float:
         boundary = self.first.length
         return self._before.at(n) if n < boundary else self.second.at(n - boundary)
 
@@ -337,175 +341,130 @@ class Then(Schedule):
         return sorted({*self.first.corners(horizon), *later})
 
     def __repr__(self) -> str:
-        """Return the expression that makes it again."""
         return f"{self.first!r}.then({self.second!r})"
 
 
 @dataclass(frozen=True, repr=False)
 class Changed(Schedule):
-    """Another schedule, seen differently."""
+    """Another schedule, its time or its value changed by one number.
+
+    `_inner` says which step of the schedule belongs to step n, and `_outer` the reverse.
+    """
 
     schedule: Schedule
+    by: float
+    name: ClassVar[str] = "steps"
+    domain: ClassVar[Domain] = _FINITE
+    written: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by", _whole(_checked(self.name, self.by, self.domain)))
+
+    def _inner(self, n: float) -> float:
+        return n
+
+    def _outer(self, n: float) -> float:
+        return n
 
     @property
     def length(self) -> float:
-        """As it was."""
-        return self.schedule.length
+        """The length as it is now."""
+        return self._outer(self.schedule.length)
 
     @property
     def rise(self) -> float:
-        """As it was."""
-        return self.schedule.rise
+        """The warm-up as it is now, with the wait before it."""
+        return self._outer(self.schedule.rise) if self.schedule.rise else 0
 
     @property
     def open_ended(self) -> bool:
         """As it was."""
         return self.schedule.open_ended
 
+    def _formula(self, n: float) -> float:
+        return self.schedule.at(self._inner(n))
+
     def leading_to(self, following: Schedule) -> Schedule:
         """Return the same change of the schedule at the height of what follows."""
         return replace(self, schedule=self.schedule.leading_to(following))
 
     def corners(self, horizon: float) -> list[float]:
-        """As they were."""
-        return self.schedule.corners(horizon)
+        """Return the corners where they are now."""
+        moved = map(self._outer, self.schedule.corners(self._inner(horizon)))
+        return sorted({n for n in (0, *moved) if n <= horizon})
+
+    def __repr__(self) -> str:
+        return self.written.format(self.schedule, self.by)
 
 
 @dataclass(frozen=True, repr=False)
 class Scaled(Changed):
-    """A schedule times a constant; `schedule * factor` makes it."""
+    """A schedule times a constant; `schedule * factor` makes it. A warm-up's height is then said."""
 
-    factor: float
+    name = "factor"
+    written = "({!r} * {!r})"
 
     def __post_init__(self) -> None:
-        """Refuse a factor that is no number."""
-        object.__setattr__(self, "factor", float(_checked("factor", self.factor, _FINITE)))
+        object.__setattr__(self, "by", float(_checked(self.name, self.by, self.domain)))
 
     @property
     def open_ended(self) -> bool:
-        """Never: a warm-up times a constant has said its height."""
+        """Never."""
         return False
 
-    def formula(self, n: float) -> float:
-        """Return factor · schedule(n)."""
-        return self.factor * self.schedule.at(n)
+    def _formula(self, n: float) -> float:
+        return self.by * self.schedule.at(n)
 
     def leading_to(self, following: Schedule) -> Schedule:
-        """Return the schedule itself: a warm-up times a constant has said its height."""
+        """Return the schedule itself."""
         return self
-
-    def __repr__(self) -> str:
-        """Return the expression that makes it again."""
-        return f"({self.schedule!r} * {self.factor!r})"
 
 
 @dataclass(frozen=True, repr=False)
 class Shifted(Changed):
     """A schedule moved to the right, or below 0 to the left; `schedule.shifted(steps)` makes it."""
 
-    steps: float
+    written = "{!r}.shifted({!r})"
 
-    def __post_init__(self) -> None:
-        """Refuse a shift that is no number."""
-        object.__setattr__(self, "steps", _whole(_checked("steps", self.steps, _FINITE)))
+    def _inner(self, n: float) -> float:
+        return max(n - self.by, 0)
 
-    @property
-    def length(self) -> float:
-        """The steps that are left, never below 0."""
-        return max(self.schedule.length + self.steps, 0)
-
-    @property
-    def rise(self) -> float:
-        """What is left of a warm-up, and the wait before it."""
-        return max(self.schedule.rise + self.steps, 0) if self.schedule.rise else 0
-
-    def formula(self, n: float) -> float:
-        """Return schedule(n − steps), and schedule(0) before."""
-        return self.schedule.at(max(n - self.steps, 0))
-
-    def corners(self, horizon: float) -> list[float]:
-        """Return the corners where they are now."""
-        moved = [n + self.steps for n in self.schedule.corners(horizon - self.steps)]
-        return sorted({n for n in (0, *moved) if 0 <= n <= horizon})
-
-    def __repr__(self) -> str:
-        """Return the expression that makes it again."""
-        return f"{self.schedule!r}.shifted({self.steps!r})"
+    def _outer(self, n: float) -> float:
+        return max(n + self.by, 0)
 
 
 @dataclass(frozen=True, repr=False)
 class Until(Changed):
     """A schedule cut to a horizon, or held until a later one; `schedule.until(steps)` makes it."""
 
-    steps: float
+    domain = _ABOVE_0
+    written = "{!r}.until({!r})"
 
     def __post_init__(self) -> None:
-        """Refuse a horizon inside the warm-up."""
-        object.__setattr__(self, "steps", _whole(_checked("steps", self.steps, _ABOVE_0)))
-        check_warmup(self.schedule.rise, self.steps)
+        super().__post_init__()
+        check_warmup(self.schedule.rise, self.by)
 
     @property
     def length(self) -> float:
         """The horizon."""
-        return self.steps
-
-    def formula(self, n: float) -> float:
-        """Return schedule(n); `at` never asks beyond the horizon."""
-        return self.schedule.at(n)
+        return self.by
 
     def corners(self, horizon: float) -> list[float]:
         """Return the corners up to the horizon, and the horizon itself."""
-        inside = self.schedule.corners(min(self.steps, horizon))
-        return sorted({*inside, self.steps} if self.steps <= horizon else {*inside})
-
-    def __repr__(self) -> str:
-        """Return the expression that makes it again."""
-        return f"{self.schedule!r}.until({self.steps!r})"
+        inside = self.schedule.corners(min(self.by, horizon))
+        return sorted({*inside, self.by} if self.by <= horizon else {*inside})
 
 
 @dataclass(frozen=True, repr=False)
 class InEpochs(Changed):
     """A schedule said in epochs, read in steps; `schedule.in_epochs(steps_per_epoch)` makes it."""
 
-    steps_per_epoch: float
+    name = "steps_per_epoch"
+    domain = _ABOVE_0
+    written = "{!r}.in_epochs({!r})"
 
-    def __post_init__(self) -> None:
-        """Refuse an epoch without steps."""
-        unit = _whole(_checked("steps_per_epoch", self.steps_per_epoch, _ABOVE_0))
-        object.__setattr__(self, "steps_per_epoch", unit)
+    def _inner(self, n: float) -> float:
+        return n / self.by
 
-    @property
-    def length(self) -> float:
-        """The length in steps."""
-        return _whole(self.schedule.length * self.steps_per_epoch)
-
-    @property
-    def rise(self) -> float:
-        """The warm-up in steps."""
-        return _whole(self.schedule.rise * self.steps_per_epoch)
-
-    def formula(self, n: float) -> float:
-        """Return schedule(n / steps_per_epoch); it moves within an epoch too."""
-        return self.schedule.at(n / self.steps_per_epoch)
-
-    def corners(self, horizon: float) -> list[float]:
-        """Return the corners in steps."""
-        return [
-            _whole(n * self.steps_per_epoch) for n in self.schedule.corners(horizon / self.steps_per_epoch)
-        ]
-
-    def __repr__(self) -> str:
-        """Return the expression that makes it again."""
-        return f"{self.schedule!r}.in_epochs({self.steps_per_epoch!r})"
-
-
-def _check_is_schedule(part: object) -> None:
-    if not isinstance(part, Schedule):
-        raise TypeError(f"{part!r} is not a schedule. Try Constant({part!r}).")
-
-
-def check_warmup(warmup: float, horizon: float) -> None:
-    """Raise where a warm-up is longer than the horizon: the peak would never be reached."""
-    if warmup > horizon:
-        advice = f"Warm up for fewer steps, or train for at least {warmup} steps."
-        raise refusal("warmup", warmup, f"within the horizon of {horizon} steps", advice)
+    def _outer(self, n: float) -> float:
+        return _whole(n * self.by)

@@ -11,22 +11,19 @@ the first, and the one after a warm-up, start at the peak.
 
 from __future__ import annotations
 
-import difflib
+import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import fields
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import schuss.schedules as schedules
-from schuss.schedules.schedule import Page, Schedule
+from schuss.errors import closest
+from schuss.schedules.schedule import Parametric, Schedule
 
-
-def _pages() -> dict[str, type[Page]]:
-    kinds = [getattr(schedules, name) for name in schedules.__all__]
-    return {kind.__name__.lower(): kind for kind in kinds if issubclass(kind, Page)}
-
-
-PAGES = _pages()
+SCHEDULES: dict[str, type[Parametric]] = {
+    name.lower(): getattr(schedules, name) for name in schedules.__all__ if name != "Schedule"
+}
 SHORT = {
     "restarts": "cosinerestarts",
     "step": "stepdecay",
@@ -35,33 +32,27 @@ SHORT = {
     "rsqrt": "inversesqrt",
     "triangle": "cyclic",
 }
-_FIRST = ("start", "peak", "fraction")
-_LAST = ("end", "turn")
+_KNOWN = (
+    f"\nKnown: {', '.join(sorted(SCHEDULES))}; for short {', '.join(f'{a} = {b}' for a, b in SHORT.items())}"
+)
+_FROM_TO = {"from": ("start", "peak", "fraction"), "to": ("end", "turn")}
 
 
-def page_of(word: str) -> type[Page] | None:
+def schedule_of(word: str) -> type[Parametric] | None:
     """The schedule that a word names, wherever schedules are named; None where it names none.
 
-    >>> page_of("Cosine-Restarts") is page_of("restarts") is schedules.CosineRestarts
+    >>> schedule_of("Cosine-Restarts") is schedule_of("restarts") is schedules.CosineRestarts
     True
     """
-    return PAGES.get(SHORT.get(word.lower(), word.lower()).replace("-", ""))
-
-
-class Word(NamedTuple):
-    """A word and where it stands."""
-
-    text: str
-    at: int
+    return SCHEDULES.get(SHORT.get(word.lower(), word.lower()).replace("-", ""))
 
 
 class WordError(ValueError):
     """A word that is not understood: the message has the line, a caret under the word, and what is known."""
 
-    def __init__(self, line: str, at: int, length: int, problem: str) -> None:
-        """Draw the caret under `length` characters of the line from position `at` on."""
-        super().__init__(f"{problem}\n  {line}\n  {' ' * at}{'^' * max(length, 1)}")
-        self.at = at
+    def __init__(self, line: str, start: int, end: int, problem: str) -> None:
+        """Draw the carets under the characters of the line from `start` to `end`."""
+        super().__init__(f"{problem}\n  {line}\n  {' ' * start}{'^' * max(end - start, 1)}")
 
 
 def parse(line: str, peak: float = 1.0) -> Schedule:
@@ -80,116 +71,104 @@ def parse(line: str, peak: float = 1.0) -> Schedule:
       warmup 500, cosin 9500
                   ^^^^^
     """
-    phases = _phases(line)
-    schedule: Schedule | None = None
-    value = peak
-    for place, words in enumerate(phases):
-        phase = _phase(line, words, value)
-        value = (
-            peak if isinstance(phase, schedules.Warmup) else phase(phase.length) if _ends(phase) else value
-        )
-        if not _ends(phase) and place < len(phases) - 1:
-            name = words[0]
-            problem = f"{name.text!r} never ends, and something follows. Say for how long: {name.text} 1000."
-            raise WordError(line, name.at, len(name.text), problem)
-        schedule = phase if schedule is None else schedule.then(phase)
-    return cast(Schedule, schedule)
-
-
-def _ends(schedule: Schedule) -> bool:
-    return schedule.length < float("inf")
-
-
-def _phases(line: str) -> list[list[Word]]:
-    phases: list[list[Word]] = [[]]
-    words = [Word(found[0], found.start()) for found in re.finditer(r",|[^\s,]+", line)]
-    for word in words:
-        if word.text not in (",", "then"):
+    phases: list[list[re.Match[str]]] = [[]]
+    for word in re.finditer(r",|[^\s,]+", line):
+        if word[0] not in (",", "then"):
             phases[-1].append(word)
         elif phases[-1]:
             phases.append([])
         else:
-            raise WordError(
-                line, word.at, len(word.text), f"A schedule is missing before {word.text!r}. {_KNOWN}"
-            )
+            raise _wrong(word, f"A schedule is missing before {word[0]!r}. {_KNOWN}")
     if not phases[-1]:
-        raise WordError(line, len(line.rstrip()), 1, f"A schedule is missing here. {_KNOWN}")
-    return phases
+        raise _missing(line, f"A schedule is missing here. {_KNOWN}")
+    schedule: Schedule | None = None
+    value = peak
+    for words in phases:
+        phase, name = _phase(words, value), words[0]
+        ends = phase.length < math.inf
+        if not ends and words is not phases[-1]:
+            raise _wrong(
+                name, f"{name[0]!r} never ends, and something follows. Say for how long: {name[0]} 1000."
+            )
+        if isinstance(phase, schedules.Warmup):
+            value = peak
+        elif ends:
+            value = phase(phase.length)
+        schedule = phase if schedule is None else schedule.then(phase)
+    return cast(Schedule, schedule)
 
 
-_KNOWN = f"\nKnown: {', '.join(sorted(PAGES))}; for short {', '.join(f'{a} = {b}' for a, b in SHORT.items())}"
-
-
-def _phase(line: str, words: list[Word], value: float) -> Schedule:
+def _phase(words: list[re.Match[str]], value: float) -> Schedule:
     """Read `name [length] clause ...`, starting at `value` unless it says from where."""
     name, *rest = words
-    page = page_of(name.text)
-    if page is None:
-        raise _unknown(line, name, "a schedule", [*PAGES, *SHORT], _KNOWN)
-    parameters = {field.name: field.type for field in fields(page)}
+    kind = schedule_of(name[0])
+    if kind is None:
+        raise _unknown(name, "a schedule", [*SCHEDULES, *SHORT], _KNOWN)
+    parameters = {field.name: field for field in fields(kind)}
     said: dict[str, Any] = {}
-    if rest and _is_number(rest[0].text):
-        said["steps"] = _number(line, rest.pop(0))
+    if rest and _is_number(rest[0]):
+        said["steps"] = _number(rest.pop(0))
     while rest:
         word = rest.pop(0)
-        key = _parameter(word.text, parameters)
+        meant = _FROM_TO.get(word[0].lower(), (word[0].lower(),))
+        key = next((key for key in meant if key in parameters), None)
         if key is None:
-            known = sorted({_spoken(name) for name in parameters})
-            raise _unknown(line, word, f"a word of {name.text}", known, f"\nKnown: {', '.join(known)}")
+            known = sorted(set(map(_spoken, parameters)))
+            raise _unknown(word, f"a word of {name[0]}", known, f"\nKnown: {', '.join(known)}")
         if key in said:
-            raise WordError(line, word.at, len(word.text), f"{word.text!r} is said twice.")
+            raise _wrong(word, f"{word[0]!r} is said twice.")
         if not rest:
-            raise WordError(line, len(line.rstrip()), 1, f"A value is missing after {word.text!r}.")
-        if key == "milestones":
-            said[key] = tuple(_number(line, w) for w in _take(rest, lambda w: _is_number(w.text)))
-        else:
-            said[key] = rest.pop(0).text if key == "shape" else _number(line, rest.pop(0))
-    first = next((key for key in ("start", "peak") if key in parameters and _is_first(page, key)), None)
+            raise _missing(word.string, f"A value is missing after {word[0]!r}.")
+        if key == "shape":
+            said[key] = rest.pop(0)[0]
+            continue
+        values = [_number(rest.pop(0))]
+        while key == "milestones" and rest and _is_number(rest[0]):
+            values.append(_number(rest.pop(0)))
+        said[key] = tuple(values) if key == "milestones" else values[0]
+    first = next(
+        (key for key in ("start", "peak") if key in parameters and not parameters[key].kw_only), None
+    )
     if first is not None:
         said.setdefault(first, value)
     try:
-        return page(**said)
+        return kind(**said)
     except (TypeError, ValueError) as error:
-        last = words[-1]
-        raise WordError(line, name.at, last.at + len(last.text) - name.at, str(error)) from error
-
-
-def _is_first(page: type[Page], key: str) -> bool:
-    return not next(field for field in fields(page) if field.name == key).kw_only
-
-
-def _parameter(word: str, parameters: Iterable[str]) -> str | None:
-    """Return the parameter that a word names; `from` and `to` name the one that this schedule has."""
-    meant = {"from": _FIRST, "to": _LAST}.get(word.lower(), (word.lower(),))
-    return next((key for key in meant if key in parameters), None)
+        raise WordError(name.string, name.start(), words[-1].end(), str(error)) from error
 
 
 def _spoken(parameter: str) -> str:
-    return "from" if parameter in ("start", "fraction") else "to" if parameter in _LAST else parameter
+    """How a parameter is said; a peak is given by name."""
+    return next(
+        (word for word, names in _FROM_TO.items() if parameter in names and parameter != "peak"), parameter
+    )
 
 
-def _take(words: list[Word], wanted: Callable[[Word], bool]) -> Iterable[Word]:
-    yield words.pop(0)
-    while words and wanted(words[0]):
-        yield words.pop(0)
-
-
-def _is_number(text: str) -> bool:
+def _is_number(word: re.Match[str]) -> bool:
     try:
-        float(text)
+        float(word[0])
     except ValueError:
         return False
     return True
 
 
-def _number(line: str, word: Word) -> float:
-    if not _is_number(word.text):
-        raise WordError(line, word.at, len(word.text), f"{word.text!r} is not a number.")
-    value = float(word.text)
+def _number(word: re.Match[str]) -> float:
+    if not _is_number(word):
+        raise _wrong(word, f"{word[0]!r} is not a number.")
+    value = float(word[0])
     return int(value) if value.is_integer() else value
 
 
-def _unknown(line: str, word: Word, what: str, known: Iterable[str], listing: str) -> WordError:
-    near = difflib.get_close_matches(word.text.lower(), list(known), n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    return WordError(line, word.at, len(word.text), f"{word.text!r} is not {what}.{hint}{listing}")
+def _wrong(word: re.Match[str], problem: str) -> WordError:
+    return WordError(word.string, word.start(), word.end(), problem)
+
+
+def _missing(line: str, problem: str) -> WordError:
+    end = len(line.rstrip())
+    return WordError(line, end, end + 1, problem)
+
+
+def _unknown(word: re.Match[str], what: str, known: Iterable[str], listing: str) -> WordError:
+    near = closest(word[0], known)
+    hint = f" Did you mean {near}?" if near else ""
+    return _wrong(word, f"{word[0]!r} is not {what}.{hint}{listing}")

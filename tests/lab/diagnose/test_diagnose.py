@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from schuss.lab.diagnose import Effort, advise, costs, effort, measure, render
-from schuss.lab.diagnose.measure import Conditioning, Diagnosis, Directions, Look, Speed
+from schuss.lab.diagnose.measure import Conditioning, Diagnosis, Directions, Measurement, Speed
 from schuss.lab.diagnose.page import needle
 from schuss.lab.entries import find
 from schuss.lab.tasks import load
@@ -37,13 +37,13 @@ def regression():
 
 
 def test_a_quadratic_has_its_own_numbers(quadratic):
-    for look in quadratic.looks:
-        assert look.largest == pytest.approx(1, rel=1e-8)
-        assert look.smallest == pytest.approx(0.01, rel=1e-6)
-        assert look.limit == pytest.approx(2 * 1.9 / 0.1)
-        assert look.largest_lr == pytest.approx(3.8, rel=1e-8)
-        assert look.dial == pytest.approx(1 / 38, rel=1e-8)
-    assert [look.step for look in quadratic.looks] == [0, 5, 10, 15, 20]
+    for each in quadratic.measurements:
+        assert each.largest == pytest.approx(1, rel=1e-8)
+        assert each.smallest == pytest.approx(0.01, rel=1e-6)
+        assert each.limit == pytest.approx(2 * 1.9 / 0.1)
+        assert each.largest_lr == pytest.approx(3.8, rel=1e-8)
+        assert each.sharpness_ratio == pytest.approx(1 / 38, rel=1e-8)
+    assert [each.step for each in quadratic.measurements] == [0, 5, 10, 15, 20]
     assert quadratic.conditioning.value == pytest.approx(100, rel=1e-8)
     assert quadratic.noise == (None, None)
     assert "There is no data" in quadratic.missing["gradient noise"]
@@ -64,7 +64,7 @@ def test_regression_has_noise_scale_d_plus_one():
     for noise in found.noise:
         assert noise.interval[0] < 11 < noise.interval[1]
     # The sample of 512 has its largest eigenvalue at the edge of Marchenko and Pastur, (1 + √(d/n))².
-    assert found.looks[0].largest == pytest.approx((1 + math.sqrt(10 / 512)) ** 2, rel=0.05)
+    assert found.measurements[0].largest == pytest.approx((1 + math.sqrt(10 / 512)) ** 2, rel=0.05)
     assert {speed.batch for speed in found.speeds} == {2, 8, 32, 128, 512}
     topics = {each.topic: each for each in advise(found)}
     assert "examples" in topics["batch size"].because
@@ -86,7 +86,7 @@ def test_a_run_that_blows_up_is_said():
 
 def test_lion_has_no_limit_and_the_page_says_why():
     found = measure(load("diabetes"), find("lion"), "diabetes", steps=4)
-    assert all(look.dial is None for look in found.looks)
+    assert all(each.sharpness_ratio is None for each in found.measurements)
     assert "sign of the gradient" in found.missing["stability"]
     page = render(found, advise(found), "schuss diagnose diabetes")
     assert 'id="missing"' in page
@@ -115,7 +115,7 @@ EMPTY = Diagnosis(
     examples=512,
     effort=Effort(512),
     has_data=True,
-    looks=(),
+    measurements=(),
 )
 
 
@@ -123,8 +123,8 @@ def noise(simple, low, high):
     return SimpleNamespace(simple=simple, interval=(low, high))
 
 
-def look(step, largest_lr, dial=0.5):
-    return Look(step, 1.0, 1.0, 0.0, dial, 1.0, largest_lr)
+def measured(step, largest_lr, ratio=0.5):
+    return Measurement(step, 1.0, 1.0, 0.0, ratio, 1.0, largest_lr)
 
 
 def taken(found):
@@ -159,27 +159,29 @@ def test_a_sparse_table_is_adagrads():
     assert taken(small)["optimizer"].take == "momentum"
 
 
-def ladder(low, high, stopped=math.inf):
+def falling(low, high, stopped=math.inf):
     return SimpleNamespace(interval=(low, high), stopped_at=(stopped,) * 3)
 
 
-def test_the_rate_of_a_plain_method_is_the_ladder_cut_at_the_limit():
-    found = replace(EMPTY, looks=(look(0, 0.4), look(100, 0.2)), ladder=ladder(0.04, 0.5))
+def test_the_rate_of_a_plain_method_is_the_range_test_cut_at_the_limit():
+    found = replace(EMPTY, measurements=(measured(0, 0.4), measured(100, 0.2)), range_test=falling(0.04, 0.5))
     advice = taken(found)["learning rate"]
     assert advice.take == "0.04 to 0.2 for adamw"
     assert advice.sure == "an indication"  # no rate was trained to the horizon
     for lr, where in ((0.03, "below"), (0.04, "inside"), (0.2, "inside"), (0.3, "above")):
         assert f"{lr:g}, is {where} this range" in taken(replace(found, lr=lr))["learning rate"].because
-    # A ladder that climbed into falling losses far below the limit is no reason to stay there.
-    assert taken(replace(found, ladder=ladder(1e-4, 1e-3)))["learning rate"].take == "0.02 to 0.2 for adamw"
-    # Where the ladder blew up below the limit, it is the bound.
-    assert taken(replace(found, ladder=ladder(0.01, 0.05, 0.1)))["learning rate"].take.startswith(
+    # Losses that fall far below the limit are no reason to stay there.
+    assert (
+        taken(replace(found, range_test=falling(1e-4, 1e-3)))["learning rate"].take == "0.02 to 0.2 for adamw"
+    )
+    # Where the range test blew up below the limit, it is the bound.
+    assert taken(replace(found, range_test=falling(0.01, 0.05, 0.1)))["learning rate"].take.startswith(
         "0.01 to 0.1 "
     )
 
 
 def test_the_noise_of_a_batch_lowers_the_limit_of_a_plain_method():
-    quiet = replace(EMPTY, looks=(look(0, 0.98),), batch_size=8, ladder=ladder(0.1, 1.2))
+    quiet = replace(EMPTY, measurements=(measured(0, 0.98),), batch_size=8, range_test=falling(0.1, 1.2))
     noisy = replace(quiet, noise=(noise(21.0, 15, 30), noise(223.0, 200, 250)))
     assert taken(quiet)["learning rate"].take == "0.1 to 0.98 for adamw"
     advice = taken(noisy)["learning rate"]
@@ -187,8 +189,10 @@ def test_the_noise_of_a_batch_lowers_the_limit_of_a_plain_method():
     assert "with the noise of a batch of 8 to about 0.27" in advice.because
 
 
-def test_no_range_where_ladder_and_limit_disagree():
-    found = replace(EMPTY, looks=(look(0, 0.001), look(100, 0.002)), ladder=ladder(0.01, 0.5))
+def test_no_range_where_range_test_and_limit_disagree():
+    found = replace(
+        EMPTY, measurements=(measured(0, 0.001), measured(100, 0.002)), range_test=falling(0.01, 0.5)
+    )
     advice = taken(found)["learning rate"]
     assert (advice.take, advice.sure) == ("no range", "a guess")
     assert "No learning rate satisfies both" in advice.because
@@ -198,16 +202,16 @@ def test_no_range_where_ladder_and_limit_disagree():
 def test_the_limit_of_a_frozen_preconditioner_bounds_no_adaptive_rate():
     found = replace(
         EMPTY,
-        looks=(look(25, 1e-6), look(50, 0.3), look(100, 0.02)),
-        ladder=ladder(0.01, 0.09),
+        measurements=(measured(25, 1e-6), measured(50, 0.3), measured(100, 0.02)),
+        range_test=falling(0.01, 0.09),
         adaptive=True,
     )
     assert taken(found)["learning rate"].take == "0.01 to 0.09 for adamw"
-    assert "learning rate" not in taken(replace(found, ladder=None))
+    assert "learning rate" not in taken(replace(found, range_test=None))
 
 
 def test_the_rate_says_whose_it_is_and_how_to_ask_for_the_advised_optimizers():
-    found = replace(EMPTY, ladder=ladder(0.01, 0.09), adaptive=True, directions=Directions(2.0, 1.0))
+    found = replace(EMPTY, range_test=falling(0.01, 0.09), adaptive=True, directions=Directions(2.0, 1.0))
     optimizer, rate, *_ = advise(found)
     assert optimizer.take == "momentum"
     assert rate.take.endswith(" for adamw")
@@ -215,7 +219,7 @@ def test_the_rate_says_whose_it_is_and_how_to_ask_for_the_advised_optimizers():
 
 
 def test_a_rate_is_judged_by_the_numbers_that_are_printed():
-    found = replace(EMPTY, ladder=ladder(0.00104, 0.01), adaptive=True, lr=0.001)
+    found = replace(EMPTY, range_test=falling(0.00104, 0.01), adaptive=True, lr=0.001)
     advice = taken(found)["learning rate"]
     assert advice.take == "0.001 to 0.01 for adamw"
     assert "is inside this range" in advice.because
@@ -226,7 +230,9 @@ def test_a_rate_is_judged_by_the_numbers_that_are_printed():
 )
 def test_rates_that_are_advised_learn(spec, name, monkeypatch):
     """Trained to the horizon, the middle of the range is far better than the start, and it does not diverge."""
-    monkeypatch.setattr(effort, "efforts", lambda n: [Effort(n, looks=3, products=20, lanczos=4, batches=8)])
+    monkeypatch.setattr(
+        effort, "efforts", lambda n: [Effort(n, measurements=3, products=20, lanczos=4, batches=8)]
+    )
     task, entry = load(spec), find(name)
     found = measure(task, entry, spec, steps=40)
     (rate,) = (each for each in advise(found) if each.topic == "learning rate")
@@ -236,7 +242,7 @@ def test_rates_that_are_advised_learn(spec, name, monkeypatch):
     best = task.optimum
     assert curve[-1].train_loss - best < 0.1 * (curve[0].train_loss - best)
     if spec.startswith("quadratic"):
-        assert curve[-1].metric < -4  # three decades below what the end of the ladder reaches
+        assert curve[-1].metric < -4  # three decades below what the end of the range test reaches
 
 
 def test_small_batches_do_not_make_the_sample_small():
@@ -281,7 +287,7 @@ def test_a_batch_size_that_rests_on_one_noisy_timing_is_not_called_measured():
 def test_the_schedule_follows_sharpness_and_noise(rates, scales, take):
     found = replace(
         EMPTY,
-        looks=(look(0, rates[0]), look(100, rates[1])),
+        measurements=(measured(0, rates[0]), measured(100, rates[1])),
         noise=(noise(scales[0], 1, 500), noise(scales[1], 1, 500)),
     )
     advice = taken(found)["schedule"]
@@ -294,7 +300,7 @@ def test_commands_are_understood_by_the_race():
 
     found = replace(
         EMPTY,
-        looks=(look(0, 0.1), look(100, 0.4)),
+        measurements=(measured(0, 0.1), measured(100, 0.4)),
         noise=(noise(5, 1, 9), noise(90, 80, 110)),
         speeds=(Speed(64, 1.0),),
         directions=Directions(1.0, 2.0),
@@ -322,7 +328,7 @@ def test_commands_name_the_users_own_files(tmp_path):
         optimizer="Mine",
         data=str(tmp_path / "my data"),
         schedule="cosine",
-        looks=(look(0, 0.1), look(100, 0.4)),
+        measurements=(measured(0, 0.1), measured(100, 0.4)),
         noise=(noise(5, 1, 9), noise(90, 80, 110)),
         speeds=(Speed(64, 1.0),),
     )

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from schuss.lab.diagnose import Look, advise, caveat, effort, measure, render
+from schuss.lab.diagnose import Measurement, advise, caveat, effort, measure, render
 from schuss.lab.entries import find
 from schuss.lab.tasks import load
 
@@ -44,19 +44,19 @@ def test_the_run_itself_counts(dear):
 def test_too_few_products_leave_bounds_that_are_marked_and_not_called_measured(monkeypatch):
     """The ends of the digits network in 3 products: inside those of 60, marked, and said on the page."""
     task, entry = load("digits"), find("sgd")
-    few = effort.Effort(128, looks=3, products=3, lanczos=4, sweeps=1, batches=8)
+    few = effort.Effort(128, measurements=3, products=3, lanczos=4, sweeps=1, batches=8)
     many = replace(few, products=60)
     chosen = []
-    for each in (few, many):
-        monkeypatch.setattr(effort, "efforts", lambda _, each=each: [each])
+    for spent in (few, many):
+        monkeypatch.setattr(effort, "efforts", lambda _, spent=spent: [spent])
         chosen.append(measure(task, entry, "digits", steps=4))
     bounded, known = chosen
-    for look, better in zip(bounded.looks, known.looks, strict=True):
-        assert look.bounds == ("≥ ", "≤ ", "≥ ", "≤ ")
+    for each, better in zip(bounded.measurements, known.measurements, strict=True):
+        assert each.bounds == ("≥ ", "≤ ", "≥ ", "≤ ")
         assert better.bounds == ("", "", "", "")
-        assert look.largest < better.largest
-        assert look.smallest > better.smallest
-        assert look.largest_lr > better.largest_lr
+        assert each.largest < better.largest
+        assert each.smallest > better.smallest
+        assert each.largest_lr > better.largest_lr
     assert bounded.examples == 128
     assert "had not converged in 3 Hessian-vector products" in caveat(bounded)
     assert caveat(known) == ""
@@ -77,7 +77,7 @@ def test_a_budget_of_nothing_is_refused():
 
 def test_a_loss_without_second_derivatives_is_said_once():
     found = measure(load("sparse"), find("sgd"), "sparse", steps=2, budget=1e-9)
-    assert found.looks[0].largest is not None
+    assert found.measurements[0].largest is not None
     assert found.missing["exact Hessian-vector products"].startswith(
         "An operation in the loss has no second derivative"
     )
@@ -93,4 +93,4 @@ def test_a_loss_without_second_derivatives_is_said_once():
     ],
 )
 def test_each_bound_follows_its_own_residual(residuals, bounds):
-    assert Look(0, 1.0, 2.0, -1.0, 2.0, 4.0, 1.0, residuals).bounds == bounds
+    assert Measurement(0, 1.0, 2.0, -1.0, 2.0, 4.0, 1.0, residuals).bounds == bounds

@@ -12,8 +12,8 @@ from schuss.lab.curves import render as render_curves
 from schuss.lab.diagnose import advise, measure
 from schuss.lab.diagnose import render as render_diagnosis
 from schuss.lab.entries import DEFAULT, find
-from schuss.lab.landscape import growth, on_surface, render, render_model, surface, taylor_model
-from schuss.lab.ranges import climb
+from schuss.lab.landscape import TaylorModel, on_surface, render, render_model, surface
+from schuss.lab.ranges import range_test_of
 from schuss.lab.ranges import render as render_range
 from schuss.lab.tasks import load
 from schuss.schedules.words import parse
@@ -50,7 +50,7 @@ document.body.append(result);
 })();</script></body>"""
 
 SLIDE = """
-const slider = document.querySelector("[data-scene] input"), plot = document.querySelector(".ground .plot");
+const slider = document.querySelector("[data-picture] input"), plot = document.querySelector(".ground .plot");
 const levels = () => document.querySelectorAll(".ground .contourlayer path").length;
 found.levels = [levels()];
 const lengths = () => plot.data.filter((trace) => trace.name).map((trace) => trace.x.length);
@@ -67,7 +67,7 @@ document.querySelector(".player button").click();
 slider.value = 5;
 slider.dispatchEvent(new Event("input"));
 await wait(300);
-found.told = document.querySelector("[data-scene] output").textContent;
+found.told = document.querySelector("[data-picture] output").textContent;
 found.buttons = [...plot.querySelectorAll(".modebar-btn")].map((button) => button.dataset.title);
 found.picture = (await Plotly.toImage(plot, { format: "png" })).slice(0, 22);
 """
@@ -106,8 +106,8 @@ def act(tmp_path):
 
 
 def test_the_slider_moves_every_path(act):
-    scene = on_surface(surface("quadratic:kappa=10"), [find("sgd"), find("adam")], 20, lr=0.05)
-    found = act(render([scene], "schuss landscape"), SLIDE)
+    picture = on_surface(surface("quadratic:kappa=10"), [find("sgd"), find("adam")], 20, lr=0.05)
+    found = act(render([picture], "schuss landscape"), SLIDE)
     assert found["wrong"] == []
     assert found["drawn"] == found["figures"] == 3
     assert found["whole"] == [21, 21]
@@ -169,13 +169,14 @@ def test_schedules_are_drawn(act):
 
 def test_a_range_test_and_a_model_are_drawn(act):
     found = act(
-        render_range(climb(load("diabetes"), find("sgd"), steps=20), load("diabetes"), find("sgd"), "x"), ""
+        render_range(
+            range_test_of(load("diabetes"), find("sgd"), steps=20), load("diabetes"), find("sgd"), "x"
+        ),
+        "",
     )
     assert found["wrong"] == []
     assert found["drawn"] == found["figures"] == 1
-    page = render_model(
-        taylor_model(surface("beale")), growth((10, 100), 0.05), "schuss landscape beale --model"
-    )
+    page = render_model(TaylorModel(surface("beale")), "schuss landscape beale --model")
     found = act(page, "")
     assert found["wrong"] == []
     assert found["drawn"] == found["figures"] == 2

@@ -1,11 +1,10 @@
-"""The Taylor model against what is known of it, the cost table, and methods of curvature on a surface."""
+"""The Taylor model against what is known of it, and second-order methods on a surface."""
 
 import numpy as np
 import pytest
 
 from schuss.lab.entries import find
-from schuss.lab.landscape import growth, on_surface, render_model, surface, taylor_model
-from schuss.lab.landscape.growth import Cost, Time
+from schuss.lab.landscape import TaylorModel, on_surface, render_model, surface
 
 
 def named(model):
@@ -13,7 +12,7 @@ def named(model):
 
 
 def test_on_a_quadratic_the_model_is_the_surface():
-    model = taylor_model(surface("quadratic:kappa=50"), (0.3, 0.2))
+    model = TaylorModel(surface("quadratic:kappa=50"), (0.3, 0.2))
     np.testing.assert_allclose(model.modelled, model.heights, atol=1e-12)
     assert model.eigenvalues == pytest.approx((1, 50))
     newton = named(model)["Newton"]
@@ -24,13 +23,13 @@ def test_on_a_quadratic_the_model_is_the_surface():
 
 
 def test_rosenbrocks_newton_step_is_the_published_one():
-    model = taylor_model(surface("rosenbrock"))
+    model = TaylorModel(surface("rosenbrock"))
     assert named(model)["Newton"].end == pytest.approx((-1.1752809, 1.3806742), abs=1e-7)
     assert model.gradient == pytest.approx((-215.6, -88))
 
 
 def test_at_a_saddle_newton_goes_to_it_and_the_region_does_not():
-    model = taylor_model(surface("saddle"), (0.5, 0.1))
+    model = TaylorModel(surface("saddle"), (0.5, 0.1))
     steps = named(model)
     assert model.shape == "a saddle"
     assert "no minimum" in model.found
@@ -46,14 +45,14 @@ def test_the_model_errs_as_the_third_power():
     ground = surface("beale")
     errors = []
     for radius in (1e-2, 5e-3):
-        step = named(taylor_model(ground, radius=radius))["trust region"]
+        step = named(TaylorModel(ground, radius=radius))["trust region"]
         errors.append(abs(step.predicted - step.actual))
     assert errors[0] / errors[1] == pytest.approx(8, rel=0.2)
 
 
 def test_a_radius_too_long_is_halved_until_the_promise_is_kept():
-    for place in ((-1.2, 1.0), (0.0, 0.5), (1.4, -0.4)):
-        model = taylor_model(surface("rosenbrock"), place)
+    for point in ((-1.2, 1.0), (0.0, 0.5), (1.4, -0.4)):
+        model = TaylorModel(surface("rosenbrock"), point)
         step = named(model)["trust region"]
         assert step.actual >= 0.25 * step.predicted > 0
 
@@ -64,36 +63,18 @@ def test_a_radius_too_long_is_halved_until_the_promise_is_kept():
 )
 def test_points_without_steps_are_refused(at, radius, message):
     with pytest.raises(ValueError, match=message):
-        taylor_model(surface("rosenbrock"), at, radius)
+        TaylorModel(surface("rosenbrock"), at, radius)
 
 
-def test_costs_are_measured_as_far_as_patience_goes():
-    costs = growth((10, 100, 10**9), patience=0.5)
-    assert costs[0].gradient.measured
-    assert costs[0].dense.measured
-    far = costs[-1]
-    assert not any(found.measured for found in (far.gradient, far.product, far.dense))
-    assert not far.dense.measured
-    for part, power in (("gradient", 1), ("product", 1), ("hessian", 2), ("solution", 3)):
-        known = [cost for cost in costs if getattr(cost, part).measured][-1]
-        expected = getattr(known, part).seconds * (far.d / known.d) ** power
-        assert getattr(far, part).seconds == pytest.approx(expected)
-    assert far.dense.seconds == pytest.approx(far.hessian.seconds + far.solution.seconds)
-    assert far.dense_bytes == 24 * 10**18
-    with pytest.raises(ValueError, match="growing numbers"):
-        growth((100, 10))
+def test_the_page_has_the_steps():
+    page = render_model(TaylorModel(surface("himmelblau")), "schuss landscape himmelblau --model")
+    assert "The quadratic model of himmelblau" in page
+    for name in ("gradient", "Newton", "trust region"):
+        assert f"</span>{name}</th>" in page
 
 
-def test_the_page_says_what_is_a_guess():
-    costs = [Cost(10, Time(1e-4, True), Time(2e-4, True), Time(3e-4, True), Time(7e-4, False))]
-    page = render_model(taylor_model(surface("himmelblau")), costs, "schuss landscape himmelblau --model")
-    assert "≈ 1.0 ms" in page
-    assert "≈ 100 µs" not in page
-    assert "240.0 B" in page
-
-
-def test_methods_of_curvature_walk_with_their_own_step():
+def test_second_order_methods_take_their_own_step():
     scene = on_surface(surface("rosenbrock"), [find("lbfgs"), find("newton-cg")], 60)
-    assert all(trail.values[-1] < 1e-12 for trail in scene.trails)
+    assert all(each.values[-1] < 1e-12 for each in scene.trajectories)
     with pytest.raises(ValueError, match="no sum of squares"):
         on_surface(surface("rosenbrock"), [find("gauss-newton")], 5)

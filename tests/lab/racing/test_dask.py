@@ -7,12 +7,21 @@ import pytest
 
 from schuss.lab import Budget, race
 from schuss.lab.racing.executors import ExecutorError, dask
+from schuss.lab.racing.race import Watcher
 from schuss.lab.racing.version import code_version
 
 distributed = pytest.importorskip("distributed", reason="the dask extra is not installed")
 pytestmark = pytest.mark.filterwarnings("default")  # Dask's own warnings are Dask's
 
 BUDGET = Budget(3, finalists=1, confirm_seeds=2, report_seeds=3)
+
+THREAD = {
+    "n_workers": 1,
+    "threads_per_worker": 1,
+    "processes": False,
+    "dashboard_address": None,
+    "protocol": "tcp://",
+}
 
 
 @pytest.fixture
@@ -22,17 +31,11 @@ def cluster():
         yield cluster
 
 
-class KillOne:
+class KillOne(Watcher):
     """Kills a worker of the cluster after the third run."""
 
     def __init__(self, cluster):
         self.cluster, self.left, self.killed = cluster, 3, False
-
-    def began(self, folder):
-        pass
-
-    def stage(self, name, expected, known):
-        pass
 
     def finished(self, task, run, result):
         self.left -= 1
@@ -69,17 +72,11 @@ def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
         pass
 
 
-class CloseAll:
+class CloseAll(Watcher):
     """Closes the cluster, its scheduler too, after the first run."""
 
     def __init__(self, cluster):
         self.cluster = cluster
-
-    def began(self, folder):
-        pass
-
-    def stage(self, name, expected, known):
-        pass
 
     def planned(self, words):
         self.words = words
@@ -90,14 +87,7 @@ class CloseAll:
 
 def test_a_race_does_not_wait_for_a_scheduler_that_is_gone(line, tmp_path, monkeypatch):
     monkeypatch.setattr("schuss.lab.racing.executors.PATIENCE", 1.0)
-    options = {
-        "n_workers": 1,
-        "threads_per_worker": 1,
-        "processes": False,
-        "dashboard_address": None,
-        "protocol": "tcp://",
-    }
-    with distributed.LocalCluster(host="127.0.0.1", **options) as cluster:
+    with distributed.LocalCluster(host="127.0.0.1", **THREAD) as cluster:
         watcher = CloseAll(cluster)
         client = distributed.Client(cluster)
         more = {"out": tmp_path, "executor": client.get_executor(), "workers": 1, "watcher": watcher}
@@ -110,15 +100,8 @@ def test_a_race_does_not_wait_for_a_scheduler_that_is_gone(line, tmp_path, monke
 
 
 def test_a_worker_says_which_code_it_has(monkeypatch):
-    options = {
-        "n_workers": 1,
-        "threads_per_worker": 1,
-        "processes": False,
-        "dashboard_address": None,
-        "protocol": "tcp://",
-    }
     with (
-        distributed.LocalCluster(host="127.0.0.1", **options) as cluster,
+        distributed.LocalCluster(host="127.0.0.1", **THREAD) as cluster,
         dask(cluster.scheduler_address) as (executor, _),
     ):
         executor.verify(code_version())

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from schuss.lab.entries import find
-from schuss.lab.racing.preflight import look_over
+from schuss.lab.racing.preflight import preflight
 from schuss.lab.racing.ranges import largest_curvature, limits, search_spaces
 from schuss.lab.tasks import load
 
@@ -39,7 +39,7 @@ def broken(model, batch):
 )
 def test_what_cannot_be_raced_says_so_before_the_race(line, changes, message):
     with pytest.raises(ValueError, match=message):
-        look_over(line(**changes))
+        preflight(line(**changes))
 
 
 def test_data_that_raises_is_named(line):
@@ -49,7 +49,7 @@ def test_data_that_raises_is_named(line):
 
     held = (torch.ones(4, 3), torch.ones(4, 1))
     with pytest.raises(ValueError, match="its train data raised OSError: disk on fire"):
-        look_over(line(train=stream, validation=held, test=held, epochs=None, steps=5))
+        preflight(line(train=stream, validation=held, test=held, epochs=None, steps=5))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_data_that_raises_is_named(line):
 def test_a_test_split_that_cannot_be_measured_is_refused_before_the_race(line, test, message):
     held = (torch.ones(4, 3), torch.ones(4, 1))
     with pytest.raises(ValueError, match=message):
-        look_over(line(validation=held, test=test))
+        preflight(line(validation=held, test=test))
 
 
 def test_data_in_another_order_every_time_is_refused(line):
@@ -71,7 +71,7 @@ def test_data_in_another_order_every_time_is_refused(line):
 
     held = (torch.ones(4, 3), torch.ones(4, 1))
     with pytest.raises(ValueError, match="other training batches when asked again with the same seed"):
-        look_over(line(train=stream, validation=held, test=held, epochs=None, steps=5))
+        preflight(line(train=stream, validation=held, test=held, epochs=None, steps=5))
 
 
 def test_data_shuffled_by_the_global_generators_is_pinned(line):
@@ -80,12 +80,12 @@ def test_data_shuffled_by_the_global_generators_is_pinned(line):
             yield torch.rand(4, 3), torch.from_numpy(np.random.rand(4, 1)).float()  # noqa: NPY002
 
     held = (torch.ones(4, 3), torch.ones(4, 1))
-    assert look_over(line(train=stream, validation=held, test=held, epochs=None, steps=5)).parameters == 4
+    assert preflight(line(train=stream, validation=held, test=held, epochs=None, steps=5)).parameters == 4
 
 
 def test_the_fingerprint_sees_data_code_and_settings(line):
-    base = look_over(line()).fingerprint
-    assert look_over(line()).fingerprint == base
+    base = preflight(line()).fingerprint
+    assert preflight(line()).fingerprint == base
     x, y = line().train
     changed = x.clone()
     changed[0, 0] += 1e-3
@@ -96,13 +96,13 @@ def test_the_fingerprint_sees_data_code_and_settings(line):
         line(epochs=11),
         line(batch_size=14),
     ]
-    assert len({base, *(look_over(task).fingerprint for task in others)}) == 6
+    assert len({base, *(preflight(task).fingerprint for task in others)}) == 6
 
 
 def test_looking_leaves_the_generators_alone(line):
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    look_over(line())
+    preflight(line())
     assert torch.equal(before, torch.get_rng_state())
 
 

@@ -24,7 +24,7 @@ SMALL = Budget(4, finalists=2, confirm_seeds=2, report_seeds=3)
 ENTRIES = ["sgd", "adam"]
 
 
-class Here:
+class Here(module.Watcher):
     """Watches; may stop the race as Ctrl-C would, or count."""
 
     def __init__(self, stop_after=None):
@@ -151,8 +151,9 @@ SCRIPT = textwrap.dedent("""
     from pathlib import Path
     from schuss.lab import Budget, race
     from schuss.lab.files import load_name
+    from schuss.lab.racing.race import Watcher
 
-    class Watcher:
+    class Stopping(Watcher):
         def __init__(self, most): self.left = most
         def began(self, folder): pass
         def stage(self, *a): pass
@@ -164,7 +165,7 @@ SCRIPT = textwrap.dedent("""
     if __name__ == "__main__":
         line = load_name(sys.argv[1], "make_line")[0]
         budget = Budget(4, finalists=2, confirm_seeds=2, report_seeds=3)
-        race(line(), ["sgd", "adam"], budget, out=sys.argv[2], workers=2, watcher=Watcher(int(sys.argv[3])))
+        race(line(), ["sgd", "adam"], budget, out=sys.argv[2], workers=2, watcher=Stopping(int(sys.argv[3])))
 """)
 
 

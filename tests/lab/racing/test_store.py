@@ -11,25 +11,24 @@ RESULT = {"status": "finished", "curve": {"metric": [1.0, 0.1 + 0.2]}, "seconds"
 def test_what_is_saved_comes_back_to_the_last_digit(tmp_path):
     with Store(tmp_path) as store:
         store.save("a", "task", RESULT)
-        store.save_calibration("c", {"step": {"seconds": 1e-3}})
+        store.put("c", {"step": {"seconds": 1e-3}})
     with Store(tmp_path) as store:
         assert store.results() == {"a": RESULT}
-        assert store.calibration("c") == {"step": {"seconds": 1e-3}}
-        assert store.calibration("d") is None
+        assert store.get("c") == {"step": {"seconds": 1e-3}}
+        assert store.get("d") is None
 
 
 def test_the_same_race_again_is_welcome_and_another_version_is_not(tmp_path):
+    old, new = {"the code": "a"}, {"the code": "b"}
     with Store(tmp_path) as store:
-        store.guard("digits", "1", "schuss 1")
-        store.guard("digits", "1", "schuss 1")
-        store.guard("text", "2", "schuss 1")
+        store.guard("digits", "1", old)
+        store.guard("digits", "1", old)
+        store.guard("text", "2", old)
         store.save("a", "digits", RESULT)
-        store.guard("text", "3", "schuss 2")  # nothing was run on it
-        message = (
-            r"1 runs on 'digits' by another version of the code or the data, since 20.*schuss 1; now it is"
-        )
+        store.guard("text", "3", new)  # nothing was run on it
+        message = r"1 runs on 'digits' by another version of the code or the data, since 20.*code changed \(a; now b\)"
         with pytest.raises(StoreError, match=message):
-            store.guard("digits", "3", "schuss 2")
+            store.guard("digits", "3", new)
 
 
 def test_a_second_writer_is_refused_until_the_first_has_gone(tmp_path):

@@ -3,16 +3,19 @@
 import base64
 import json
 import re
+from contextlib import suppress
 from html.parser import HTMLParser
-from typing import NotRequired, get_args, get_origin, get_type_hints, is_typeddict
+from types import NoneType, UnionType
+from typing import Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
 from schuss.lab.pages.words import interval
-from schuss.lab.report import render, schema
+from schuss.lab.report import schema
 from schuss.lab.report.bands import bands
+from schuss.lab.report.page import render
 
 SECTIONS = ["verdict", "ranking", "budget", "convergence", "basin", "targets", "textbooks", "settings"]
 SECTIONS += ["diverged", "runs", "how"]
@@ -61,26 +64,33 @@ def file(page, tmp_path_factory):
 
 
 def conforms(value, kind, where="report"):
-    """Check plain data against a TypedDict, key by key."""
+    """Check plain data against the schema's types: keys, values and what is in lists."""
+    origin, inner = get_origin(kind), get_args(kind)
     if is_typeddict(kind):
-        hints = get_type_hints(kind)
-        marked = get_type_hints(kind, include_extras=True)
-        required = {n for n in kind.__required_keys__ if get_origin(marked[n]) is not NotRequired}
-        missing, extra = required - set(value), set(value) - set(hints)
-        assert not missing, f"{where} lacks {missing}"
-        assert not extra, f"{where} has {extra} besides"
-        for name in set(value) & set(hints):
+        hints, marked = get_type_hints(kind), get_type_hints(kind, include_extras=True)
+        required = {name for name in hints if get_origin(marked[name]) is not NotRequired}
+        assert required <= set(value) <= set(hints), f"{where} has the keys {sorted(value)}"
+        for name in value:
             conforms(value[name], hints[name], f"{where}.{name}")
-    elif get_origin(kind) is list:
+    elif origin is list:
         for item in value:
-            conforms(item, get_args(kind)[0], f"{where}[]")
-    elif get_origin(kind) is dict:
+            conforms(item, inner[0], f"{where}[]")
+    elif origin is dict:
+        if get_origin(inner[0]) is Literal:
+            assert set(value) == set(get_args(inner[0])), f"{where} has the keys {sorted(value)}"
         for item in value.values():
-            conforms(item, get_args(kind)[1], f"{where}{{}}")
-    elif value is not None:
-        for inner in (kind, *get_args(kind)):
-            if is_typeddict(inner):
-                conforms(value, inner, where)
+            conforms(item, inner[1], f"{where}{{}}")
+    elif origin is Literal:
+        assert value in inner, f"{where} is {value!r}"
+    elif origin in (Union, UnionType):
+        *others, last = [each for each in inner if (each is NoneType) == (value is None)]
+        for each in others:
+            with suppress(AssertionError):
+                conforms(value, each, where)
+                return
+        conforms(value, last, where)
+    elif kind is not Any:
+        assert isinstance(value, (int, float) if kind is float else kind), f"{where} is {value!r}"
 
 
 class TestText:

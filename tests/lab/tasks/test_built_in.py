@@ -3,11 +3,12 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from schuss.lab.tasks import BUILT_IN, load
+from schuss.lab.names import TASKS
+from schuss.lab.tasks import load
 from schuss.lab.tasks.convex import RIDGE
 from schuss.lab.tasks.functions import Point
 
-SPECS = [name for name in BUILT_IN if name != "mnist"] + ["digits:model=convnet", "quadratic:kappa=10,dim=3"]
+SPECS = [name for name in TASKS if name != "mnist"] + ["digits:model=convnet", "quadratic:kappa=10,dim=3"]
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -121,7 +122,7 @@ def test_functions_are_at_their_floor_at_their_minimum_and_flat_there(spec, mini
     ("spec", "message"),
     [
         ("quadratic:kappa=0.5", "kappa=0.5 is not a finite number of at least 1"),
-        ("quadratic:dim=0", "dim=0 is not at least 1"),
+        ("quadratic:dim=0", "dim=0 is not an integer ≥ 1"),
         ("quadratic:kappa=x", "task='quadratic:kappa=x' is not understood: kappa='x'. kappa is a number"),
         ("quadratic:dim=3.5", "dim='3.5'. dim is a whole number"),
         ("quadratc:dim=3", "task='quadratc' is not one of .* Did you mean quadratic"),

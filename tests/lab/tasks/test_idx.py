@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from schuss.lab.tasks import load
-from schuss.lab.tasks.idx import read_idx
+from schuss.lab.tasks.digits import read_idx
 
 IMAGES = "train-images-idx3-ubyte"
 

@@ -65,14 +65,14 @@ def test_every_evaluation_and_product_is_paid_for(name):
 
 
 @pytest.mark.parametrize("name", CURVED)
-def test_looking_back_costs_the_method_nothing(name):
+def test_evaluating_back_costs_the_method_nothing(name):
     """A step goes on from the last one's evaluation, whether or not the curve was drawn in between."""
     task = load("digits")
     quiet, looked = started(task, name), started(task, name)
     for _ in range(2):
         quiet.step(watch=False)
         looked.step(watch=False)
-        looked.look_back(1)
+        looked.evaluate_before(1)
     quiet.step(watch=False)
     looked.step(watch=False)
     assert looked.method.report == quiet.method.report

@@ -7,7 +7,7 @@ render(diagnosis, advice)     one HTML report
 
 from schuss.lab.diagnose.advise import Advice, advise, costs
 from schuss.lab.diagnose.effort import Effort
-from schuss.lab.diagnose.measure import Diagnosis, Look, caveat, measure
+from schuss.lab.diagnose.measure import Diagnosis, Measurement, caveat, measure
 from schuss.lab.diagnose.page import render
 
-__all__ = ["Advice", "Diagnosis", "Effort", "Look", "advise", "caveat", "costs", "measure", "render"]
+__all__ = ["Advice", "Diagnosis", "Effort", "Measurement", "advise", "caveat", "costs", "measure", "render"]

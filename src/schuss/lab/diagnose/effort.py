@@ -1,12 +1,13 @@
-"""How much is measured: everything where that is affordable, less of it where one product is dear.
+"""How much is measured: everything where that is affordable, less of it where one Hessian-vector product is dear.
 
 What is cut stays honest: the examples are counted, and eigenvalues that got too few products marked as bounds.
 """
 
 from __future__ import annotations
 
-import time
+import timeit
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,7 +23,7 @@ BATCHES = 8  # of the task's own that it holds, if that is less and a product is
 FEWEST = 64  # examples of it, where there are so many
 SECONDS = 60.0
 SOON = 0.5  # seconds of a product
-RUNGS = 60  # of the ladder of learning rates
+RATES = 60  # learning rates of a range test
 TIMED_BATCHES = 255  # batches' worth of examples in the timed steps and the searches along lines
 
 
@@ -30,13 +31,13 @@ TIMED_BATCHES = 255  # batches' worth of examples in the timed steps and the sea
 class Effort:
     """What a diagnosis spends.
 
-    `examples` in the sample; `looks` along the run, each of at most twice `products` Hessian-vector products;
-    `lanczos` products for each of three vectors of the spectrum; `sweeps` up the ladder of learning rates;
+    `examples` in the sample; `measurements` along the run, each of at most twice `products` Hessian-vector products;
+    `lanczos` products for each of three vectors of the spectrum; `sweeps` of the range test;
     `batches` for the noise scale at either end. `seconds`: what all that should take here.
     """
 
     examples: int
-    looks: int = 5
+    measurements: int = 5
     products: int = 60
     lanczos: int = 40
     sweeps: int = 3
@@ -46,12 +47,12 @@ class Effort:
     @property
     def all_products(self) -> int:
         """Products of the whole diagnosis, at most."""
-        return 2 * self.looks * self.products + 3 * self.lanczos
+        return 2 * self.measurements * self.products + 3 * self.lanczos
 
     @property
     def all_batches(self) -> int:
-        """Gradients of a batch besides those of the run."""
-        return RUNGS * self.sweeps + 2 * self.batches + TIMED_BATCHES
+        """Gradients of a batch, without those of the run."""
+        return RATES * self.sweeps + 2 * self.batches + TIMED_BATCHES
 
 
 def efforts(examples: int) -> list[Effort]:
@@ -66,8 +67,8 @@ def efforts(examples: int) -> list[Effort]:
         Effort(half),
         Effort(quarter, products=40, lanczos=30),
         Effort(eighth, products=40, lanczos=30),
-        Effort(eighth, looks=4, products=24, lanczos=16, sweeps=1, batches=32),
-        Effort(eighth, looks=3, products=16, lanczos=10, sweeps=1, batches=16),
+        Effort(eighth, measurements=4, products=24, lanczos=16, sweeps=1, batches=32),
+        Effort(eighth, measurements=3, products=16, lanczos=10, sweeps=1, batches=16),
     ]
     return list(dict.fromkeys(found))
 
@@ -88,20 +89,18 @@ def affordable(task: Task, steps: int, budget: float, seed: int) -> Effort:
     high = _seconds(task, whole, seed) if soon and most > least else tuple(x * most / least for x in low)
 
     def seconds(which: int, examples: int) -> float:
+        """Of a product or a gradient: on the line through both timings; in proportion where there is only one."""
         if most == least or examples <= least:
-            return low[which] * examples / least if not soon else low[which]
-        slope = max(high[which] - low[which], 0.0) / (most - least)
-        return low[which] + slope * (examples - least)
+            return low[which] if soon else low[which] * examples / least
+        return low[which] + max(high[which] - low[which], 0.0) / (most - least) * (examples - least)
 
-    ladder = [
-        replace(
-            effort,
-            seconds=effort.all_products * seconds(0, effort.examples)
-            + (effort.all_batches + steps) * seconds(1, task.batch_size),
-        )
-        for effort in efforts(most)
-    ]
-    return next((effort for effort in ladder if effort.seconds <= budget), ladder[-1])
+    gradient, found = seconds(1, task.batch_size), Effort(most)
+    for effort in efforts(most):
+        products = effort.all_products * seconds(0, effort.examples)
+        found = replace(effort, seconds=products + (effort.all_batches + steps) * gradient)
+        if found.seconds <= budget:
+            break
+    return found
 
 
 def _seconds(task: Task, few: object, seed: int) -> tuple[float, float]:
@@ -117,17 +116,12 @@ def _seconds(task: Task, few: object, seed: int) -> tuple[float, float]:
     def gradient() -> object:
         return torch.autograd.grad(task.loss(model, few), weights, allow_unused=True)
 
-    found: list[float] = []
-    for each in (product, gradient):
+    def quickest(work: Callable[[], object]) -> float:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the measurements themselves will warn
-                times: list[float] = []
-                for _ in range(3):
-                    began = time.perf_counter()
-                    each()
-                    times.append(time.perf_counter() - began)
-            found.append(min(times))  # the first makes what later ones find made
+                return min(timeit.repeat(work, number=1, repeat=3))
         except (ValueError, RuntimeError, NotImplementedError, MemoryError):
-            found.append(0.0)
-    return found[0], found[1]
+            return 0.0
+
+    return quickest(product), quickest(gradient)

@@ -1,8 +1,8 @@
-"""The curvature of a race's winner, as its report holds it: a reason beside the verdict.
+"""The curvature of a race's winner, as its report holds it: a reason for the verdict.
 
-Everything here repeats exactly, but for what rests on measured times, which is kept under `seconds`; as long as
-everything fits the budget of a diagnosis. Where one product is so dear that it does not, what is cut rests on
-the machine too, and the section counts what was spent.
+Everything here repeats exactly, but for what rests on measured times, which is under `seconds`; as long as
+everything fits the budget of a diagnosis. Where one Hessian-vector product is so dear that it does not, what is cut
+rests on the machine too, and the section counts what was spent.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any, cast
+from typing import Any
 
 from schuss.curvature import NoiseScale
 from schuss.lab.diagnose.advise import Advice, advise
-from schuss.lab.diagnose.measure import Diagnosis, Progress, caveat, measure
+from schuss.lab.diagnose.measure import Diagnosis, caveat, measure
 from schuss.lab.entries import Entry
+from schuss.lab.pages.frame import plain
 from schuss.lab.report.schema import Curvature
 from schuss.lab.tasks.task import Task
 from schuss.lab.training.quiet import quiet_process
@@ -31,7 +32,6 @@ def curvature_of(
     seed: int = 0,
     steps: int | None = None,
     schedule: str = "constant",
-    progress: Progress | None = None,
 ) -> Curvature:
     """Train at the winner's own settings and schedule, over the whole horizon, and measure on the way.
 
@@ -48,11 +48,10 @@ def curvature_of(
             seed=seed,
             steps=steps or given.total_steps(),
             schedule=schedule,
-            progress=progress,
         )
-    timeless = replace(found, speeds=())
-    kept = advise(timeless)
     timed = [asdict(each) for each in advise(found) if each.topic == "batch size"]
+    speeds, found = found.speeds, replace(found, speeds=())
+    advice, sparsity = advise(found), found.sparsity
     section = {
         "entry": entry.name,
         "parameters": dict(parameters),
@@ -62,46 +61,45 @@ def curvature_of(
         "examples": found.examples,
         "products": found.effort.products,
         "caveat": caveat(found),
-        "text": in_words(timeless, kept),
-        "looks": [asdict(look) | {"dial": look.dial, "bounds": look.bounds} for look in found.looks],
-        "conditioning": None if found.conditioning is None else asdict(found.conditioning),
+        "text": in_words(found, advice),
+        "looks": [
+            asdict(each) | {"dial": each.sharpness_ratio, "bounds": each.bounds}
+            for each in found.measurements
+        ],
+        "conditioning": found.conditioning and asdict(found.conditioning),
         "noise": [_noise(each, at) for each, at in zip(found.noise, (0, found.steps), strict=True) if each],
-        "sparsity": None
-        if found.sparsity is None
-        else {name: getattr(found.sparsity, name) for name in ("zeros", "empty_rows", "spread")},
-        "advice": [asdict(each) for each in kept],
+        "sparsity": sparsity and {key: getattr(sparsity, key) for key in ("zeros", "empty_rows", "spread")},
+        "advice": [asdict(each) for each in advice],
         "missing": {what: why for what, why in found.missing.items() if what != "speed"},
-        "seconds": {"steps": [asdict(speed) for speed in found.speeds], "advice": timed},
+        "seconds": {"steps": [asdict(speed) for speed in speeds], "advice": timed},
     }
-    return cast("Curvature", _finite(section))
+    return plain(section)
 
 
 def in_words(found: Diagnosis, advice: list[Advice]) -> str:
     """What was measured along the winner's run, in two or three sentences."""
-    settled = [look for look in found.settled if look.dial is not None]
+    rated = [(each.sharpness_ratio, each) for each in found.settled if each.sharpness_ratio is not None]
     words: list[str] = []
-    if settled:
-        last = settled[-1]
-        assert last.dial is not None
+    if rated:
+        ratio, last = rated[-1]
         where = (
             "at the edge of stability"
-            if 0.8 <= last.dial <= 1.25
+            if 0.8 <= ratio <= 1.25
             else "above the stability limit of a quadratic"
-            if last.dial > 1.25
+            if ratio > 1.25
             else "well below the limit"
         )
         rate = "" if found.schedule == "constant" else f" under {found.schedule}"
         words.append(
             f"After {last.step} steps of {found.optimizer}{rate} the sharpness is {last.sharpness:.3g}, "
-            f"{last.dial:.2g} of the stability limit {last.limit:.3g} of these settings: {where}."
+            f"{ratio:.2g} of the stability limit {last.limit:.3g} of these settings: {where}."
         )
-        top = max(settled, key=lambda look: look.dial or 0.0)
-        assert top.dial is not None
-        if top.dial > 1.1 * last.dial:
-            words.append(f"It was highest at step {top.step}: {top.dial:.2g} of the limit then.")
+        highest, top = max(rated, key=lambda pair: pair[0])
+        if highest > 1.1 * ratio:
+            words.append(f"It was highest at step {top.step}: {highest:.2g} of the limit then.")
     if found.conditioning is not None:
         words.append(f"The curvature spreads over a factor of {found.conditioning.value:.3g}.")
-    noise = found.noise[1] or found.noise[0]
+    noise = found.last_noise
     if noise is not None and math.isfinite(noise.simple):
         which = "noise" if noise.simple > found.batch_size else "signal"
         words.append(
@@ -109,21 +107,11 @@ def in_words(found: Diagnosis, advice: list[Advice]) -> str:
             f"is mostly {which}."
         )
     other = next((each.take for each in advice if each.topic == "optimizer"), None)
-    if other is not None and other != found.optimizer:
+    if other not in (None, found.optimizer):
         words.append(f"By the curvature alone, {other} would be the first optimizer to try.")
     return " ".join(words) or "No curvature could be measured on this task."
 
 
-def _noise(noise: NoiseScale | None, step: int) -> dict[str, Any]:
-    assert noise is not None
+def _noise(noise: NoiseScale, step: int) -> dict[str, Any]:
     low, high = noise.interval
     return {"step": step, "simple": noise.simple, "low": low, "high": high, "batches": noise.batches}
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for numbers that are not finite, which JSON has no word for."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in cast("dict[str, Any]", value).items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in cast("list[Any]", value)]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

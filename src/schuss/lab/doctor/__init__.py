@@ -7,13 +7,14 @@ PARTS        the parts by name
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import torch
 
 from schuss.errors import refusal
 from schuss.lab.doctor.analytic import curvature, noise
-from schuss.lab.doctor.finding import Finding, judged
-from schuss.lab.doctor.machine import gpu, kept_kernels, processors
+from schuss.lab.doctor.finding import Finding, broken
+from schuss.lab.doctor.machine import gpu, kernel_cache, processors
 from schuss.lab.doctor.quadratics import limits, rates
 from schuss.lab.doctor.steps import DTYPES, kernels, sparse_rows, threads
 
@@ -27,7 +28,7 @@ PARTS: dict[str, Callable[[], Iterator[Finding]]] = {
     "kernels": kernels,
     "sparse": sparse_rows,
     "threads": threads,
-    "cache": kept_kernels,
+    "cache": kernel_cache,
     "processors": processors,
     "gpu": gpu,
 }
@@ -52,14 +53,13 @@ def examine(
             raise refusal("dtype", dtype, f"one of {', '.join(DTYPES)}")
     before = torch.get_num_threads()
     for name in chosen:
-        check = (lambda: kernels(dtypes)) if name == "kernels" else PARTS[name]
+        check = partial(kernels, dtypes) if name == "kernels" else PARTS[name]
         found: list[Finding] = []
         try:
             torch.set_num_threads(1)  # everything here is small; two threads would wait for each other
-            for finding in check():
-                found.append(finding)
+            found.extend(check())
         except Exception as error:
-            found.append(judged(name, "runs", f"{type(error).__name__}: {error}", False))
+            found.append(broken(name, error))
         finally:
             torch.set_num_threads(before)
         yield from ((name, finding) for finding in found)

@@ -32,13 +32,10 @@ def noise() -> Iterator[Finding]:
     error = torch.randn(DIMENSIONS, dtype=torch.float64, generator=draw)
     found = gradient_noise_scale(error, lambda e, x: (x @ e).square().mean() / 2, batches, level=0.999)
     low, high = found.interval
-    truth = DIMENSIONS + 1
-    yield judged(
-        f"regression, d = {DIMENSIONS}",
-        f"d + 1 = {truth}",
-        f"{found.simple:.3g} (99.9 %: {low:.3g} to {high:.3g})",
-        low <= truth <= high and high - low < truth / 2,
-    )
+    known = DIMENSIONS + 1
+    measured = f"{found.simple:.3g} (99.9 %: {low:.3g} to {high:.3g})"
+    holds = low <= known <= high and high - low < known / 2
+    yield judged(f"regression, d = {DIMENSIONS}", f"d + 1 = {known}", measured, holds)
 
 
 def curvature() -> Iterator[Finding]:
@@ -49,15 +46,10 @@ def curvature() -> Iterator[Finding]:
     yield close("    λmin", 0.399361, found.smallest, 1e-5, 6)
     yield close("    κ", 2508.01, found.value, 1e-5, 6)
     plane = torch.tensor([1.0, -3.0], dtype=torch.float64)
-    ends = extreme_eigenvalues(
-        torch.ones(2, dtype=torch.float64), lambda w, _: (plane * w * w).sum() / 2, None, k=1
-    )
-    yield judged(
-        "ends of diag(1, −3)",
-        "1 and −3",
-        f"{ends.largest[0]:g} and {ends.smallest[0]:g}".replace("-", "−"),
-        bool(np.allclose([ends.largest[0], ends.smallest[0]], [1, -3], rtol=1e-10)),
-    )
+    found = extreme_eigenvalues(at, lambda w, _: (plane * w * w).sum() / 2, None, k=1)
+    ends = found.largest[0], found.smallest[0]
+    measured = "{:g} and {:g}".format(*ends).replace("-", "−")
+    yield judged("ends of diag(1, −3)", "1 and −3", measured, bool(np.allclose(ends, [1, -3], rtol=1e-10)))
     yield from softmax_on_digits()
     yield from stationary_points()
     yield taylor()
@@ -74,7 +66,7 @@ def softmax_on_digits() -> Iterator[Finding]:
     def loss(W: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
         return F.cross_entropy(batch[0] @ W, batch[1])
 
-    # Forty products in blocks of ten copies: the multiplicity is measured, not assumed.
+    # Forty Hessian-vector products in blocks of ten copies: the multiplicity is measured, not assumed.
     ends = extreme_eigenvalues(W, loss, batch, k=10)
     top = ends.largest
     yield close("softmax on digits: λmax", 1.04552996869546, float(top[0]), 1e-9, 12)
@@ -82,36 +74,24 @@ def softmax_on_digits() -> Iterator[Finding]:
     yield judged("    its multiplicity", "9", str(copies), copies == 9)
     known = np.linalg.eigvalsh(batch[0].numpy().T @ batch[0].numpy() / len(X)) / 10
     every = np.concatenate([np.repeat(known, 9), np.zeros(64)])
-    truth = int((every < 1e-12 * known.max()).sum())
+    expected = int((every < 1e-12 * known.max()).sum())
     zeros = condition_number(W, loss, batch, cut=1e-12).zeros
-    yield judged("    its zeros", f"{truth}", f"{zeros}", zeros == truth == 91)
+    yield judged("    its zeros", f"{expected}", f"{zeros}", zeros == expected == 91)
 
 
 def stationary_points() -> Iterator[Finding]:
     """Himmelblau's nine, found by SciPy from a grid of starts and judged by their curvature."""
-
-    def slope(x: Any) -> Any:
-        w = torch.tensor(x, dtype=torch.float64, requires_grad=True)
-        (gradient,) = torch.autograd.grad(himmelblau(w), w)
-        return gradient.numpy()
-
+    slope = torch.func.grad(himmelblau)
     found: list[Any] = []
     for start in np.array(np.meshgrid(np.linspace(-4, 4, 9), np.linspace(-4, 4, 9))).reshape(2, -1).T:
-        end = root(slope, start, tol=1e-13)
+        end = root(lambda x: slope(torch.tensor(x)).numpy(), start, tol=1e-13)
         if end.success and not any(np.allclose(end.x, known, atol=1e-6) for known in found):
             found.append(end.x)
-    kinds = [
-        stationary_point(torch.tensor(x, dtype=torch.float64), lambda w, _: himmelblau(w), None).verdict
-        for x in found
-    ]
+    kinds = [stationary_point(torch.tensor(x), lambda w, _: himmelblau(w), None).verdict for x in found]
+    known = "4 min, 4 saddle, 1 max"
     counts = [kinds.count(kind) for kind in ("minimum", "saddle", "maximum")]
     measured = "{} min, {} saddle, {} max".format(*counts)
-    yield judged(
-        "Himmelblau, stationary",
-        "4 min, 4 saddle, 1 max",
-        measured,
-        counts == [4, 4, 1] and len(found) == 9,
-    )
+    yield judged("Himmelblau, stationary", known, measured, measured == known and len(found) == 9)
 
 
 def taylor() -> Finding:

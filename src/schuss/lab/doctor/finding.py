@@ -5,28 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Verdict = Literal["holds", "fails", "note"]
-
 
 @dataclass(frozen=True)
 class Finding:
-    """One known value (`truth`) and what this machine measured.
+    """One known value and what this machine measured.
 
     `verdict` is "note" where nothing can be right or wrong, such as whether there is a GPU.
     """
 
     about: str
-    truth: str
+    known: str
     measured: str
-    verdict: Verdict
+    verdict: Literal["holds", "fails", "note"] = "note"
 
 
-def judged(about: str, truth: str, measured: str, holds: bool) -> Finding:
+def judged(about: str, known: str, measured: str, holds: bool) -> Finding:
     """A finding that holds or fails."""
-    return Finding(about, truth, measured, "holds" if holds else "fails")
+    return Finding(about, known, measured, "holds" if holds else "fails")
 
 
-def close(about: str, truth: float, measured: float, relative: float, digits: int = 8) -> Finding:
+def close(about: str, known: float, measured: float, relative: float, digits: int = 8) -> Finding:
     """Two numbers that are to agree to a relative error."""
-    holds = abs(measured - truth) <= relative * abs(truth)
-    return judged(about, f"{truth:.{digits}g}", f"{measured:.{digits}g}", holds)
+    holds = abs(measured - known) <= relative * abs(known)
+    return judged(about, f"{known:.{digits}g}", f"{measured:.{digits}g}", holds)
+
+
+def broken(about: str, error: Exception) -> Finding:
+    """A check that breaks is a finding that fails."""
+    return judged(about, "runs", f"{type(error).__name__}: {error}", False)

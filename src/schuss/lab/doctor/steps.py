@@ -1,8 +1,8 @@
-"""Every kernel of every page against what the page means, through the PyTorch front as users call it."""
+"""Every kernel of every rule against what the rule means, through the PyTorch API as users call it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,54 +11,123 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import schuss.torch as front
+import schuss.torch as api
 from schuss.compile.grammar import options_of_variants
 from schuss.compile.reference import Reference
 from schuss.lab.doctor.finding import Finding, judged
-from schuss.rules import TABLE, Row
+from schuss.rules import TABLE, Row, Rule
 
+Array = NDArray[np.float64]
 SIZES = (0, 1, 63, 40_003)  # the last spans two rows of a launch
 STEPS = 6
 LARGE = 1_000_003
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
-ALLOWED = 16  # rounding errors of the dtype, in units of the largest weight on the way
+ALLOWED = 16  # rounding errors of the dtype, in units of the largest weight that there was
 
 
-def kernels(dtypes: tuple[str, ...] = ("float32",)) -> Iterator[Finding]:
-    """A few steps of each page, each variant in each dtype, against the float64 reference."""
-    for row in TABLE.values():
-        worst, kinds = 0.0, options_of_variants(row.rule)
-        for options in kinds.values():
-            for dtype in dtypes:
-                worst = max(worst, deviation(row, options, DTYPES[dtype]))
-        about = f"{row.name}, {len(kinds)} {'kernel' if len(kinds) == 1 else 'variants'}"
-        yield judged(about, f"≤ {ALLOWED} roundings", f"{worst:.3g} off", worst <= ALLOWED)
+def gradient(size: int, step: int) -> Tensor:
+    """Gradients whose size and sign change from weight to weight, and once from step to step."""
+    i = torch.arange(size, dtype=torch.float64)
+    return (1.5 + torch.sin(1.7 * i + step)) * torch.where(i % 3 == 0, -1.0, 1.0) * (-3 if step == 3 else 1)
 
 
-def deviation(row: Row, options: dict[str, Any], dtype: torch.dtype) -> float:
-    """The largest distance from the reference in units of the dtype's rounding; infinite where NaN."""
-    weights = [torch.linspace(-1, 1, size).to(dtype).requires_grad_() for size in SIZES]
-    gradients = [[gradient(size, step).to(dtype) for size in SIZES] for step in range(STEPS)]
-    references = [Reference(row.rule(**options), wide(w)) for w in weights]
-    scales = [np.abs(wide(w)).max(initial=1e-3) for w in weights]
-    optimizer = front.optimizer(row.rule)(weights, **options)
-    for step in gradients:
+def gradients(weights: Sequence[Tensor], first: int = 0) -> list[list[Tensor]]:
+    """Those of some steps, for each weight in its dtype and shape."""
+    return [
+        [gradient(w.numel(), step).to(w).reshape(w.shape) for w in weights]
+        for step in range(first, first + STEPS)
+    ]
+
+
+def leaf(size: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
+    """A weight from −1 to 1."""
+    return torch.linspace(-1, 1, size).to(device, dtype).requires_grad_()
+
+
+def wide(tensor: Tensor) -> Array:
+    """A tensor's numbers in float64, in memory of their own."""
+    return tensor.detach().double().cpu().numpy().copy()
+
+
+def arguments(rule: type[Rule], options: dict[str, Any]) -> dict[str, Any]:
+    """A rule's own hyperparameters as a constructor takes them."""
+    made, tuples = rule(**options), rule.tuples.items()
+    inside = {part for _, parts in tuples for part in parts}
+    return {name: value for name, value in options.items() if name not in inside} | {
+        name: tuple(getattr(made, part) for part in parts)
+        for name, parts in tuples
+        if not options.keys().isdisjoint(parts)
+    }
+
+
+def stepped(
+    row: Row, options: dict[str, Any], weights: list[Tensor], given: Iterable[Sequence[Tensor]], **more: Any
+) -> Any:
+    """An optimizer of these weights that has taken a step with each of the gradients."""
+    optimizer = api.optimizer(row.rule)(weights, **arguments(row.rule, options), **more)
+    go_on(optimizer, weights, given)
+    return optimizer
+
+
+def go_on(optimizer: Any, weights: list[Tensor], given: Iterable[Sequence[Tensor]]) -> None:
+    """Take a step with each of the gradients."""
+    for step in given:
         for w, g in zip(weights, step, strict=True):
             w.grad = g
         optimizer.step()
+
+
+def roundings(
+    rule: Rule,
+    starts: Sequence[Array],
+    given: Iterable[Sequence[Array]],
+    found: Sequence[Array],
+    eps: float = float(np.finfo(np.float64).eps),
+    least: float = 1.0,
+) -> float:
+    """The largest distance from the reference, in units of the rounding of the largest weight on its trajectory.
+
+    Infinite where NaN. `least` is what the largest weight counts at least.
+    """
+    references = [Reference(rule, start) for start in starts]
+    scales = [max(least, np.abs(start).max(initial=0.0)) for start in starts]
+    for step in given:
         for i, (reference, g) in enumerate(zip(references, step, strict=True)):
-            scales[i] = max(scales[i], np.abs(reference.step(wide(g))).max(initial=0.0))
-    off = 0.0
-    for w, reference, scale in zip(weights, references, scales, strict=True):
-        error = np.abs(wide(w) - reference.w).max(initial=0.0) / (torch.finfo(dtype).eps * scale)
-        off = max(off, float("inf") if np.isnan(error) else float(error))
-    return off
+            scales[i] = max(scales[i], np.abs(reference.step(g)).max(initial=0.0))
+    off = [
+        np.abs(end - reference.w).max(initial=0.0) / (eps * scale)
+        for end, reference, scale in zip(found, references, scales, strict=True)
+    ]
+    return float("inf") if np.isnan(off).any() else float(max(off))
+
+
+def within(off: float, about: str = "") -> Finding:
+    """The finding that so many roundings make."""
+    return judged(about, f"≤ {ALLOWED} roundings", f"{off:.3g} off", off <= ALLOWED)
+
+
+def deviation(row: Row, options: dict[str, Any], dtype: torch.dtype, device: str = "cpu") -> float:
+    """How many roundings some steps of a rule are from the reference, over tensors of all sizes."""
+    weights = [leaf(size, dtype, device) for size in SIZES]
+    starts, given = [wide(w) for w in weights], gradients(weights)
+    stepped(row, options, weights, given)
+    found, wides = [wide(w) for w in weights], ([wide(g) for g in step] for step in given)
+    return roundings(row.rule(**options), starts, wides, found, torch.finfo(dtype).eps, least=1e-3)
+
+
+def kernels(dtypes: tuple[str, ...] = ("float32",)) -> Iterator[Finding]:
+    """A few steps of each rule, each variant in each dtype, against the float64 reference."""
+    for row in TABLE.values():
+        kinds = options_of_variants(row.rule)
+        off = [deviation(row, options, DTYPES[dtype]) for options in kinds.values() for dtype in dtypes]
+        about = f"{row.name}, {len(kinds)} {'kernel' if len(kinds) == 1 else 'variants'}"
+        yield within(max(off, default=0.0), about)
 
 
 def sparse_rows() -> Iterator[Finding]:
     """A gradient of some rows, some named twice: those rows move as the rule says, the others not at all."""
     for row in TABLE.values():
-        yield sparse(row)
+        yield sparse(row, row.name)
 
 
 def sparse(row: Row, about: str = "") -> Finding:
@@ -68,49 +137,34 @@ def sparse(row: Row, about: str = "") -> Finding:
     others[touched] = False
     weight = torch.linspace(-1, 1, 60 * 4).reshape(60, 4).requires_grad_()
     start = weight.detach().clone()
-    optimizer = front.optimizer(row.rule)([weight])
-    reference = Reference(replace(row.rule(), **row.sparse), wide(start[touched]))
-    scale = 1.0
-    for step in range(STEPS):
-        # Multiples of 1/8, so that adding up the row that is named twice rounds nothing.
-        values = (gradient(16, step).reshape(4, 4) * 8).round() / 8
-        weight.grad = torch.sparse_coo_tensor(rows, values.float(), (60, 4), check_invariants=True)
-        optimizer.step()
-        moved = reference.step(wide(torch.stack([values[1], values[0] + values[2], values[3]])))
-        scale = max(scale, float(np.abs(moved).max()))
-    found = weight.detach()
-    error = np.abs(wide(found[touched]) - reference.w).max() / (torch.finfo(found.dtype).eps * scale)
+    # Multiples of 1/8, so that adding up the row that is named twice rounds nothing.
+    values = [(gradient(16, step).reshape(4, 4) * 8).round() / 8 for step in range(STEPS)]
+    given = [torch.sparse_coo_tensor(rows, v.float(), (60, 4), check_invariants=True) for v in values]
+    stepped(row, {}, [weight], ([g] for g in given))
+    found, rule = weight.detach(), replace(row.rule(), **row.sparse)
+    sums = ([wide(torch.stack([v[1], v[0] + v[2], v[3]]))] for v in values)
+    eps = torch.finfo(torch.float32).eps
+    off = roundings(rule, [wide(start[touched])], sums, [wide(found[touched])], eps)
     still = torch.equal(start[others], found[others])
-    measured = f"{error:.3g} off, others {'still' if still else 'MOVED'}"
-    return judged(about or row.name, f"≤ {ALLOWED} roundings", measured, bool(error <= ALLOWED) and still)
+    measured = f"{off:.3g} off, others {'still' if still else 'MOVED'}"
+    return judged(about, f"≤ {ALLOWED} roundings", measured, off <= ALLOWED and still)
 
 
 def threads() -> Iterator[Finding]:
     """A step of a million weights on one thread and on two: the same bits."""
     for name in ("SGD", "AdamW"):
-        ends: list[Tensor] = []
+        ends = [leaf(LARGE), leaf(LARGE)]
         before = torch.get_num_threads()
         try:
-            for count in (1, 2):
+            for count, w in enumerate(ends, start=1):
                 torch.set_num_threads(count)
-                w = torch.linspace(-1, 1, LARGE).requires_grad_()
-                optimizer = getattr(front, name)([w])
-                for step in range(2):
-                    w.grad = gradient(LARGE, step).float()
-                    optimizer.step()
-                ends.append(w.detach())
+                stepped(TABLE[name], {}, [w], gradients([w])[:2])
         finally:
             torch.set_num_threads(before)
-        same = torch.equal(*ends)
-        yield judged(name, "equal bits", "equal" if same else "different", same)
+        yield equal(ends[:1], ends[1:], name)
 
 
-def gradient(size: int, step: int) -> Tensor:
-    """Gradients whose size and sign change from weight to weight, and once from step to step."""
-    i = torch.arange(size, dtype=torch.float64)
-    return (1.5 + torch.sin(1.7 * i + step)) * torch.where(i % 3 == 0, -1.0, 1.0) * (-3 if step == 3 else 1)
-
-
-def wide(tensor: Tensor) -> NDArray[np.float64]:
-    """A tensor's numbers in float64."""
-    return tensor.detach().double().numpy()
+def equal(one: Sequence[Tensor], other: Sequence[Tensor], about: str = "") -> Finding:
+    """Whether tensors have the same bits."""
+    same = all(torch.equal(a.detach(), b.detach()) for a, b in zip(one, other, strict=True))
+    return judged(about, "equal bits", "equal" if same else "different", same)

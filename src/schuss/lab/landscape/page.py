@@ -1,4 +1,4 @@
-"""Scenes, and a model of one, as HTML pages."""
+"""Pictures, and the Taylor model of a surface, as HTML reports."""
 
 from __future__ import annotations
 
@@ -6,38 +6,36 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import schuss
-from schuss.lab.landscape.growth import Cost
-from schuss.lab.landscape.scene import Scene
-from schuss.lab.landscape.taylor import TaylorModel, drawn
+from schuss.lab.landscape.picture import Picture
+from schuss.lab.landscape.taylor import TaylorModel
 from schuss.lab.pages import page
 
+TEMPLATES = Path(__file__).parent / "templates"
 
-def render(scenes: Sequence[Scene], command: str) -> str:
-    """The page of some scenes, with the command that makes it again."""
-    title = f"The landscape of {scenes[0].title}" if len(scenes) == 1 else "Why optimizers differ"
+
+def render(pictures: Sequence[Picture], command: str) -> str:
+    """The report of some pictures, with the command that makes it again."""
     return page(
-        Path(__file__).parent / "templates",
+        TEMPLATES,
         "landscape",
-        title,
-        [*((scene.id, scene.title) for scene in scenes), ("repeat", "How to repeat it")],
-        [scene.plain() for scene in scenes],
-        scenes=scenes,
+        f"The landscape of {pictures[0].title}" if len(pictures) == 1 else "Why optimizers differ",
+        [*((each.id, each.title) for each in pictures), ("repeat", "How to repeat it")],
+        [each.plain() for each in pictures],
+        pictures=pictures,
         command=command,
         version=schuss.__version__,
-        network=any(scene.unit == "loss" for scene in scenes),
     )
 
 
-def render_model(model: TaylorModel, costs: Sequence[Cost], command: str) -> str:
-    """The page of a quadratic model and of what its steps cost."""
+def render_model(model: TaylorModel, command: str) -> str:
+    """The report of a quadratic model and its steps."""
     return page(
-        Path(__file__).parent / "templates",
+        TEMPLATES,
         "model",
         f"The quadratic model of {model.surface.name}",
-        [("picture", "The model and its steps"), ("cost", "What it costs"), ("repeat", "How to repeat it")],
-        drawn(model),
+        [("picture", "The model and its steps"), ("repeat", "How to repeat it")],
+        model.plain(),
         model=model,
-        costs=costs,
         command=command,
         version=schuss.__version__,
     )

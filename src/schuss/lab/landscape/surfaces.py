@@ -5,7 +5,6 @@ Sources: Rosenbrock 1960; Himmelblau 1972; Beale 1958; Moré, Garbow and Hillstr
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from schuss.errors import refusal, unknown
 from schuss.lab.files import load_name
+from schuss.lab.names import divide, is_own
 from schuss.lab.tasks.functions import two_ways_down, valley
 
 Pair = tuple[float, float]
@@ -26,7 +26,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Surface:
-    """A function of two numbers, where to start on it and which window of it to look at.
+    """A function of two numbers, where to start on it and which window of it to draw.
 
     `value(w)`: w of shape (2,), a scalar tensor back. `minima`: known ones, may be none. `lowest`: the value
     there, or None. `window`: x from, x to, y from, y to.
@@ -41,7 +41,7 @@ class Surface:
     formula: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse an empty window, and a start that is no place."""
+        """Refuse an empty window, and a start that is no point."""
         left, right, bottom, top = self.window
         if not (left < right and bottom < top and all(map(math.isfinite, self.window))):
             raise refusal("window", self.window, "x from < x to, y from < y to")
@@ -61,55 +61,8 @@ def beale(w: Tensor) -> Tensor:
     return (1.5 - x + x * y) ** 2 + (2.25 - x + x * y**2) ** 2 + (2.625 - x + x * y**3) ** 2
 
 
-def _rosenbrock() -> Surface:
-    return Surface(
-        "rosenbrock",
-        valley,
-        start=(-1.2, 1.0),
-        window=(-1.8, 1.6, -0.6, 2.2),
-        minima=((1.0, 1.0),),
-        lowest=0.0,
-        formula="(1 − x)² + 100 (y − x²)²",
-    )
-
-
-def _himmelblau() -> Surface:
-    return Surface(
-        "himmelblau",
-        himmelblau,
-        start=(-0.5, -1.0),
-        window=(-5.0, 5.0, -5.0, 5.0),
-        minima=((3.0, 2.0), (-2.805118, 3.131313), (-3.779310, -3.283186), (3.584428, -1.848127)),
-        lowest=0.0,
-        formula="(x² + y − 11)² + (x + y² − 7)²",
-    )
-
-
-def _saddle() -> Surface:
-    return Surface(
-        "saddle",
-        two_ways_down,
-        start=(1.0, 1e-3),
-        window=(-1.4, 1.4, -1.5, 1.5),
-        minima=((0.0, 1.0), (0.0, -1.0)),
-        lowest=-0.25,
-        formula="½ x² − ½ y² + ¼ y⁴",
-    )
-
-
-def _beale() -> Surface:
-    return Surface(
-        "beale",
-        beale,
-        start=(1.0, 1.5),
-        window=(-0.5, 4.5, -1.5, 2.0),
-        minima=((3.0, 0.5),),
-        lowest=0.0,
-        formula="(1.5 − x + xy)² + (2.25 − x + xy²)² + (2.625 − x + xy³)²",
-    )
-
-
-def _quadratic(kappa: float = 100.0) -> Surface:
+def quadratic(kappa: float = 100.0) -> Surface:
+    """½ (x² + κ y²)."""
     if not 1 <= kappa < math.inf:
         raise refusal("kappa", kappa, "a finite number of at least 1", "It is the condition number L/μ.")
     eigenvalues = torch.tensor([1.0, kappa], dtype=torch.float64)
@@ -125,12 +78,44 @@ def _quadratic(kappa: float = 100.0) -> Surface:
     )
 
 
-SURFACES: dict[str, Callable[..., Surface]] = {
-    "rosenbrock": _rosenbrock,
-    "himmelblau": _himmelblau,
-    "saddle": _saddle,
-    "beale": _beale,
-    "quadratic": _quadratic,
+SURFACES: dict[str, Surface] = {
+    "rosenbrock": Surface(
+        "rosenbrock",
+        valley,
+        start=(-1.2, 1.0),
+        window=(-1.8, 1.6, -0.6, 2.2),
+        minima=((1.0, 1.0),),
+        lowest=0.0,
+        formula="(1 − x)² + 100 (y − x²)²",
+    ),
+    "himmelblau": Surface(
+        "himmelblau",
+        himmelblau,
+        start=(-0.5, -1.0),
+        window=(-5.0, 5.0, -5.0, 5.0),
+        minima=((3.0, 2.0), (-2.805118, 3.131313), (-3.779310, -3.283186), (3.584428, -1.848127)),
+        lowest=0.0,
+        formula="(x² + y − 11)² + (x + y² − 7)²",
+    ),
+    "saddle": Surface(
+        "saddle",
+        two_ways_down,
+        start=(1.0, 1e-3),
+        window=(-1.4, 1.4, -1.5, 1.5),
+        minima=((0.0, 1.0), (0.0, -1.0)),
+        lowest=-0.25,
+        formula="½ x² − ½ y² + ¼ y⁴",
+    ),
+    "beale": Surface(
+        "beale",
+        beale,
+        start=(1.0, 1.5),
+        window=(-0.5, 4.5, -1.5, 2.0),
+        minima=((3.0, 0.5),),
+        lowest=0.0,
+        formula="(1.5 − x + xy)² + (2.25 − x + xy²)² + (2.625 − x + xy³)²",
+    ),
+    "quadratic": quadratic(),
 }
 
 
@@ -144,57 +129,48 @@ def surface(spec: str, start: Pair | None = None, window: tuple[float, ...] | No
     >>> surface("quadratic:kappa=100").start
     (-1.0, 0.1)
     """
-    found = _own(spec, start, window) if ".py:" in spec else _named(spec)
+    if window is not None and len(window) != 4:
+        raise refusal("window", window, "four numbers", "x from, x to, y from, y to.")
+    found = _own(spec, start, window) if is_own(spec) and divide(spec)[1] else _named(spec)
     if start is not None:
         found = replace(found, start=start)
     if window is not None:
-        if len(window) != 4:
-            raise refusal("window", window, "four numbers", "x from, x to, y from, y to.")
         found = replace(found, window=(window[0], window[1], window[2], window[3]))
     value_at(found, found.start)
     return found
 
 
-def value_at(surface: Surface, place: Pair) -> float:
-    """The function at a place; refused where it does not give a finite number with a gradient."""
-    w = torch.tensor(place, dtype=torch.float64, requires_grad=True)
+def value_at(surface: Surface, point: Pair) -> float:
+    """The function at a point; refused where it does not give a finite number with a gradient."""
+    w = torch.tensor(point, dtype=torch.float64, requires_grad=True)
     try:
         value: Any = surface.value(w)
     except Exception as error:
         raise ValueError(
-            f"{surface.name} cannot be evaluated at {place}: {type(error).__name__}: {error}. It gets "
-            "one tensor "
+            f"{surface.name} cannot be evaluated at {point}: {type(error).__name__}: {error}. It gets one tensor "
             "of two numbers: begin with `x, y = w`."
         ) from error
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-        raise refusal(
-            f"{surface.name}(w)",
-            value,
-            "a scalar tensor with a gradient",
-            "Compute it from w with torch's operations.",
-        )
+        advice = "Compute it from w with torch's operations."
+        raise refusal(f"{surface.name}(w)", value, "a scalar tensor with a gradient", advice)
     if not math.isfinite(value.item()):
-        raise refusal(f"{surface.name} at {place}", value.item(), "finite", "Try another place.")
+        raise refusal(f"{surface.name} at {point}", value.item(), "finite", "Try another point.")
     return value.item()
 
 
 def heights_on(surface: Surface, xs: Array, ys: Array) -> Array:
-    """The values on a grid, ys × xs; all at once where the function can be mapped over places, else one by one."""
+    """The values on a grid, ys × xs; all at once where the function can be mapped over points, else one by one."""
     X, Y = np.meshgrid(xs, ys)
-    places = torch.from_numpy(np.stack([X.ravel(), Y.ravel()], axis=1))
+    points = torch.from_numpy(np.stack([X.ravel(), Y.ravel()], axis=1))
     with torch.no_grad():
         try:
-            found = torch.func.vmap(surface.value)(places)
+            found = torch.func.vmap(surface.value)(points)
         except Exception:
-            found = torch.stack([surface.value(place).reshape(()) for place in places])
+            found = torch.stack([surface.value(point).reshape(()) for point in points])
     heights = found.double().reshape(X.shape).numpy()
     if not np.isfinite(heights).any():
-        raise refusal(
-            f"the window of {surface.name}",
-            surface.window,
-            "a place where it is finite",
-            "Try another --window.",
-        )
+        what = f"the window of {surface.name}"
+        raise refusal(what, surface.window, "a point where it is finite", "Try another --window.")
     return heights
 
 
@@ -202,28 +178,27 @@ def _named(spec: str) -> Surface:
     name, _, settings = spec.partition(":")
     if name not in SURFACES:
         raise unknown("surface", spec, SURFACES, "Your own function: FILE.py:function.")
-    known = inspect.signature(SURFACES[name]).parameters
-    options: dict[str, float] = {}
-    for setting in filter(None, settings.split(",")):
-        key, _, text = setting.partition("=")
-        try:
-            options[key] = float(text)
-        except ValueError:
-            raise refusal(name, setting, "name=number") from None
-        if key not in known:
-            raise refusal(name, setting, f"understood; it takes {', '.join(known) or 'nothing'}")
-    return SURFACES[name](**options)
+    if not settings:
+        return SURFACES[name]
+    if name != "quadratic":
+        raise refusal(name, settings, "understood; it takes nothing")
+    key, _, kappa = settings.partition("=")
+    try:
+        found = float(kappa) if key == "kappa" else None
+    except ValueError:
+        found = None
+    if found is None:
+        raise refusal(name, settings, "understood; it takes kappa=number")
+    return quadratic(found)
 
 
 def _own(spec: str, start: Pair | None, window: tuple[float, ...] | None) -> Surface:
-    function: Any = load_name(*spec.rsplit(":", 1))[0]
+    function: Any = load_name(*divide(spec))[0]
     if not callable(function):
         raise refusal("surface", spec, "a function of a tensor of two numbers")
     begin = start or getattr(function, "start", (1.0, 1.0))
-    frame = window or getattr(function, "window", None)
-    if frame is None:
-        reach = 3 * max(1.0, *map(abs, begin))
-        frame = (-reach, reach, -reach, reach)
+    reach = 3 * max(1.0, *map(abs, begin))
+    frame = window or getattr(function, "window", None) or (-reach, reach, -reach, reach)
     if len(begin) != 2 or len(frame) != 4:
         raise refusal(spec, (begin, frame), "a start of two numbers and a window of four")
     x, y = map(float, begin)

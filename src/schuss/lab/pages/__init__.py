@@ -1,9 +1,4 @@
-"""Pages that look alike: one frame, the report's style, light and dark.
-
-page(...)             a template of one room inside the shared frame: one HTML file that needs nothing else
-write(path, ...)      a file, whole or not at all
-check_writable(...)   whether it could be, before long work
-"""
+"""Pages that look alike: `page` fills a template in one frame; `write` puts a file down whole or not at all."""
 
 from schuss.lab.pages.atomic_write import check_writable, write
 from schuss.lab.pages.frame import page

@@ -1,7 +1,6 @@
 """One HTML file with its data, its drawing library and its style inside; it makes no request."""
 
-from __future__ import annotations
-
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,18 +10,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from schuss.lab.pages import words
+from schuss.lab.pages.words import cost, duration, interval, number, percent, settings
 from schuss.units import human_bytes, human_seconds
 
 HERE = Path(__file__).parent / "templates"
-FILTERS: dict[str, Any] = {
-    **{
-        name: getattr(words, name)
-        for name in ("number", "interval", "cost", "duration", "percent", "settings")
-    },
-    "bytes": human_bytes,
-    "seconds": human_seconds,
-}
+FILTERS = {each.__name__: each for each in (cost, duration, interval, number, percent, settings)}
 
 
 def page(
@@ -40,12 +32,13 @@ def page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(FILTERS)
+    environment.filters.update(FILTERS, bytes=human_bytes, seconds=human_seconds)
+    inline = json.dumps(plain(data), allow_nan=False, separators=(",", ":"))
     return environment.get_template(f"{name}.html.j2").render(
         title=title,
         contents=contents,
         style=Markup((HERE / "style.css").read_text("utf-8")),
-        data=Markup(words.inline_json(plain(data))),
+        data=Markup(inline.replace("<", "\\u003c")),  # no text in it can close the script element
         plotly=Markup(get_plotlyjs()),
         shared=Markup((HERE / "shared.js").read_text("utf-8")),
         script=Markup((templates / f"{name}.js").read_text("utf-8")),
@@ -65,6 +58,4 @@ def plain(data: Any) -> Any:
         return plain(data.tolist())
     if isinstance(data, list | tuple):
         return [plain(value) for value in data]
-    if isinstance(data, float):
-        return data if math.isfinite(data) else None
-    return data
+    return data if not isinstance(data, float) or math.isfinite(data) else None

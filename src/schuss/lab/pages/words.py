@@ -1,6 +1,5 @@
 """Numbers and settings as a reader of a page sees them."""
 
-import json
 from collections.abc import Mapping
 from math import floor, isfinite, log10
 from typing import Any
@@ -10,15 +9,6 @@ from schuss.units import in_unit
 NARROW = "\u202f"  # no-break space between groups of digits
 UNBROKEN = "\u00a0"
 MINUS = "\u2212"
-
-
-def inline_json(data: object) -> str:
-    """Return strict JSON that may stand inside a script element: no text in it can close the element.
-
-    >>> inline_json({"error": "</script>"})
-    '{"error":"\\\\u003c/script>"}'
-    """
-    return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def number(x: float | None, digits: int = 4) -> str:
@@ -83,13 +73,13 @@ def duration(seconds: float | None) -> str:
     return f"{number(count, 3)}{NARROW}{unit}"
 
 
-def percent(share: float) -> str:
-    """Return a share in whole per cent.
+def percent(fraction: float) -> str:
+    """Return a fraction in whole per cent.
 
     >>> percent(0.8)
     '80\u202f%'
     """
-    return f"{100 * share:.0f}{NARROW}%"
+    return f"{100 * fraction:.0f}{NARROW}%"
 
 
 def settings(parameters: Mapping[str, float]) -> str:

@@ -6,7 +6,9 @@ that the same results give the same text whatever order they came in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, nan
 from typing import Any, Literal, cast
@@ -14,8 +16,9 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from schuss.lab.racing.codegen import code
-from schuss.lab.racing.plan import Configuration, Contestant, Plan, Result, Run, digest, score
+from schuss.lab.racing.plan import Configuration, Contestant, Plan, Result, Run, StageName, digest, score
 from schuss.lab.racing.preflight import Facts
+from schuss.lab.racing.store import CALIBRATION
 from schuss.lab.report import schema
 from schuss.lab.statistics import (
     Comparison,
@@ -43,11 +46,11 @@ RANKING_QUANTILE = 0.9  # near the best, and yet most seeds of a good entry get 
 MANY_SEEDS = 200  # more than anybody will run
 LEAST_TRIALS = 5  # with fewer, a race compares the luck of tuning: it decides nothing
 FRACTIONS = ("accuracy", "error rate", "auc", "f1", "precision", "recall")
-STAGES = ("tune", "confirm", "report")
+UNTIMED = {"seconds": None}
 
 
-@dataclass(frozen=True)
-class Raced:
+@dataclass
+class TaskRace:
     """All there is to say about one task: the task, its plan, and what its runs and calibrations gave."""
 
     task: Task
@@ -64,7 +67,12 @@ class Raced:
         """Whether a smaller metric is better."""
         return self.task.best == "min"
 
-    def stage(self, contestant: Contestant, stage: str) -> list[tuple[Run, Result]]:
+    @property
+    def confirmed(self) -> list[Contestant]:
+        """The contestants that were confirmed, and so have reporting runs."""
+        return [c for c in self.plan.contestants if c.name in self.plan.chosen]
+
+    def results_of(self, contestant: Contestant, stage: StageName) -> list[tuple[Run, Result]]:
         """A contestant's runs of a stage that have a result, by configuration and seed."""
         runs = [
             r
@@ -73,101 +81,115 @@ class Raced:
         ]
         return [(r, self.results[r.id]) for r in sorted(runs, key=lambda r: (r.configuration.index, r.seed))]
 
-    def step_seconds(self, contestant: Contestant) -> float:
-        """The calibrated step, NaN before there is one."""
-        found = self.calibrations.get(contestant.name, {}).get("step", {}).get("seconds")
-        return nan if found is None else found
+    def scores(self, contestant: Contestant, column: str = "metric") -> list[float]:
+        """One number per reporting seed; NaN for a run that crashed or is not there."""
+        found = {run.seed: _score(result, column) for run, result in self.results_of(contestant, "report")}
+        return [found.get(seed, nan) for seed in self.plan.seeds["report"]]
+
+    def tests(self, contestant: Contestant) -> list[float]:
+        """The metric on the test split, one per reporting seed; NaN for a run that did not finish."""
+        found = {
+            run.seed: r["test"]["metric"] for run, r in self.results_of(contestant, "report") if r["test"]
+        }
+        return _column(found.get(seed) for seed in self.plan.seeds["report"])
+
+    def trials(self, entry: str) -> int:
+        """How many configurations of an entry were tuned; as many for every other."""
+        return len(self.plan.configurations.get(entry, []))
+
+    def calibration(self, entry: str) -> dict[str, Any]:
+        """What was measured of an entry's step and state."""
+        found = self.calibrations.get(entry, {})
+        return {"bytes_per_weight": found.get("bytes_per_weight"), "step": found.get("step", UNTIMED)}
 
 
-def task_report(raced: Raced) -> schema.TaskReport:
+def task_report(race: TaskRace) -> schema.TaskReport:
     """One task's part of the report."""
-    task, plan, facts = raced.task, raced.plan, raced.facts
-    targets = _targets(raced)
-    ranking = _ranking(raced, targets)
-    sensitivity = {c.name: _sensitivity(raced, c) for c in plan.contestants}
-    steps = task.total_steps()
+    task, plan, facts = race.task, race.plan, race.facts
+    targets = _targets(race)
+    ranking = _ranking(race, _ranking_target(targets))
+    sensitivity = {c.name: _sensitivity(race, c) for c in plan.contestants}
+    steps, rows = task.total_steps(), task.length("train")
+    examples = round(task.epochs * rows) if task.epochs and rows else steps * task.batch_size
+    stages: tuple[StageName, ...] = ("tune", "confirm", "report")
     runs = [
-        _run(raced, c, run, result)
+        _run(race, c, run, result)
         for c in plan.contestants
-        for s in STAGES
-        for run, result in raced.stage(c, s)
+        for stage in stages
+        for run, result in race.results_of(c, stage)
     ]
     report: dict[str, Any] = {
         "name": task.name,
-        "spec": raced.spec,
+        "spec": race.spec,
         "description": task.description,
-        "metric": {"name": task.metric_name, "best": task.best, "bounds": metric_bounds(raced)},
+        "metric": {"name": task.metric_name, "best": task.best, "bounds": metric_bounds(race)},
         "optimum": task.optimum,
         "parameters": facts.parameters,
         "batch_size": task.batch_size,
-        "horizon": {"steps": steps, "examples": _examples(task), "gradients": steps},
+        "horizon": {"steps": steps, "examples": examples, "gradients": steps},
         "evaluations": min(steps, 30),
         "splits": {**facts.lengths, "how": task.how},
         "fingerprint": facts.fingerprint,
-        "entries": [_entry(raced, c) for c in plan.contestants],
+        "entries": [_entry(race, c) for c in plan.contestants],
         "configurations": [
-            _configuration(raced, configuration)
-            for contestant in plan.contestants
-            for configuration in plan.configurations.get(contestant.name, [])
+            _configuration(race, each)
+            for c in plan.contestants
+            for each in plan.configurations.get(c.name, [])
         ],
         "runs": runs,
-        "ranking": _rows(raced, ranking, targets, sensitivity),
-        "verdict": _verdict(raced, ranking, targets),
-        "budget_curves": {c.name: _budget_curve(raced, c) for c in plan.contestants},
+        "ranking": _rows(race, ranking, _ranking_target(targets), sensitivity),
+        "verdict": _verdict(race, ranking, _ranking_target(targets)),
+        "budget_curves": {c.name: _budget_curve(race, c) for c in plan.contestants},
         "targets": targets,
         "sensitivity": sensitivity,
         "claims": [],
-        "diverged": [_short(run) | _diverged(run) for run in runs if run["status"] == "diverged"],
+        "diverged": [_short(run) | run["divergence"] for run in runs if run["status"] == "diverged"],
         "crashed": [_short(run) | {"error": run["error"]} for run in runs if run["status"] == "crashed"],
-        "settings": [
-            _setting(raced, c, plan.chosen[c.name]) for c in plan.contestants if c.name in plan.chosen
-        ],
+        "settings": [_setting(race, c, plan.chosen[c.name]) for c in race.confirmed],
     }
     report["claims"] = claims_of(report)
     return cast("schema.TaskReport", report)
 
 
-def _entry(raced: Raced, contestant: Contestant) -> dict[str, Any]:
-    calibration = raced.calibrations.get(contestant.name, {})
-    space = raced.plan.space(contestant)
+def _entry(race: TaskRace, contestant: Contestant) -> dict[str, Any]:
+    name, space = contestant.name, race.plan.space(contestant)
     return {
-        "name": contestant.name,
+        "name": name,
         "optimizer": contestant.entry.name,
         "schedule": contestant.schedule,
         "batch_size": contestant.batch_size,
-        "space": {name: {"low": low, "high": high, "log": log} for name, (low, high, log) in space.items()},
-        "fixed": {name: _plain(value) for name, value in contestant.entry.fixed.items()},
-        "trials": len(raced.plan.configurations.get(contestant.name, [])),
-        "widened": raced.plan.widened.get(contestant.name, []),
-        "space_limited": raced.plan.limited.get(contestant.name, []),
-        "parameters": raced.facts.parameters,
-        "bytes_per_weight": calibration.get("bytes_per_weight"),
-        "step": calibration.get("step", {"seconds": None}),
+        "space": {key: {"low": low, "high": high, "log": log} for key, (low, high, log) in space.items()},
+        "fixed": {
+            key: value if isinstance(value, float | int | bool | str) else repr(value)
+            for key, value in contestant.entry.fixed.items()
+        },
+        "trials": race.trials(name),
+        "widened": race.plan.widened.get(name, []),
+        "space_limited": race.plan.limited.get(name, []),
+        "parameters": race.facts.parameters,
+        **race.calibration(name),
     }
 
 
-def _configuration(raced: Raced, configuration: Configuration) -> dict[str, Any]:
-    plan, contestant = raced.plan, configuration.contestant
-    tuned = [result for run, result in raced.stage(contestant, "tune") if run.configuration is configuration]
-    confirmed = [
-        result for run, result in raced.stage(contestant, "confirm") if run.configuration is configuration
-    ]
-    finished = [result for result in tuned if result["status"] == "finished"]
+def _configuration(race: TaskRace, configuration: Configuration) -> dict[str, Any]:
+    contestant = configuration.contestant
+    tuned, confirmed = (
+        [result for run, result in race.results_of(contestant, stage) if run.configuration is configuration]
+        for stage in ("tune", "confirm")
+    )
     return {
         "id": configuration.id,
         "entry": contestant.name,
         "index": configuration.index,
         "parameters": configuration.parameters,
-        "tune": score(finished[0]) if finished else None,
+        "tune": next((score(result) for result in tuned if result["status"] == "finished"), None),
         "confirm": _spread([_score(result) for result in confirmed]) if confirmed else None,
-        "chosen": plan.chosen.get(contestant.name) is configuration,
+        "chosen": race.plan.chosen.get(contestant.name) is configuration,
     }
 
 
-def _run(raced: Raced, contestant: Contestant, run: Run, result: Result) -> dict[str, Any]:
+def _run(race: TaskRace, contestant: Contestant, run: Run, result: Result) -> dict[str, Any]:
     curve, finished = result["curve"], result["status"] == "finished"
-    last = {name: values[-1] if finished else None for name, values in curve.items()}
-    counts = {name: curve[name][-1] if curve[name] else 0 for name in ("steps", "examples", "gradients")}
     work = run_again(contestant, run.configuration.parameters, run.seed, run.stage == "report")
     return {
         "id": run.id,
@@ -177,15 +199,16 @@ def _run(raced: Raced, contestant: Contestant, run: Run, result: Result) -> dict
         "seed": run.seed,
         "status": result["status"],
         "parameters": run.configuration.parameters,
-        **counts,
-        "train_loss": last["train_loss"],
-        "validation_loss": last["validation_loss"],
-        "metric": last["metric"],
+        **{name: curve[name][-1] if curve[name] else 0 for name in ("steps", "examples", "gradients")},
+        **{
+            name: curve[name][-1] if finished else None
+            for name in ("train_loss", "validation_loss", "metric")
+        },
         "test": result["test"] if run.stage == "report" else None,
         "curve": curve,
         "divergence": result["divergence"],
         "error": result["error"],
-        "command": f"{raced.command} --run {digest_free(work)}",
+        "command": _command(race, work),
         "seconds": result["seconds"],
     }
 
@@ -204,119 +227,103 @@ def run_again(
     }
 
 
-def digest_free(work: Mapping[str, Any]) -> str:
-    """The arguments of `--run` as one shell argument."""
-    import json
-    import shlex
-
-    return shlex.quote(json.dumps(work))
-
-
-def _scores(raced: Raced, contestant: Contestant, column: str = "metric") -> list[float]:
-    """One number per reporting seed; NaN for a run that crashed or is not there."""
-    found = {run.seed: _score(result, column) for run, result in raced.stage(contestant, "report")}
-    return [found.get(seed, nan) for seed in raced.plan.seeds["report"]]
+def _command(race: TaskRace, work: Mapping[str, Any]) -> str:
+    return f"{race.command} --run {shlex.quote(json.dumps(work))}"
 
 
 def _score(result: Result, column: str = "metric") -> float:
     return nan if result["status"] == "crashed" else score(result, column)
 
 
-def _targets(raced: Raced) -> list[dict[str, Any]]:
+def _targets(race: TaskRace) -> list[dict[str, Any]]:
     """Fixed from what was confirmed, before any reporting seed ran."""
     starts, bests = list[float](), dict[str, list[float]]()
-    for contestant in raced.plan.contestants:
-        chosen = raced.plan.chosen.get(contestant.name)
-        confirmed = [r for run, r in raced.stage(contestant, "confirm") if run.configuration is chosen]
+    for contestant in race.confirmed:
+        chosen = race.plan.chosen[contestant.name]
+        confirmed = [r for run, r in race.results_of(contestant, "confirm") if run.configuration is chosen]
         curves = [result["curve"]["metric"] for result in confirmed if result["status"] != "crashed"]
         starts += [curve[0] for curve in curves]
         if curves:
-            bests[contestant.name] = [(min if raced.lower else max)(_known(curve)) for curve in curves]
+            best = min if race.lower else max
+            bests[contestant.name] = [best(x for x in curve if x is not None) for curve in curves]
     if not starts:
         return []
-    values = fixed_targets(float(np.mean(starts)), bests, lower_is_better=raced.lower, quantiles=QUANTILES)
+    values = fixed_targets(float(np.mean(starts)), bests, lower_is_better=race.lower, quantiles=QUANTILES)
     return [
         {
             "q": q,
             "value": value,
             "ranking": q == RANKING_QUANTILE,
-            "entries": {
-                c.name: _to_target(raced, c, value)
-                for c in raced.plan.contestants
-                if c.name in raced.plan.chosen
-            },
+            "entries": {c.name: _to_target(race, c, value) for c in race.confirmed},
         }
         for q, value in zip(QUANTILES, values, strict=False)
     ]
 
 
-def _to_target(raced: Raced, contestant: Contestant, target: float) -> dict[str, Any]:
+def _to_target(race: TaskRace, contestant: Contestant, target: float) -> dict[str, Any]:
     times: dict[str, list[float]] = {axis: [] for axis in AXES}
     spent: dict[str, list[float]] = {axis: [] for axis in AXES}
-    seeds: list[int] = []
-    for run, result in raced.stage(contestant, "report"):
-        curve, seconds = result["curve"], raced.step_seconds(contestant)
-        columns = {axis: curve[axis] for axis in AXES[:3]} | {
-            "seconds": [s * seconds for s in curve["steps"]]
-        }
-        seeds.append(run.seed)
-        for axis, column in columns.items():
-            values = [nan if x is None else x for x in curve["metric"]]
+    runs = race.results_of(contestant, "report")
+    seconds = race.calibration(contestant.name)["step"]["seconds"]
+    for _, result in runs:
+        curve = result["curve"]
+        timed = [s * (nan if seconds is None else seconds) for s in curve["steps"]]
+        values = _column(curve["metric"])
+        for axis in AXES:
+            column = timed if axis == "seconds" else curve[axis]
             times[axis].append(
-                cost_to_target(values, column, target, lower_is_better=raced.lower) if values else inf
+                cost_to_target(values, column, target, lower_is_better=race.lower) if values else inf
             )
             spent[axis].append(column[-1] if column else 0.0)
-    found = {axis: time_to_target(times[axis], spent[axis]) for axis in AXES} if seeds else {}
+    found = {axis: time_to_target(times[axis], spent[axis]) for axis in AXES} if runs else {}
     return {
         "reached": found["steps"].reached if found else 0,
-        "n": len(seeds),
+        "n": len(runs),
         "median": {axis: _finite(found[axis].median) if found else None for axis in AXES},
         "ert": {axis: _finite(found[axis].ert) if found else None for axis in AXES},
-        "seeds": seeds,
+        "seeds": [run.seed for run, _ in runs],
         "times": {axis: [_finite(x) for x in times[axis]] for axis in AXES},
     }
 
 
-def ranking_target(targets: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def _ranking_target(targets: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The target that costs in the ranking refer to."""
     return next((target for target in targets if target["ranking"]), None)
 
 
-def _ranking(raced: Raced, targets: Sequence[Mapping[str, Any]]) -> Ranking | None:
+def _costs(entry: Mapping[str, Any], axis: str, seeds: Iterable[int]) -> list[float]:
+    """What an entry paid to reach a target, seed by seed; ∞ where it did not reach it or did not run."""
+    times = dict(zip(entry["seeds"], entry["times"][axis], strict=True))
+    return [_cost(times.get(seed)) for seed in seeds]
+
+
+def _ranking(race: TaskRace, target: Mapping[str, Any] | None) -> Ranking | None:
     """Rank those that have reporting runs, by the metric at the horizon or by the cost to the target."""
-    target = ranking_target(targets)
-    ran = [c for c in raced.plan.contestants if raced.stage(c, "report")]
-    if not any(result["status"] != "crashed" for c in ran for _, result in raced.stage(c, "report")):
+    ran = [c for c in race.plan.contestants if race.results_of(c, "report")]
+    if not any(result["status"] != "crashed" for c in ran for _, result in race.results_of(c, "report")):
         return None
     price = {c.name: _cost(target["entries"][c.name]["ert"]["gradients"]) for c in ran} if target else None
-    if raced.rank_by == "metric":
-        scores = {c.name: _scores(raced, c) for c in ran}
-        return rank(scores, lower_is_better=raced.lower, costs=price)
+    if race.rank_by == "metric":
+        return rank({c.name: race.scores(c) for c in ran}, lower_is_better=race.lower, costs=price)
     if target is None:
         return None
-    costs: dict[str, list[float]] = {}
-    for contestant in ran:
-        entry = target["entries"][contestant.name]
-        times = dict(zip(entry["seeds"], entry["times"][raced.rank_by], strict=True))
-        costs[contestant.name] = [_cost(times.get(seed)) for seed in raced.plan.seeds["report"]]
+    seeds = race.plan.seeds["report"]
+    costs = {c.name: _costs(target["entries"][c.name], race.rank_by, seeds) for c in ran}
     return rank(costs, ratio=True, costs=price)
 
 
 def _rows(
-    raced: Raced,
+    race: TaskRace,
     ranking: Ranking | None,
-    targets: Sequence[Mapping[str, Any]],
+    target: Mapping[str, Any] | None,
     sensitivity: Mapping[str, Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    target = ranking_target(targets)
-    by_name = {c.name: c for c in raced.plan.contestants}
-    nothing = dict.fromkeys(AXES)
+    """The final table, the best entry first."""
+    by_name = {c.name: c for c in race.plan.contestants}
     rows: list[dict[str, Any]] = []
     for place in ranking.places if ranking else ():
-        contestant = by_name[place.entry]
-        chosen, calibration = raced.plan.chosen[place.entry], raced.calibrations.get(place.entry, {})
+        contestant, chosen = by_name[place.entry], race.plan.chosen[place.entry]
         to_target = target["entries"][place.entry] if target else None
-        tests = [r["test"]["metric"] for _, r in raced.stage(contestant, "report") if r["test"]]
         rows.append(
             {
                 "rank": place.rank,
@@ -324,92 +331,87 @@ def _rows(
                 "entry": place.entry,
                 "configuration": chosen.id,
                 "parameters": chosen.parameters,
-                "metric": _spread(_scores(raced, contestant)),
-                "test_metric": _spread([nan if x is None else x for x in tests]),
-                "validation_loss": _spread(_scores(raced, contestant, "validation_loss")),
-                "train_loss": _spread(_scores(raced, contestant, "train_loss")),
-                "cost": to_target["median"] if to_target else nothing,
-                "ert": to_target["ert"] if to_target else nothing,
+                "metric": _spread(race.scores(contestant)),
+                "test_metric": _spread(race.tests(contestant)),
+                "validation_loss": _spread(race.scores(contestant, "validation_loss")),
+                "train_loss": _spread(race.scores(contestant, "train_loss")),
+                "cost": to_target["median"] if to_target else dict.fromkeys(AXES),
+                "ert": to_target["ert"] if to_target else dict.fromkeys(AXES),
                 "reached": to_target["reached"] / to_target["n"] if to_target else 0.0,
                 "sensitivity": sensitivity[place.entry]["decades"],
-                "bytes_per_weight": calibration.get("bytes_per_weight"),
-                "step": calibration.get("step", {"seconds": None}),
+                **race.calibration(place.entry),
             }
         )
     return rows
 
 
-def _verdict(raced: Raced, ranking: Ranking | None, targets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _verdict(race: TaskRace, ranking: Ranking | None, target: Mapping[str, Any] | None) -> dict[str, Any]:
     if ranking is None:
-        text = "No run of the report stage has finished, so there is no verdict."
-        empty: dict[str, Any] = {"winner": None, "tied": [], "take": None, "comparisons": []}
-        head: dict[str, Any] = {"headline": "No result", "kind": "none", "notes": []}
-        return {"text": text, **head, **empty, "rank_by": raced.rank_by}
+        return {
+            "headline": "No result",
+            "text": "No run of the report stage has finished, so there is no verdict.",
+            "kind": "none",
+            "winner": None,
+            "take": None,
+            "rank_by": race.rank_by,
+            "notes": [],
+            "tied": [],
+            "comparisons": [],
+        }
     leader, *others = ranking.places
     tied = [place.entry for place in others if place.rank == 1]
     behind = {place.entry: place.behind for place in others if place.behind is not None}
-    comparisons = [_comparison(raced, c) for c in behind.values()]
-    reversed_ = [c["other"] for c in comparisons if c["verdict"] == "better" and c["test_agrees"] is False]
-    few = _trials(raced, leader.entry) < LEAST_TRIALS
+    comparisons = [_comparison(race, c) for c in behind.values()]
+    against = [c for c in comparisons if c["verdict"] == "better" and c["test_agrees"] is False]
     kind, headline = "better", "Decided"
     if not behind:
         headline = "Ran alone"
     elif tied:
         kind, headline = "tie", "A tie"
-    elif few or reversed_:
-        because = "too few trials" if few else "the test split disagrees"
-        kind, headline = "unsure", f"Not decided: {because}"
+    elif race.trials(leader.entry) < LEAST_TRIALS:
+        kind, headline = "unsure", "Not decided: too few trials"
+    elif against:
+        kind, headline = "unsure", "Not decided: the test split disagrees"
     return {
         "headline": headline,
-        "text": _sentences(raced, ranking, tied, behind, ranking_target(targets)),
-        "notes": _notes(raced, ranking, comparisons) if behind else [],
+        "text": _sentences(race, ranking, tied, behind, target),
+        "notes": _notes(race, ranking, against) if behind else [],
         "winner": leader.entry,
         "kind": kind,
         "tied": tied,
         "take": ranking.pick,
-        "rank_by": raced.rank_by,
+        "rank_by": race.rank_by,
         "comparisons": comparisons,
     }
 
 
 def _sentences(
-    raced: Raced,
+    race: TaskRace,
     ranking: Ranking,
     tied: Sequence[str],
     behind: Mapping[str, Comparison],
     target: Mapping[str, Any] | None,
 ) -> str:
     """Which entry leads, by how much, which to take, and what more seeds would show."""
-    seeds, leader = len(raced.plan.seeds["report"]), ranking.places[0].entry
-    by = raced.task.metric_name if raced.rank_by == "metric" else f"{raced.rank_by} to the target"
-    value = f"{ranking.places[0].mean:.4g}" if raced.rank_by == "metric" else ""
-    reached = (
-        f" (mean {by} {value} over {seeds} fresh seeds)" if value else f" (by {by}, {seeds} fresh seeds)"
-    )
+    seeds, leader, pick = len(race.plan.seeds["report"]), ranking.places[0].entry, ranking.pick
+    if race.rank_by == "metric":
+        reached = f"(mean {race.task.metric_name} {ranking.places[0].mean:.4g} over {seeds} fresh seeds)"
+    else:
+        reached = f"(by {race.rank_by} to the target, {seeds} fresh seeds)"
     if not behind:
-        return f"{leader} ran alone{reached}. There is nothing to compare it with."
+        return f"{leader} ran alone {reached}. There is nothing to compare it with."
     if not tied:
         gap = behind[ranking.places[1].entry]
         span = (
             f"interval {gap.low:.3g} to {gap.high:.3g}, adjusted for all pairs of {len(behind) + 1} entries"
         )
-        first = f"{leader} is best on {raced.task.name}{reached}."
+        first = f"{leader} is best on {race.task.name} {reached}."
         return f"{first} The next, {gap.entry}, is {gap.gap:.3g} behind ({span})."
-    first = f"{leader} leads on {raced.task.name}{reached}, tied with {', '.join(tied)}."
-    return f"{first} {_take(ranking, target)}{_settling([behind[name] for name in tied])}"
-
-
-def _trials(raced: Raced, entry: str) -> int:
-    """How many configurations of an entry were tuned; as many for every other."""
-    return len(raced.plan.configurations.get(entry, []))
-
-
-def _take(ranking: Ranking, target: Mapping[str, Any] | None) -> str:
-    """Which of the tied entries to take, and why."""
-    pick, leader = ranking.pick, ranking.places[0].entry
+    first = f"{leader} leads on {race.task.name} {reached}, tied with {', '.join(tied)}."
+    take = f"Take {pick}: of these entries it needs the fewest gradients to reach the target."
     if target is None or target["entries"][pick]["ert"]["gradients"] is None:
-        return f"Take {leader}: none of these entries reached the target, so none is cheaper."
-    return f"Take {pick}: of these entries it needs the fewest gradients to reach the target."
+        take = f"Take {leader}: none of these entries reached the target, so none is cheaper."
+    return f"{first} {take}{_settling([behind[name] for name in tied])}"
 
 
 def _settling(ties: Sequence[Comparison]) -> str:
@@ -429,10 +431,10 @@ def _settling(ties: Sequence[Comparison]) -> str:
     )
 
 
-def _notes(raced: Raced, ranking: Ranking, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+def _notes(race: TaskRace, ranking: Ranking, against: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the verdict does not cover, where the test split disagrees, and why an order may look odd."""
     leader = ranking.places[0].entry
-    trials, seeds = _trials(raced, leader), len(raced.plan.seeds["report"])
+    trials, seeds = race.trials(leader), len(race.plan.seeds["report"])
     notes = [
         f"The intervals are over {seeds} training seeds on one validation split, at settings found in {trials} "
         f"trial{'s' if trials > 1 else ''} per entry. They do not cover another split, nor better tuning."
@@ -442,13 +444,12 @@ def _notes(raced: Raced, ranking: Ranking, comparisons: Sequence[Mapping[str, An
             f"With fewer than {LEAST_TRIALS} trials per entry a race compares the luck of tuning, not optimizers: this "
             "race says which of the settings tried did best, and decides nothing else."
         )
-    against = [c for c in comparisons if c["verdict"] == "better" and c["test_agrees"] is False]
     if against:
         gaps = " and ".join(f"{c['other']} (by {-c['test']['mean']:.2g})" for c in against)
         are = "is" if len(against) == 1 else "are"
         notes.append(f"On the test split {gaps} {are} better than {leader}: its lead is not confirmed there.")
-    for place in ranking.places:
-        above = [p.entry for p in ranking.places[: ranking.places.index(place)] if p.rank > place.rank]
+    for i, place in enumerate(ranking.places):
+        above = [p.entry for p in ranking.places[:i] if p.rank > place.rank]
         if above:
             whom = "the leader" if place.rank == 1 else "as many of the entries above"
             notes.append(
@@ -458,26 +459,22 @@ def _notes(raced: Raced, ranking: Ranking, comparisons: Sequence[Mapping[str, An
     return notes
 
 
-def _comparison(raced: Raced, found: Comparison) -> dict[str, Any]:
-    plan = raced.plan
-    by_name = {c.name: c for c in plan.contestants}
-    metric = raced.rank_by == "metric"
-    sign = 1 if raced.lower else -1
-    test = None
+def _comparison(race: TaskRace, found: Comparison) -> dict[str, Any]:
+    by_name = {c.name: c for c in race.plan.contestants}
+    leader, other = by_name[found.leader], by_name[found.entry]
+    metric = race.rank_by == "metric"
+    test, p = None, None
+    difference = {"mean": _finite(found.gap), "low": None, "high": None, "sd": None, "n": found.seeds}
     if metric:
-        own, other = (np.array(_scores(raced, by_name[name])) for name in (found.leader, found.entry))
-        difference = _interval(list(paired_differences(sign * own, sign * other)))
-        p = _finite(paired_interval(sign * own, sign * other).p)
-        tests = [np.array(_tests(raced, by_name[name])) for name in (found.leader, found.entry)]
-        test = _interval(list(sign * (tests[1] - tests[0])))
-    else:
-        p = None
-        difference = {"mean": _finite(found.gap), "low": None, "high": None, "sd": None, "n": found.seeds}
+        sign = 1 if race.lower else -1
+        pair = [sign * np.array(race.scores(each)) for each in (leader, other)]
+        difference, p = _interval(paired_differences(*pair)), _finite(paired_interval(*pair).p)
+        test = _interval(sign * (np.array(race.tests(other)) - np.array(race.tests(leader))))
     tested = test["mean"] if test else None
     return {
         "leader": found.leader,
         "other": found.entry,
-        "unit": raced.task.metric_name if metric else f"log ratio of {raced.rank_by} to the target",
+        "unit": race.task.metric_name if metric else f"log ratio of {race.rank_by} to the target",
         "difference": difference,
         "adjusted_low": _finite(found.low),
         "adjusted_high": _finite(found.high),
@@ -492,48 +489,44 @@ def _comparison(raced: Raced, found: Comparison) -> dict[str, Any]:
     }
 
 
-def _tests(raced: Raced, contestant: Contestant) -> list[float]:
-    """The metric on the test split, one per reporting seed; NaN for a run that did not finish."""
-    found = {run.seed: r["test"]["metric"] for run, r in raced.stage(contestant, "report") if r["test"]}
-    return [nan if (x := found.get(seed)) is None else x for seed in raced.plan.seeds["report"]]
+def _tuned(tuned: Iterable[tuple[Run, Result]]) -> list[float]:
+    """The metric of each tuning run; NaN where it did not finish."""
+    return [score(result) if result["status"] == "finished" else nan for _, result in tuned]
 
 
-def _budget_curve(raced: Raced, contestant: Contestant) -> dict[str, Any]:
-    pool = [score(r) if r["status"] == "finished" else nan for _, r in raced.stage(contestant, "tune")]
+def _budget_curve(race: TaskRace, contestant: Contestant) -> dict[str, Any]:
+    pool = _tuned(race.results_of(contestant, "tune"))
     if not pool:
         return {"n": [], "expected": [], "low": [], "high": []}
-    found = budget_curve(pool, lower_is_better=raced.lower)
-    least, most = metric_bounds(raced)
+    found = budget_curve(pool, lower_is_better=race.lower)
+    least, most = metric_bounds(race)
     inside = {"low": np.clip(found.low, least, None), "high": np.clip(found.high, None, most)}
     columns = {"expected": found.expected, **inside}
     return {"n": found.n.tolist()} | {name: [_finite(x) for x in column] for name, column in columns.items()}
 
 
-def _sensitivity(raced: Raced, contestant: Contestant) -> dict[str, Any]:
-    tuned = raced.stage(contestant, "tune")
+def _sensitivity(race: TaskRace, contestant: Contestant) -> dict[str, Any]:
+    tuned = race.results_of(contestant, "tune")
     tuned.sort(key=lambda pair: pair[0].configuration.parameters["lr"])
     rates = [run.configuration.parameters["lr"] for run, _ in tuned]
-    scores = [score(result) if result["status"] == "finished" else nan for _, result in tuned]
+    scores = _tuned(tuned)
     starts = [result["curve"]["metric"][0] for _, result in tuned if result["status"] != "crashed"]
-    basin = lr_basin(rates, scores, lower_is_better=raced.lower, initial=starts[0]) if starts else None
+    basin = lr_basin(rates, scores, lower_is_better=race.lower, initial=starts[0]) if starts else None
     return {
         "lr": rates,
         "metric": [_finite(x) for x in scores],
         "status": [result["status"] for _, result in tuned],
-        "best_lr": basin.best_lr if basin else None,
-        "low": basin.low if basin else None,
-        "high": basin.high if basin else None,
-        "decades": basin.decades if basin else None,
+        **{name: getattr(basin, name, None) for name in ("best_lr", "low", "high", "decades")},
     }
 
 
-def _setting(raced: Raced, contestant: Contestant, chosen: Configuration) -> dict[str, Any]:
-    work = run_again(contestant, chosen.parameters, 0, True) | {"seed": list(raced.plan.seeds["report"])}
-    steps = raced.task.total_steps(contestant.batch_size)
+def _setting(race: TaskRace, contestant: Contestant, chosen: Configuration) -> dict[str, Any]:
+    work = run_again(contestant, chosen.parameters, 0, True) | {"seed": list(race.plan.seeds["report"])}
+    steps = race.task.total_steps(contestant.batch_size)
     return {
         "entry": contestant.name,
         "code": code(contestant.entry, contestant.schedule, chosen.parameters, steps),
-        "command": f"{raced.command} --run {digest_free(work)}",
+        "command": _command(race, work),
     }
 
 
@@ -541,21 +534,14 @@ def profiles(tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Dolan–Moré over tasks and seeds, by gradients to the ranking target; None for a single task."""
     if len(tasks) < 2:
         return None
-    shared = [
-        e["name"]
-        for e in tasks[0]["entries"]
-        if all(e["name"] in {o["name"] for o in t["entries"]} for t in tasks)
-    ]
+    entries = [[entry["name"] for entry in task["entries"]] for task in tasks]
+    shared = [name for name in entries[0] if all(name in each for each in entries)]
     costs: dict[str, list[float]] = {name: [] for name in shared}
-    for task in tasks:
-        target = ranking_target(task["targets"])
-        if target is None:
-            continue
+    for target in filter(None, (_ranking_target(task["targets"]) for task in tasks)):
         seeds = sorted({seed for entry in target["entries"].values() for seed in entry["seeds"]})
         for name in shared:
             entry = target["entries"].get(name, {"seeds": [], "times": {"gradients": []}})
-            times = dict(zip(entry["seeds"], entry["times"]["gradients"], strict=True))
-            costs[name] += [_cost(times.get(seed)) for seed in seeds]
+            costs[name] += _costs(entry, "gradients", seeds)
     if not shared or not costs[shared[0]]:
         return None
     found = performance_profiles(costs)
@@ -571,28 +557,19 @@ def profiles(tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     }
 
 
-def calibration_id(raced_fingerprint: str, configuration: Configuration) -> str:
-    """What a calibration depends on."""
-    return digest("calibration", raced_fingerprint, configuration.id)
+def calibration_id(fingerprint: str, configuration: Configuration) -> str:
+    """The name under which a calibration is stored: all that it depends on."""
+    return f"{CALIBRATION}{digest(fingerprint, configuration.id)}"
 
 
 def _short(run: Mapping[str, Any]) -> dict[str, Any]:
     return {"run": run["id"]} | {name: run[name] for name in ("entry", "stage", "seed", "parameters")}
 
 
-def _diverged(run: Mapping[str, Any]) -> dict[str, Any]:
-    return {"step": run["divergence"]["step"], "reason": run["divergence"]["reason"]}
-
-
-def _examples(task: Task) -> int:
-    rows = task.length("train")
-    return round(task.epochs * rows) if task.epochs and rows else task.total_steps() * task.batch_size
-
-
-def metric_bounds(raced: Raced) -> list[float | None]:
+def metric_bounds(race: TaskRace) -> list[float | None]:
     """The lowest and highest value that the metric can have: 0 and 1 where it is called, and is, a fraction."""
-    called = any(word in raced.task.metric_name.lower() for word in FRACTIONS)
-    curves = (result["curve"]["metric"] for result in raced.results.values())
+    called = any(word in race.task.metric_name.lower() for word in FRACTIONS)
+    curves = (result["curve"]["metric"] for result in race.results.values())
     is_one = called and all(0 <= x <= 1 for curve in curves for x in curve if x is not None)
     return [0.0, 1.0] if is_one else [None, None]
 
@@ -613,24 +590,18 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _interval(values: Sequence[float]) -> dict[str, Any]:
+def _interval(values: Iterable[float]) -> dict[str, Any]:
     known = [x for x in values if isfinite(x)]
     if not known:
         return {"mean": None, "low": None, "high": None, "sd": None, "n": 0}
-    if len(known) == 1:
-        return {"mean": known[0], "low": None, "high": None, "sd": None, "n": 1}
     found = mean_interval(known)
-    return {
-        "mean": _finite(found.centre),
-        "low": _finite(found.low),
-        "high": _finite(found.high),
-        "sd": _finite(found.sd),
-        "n": found.n,
-    }
+    numbers = {"mean": found.centre, "low": found.low, "high": found.high, "sd": found.sd}
+    return {name: _finite(x) for name, x in numbers.items()} | {"n": found.n}
 
 
-def _known(curve: Sequence[float | None]) -> list[float]:
-    return [x for x in curve if x is not None]
+def _column(values: Iterable[float | None]) -> list[float]:
+    """A column of the report; None there is NaN here."""
+    return [nan if x is None else x for x in values]
 
 
 def _cost(paid: float | None) -> float:
@@ -640,7 +611,3 @@ def _cost(paid: float | None) -> float:
 
 def _finite(x: float) -> float | None:
     return float(x) if isfinite(x) else None
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, float | int | bool | str) else repr(value)

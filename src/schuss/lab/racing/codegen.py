@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from schuss.lab.entries import Entry
 from schuss.lab.schedules import schedule
 
 
 def code(entry: Entry, schedule_name: str, parameters: Mapping[str, float], steps: int) -> str:
-    """Python that builds the optimizer, and its schedule if it has one.
+    """Python that builds the optimizer, and its schedule if it has one, with every digit that matters.
 
     >>> from schuss.lab.entries import find
     >>> print(code(find("sgd"), "cosine", {"lr": 0.1}, 400).splitlines()[-2])
@@ -18,22 +17,16 @@ def code(entry: Entry, schedule_name: str, parameters: Mapping[str, float], step
     """
     module = entry.optimizer.__module__.replace("schuss.newton", "schuss.torch")
     name = entry.optimizer.__qualname__
-    public = next(
-        (p for p in ("torch.optim", "schuss.torch") if module == p or module.startswith(p + ".")), None
-    )
+    public = next((p for p in ("torch.optim", "schuss.torch") if f"{module}.".startswith(f"{p}.")), None)
     lines = [f"from {public} import {name}"] if public else [f"# {name} is {entry.name}"]
-    if schedule_name != "constant":
+    scheduled = schedule_name != "constant"
+    if scheduled:
         lines.append("from schuss.schedules import *")
-    arguments = ", ".join(f"{key}={_short(value)}" for key, value in entry.arguments(parameters).items())
+    arguments = ", ".join(f"{key}={value!r}" for key, value in entry.arguments(parameters).items())
     lines.append(f"optimizer = {name}(model.parameters(), {arguments})")
     if entry.kind == "curvature":
         lines.append("# optimizer.step(closure), where closure() returns the loss over all training data")
-    if schedule_name != "constant":
+    if scheduled:
         lines.append(f"schedule = {schedule(schedule_name, parameters['lr'], steps)!r}")
         lines.append('# before step n = 0, 1, 2, ...: optimizer.param_groups[0]["lr"] = schedule(n)')
     return "\n".join(lines)
-
-
-def _short(value: Any) -> str:
-    """Every digit that matters: what is pasted must repeat the run."""
-    return repr(value)

@@ -10,19 +10,15 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from schuss.lab.racing.executors import KEPT, TICK, ExecutorError, OverLimitError
+from schuss.lab.racing.executors import RESUME, TICK, ExecutorError, OverLimitError
 from schuss.lab.racing.version import code_version
 from schuss.lab.racing.work import Package, stopped
 from schuss.lab.training.run import Outcome, plain
 
-__all__ = ["DEATHS", "TRIES", "ExecutorError", "Job", "execute"]
-
 TRIES = 2  # a run that raises is tried once more
 DEATHS = 5  # a worker may die of many things; the run it held is to blame only if it happens every time
-
-End = Literal["answered", "died", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -55,10 +51,7 @@ def execute(
                 watch()
             for future in ended:
                 job = running.pop(future)
-                result, end = _result(future)
-                if "refused" in result:
-                    raise ExecutorError(f"{result['refused']} {KEPT}")
-                died = end == "died"
+                result, died = _result(future)
                 (deaths if died else tries)[job.id] += 1
                 alive = alive or not died
                 if not alive and deaths.total() >= DEATHS * capacity:
@@ -79,32 +72,29 @@ def _submit(executor: Executor, do: Callable[..., Any], *arguments: Any) -> Futu
         return executor.submit(do, *arguments)
     except ExecutorError:
         raise
-    except (BrokenExecutor, RuntimeError) as error:
-        raise ExecutorError(f"The executor takes no more work: {error}. {KEPT}") from error
+    except RuntimeError as error:
+        raise ExecutorError(f"The executor takes no more work: {error}. {RESUME}") from error
 
 
 def _check_lives(executor: Executor, last: str) -> None:
     """Raise if a worker dies over a piece of work that can harm nobody."""
-    result, end = _result(_submit(executor, code_version))
-    if end == "died":
+    result, died = _result(_submit(executor, code_version))
+    if died:
         raise ExecutorError(
-            f"Every worker ended before it finished a run: {result['error']}. The last run said: {last}. {KEPT}"
+            f"Every worker ended before it finished a run: {result['error']}. The last run said: {last}. {RESUME}"
         )
 
 
-def _result(future: Future[Any]) -> tuple[dict[str, Any], End]:
-    """What came back, and how the work ended."""
+def _result(future: Future[Any]) -> tuple[dict[str, Any], bool]:
+    """What came back, and whether the worker died over it."""
     try:
-        return future.result(), "answered"
+        return future.result(), False
     except OverLimitError as error:
-        return stopped(str(error)), "stopped"
-    except (BrokenExecutor, CancelledError) as error:
-        return _lost(error), "died"
+        return stopped(str(error)), False
+    except ExecutorError:
+        raise
     except (Exception, SystemExit) as error:
-        # Dask's name for "this work was there when its workers died".
-        return _lost(error), "died" if type(error).__name__ == "KilledWorker" else "answered"
-
-
-def _lost(error: BaseException) -> dict[str, Any]:
-    words = f"The worker did not answer: {type(error).__name__}: {error}"
-    return plain(Outcome(status="crashed", error=words))
+        # Dask's name for "this work was there when its workers died" is not imported here.
+        died = isinstance(error, BrokenExecutor | CancelledError) or type(error).__name__ == "KilledWorker"
+        words = f"The worker did not answer: {type(error).__name__}: {error}"
+        return plain(Outcome(status="crashed", error=words)), died

@@ -10,11 +10,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import wait
 from types import FunctionType, ModuleType
 from typing import Any
@@ -25,13 +26,13 @@ from schuss.lab.racing.processes import Children, end, end_children, lead, memor
 from schuss.units import human_seconds
 
 PATIENCE = 10.0  # seconds, with a scheduler that may be busy
-TICK = 0.25  # seconds between two looks at what the workers use
+TICK = 0.25  # seconds between two measurements of what the workers use
 GRACE = 5.0  # seconds: a run that still takes steps ends itself at its limit
-KEPT = "Finished runs are stored. Give the same command again to resume the race."
+RESUME = "Finished runs are stored. Give the same command again to resume the race."
 
 
 class ExecutorError(RuntimeError):
-    """The executor does no more work; what was finished is kept."""
+    """The executor does no more work; what was finished is stored."""
 
 
 class OverLimitError(RuntimeError):
@@ -52,6 +53,10 @@ class _Worker:
     def pids(self) -> list[int]:
         return list(self.pool._processes or {})  # pyright: ignore[reportPrivateUsage]
 
+    def end(self) -> None:
+        for pid in self.pids:
+            end(pid)
+
 
 class LocalProcesses(Executor):
     """Processes on this machine, one run each at a time; one that dies takes no other with it.
@@ -65,28 +70,27 @@ class LocalProcesses(Executor):
         """Prepare the processes; they start with their first work."""
         if workers < 1:
             raise refusal("workers", workers, "at least 1")
-        self.workers = workers
-        self.limits = Limits()
+        self.workers, self.limits = workers, Limits()
         self._context = start_server()
         self._gpus, self._watched = gpus, 0.0
-        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._workers = [_Worker(self._pool(lane)) for lane in range(workers)]
         # Processes are started by another thread than the one that an interrupt reaches: what it tore out of a start
         # would leave a process that nobody knows, to fail over what is gone by then.
         self._starter = ThreadPoolExecutor(1)
         self._starter.submit(int).result()  # its thread runs before there is anything to tear
-        for lane in range(workers):
-            self._free.put(lane)
+        self._workers = [self._worker(index) for index in range(workers)]
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for index in range(workers):
+            self._free.put(index)
 
-    def _pool(self, lane: int) -> ProcessPoolExecutor:
-        device = lane if self._gpus else None
-        return ProcessPoolExecutor(1, self._context, initializer=_begin, initargs=(device,))
+    def _worker(self, index: int) -> _Worker:
+        device = index if self._gpus else None
+        return _Worker(ProcessPoolExecutor(1, self._context, initializer=_begin, initargs=(device,)))
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Give work to a free process; waits until there is one."""
-        lane = self._free.get()
-        future = self._starter.submit(self._start, lane, fn, args, kwargs).result()
-        worker, given = self._workers[lane], Future[Any]()
+        index = self._free.get()
+        future = self._starter.submit(self._start, index, partial(fn, *args, **kwargs)).result()
+        worker, given = self._workers[index], Future[Any]()
         given.set_running_or_notify_cancel()
         worker.work, worker.began = future, time.monotonic()
 
@@ -95,9 +99,9 @@ class LocalProcesses(Executor):
             worker.work, worker.finished = None, worker.finished + 1
             if isinstance(error, BrokenProcessPool):
                 worker.pool.shutdown(wait=False)
-                self._workers[lane] = _Worker(self._pool(lane))
+                self._workers[index] = self._worker(index)
                 error = error if worker.stopped is None else OverLimitError(worker.stopped)
-            self._free.put(lane)
+            self._free.put(index)
             if error is None:
                 given.set_result(done.result())
             else:
@@ -106,15 +110,13 @@ class LocalProcesses(Executor):
         future.add_done_callback(give_back)
         return given
 
-    def _start(
-        self, lane: int, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Future[Any]:
+    def _start(self, index: int, work: Callable[[], Any]) -> Future[Any]:
         with _without_main():
             try:
-                return self._workers[lane].pool.submit(_tidily, fn, args, kwargs)
+                return self._workers[index].pool.submit(_tidily, work)
             except BrokenProcessPool:  # it died idle
-                self._workers[lane] = _Worker(self._pool(lane))
-                return self._workers[lane].pool.submit(_tidily, fn, args, kwargs)
+                self._workers[index] = self._worker(index)
+                return self._workers[index].pool.submit(_tidily, work)
 
     def watch(self) -> None:
         """Kill the workers whose run uses more than it may."""
@@ -137,8 +139,7 @@ class LocalProcesses(Executor):
                 worker.stopped = f"over {most / GIB:.3g} GiB, at {used / GIB:.3g} GiB (--run-memory)"
         else:
             return
-        for pid in worker.pids:
-            end(pid)
+        worker.end()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Let the processes end."""
@@ -150,8 +151,7 @@ class LocalProcesses(Executor):
         """End the processes now, with their children, whatever they are doing; first, what is being started starts."""
         self._starter.shutdown(wait=True, cancel_futures=True)
         for worker in self._workers:
-            for pid in worker.pids:
-                end(pid)
+            worker.end()
         self.shutdown(wait=True, cancel_futures=True)
 
 
@@ -160,16 +160,16 @@ def over_time(seconds: float) -> str:
     return f"over {human_seconds(seconds)} (--run-minutes)"
 
 
-def _tidily(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _tidily(work: Callable[[], Any]) -> Any:
     """Do the work; what it started ends with it."""
     try:
-        return fn(*args, **kwargs)
+        return work()
     finally:
         end_children()
 
 
 def start_server() -> Any:
-    """The way workers are started: forked from a server that has imported all they need, where there is fork.
+    """How workers are started: forked from a server that has imported all they need, where there is fork.
 
     The server starts at once and imports on a core of its own, while the caller goes on; calling this again
     does nothing.
@@ -181,10 +181,8 @@ def start_server() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["schuss.lab.racing.preload"])
     # It imports for seconds, and Ctrl-C reaches the whole group: it must not be torn out of that. The tracker comes
-    # first because its own start ends with SIGINT let through.
-    sys.warnoptions.append(
-        "ignore:resource_tracker"
-    )  # its own: what a killed race leaves it clears up in silence
+    # first because its own start ends with SIGINT let through. What a killed race leaves it clears up in silence.
+    sys.warnoptions.append("ignore:resource_tracker")
     try:
         resource_tracker.ensure_running()
     finally:
@@ -236,10 +234,10 @@ class Cluster(Executor):
     def __init__(self, client: Any) -> None:
         """Of this `distributed.Client`."""
         self.client = client
-        # Every result matters once, and a run that was sent twice gives the same: nothing is remembered between
-        # calls.
+        # Every result matters once, and a run that was sent twice gives the same: nothing is remembered between calls.
         self._executor: Executor = client.get_executor(pure=False, retries=0)
-        self._address = str(getattr(client.scheduler, "address", "the scheduler"))
+        address = getattr(client.scheduler, "address", "the scheduler")
+        self._name = f"the Dask cluster at {address}"
         self._silent_since: float | None = None
         self._version, self._known = "", set[str]()
 
@@ -253,31 +251,28 @@ class Cluster(Executor):
             raise self._gone(f"it takes no more work ({error})") from error
 
     def _gone(self, why: str) -> ExecutorError:
-        return ExecutorError(f"The Dask cluster at {self._address} is gone: {why}. {KEPT}")
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more work."""
-        self._executor.shutdown(wait=wait, cancel_futures=cancel_futures)
+        return ExecutorError(f"T{self._name[1:]} is gone: {why}. {RESUME}")
 
     def verify(self, version: str) -> None:
         """Refuse a cluster of which a worker has other code than this process, or none."""
         self._version = version
-        answers: dict[str, Any] = self.client.run(_by_value(_which_code), on_error="return")
-        self._known = set(answers)
-        self._compare({worker: str(answer) for worker, answer in answers.items()})
+        self._known = self._compare(None)
 
-    def _compare(self, answers: Mapping[str, str]) -> None:
-        other = {worker: answer for worker, answer in answers.items() if answer != self._version}
+    def _compare(self, new: list[str] | None) -> set[str]:
+        """Ask these workers, or all, for their code; return which were asked."""
+        answers: dict[str, Any] = self.client.run(_by_value(_which_code), workers=new, on_error="return")
+        # A new one that came and went again gives an error for an answer; its work goes to another.
+        said = {worker: a for worker, a in answers.items() if new is None or isinstance(a, str)}
+        other = {worker: answer for worker, answer in said.items() if answer != self._version}
         if other:
             worker, answer = next(iter(other.items()))
-            many = (
-                f"{len(other)} of the {len(answers)} workers asked have" if len(other) > 1 else "a worker has"
-            )
+            many = f"{len(other)} of the {len(said)} workers asked have" if len(other) > 1 else "a worker has"
             raise ExecutorError(
-                f"In the Dask cluster at {self._address}, {many} other code than this process ({self._version}): "
-                f"{worker} says {answer!r}. Numbers of two versions cannot be mixed: install the same schuss, torch, "
-                "numpy and numba there, and start its workers again."
+                f"In {self._name}, {many} other code than this process ({self._version}): {worker} says "
+                f"{str(answer)!r}. Numbers of two versions cannot be mixed: install the same schuss, torch, numpy and "
+                "numba there, and start its workers again."
             )
+        return set(answers)
 
     def watch(self) -> None:
         """Raise `ExecutorError` if the scheduler or every worker is gone for too long, or a new one has other code."""
@@ -289,11 +284,7 @@ class Cluster(Executor):
             self._silent_since = None
             if new := workers - self._known:
                 self._known |= new
-                answers = self.client.run(_by_value(_which_code), workers=list(new), on_error="return")
-                # One that came and went again gives an error for an answer; its work goes to another.
-                self._compare(
-                    {worker: answer for worker, answer in answers.items() if isinstance(answer, str)}
-                )
+                self._compare(list(new))
             return
         now = time.monotonic()
         self._silent_since = self._silent_since or now

@@ -1,4 +1,4 @@
-"""A report's runs as a table, one row a run, for other tools."""
+"""A report's runs as a table, one row per run, for other tools."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from schuss.errors import refusal
 from schuss.lab.pages import write
 
 FORMATS = (".csv", ".json", ".parquet")
-PLAIN = ("id", "entry", "stage", "seed", "status", "steps", "examples", "gradients")
+COLUMNS = ("id", "entry", "stage", "seed", "status", "steps", "examples", "gradients")
 NUMBERS = ("train_loss", "validation_loss", "metric")
 
 
@@ -28,7 +28,7 @@ def check_format(path: Path) -> Path:
 
 
 def rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One flat dict a run; hyperparameters that only other entries have are None."""
+    """One flat dict per run; hyperparameters that only other entries have are None."""
     found: list[dict[str, Any]] = []
     for task in report["tasks"]:
         names = sorted({name for run in task["runs"] for name in run["parameters"]})
@@ -36,7 +36,7 @@ def rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             test = run["test"] or {"loss": None, "metric": None}
             found.append(
                 {"task": task["name"]}
-                | {name: run[name] for name in PLAIN}
+                | {name: run[name] for name in COLUMNS}
                 | {name: run["parameters"].get(name) for name in names}
                 | {name: run[name] for name in NUMBERS}
                 | {"test_loss": test["loss"], "test_metric": test["metric"], "error": run["error"]}
@@ -65,8 +65,5 @@ def export(report: Mapping[str, Any], path: Path) -> None:
 
 def _cell(value: Any) -> Any:
     """A text that a spreadsheet would take for a formula begins with an apostrophe instead."""
-    return (
-        f"'{value}"
-        if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-        else value
-    )
+    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if formula else value

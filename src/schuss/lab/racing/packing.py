@@ -18,14 +18,8 @@ def pack(source: Any, entries: Mapping[str, Any]) -> bytes:
         return cloudpickle.dumps((source, dict(entries)))
     except Exception as error:
         named = {"task": source.task, **{f"entry {name!r}": entry for name, entry in entries.items()}}
-        where, reason = next(
-            (
-                found
-                for name, each in named.items()
-                if each is not None and (found := culprit(each, name)) is not None
-            ),
-            ("the race", str(error)),
-        )
+        found = (culprit(each, name) for name, each in named.items() if each is not None)
+        where, reason = next(filter(None, found), ("the race", str(error)))
         raise TypeError(
             f"A worker cannot be sent {where}: {reason}. Make it inside the function that uses it, or once in the "
             "model; a race sends its task and its entries to processes of their own."
@@ -40,32 +34,25 @@ def culprit(value: Any, name: str, depth: int = DEPTH) -> tuple[str, str] | None
         reason = f"{type(error).__name__}: {error}"
     else:
         return None
-    if depth:
-        for part, inner in _parts(value):
-            found = culprit(inner, f"{name}{part}", depth - 1)
-            if found is not None:
-                return found
-    return f"{name} (a {type(value).__name__})", reason
+    inner = (culprit(each, f"{name}{part}", depth - 1) for part, each in _parts(value)) if depth else iter(())
+    return next(filter(None, inner), (f"{name} (a {type(value).__name__})", reason))
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     """What a value consists of, as it is written."""
     if isinstance(value, FunctionType):
-        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
-        yield from ((f", which uses {name}", cell.cell_contents) for name, cell in cells)
-        used = value.__code__.co_names
-        yield from (
-            (f", which uses {name}", value.__globals__[name]) for name in used if name in value.__globals__
-        )
+        code = value.__code__
+        cells = zip(code.co_freevars, value.__closure__ or (), strict=True)
+        used = {name: cell.cell_contents for name, cell in cells}
+        used |= {name: value.__globals__[name] for name in code.co_names if name in value.__globals__}
+        yield from ((f", which uses {name}", each) for name, each in used.items())
         yield from ((f", with its default {each!r}", each) for each in value.__defaults__ or ())
-    elif is_dataclass(value) and not isinstance(value, type):
-        yield from ((f".{each.name}", getattr(value, each.name)) for each in fields(value))
     elif isinstance(value, Mapping):
-        items = cast("Mapping[Any, Any]", value)
-        yield from ((f"[{key!r}]", each) for key, each in items.items())
+        yield from ((f"[{key!r}]", each) for key, each in cast("Mapping[Any, Any]", value).items())
     elif isinstance(value, list | tuple):
         yield from ((f"[{i}]", each) for i, each in enumerate(cast("list[Any]", value)))
-    elif isinstance(value, type):
-        yield from ((f".{key}", each) for key, each in vars(value).items() if not key.startswith("__"))
-    elif hasattr(value, "__dict__"):
-        yield from ((f".{key}", each) for key, each in vars(value).items())
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield from ((f".{each.name}", getattr(value, each.name)) for each in fields(value))
+    else:
+        inside = cast("Mapping[str, Any]", getattr(value, "__dict__", {}))
+        yield from ((f".{key}", each) for key, each in inside.items() if not key.startswith("__"))

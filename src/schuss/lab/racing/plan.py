@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any, Literal
 
 from schuss.lab.entries import Entry
@@ -34,12 +36,13 @@ class Contestant:
     @property
     def identity(self) -> str:
         """What this contestant's runs depend on, in words."""
-        cls = self.entry.optimizer
-        parts = (
-            *(self.name, getattr(cls, "__module__", ""), getattr(cls, "__qualname__", repr(cls))),
-            *(sorted(self.entry.fixed.items()), self.entry.source, self.schedule, self.batch_size),
+        make = self.entry.optimizer
+        return repr(
+            (
+                *(self.name, getattr(make, "__module__", ""), getattr(make, "__qualname__", repr(make))),
+                *(sorted(self.entry.fixed.items()), self.entry.source, self.schedule, self.batch_size),
+            )
         )
-        return repr(parts)
 
 
 @dataclass
@@ -96,9 +99,7 @@ class Plan:
         """Tune, confirm, report. Yields a stage; is sent the results of all runs so far, by id."""
         for contestant in self.contestants:
             points = sample(contestant.space, self.budget.trials)
-            self.configurations[contestant.name] = [
-                self.configure(contestant, *point) for point in enumerate(points)
-            ]
+            self.configurations[contestant.name] = self.configure(contestant, points)
         results = yield self.stage("tune", self.configurations)
         if self.widen(results):
             results = yield self.stage("tune", self.configurations)
@@ -132,9 +133,14 @@ class Plan:
         self.runs += [run for run in runs if run.id not in known]
         return Stage(name, runs)
 
-    def configure(self, contestant: Contestant, index: int, parameters: dict[str, float]) -> Configuration:
-        """Name a point of a space."""
-        return Configuration(digest(contestant.identity, parameters), contestant, index, parameters)
+    def configure(
+        self, contestant: Contestant, points: Sequence[dict[str, float]], first: int = 0
+    ) -> list[Configuration]:
+        """Name points of a space, numbered from the first."""
+        return [
+            Configuration(digest(contestant.identity, point), contestant, index, point)
+            for index, point in enumerate(points, first)
+        ]
 
     def name_run(self, configuration: Configuration, stage: StageName, seed: int) -> Run:
         """Name a run by all that its result depends on."""
@@ -170,7 +176,7 @@ class Plan:
                 space["lr"] = (low / 10, low, log) if widening.endswith("low") else (high, high * 10, log)
             more = sample(space, trials + extra)[trials:]
             own = self.configurations[contestant.name]
-            own += [self.configure(contestant, len(own) + i, point) for i, point in enumerate(more)]
+            own += self.configure(contestant, more, first=len(own))
         return True
 
     def best_first(
@@ -216,24 +222,21 @@ def cross(
     `spaces` holds what is searched, by entry name and batch size.
     """
     found: list[Contestant] = []
-    for entry in entries:
-        for schedule in schedules:
-            for batch_size in batch_sizes:
-                name = entry.name
-                if len(schedules) > 1 or schedule != "constant":
-                    name += f" + {schedule}"
-                if len(batch_sizes) > 1:
-                    name += f", batch {batch_size}"
-                found.append(Contestant(name, entry, schedule, batch_size, spaces[entry.name, batch_size]))
+    for entry, schedule, batch_size in product(entries, schedules, batch_sizes):
+        name = entry.name
+        if len(schedules) > 1 or schedule != "constant":
+            name += f" + {schedule}"
+        if len(batch_sizes) > 1:
+            name += f", batch {batch_size}"
+        found.append(Contestant(name, entry, schedule, batch_size, spaces[entry.name, batch_size]))
     return found
 
 
 def renamed(entries: Sequence[Entry]) -> list[Entry]:
     """The same entries with names that differ: a second `adam` becomes `adam (2)`."""
-    seen: dict[str, int] = {}
-    unique: list[Entry] = []
+    seen, unique = Counter[str](), list[Entry]()
     for entry in entries:
-        seen[entry.name] = seen.get(entry.name, 0) + 1
+        seen[entry.name] += 1
         again = seen[entry.name]
         unique.append(entry if again == 1 else replace(entry, name=f"{entry.name} ({again})"))
     return unique

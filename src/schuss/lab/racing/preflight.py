@@ -1,4 +1,4 @@
-"""Look a task over before the race: what cannot work should say so now, not after an hour."""
+"""Check a task before the race: what cannot work should say so now, not after an hour."""
 
 from __future__ import annotations
 
@@ -6,28 +6,29 @@ import hashlib
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from types import CodeType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from schuss.lab.racing.version import code_version
 from schuss.lab.reason import reason
 from schuss.lab.tasks.data import Batch, Rows, leaves
 from schuss.lab.tasks.task import Task
+from schuss.lab.training.moments import evenly
 from schuss.lab.training.quiet import quiet_process
-from schuss.lab.training.run import EVALUATIONS, FirstStep, first_step, weights
+from schuss.lab.training.run import EVALUATIONS, FirstStep, first_step, measure, weights
 
-LOOK = 2048  # rows of a split that its fingerprint reads
+ROWS = 2048  # of a split that its fingerprint reads
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the look at a task found."""
+    """What was found about a task."""
 
     fingerprint: str
     parameters: int
@@ -36,58 +37,52 @@ class Facts:
     seconds: float = 0.0  # that a run should take
 
 
-def look_over(task: Task, files: Mapping[str, str] | None = None) -> Facts:
+def preflight(task: Task, files: Mapping[str, str] | None = None) -> Facts:
     """Check that the task can be raced, and fingerprint it. `files` are the texts of the files it came from.
 
     Raises `ValueError` that names the task and what is wrong: a part that raises, a loss or metric that is
     no finite number, no data, or batches that come in another order when asked for again.
     """
     with quiet_process():
-        first, again = (list(islice(_named(task, "train", task.stream(0)), 2)) for _ in range(2))
-        if [_bytes(batch) for batch in first] != [_bytes(batch) for batch in again]:
+        first, again = (_try(task, "train data", lambda: _first_batches(task)) for _ in range(2))
+        if first != again:
             raise ValueError(
                 f"Task {task.name!r} gives other training batches when asked again with the same seed. "
                 "Give a Dataset or tensors, which are shuffled here, or draw from torch's generator."
             )
         found = _try(task, "model or loss", lambda: first_step(task, 0))
-        if not found.finite:
+        model = found.model
+        if not math.isfinite(found.loss):
             raise ValueError(f"Task {task.name!r}: the untrained model's loss is {found.loss}.")
         if not found.reached:
             raise ValueError(
                 f"Task {task.name!r}: no weight has a gradient. Does the loss use the model's output?"
             )
         began = time.perf_counter()
-        loss, metric = _try(task, "loss or metric on validation", found.validation)
+        loss, metric = _try(task, "loss or metric on validation", lambda: measure(task, model, "validation"))
         evaluation = time.perf_counter() - began
         for name, value in (("loss", loss), (task.metric_name, metric)):
             if not math.isfinite(value):
                 raise ValueError(
                     f"Task {task.name!r}: its {name} on validation is {value} before any training."
                 )
-        _try(task, "loss or metric on test", found.try_test)
+        _try(task, "loss or metric on test", lambda: measure(task, model, "test", most=1))
         lengths = {name: task.length(name) for name in task.splits}
-        parts = _parts(task, files or {}, found.model)
-        fingerprint = hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
-        return Facts(fingerprint, weights(found.model), lengths, parts, _expected(task, found, evaluation))
+        parts = _parts(task, files or {}, model)
+        fingerprint = _digest(repr(parts).encode())
+        return Facts(fingerprint, weights(model), lengths, parts, _expected(task, found, evaluation))
 
 
 def _expected(task: Task, found: FirstStep, evaluation: float) -> float:
     """Seconds of a whole run: its gradients, and the evaluations of training and validation data."""
     began = time.perf_counter()
-    _try(task, "model or loss", lambda: found.again().backward())
+    _try(task, "model or loss", lambda: task.loss(found.model, found.batch).backward())
     gradient = time.perf_counter() - began
     return task.total_steps() * gradient + 2 * (EVALUATIONS + 1) * evaluation
 
 
-def _named(task: Task, split: str, batches: Iterator[Batch]) -> Iterator[Batch]:
-    while True:
-        batch = _try(task, f"{split} data", lambda: next(batches, _END))
-        if batch is _END:
-            return
-        yield batch
-
-
-_END = object()
+def _first_batches(task: Task) -> list[bytes]:
+    return [_bytes(batch) for batch in islice(task.stream(0), 2)]
 
 
 def _try(task: Task, what: str, do: Callable[[], Any]) -> Any:
@@ -114,10 +109,9 @@ def _parts(task: Task, files: Mapping[str, str], model: nn.Module) -> dict[str, 
     for name, part in task.splits.items():
         seen = [f"{name} {task.length(name)}".encode()]
         if isinstance(part, Rows):
-            picks = torch.arange(min(LOOK, len(part))) * len(part) // min(LOOK, len(part))
-            seen.append(_bytes(part.take(part.index[picks])))
+            seen.append(_bytes(evenly(part, ROWS)))
         elif part is not None and name == "train":
-            seen += [_bytes(batch) for batch in islice(task.stream(0), 2)]
+            seen += _first_batches(task)
         parts[f"the {name} data"] = _digest(b"".join(seen))
     return parts | {"the version of schuss, torch, numpy or numba": code_version()}
 
@@ -127,22 +121,18 @@ def _digest(seen: bytes) -> str:
 
 
 def _bytes(batch: Batch) -> bytes:
-    return b"".join(_tensor_bytes(leaf) for leaf in leaves(batch))
-
-
-def _tensor_bytes(leaf: Tensor) -> bytes:
-    flat = leaf.detach().cpu().contiguous().reshape(-1)
-    return f"{tuple(leaf.shape)} {leaf.dtype}".encode() + flat.view(torch.uint8).numpy().tobytes()
+    """All tensors of a batch with their shapes and dtypes."""
+    found = b""
+    for leaf in leaves(batch):
+        flat = leaf.detach().cpu().contiguous().reshape(-1)
+        found += f"{tuple(leaf.shape)} {leaf.dtype}".encode() + flat.view(torch.uint8).numpy().tobytes()
+    return found
 
 
 def _code(part: object) -> object:
     """What a function does, in a form that neither its file nor its line enters."""
-    code = getattr(part, "__code__", None)
-    if isinstance(code, CodeType):
-        constants = [_code_object(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
-        return code.co_code.hex(), constants, code.co_names
-    return getattr(type(part), "__qualname__", "")
-
-
-def _code_object(code: CodeType) -> object:
-    return code.co_code.hex(), [repr(c) for c in code.co_consts if not isinstance(c, CodeType)], code.co_names
+    code = part if isinstance(part, CodeType) else getattr(part, "__code__", None)
+    if not isinstance(code, CodeType):
+        return getattr(type(part), "__qualname__", "")
+    constants = [_code(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return code.co_code.hex(), constants, code.co_names

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -15,7 +16,7 @@ WATCHES_MEMORY = (PROC / "self" / "statm").exists()
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 
-Children = dict[int, list[int]]
+Children = Mapping[int, list[int]]
 
 
 def lead() -> None:
@@ -30,12 +31,12 @@ def lead() -> None:
 
 def table() -> Children:
     """The children of every process; empty where that cannot be known."""
-    children: Children = defaultdict(list)
-    for place in PROC.glob("[0-9]*/stat") if PROC.is_dir() else ():
+    children = defaultdict[int, list[int]](list)
+    for file in PROC.glob("[0-9]*/stat") if PROC.is_dir() else ():
         with contextlib.suppress(OSError, ValueError, IndexError):
             # The name stands in parentheses and may hold anything.
-            parent = place.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1]
-            children[int(parent)].append(int(place.parent.name))
+            parent = file.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1]
+            children[int(parent)].append(int(file.parent.name))
     return children
 
 
@@ -67,14 +68,10 @@ def end_children() -> None:
 
     Daemons of `multiprocessing` stay: a DataLoader keeps such for the next run, and they end with this process.
     """
-    kept = {child.pid for child in multiprocessing.active_children() if child.daemon}
-    own = os.getpid()
-    left = [pid for pid in descendants(own) if pid not in kept]
-    if not left:
-        return
-    kept |= {pid for keeper in kept if keeper is not None for pid in descendants(keeper)}
-    for pid in left:
-        if pid not in kept:
+    daemons = [child.pid for child in multiprocessing.active_children() if child.daemon and child.pid]
+    spared = {*daemons, *(pid for daemon in daemons for pid in descendants(daemon))}
+    for pid in descendants(os.getpid()):
+        if pid not in spared:
             with contextlib.suppress(OSError):
                 os.kill(pid, KILL)
                 os.waitpid(pid, 0)  # refused for a grandchild, which is collected by its own parent

@@ -1,4 +1,4 @@
-"""Race optimizers on tasks: the protocol from the first look at a task to the report."""
+"""Race optimizers on tasks: the protocol from the preflight of a task to the report."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -29,13 +28,13 @@ from schuss.lab.racing.budget import budget as budget_of
 from schuss.lab.racing.engine import Job, execute
 from schuss.lab.racing.executors import Cluster, LocalProcesses, adopt, start_server
 from schuss.lab.racing.limits import Limits
-from schuss.lab.racing.plan import Contestant, Plan, Run, Stage, cross, renamed
-from schuss.lab.racing.preflight import Facts, code_version, look_over
+from schuss.lab.racing.plan import Plan, Run, Stage, cross, renamed
+from schuss.lab.racing.preflight import code_version, preflight
 from schuss.lab.racing.processes import WATCHES_MEMORY
 from schuss.lab.racing.ranges import search_spaces
 from schuss.lab.racing.report import Report
 from schuss.lab.racing.store import Store, StoreError
-from schuss.lab.racing.work import Package, Source, calibrate_entry, train_run
+from schuss.lab.racing.work import NOT_CALIBRATED, Package, Source, calibrate_entry, train_run
 from schuss.lab.schedules import check
 from schuss.lab.tasks import Found
 from schuss.lab.tasks import find as find_task
@@ -45,13 +44,13 @@ from schuss.machine import cores, processor
 
 
 class Watcher(Protocol):
-    """Whoever wants to see a race go by. `expected` counts the runs that are still to be done.
-
-    One that also has `planned(words)` is told what a run may use.
-    """
+    """Sees a race go by. `expected` counts the runs that are still to be done."""
 
     def began(self, folder: Path) -> None:
-        """The race is kept in this folder."""
+        """The race is stored in this folder."""
+
+    def planned(self, words: str) -> None:
+        """What a run may use, in a sentence."""
 
     def stage(self, name: str, expected: int, known: int) -> None:
         """A stage begins."""
@@ -60,15 +59,8 @@ class Watcher(Protocol):
         """A run has ended."""
 
 
-class _Nobody:
-    def began(self, folder: Path) -> None:
-        pass
-
-    def stage(self, name: str, expected: int, known: int) -> None:
-        pass
-
-    def finished(self, task: str, run: Run, result: Mapping[str, Any]) -> None:
-        pass
+class _Nobody(Watcher):
+    """Sees nothing."""
 
 
 def race(
@@ -118,72 +110,60 @@ def race(
     Raises `ValueError` for what cannot be raced, `TypeError` for what cannot be sent to a worker, `StoreError` for a
     folder that cannot be used, `ExecutorError` for workers that do not work.
     """
-    _check(task, rank_by, device, entries, schedules, batch_sizes, executor)
+    _check(task, rank_by, device, executor, entries=entries, schedules=schedules, batch_sizes=batch_sizes)
     if workers is not None:
         workers = whole("workers", workers, 1)
     Limits.of(run_minutes, run_memory, 0.0, 1)
-    given = [task] if isinstance(task, str | Path | Task) else list(task)
-    if not given:
-        raise refusal("task", given, "at least one task")
     if executor is None:
         start_server()
-    preset, spending = budget_of(budget)
-    racing = _entries(entries)
-    names = [check(name) for name in schedules] or ["constant"]
-    words = _words(entries, budget, schedules, batch_sizes, seed, rank_by, data, device)
-    lanes = [
-        _Lane.of(each, racing, names, list(batch_sizes), spending, seed, rank_by, device, data, words)
-        for each in given
-    ]
-    if len({lane.task.name for lane in lanes}) < len(lanes):
-        raise refusal("task", [lane.task.name for lane in lanes], "a list of different tasks")
-    UserCode.merged([lane.package.code for lane in lanes])
-    folder = Path(out) if out is not None else Path("runs") / folder_name(lane.task.name for lane in lanes)
-    words += _own_words(out, run_minutes, run_memory)
+    settings = _Settings.of(entries, budget, schedules, batch_sizes, seed, rank_by, device, data)
+    given = [task] if isinstance(task, str | Path | Task) else list(task)
+    races = [_TaskRace.of(each, settings) for each in given]
+    names = [race.task.name for race in races]
+    if len(set(names)) < len(names) or not names:
+        raise refusal("task", names, "a list of different tasks" if names else "at least one task")
+    UserCode.merged([race.package.code for race in races])
+    folder = Path(out) if out is not None else Path("runs") / folder_name(names)
+    settings.options += _options(out=out, run_minutes=run_minutes, run_memory=run_memory)
+    watcher = watcher or _Nobody()
     began = time.perf_counter()
     with Store(folder) as store:
-        _open(store, lanes, retry_crashed)
-        watched = watcher or _Nobody()
-        watched.began(folder)
-        before = store.seconds()
-        hands, capacity = _hands(executor, workers, device)
-        _limit(
-            lanes,
-            hands,
-            Limits.of(run_minutes, run_memory, max(lane.facts.seconds for lane in lanes), capacity),
-        )
-        told: Any = getattr(watched, "planned", None)
-        if told is not None:
-            told(_limits_in_words(lanes[0].limits, hands))
-        report = partial(_report, lanes, store, preset, spending, seed, words)
+        _open(store, races, retry_crashed)
+        watcher.began(folder)
+        began -= store.get("seconds") or 0.0
+        using, capacity = _executor(executor, workers, device)
+        limits = Limits.of(run_minutes, run_memory, max(race.facts.seconds for race in races), capacity)
+        if isinstance(using, LocalProcesses):
+            using.limits = limits
+        watcher.planned(_limits_in_words(limits, using))
         complete = False
         try:
-            _drive(lanes, store, hands, capacity, watched)
+            _drive(races, store, using, capacity, limits, watcher)
             complete = True
             if diagnose:
-                watched.stage("diagnose", len(lanes), 0)
-                curvature.look_into(lanes, report(0.0, False).data["tasks"], store)
+                watcher.stage("diagnose", len(races), 0)
+                curvature.measure_winners(races, _report(races, store, settings, 0.0).data["tasks"], store)
         finally:
-            if executor is None and isinstance(hands, LocalProcesses):
-                hands.shutdown() if complete else hands.kill()
-            seconds = before + time.perf_counter() - began
-            found = report(seconds, diagnose)
+            if executor is None and isinstance(using, LocalProcesses):
+                using.shutdown() if complete else using.kill()
+            seconds = time.perf_counter() - began
+            report = _report(races, store, settings, seconds, diagnose)
             # Where something has stopped the race, that is what is to be said.
             with nullcontext() if complete else suppress(StoreError):
-                store.write_note("seconds", repr(seconds))
-                found.save(folder)
-    return found
+                store.put("seconds", seconds)
+                report.save(folder)
+    return report
 
 
-def _check(
-    task: object,
-    rank_by: str,
-    device: str,
-    entries: object,
-    schedules: object,
-    batch_sizes: object,
-    executor: object,
-) -> None:
+def _open(store: Store, races: Sequence[_TaskRace], retry_crashed: bool) -> None:
+    """Make sure that what the store holds is of these tasks and this code."""
+    if retry_crashed:
+        store.forget_crashed()
+    for race in races:
+        store.guard(race.task.name, race.facts.fingerprint, race.facts.parts)
+
+
+def _check(task: object, rank_by: str, device: str, executor: object, **lists: object) -> None:
     """Refuse what no task has to be built for."""
     if executor is not None and not callable(getattr(executor, "submit", None)):
         advice = "None races in local processes."
@@ -192,48 +172,32 @@ def _check(
         advice = "Give a name, a file, a schuss.lab.Task, or a list of them."
         raise refusal("task", task, "a task", advice)
     if rank_by not in ("metric", *assemble.AXES):
-        raise refusal("rank_by", rank_by, f"one of {', '.join(('metric', *assemble.AXES))}")
+        raise unknown("rank_by", rank_by, ("metric", *assemble.AXES))
     if device not in ("cpu", "cuda"):
         raise unknown("device", device, ("cpu", "cuda"))
-    for name, value in (("entries", entries), ("schedules", schedules), ("batch_sizes", batch_sizes)):
+    for name, value in lists.items():
         if isinstance(value, str) or not isinstance(value, Sequence | None):
             raise refusal(name, value, "a list", f"Try {name}=[{value!r}].")
 
 
-def _own_words(out: str | Path | None, run_minutes: float | None, run_memory: float | None) -> str:
-    """What of the command says where and within which limits, and nothing of the result."""
-    words = "" if out is None else f" --out {shlex.quote(str(out))}"
-    for name, value in (("run-minutes", run_minutes), ("run-memory", run_memory)):
-        words += "" if value is None else f" --{name} {value:g}"
-    return words
+def _options(**given: object) -> str:
+    """Options of the command line, quoted for a shell, without those that are not given."""
+    words = {name: f"{x:g}" if isinstance(x, float) else str(x) for name, x in given.items() if x is not None}
+    return "".join(f" --{name.replace('_', '-')} {shlex.quote(word)}" for name, word in words.items())
 
 
-def _hands(executor: Executor | None, workers: int | None, device: str) -> tuple[Executor, int]:
+def _executor(given: Executor | None, workers: int | None, device: str) -> tuple[Executor, int]:
     """What does the work, and how many runs at a time."""
-    if executor is None:
-        own = LocalProcesses(_workers(workers, device), gpus=device == "cuda")
-        return own, own.workers
-    hands = adopt(executor)
-    if isinstance(hands, Cluster):
-        hands.verify(code_version())
-    if isinstance(hands, LocalProcesses):
-        return hands, hands.workers
-    return hands, workers or cores()
-
-
-def _open(store: Store, lanes: Sequence[_Lane], retry_crashed: bool) -> None:
-    """Make sure that what the store holds is of these tasks and this code."""
-    if retry_crashed:
-        store.forget_crashed()
-    for lane in lanes:
-        store.guard(lane.task.name, lane.facts.fingerprint, code_version(), lane.facts.parts)
-
-
-def _limit(lanes: Sequence[_Lane], hands: Executor, limits: Limits) -> None:
-    for lane in lanes:
-        lane.limits = limits
-    if isinstance(hands, LocalProcesses):
-        hands.limits = limits
+    if given is None:
+        most = torch.cuda.device_count() if device == "cuda" else 0
+        if device == "cuda" and not most:
+            raise refusal("device", device, "usable here", "torch sees no GPU.")
+        workers = min(workers or most, most) if most else workers or cores()
+        return LocalProcesses(workers, gpus=device == "cuda"), workers
+    using = adopt(given)
+    if isinstance(using, Cluster):
+        using.verify(code_version())
+    return using, using.workers if isinstance(using, LocalProcesses) else workers or cores()
 
 
 def _limits_in_words(limits: Limits, executor: Executor) -> str:
@@ -271,9 +235,8 @@ def repeat_run(
     if missing:
         raise refusal("run", dict(work), f"complete: {', '.join(sorted(missing))} is missing")
     racing = _entries(entries)
-    known = {entry.name for entry in racing}
-    if work["entry"] not in known:
-        racing = [*racing, find(work["entry"])]
+    if work["entry"] not in {entry.name for entry in racing}:
+        racing.append(find(work["entry"]))
     found = find_task(spec, data)
     package = Package.of(_source(found, data), racing, found.code)
     seeds = work["seed"] if isinstance(work["seed"], list) else [work["seed"]]
@@ -282,44 +245,75 @@ def repeat_run(
 
 
 @dataclass
-class _Lane:
-    """One task on its way through the protocol."""
+class _Settings:
+    """What all tasks of a race share."""
 
-    task: Task
-    spec: str
-    facts: Facts
-    plan: Plan
-    stages: Generator[Stage, Mapping[str, Any]]
-    package: Package
+    entries: list[Entry]
+    preset: str
+    budget: Budget
+    schedules: list[str]
+    batch_sizes: list[int | str]
+    seed: int
     rank_by: assemble.RankBy
     device: str
-    command: str
-    stage: Stage | None = None
-    limits: Limits = field(default_factory=Limits)
+    data: str | Path | None
+    options: str  # of the command line, as far as they decide the result
 
     @classmethod
     def of(
         cls,
-        given: str | Path | Task,
-        entries: list[Entry],
-        schedules: list[str],
-        batch_sizes: list[int | str],
-        spending: Budget,
+        entries: Sequence[str | Entry | type] | None,
+        budget: str | int | Budget,
+        schedules: Sequence[str],
+        batch_sizes: Sequence[int | str],
         seed: int,
         rank_by: assemble.RankBy,
         device: str,
         data: str | Path | None,
-        words: str,
-    ) -> _Lane:
-        found = find_task(given, data)
-        task, package = found.task, Package.of(_source(found, data), entries, found.code)
-        facts = look_over(task, found.files)
+    ) -> _Settings:
+        preset, spent = budget_of(budget)
+        named = ["constant"] if not schedules else [check(name) for name in schedules]
+        names = [each if isinstance(each, str) else _entry(each).name for each in entries or ()]
+        options = _options(
+            data=data,
+            entries=None if entries is None else ",".join(names),
+            trials=None if isinstance(budget, str) else spent.trials,
+            preset=budget if isinstance(budget, str) else None,
+            schedules=None if tuple(schedules) == ("constant",) else ",".join(schedules) or None,
+            batch_sizes=",".join(map(str, batch_sizes)) or None,
+            seed=seed or None,
+            rank_by=None if rank_by == "metric" else rank_by,
+            device=None if device == "cpu" else device,
+        )
+        racing = _entries(entries)
+        return cls(racing, preset, spent, named, list(batch_sizes), seed, rank_by, device, data, options)
+
+
+@dataclass
+class _TaskRace(assemble.TaskRace):
+    """One task on its way through the protocol."""
+
+    package: Package
+    device: str
+    stages: Generator[Stage, Mapping[str, Any]]
+    stage: Stage | None = None
+
+    @classmethod
+    def of(cls, given: str | Path | Task, settings: _Settings) -> _TaskRace:
+        found = find_task(given, settings.data)
+        task, entries = found.task, settings.entries
+        package = Package.of(_source(found, settings.data), entries, found.code)
+        facts = preflight(task, found.files)
         check_applies(task, entries)
-        sizes = _batch_sizes(task, batch_sizes)
-        contestants = cross(entries, schedules, sizes, search_spaces(task, entries, sizes))
-        plan = Plan(facts.fingerprint, task.best, contestants, spending, spending.seeds(seed))
-        command = f"schuss race {shlex.quote(found.spec)}{words}"
-        return cls(task, found.spec, facts, plan, plan.stages(), package, rank_by, device, command)
+        sizes = _batch_sizes(task, settings.batch_sizes)
+        contestants = cross(entries, settings.schedules, sizes, search_spaces(task, entries, sizes))
+        seeds = settings.budget.seeds(settings.seed)
+        plan = Plan(facts.fingerprint, task.best, contestants, settings.budget, seeds)
+        command = f"schuss race {shlex.quote(found.spec)}{settings.options}"
+        return cls(
+            *(task, found.spec, facts, plan, {}, {}, settings.rank_by, command),
+            *(package, settings.device, plan.stages()),
+        )
 
     def advance(self, results: Mapping[str, Any] | None) -> bool:
         """Go on to the next stage; False after the last."""
@@ -329,111 +323,92 @@ class _Lane:
             self.stage = None
         return self.stage is not None
 
-    def job(self, run: Run) -> Job:
-        contestant = run.contestant
-        again = assemble.run_again(contestant, run.configuration.parameters, run.seed, run.stage == "report")
-        work = again | {"device": self.device, "seconds": self.limits.seconds}
-        return Job(run.id, train_run, self.package, work)
+    def job(self, run: Run, seconds: float | None) -> Job:
+        work = assemble.run_again(
+            run.contestant, run.configuration.parameters, run.seed, run.stage == "report"
+        )
+        return Job(run.id, train_run, self.package, work | {"device": self.device, "seconds": seconds})
+
+    def calibrate(self, store: Store, executor: Executor) -> None:
+        """Time each contestant's step, one at a time: nothing else runs."""
+        for configuration in self.plan.chosen.values():
+            id = assemble.calibration_id(self.plan.fingerprint, configuration)
+            if store.get(id) is not None:
+                continue
+            work = {
+                "entry": configuration.contestant.entry.name,
+                "batch_size": configuration.contestant.batch_size,
+                "parameters": configuration.parameters,
+                "seed": self.plan.seeds["tune"][0],
+                "device": self.device,
+            }
+            job = Job(id, calibrate_entry, self.package, work)
+            # One that killed its worker, or was stopped, leaves the step unmeasured; the race goes on.
+            execute([job], executor, 1, lambda job, result: store.put(job.id, NOT_CALIBRATED | result))
 
 
-def _drive(lanes: Sequence[_Lane], store: Store, executor: Executor, capacity: int, watcher: Watcher) -> None:
+def _drive(
+    races: Sequence[_TaskRace],
+    store: Store,
+    executor: Executor,
+    capacity: int,
+    limits: Limits,
+    watcher: Watcher,
+) -> None:
     """All tasks through all stages, side by side; results go to the store as they come."""
     results: dict[str, dict[str, Any]] = store.results()
-    going = [lane for lane in lanes if lane.advance(None)]
+    going = [race for race in races if race.advance(None)]
     while going:
-        owner = {run.id: (lane, run) for lane in going if lane.stage for run in lane.stage.runs}
-        todo = [lane.job(run) for id, (lane, run) in owner.items() if id not in results]
-        name = next(lane.stage.name for lane in going if lane.stage)
-        # A task whose range was widened comes later to its report than one whose was not.
-        _calibrate([lane for lane in going if lane.stage and lane.stage.name == "report"], store, executor)
+        owner = {run.id: (race, run) for race in going if race.stage for run in race.stage.runs}
+        todo = [race.job(run, limits.seconds) for id, (race, run) in owner.items() if id not in results]
+        name = next(race.stage.name for race in going if race.stage)
+        for race in going:  # a task whose range was widened comes later to its report than one whose was not
+            if race.stage and race.stage.name == "report":
+                race.calibrate(store, executor)
         watcher.stage(name, len(todo), len(owner) - len(todo))
 
-        def done(job: Job, result: dict[str, Any], owner: Mapping[str, tuple[_Lane, Run]] = owner) -> None:
-            lane, run = owner[job.id]
-            store.save(job.id, lane.task.name, result)
+        def done(
+            job: Job, result: dict[str, Any], owner: Mapping[str, tuple[_TaskRace, Run]] = owner
+        ) -> None:
+            race, run = owner[job.id]
+            store.save(job.id, race.task.name, result)
             results[job.id] = result
-            watcher.finished(lane.task.name, run, result)
+            watcher.finished(race.task.name, run, result)
 
         execute(todo, executor, capacity, done)
-        going = [lane for lane in going if lane.advance(results)]
-
-
-def _calibrate(lanes: Sequence[_Lane], store: Store, executor: Executor) -> None:
-    """Time each contestant's step, one at a time: nothing else runs."""
-    for lane in lanes:
-        for configuration in lane.plan.chosen.values():
-            id = assemble.calibration_id(lane.plan.fingerprint, configuration)
-            if store.calibration(id) is None:
-                contestant = configuration.contestant
-                seed = lane.plan.seeds["tune"][0]
-                work = {
-                    "entry": contestant.entry.name,
-                    "batch_size": contestant.batch_size,
-                    "parameters": configuration.parameters,
-                    "seed": seed,
-                    "device": lane.device,
-                }
-                job = Job(id, calibrate_entry, lane.package, work)
-                execute(
-                    [job],
-                    executor,
-                    1,
-                    lambda job, result: store.save_calibration(job.id, _calibrated(result)),
-                )
-
-
-def _calibrated(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A calibration that killed its worker, or was stopped, leaves the step unmeasured; the race goes on."""
-    if "step" in result:
-        return result
-    return {"step": {"seconds": None}, "bytes_per_weight": None, "error": result["error"]}
+        going = [race for race in going if race.advance(results)]
 
 
 def _report(
-    lanes: Sequence[_Lane],
-    store: Store,
-    preset: str,
-    spending: Budget,
-    seed: int,
-    words: str,
-    seconds: float,
-    diagnose: bool,
+    races: Sequence[_TaskRace], store: Store, settings: _Settings, seconds: float, diagnose: bool = False
 ) -> Report:
     results = store.results()
-    tasks: list[Any] = []
-    for lane in lanes:
-        calibrations = {
-            name: found
-            for name, configuration in lane.plan.chosen.items()
-            if (found := store.calibration(assemble.calibration_id(lane.plan.fingerprint, configuration)))
+    for race in races:
+        race.results = results
+        ids = {
+            name: assemble.calibration_id(race.plan.fingerprint, c) for name, c in race.plan.chosen.items()
         }
-        raced = assemble.Raced(
-            *(lane.task, lane.spec, lane.facts, lane.plan, results, calibrations, lane.rank_by, lane.command)
-        )
-        tasks.append(assemble.task_report(raced))
+        race.calibrations = {name: found for name, id in ids.items() if (found := store.get(id))}
+    tasks: list[Any] = [assemble.task_report(race) for race in races]
     if diagnose:
-        curvature.attach(lanes, tasks, store)
+        curvature.attach(races, tasks, store)
+    specs = shlex.quote(",".join(race.spec for race in races))
     data: dict[str, Any] = {
         "format": "schuss-race-report",
         "version": 1,
         "schuss": schuss.__version__,
-        "title": f"The race on {', '.join(lane.task.name for lane in lanes)}",
-        "command": f"schuss race {shlex.quote(','.join(lane.spec for lane in lanes))}{words}{' --diagnose' * diagnose}",
-        "preset": preset,
-        "trials": spending.trials,
-        "seeds": spending.seeds(seed),
+        "title": f"The race on {', '.join(race.task.name for race in races)}",
+        "command": f"schuss race {specs}{settings.options}{' --diagnose' * diagnose}",
+        "preset": settings.preset,
+        "trials": settings.budget.trials,
+        "seeds": settings.budget.seeds(settings.seed),
         "tasks": tasks,
         "profiles": assemble.profiles(tasks),
         "machine": machine(),
-        "complete": all(lane.plan.complete for lane in lanes),
+        "complete": all(race.plan.complete for race in races),
         "seconds": seconds,
     }
-    contestants: dict[tuple[str, str], Contestant] = {
-        (lane.task.name, contestant.name): contestant
-        for lane in lanes
-        for contestant in lane.plan.contestants
-    }
-    return Report(data, contestants)
+    return Report(data, {(race.task.name, c.name): c for race in races for c in race.plan.contestants})
 
 
 def machine() -> dict[str, Any]:
@@ -456,10 +431,9 @@ def _source(found: Found, data: str | Path | None) -> Source:
 
 
 def _entries(given: Sequence[str | Entry | type] | None) -> list[Entry]:
-    found = list(DEFAULT) if given is None else list(given)
-    if not found:
-        raise refusal("entries", found, "at least one entry")
-    return renamed([_entry(each) for each in found])
+    if given is not None and not given:
+        raise refusal("entries", list(given), "at least one entry")
+    return renamed([_entry(each) for each in (DEFAULT if given is None else given)])
 
 
 def _entry(given: Any) -> Entry:
@@ -477,64 +451,14 @@ def _batch_sizes(task: Task, given: Sequence[int | str]) -> list[int]:
         return [task.batch_size]
     rows = task.length("train")
     if rows is None:
-        raise refusal(
-            "batch_sizes", list(given), "possible here", f"The data of {task.name!r} has no length."
-        )
+        advice = f"The data of {task.name!r} has no length."
+        raise refusal("batch_sizes", list(given), "possible here", advice)
     sizes: list[int] = []
     for size in given:
         text = str(size).strip()
         number = rows if text == "full" else int(text) if text.isdecimal() else 0
         if not 1 <= number <= rows:
-            raise refusal(
-                "batch_size",
-                size,
-                f"a whole number in 1 .. {rows}, or 'full'",
-                f"{task.name!r} has {rows} training examples.",
-            )
+            advice = f"{task.name!r} has {rows} training examples."
+            raise refusal("batch_size", size, f"a whole number in 1 .. {rows}, or 'full'", advice)
         sizes.append(number)
     return list(dict.fromkeys(sizes))
-
-
-def _workers(given: int | None, device: str) -> int:
-    if device == "cuda":
-        there = torch.cuda.device_count()
-        if there == 0:
-            raise refusal("device", device, "usable here", "torch sees no GPU.")
-        return min(given or there, there)
-    return given or cores()
-
-
-def _words(
-    entries: Sequence[Any] | None,
-    budget: str | int | Budget,
-    schedules: Sequence[str],
-    batch_sizes: Sequence[Any],
-    seed: int,
-    rank_by: str,
-    data: str | Path | None,
-    device: str,
-) -> str:
-    """The options of the command line that say the same, quoted for a shell."""
-    words: list[str] = []
-    if data is not None:
-        words += ["--data", str(data)]
-    if entries is not None:
-        words += [
-            "--entries",
-            ",".join(each if isinstance(each, str) else _entry(each).name for each in entries),
-        ]
-    if isinstance(budget, Budget):
-        words += ["--trials", str(budget.trials)]
-    else:
-        words += ["--preset", budget] if isinstance(budget, str) else ["--trials", str(budget)]
-    if tuple(schedules) != ("constant",):
-        words += ["--schedules", ",".join(schedules)]
-    if batch_sizes:
-        words += ["--batch-sizes", ",".join(map(str, batch_sizes))]
-    if seed:
-        words += ["--seed", str(seed)]
-    if rank_by != "metric":
-        words += ["--rank-by", rank_by]
-    if device != "cpu":
-        words += ["--device", device]
-    return "".join(f" {shlex.quote(word)}" for word in words)

@@ -11,19 +11,17 @@ import warnings
 from collections.abc import Mapping
 from math import isfinite
 
-import torch
-
 from schuss.curvature import extreme_eigenvalues
 from schuss.lab.entries import Entry
 from schuss.lab.statistics import Range
 from schuss.lab.tasks.task import Task
+from schuss.lab.training.moments import flat
 from schuss.lab.training.quiet import quiet_process
 from schuss.lab.training.run import first_step
 
 DECADES = 3.0
 PRODUCTS = 30  # Hessian-vector products: the largest curvature to a few per cent
 TENTH = 0.1
-
 
 Spaces = dict[tuple[str, int], dict[str, Range]]  # by entry name and batch size
 
@@ -39,7 +37,10 @@ def search_spaces(task: Task, entries: list[Entry], batch_sizes: list[int]) -> S
     for entry in entries:
         space = {name: bounds for name, bounds in entry.space.items() if task.decay or name != "weight_decay"}
         if ends is not None and not entry.source and ends.get(entry.kind, 0) > 0:
-            end = _round(2 * _factor(entry) * ends[entry.kind])
+            # Momentum is stable farther than gradient descent by 1 + β, taken at its usual β.
+            farther = 1 + (1 - entry.usual["1 - momentum"]) if "1 - momentum" in entry.usual else 1.0
+            # Two digits: the last bits of a measurement cannot move the search.
+            end = float(f"{2 * farther * ends[entry.kind]:.1e}")
             space["lr"] = (end / 10**DECADES, end, True)
         for batch_size in batch_sizes:
             spaces[entry.name, batch_size] = space
@@ -50,9 +51,7 @@ def limits(task: Task) -> Mapping[str, float]:
     """The learning rate at which each kind of step goes too far at the start; 0 where that is unknown."""
     with quiet_process():
         curvature = largest_curvature(task)
-        model = first_step(task, 0).model
-        trained = [w.detach().double().flatten() for w in model.parameters() if w.requires_grad]
-        size = torch.cat(trained).square().mean().sqrt().item()
+        size = flat(first_step(task, 0).model).square().mean().sqrt().item()
     return {"gradient": 2 / curvature if curvature > 0 else 0.0, "unit": TENTH * size / 2}
 
 
@@ -63,21 +62,8 @@ def largest_curvature(task: Task, seed: int = 0) -> float:
         with warnings.catch_warnings():  # differences of gradients, where it must be, are good for two digits
             warnings.simplefilter("ignore")
             found = extreme_eigenvalues(step.model, task.loss, step.batch, k=1, products=PRODUCTS)
-    except (
-        ValueError,
-        RuntimeError,
-        MemoryError,
-    ):  # no weight to move, sparse gradients, a loss that is not steady
+    # No weight to move, sparse gradients, a loss that is not steady.
+    except (ValueError, RuntimeError, MemoryError):
         return 0.0
     largest = float(max(abs(found.largest[0]), abs(found.smallest[0])))
     return largest if isfinite(largest) else 0.0
-
-
-def _factor(entry: Entry) -> float:
-    """How much farther momentum is stable than gradient descent, at its usual β."""
-    return 1 + (1 - entry.usual["1 - momentum"]) if "1 - momentum" in entry.usual else 1.0
-
-
-def _round(x: float) -> float:
-    """To two digits, so that the last bits of a measurement cannot move the search."""
-    return float(f"{x:.1e}")

@@ -1,4 +1,4 @@
-"""What a race hands back: its report, to read, to look at, and to build the winner from."""
+"""What a race hands back: its report, to read, to show, and to build the winner from."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from schuss.lab.pages import write
 from schuss.lab.racing.plan import Contestant
-from schuss.lab.racing.store import KEPT, StoreError
+from schuss.lab.racing.store import RESUME, StoreError
 
 
 class Report:
@@ -56,11 +57,9 @@ class Report:
         """The ranking as a DataFrame where pandas is there, else as a list of dicts."""
         found = self.task(task)
         rows = [
-            {
-                "rank": row["rank"],
-                "tied": row["tied"],
-                "entry": row["entry"],
-                **row["parameters"],
+            {name: row[name] for name in ("rank", "tied", "entry")}
+            | row["parameters"]
+            | {
                 found["metric"]["name"]: row["metric"]["mean"],
                 "low": row["metric"]["low"],
                 "high": row["metric"]["high"],
@@ -84,10 +83,13 @@ class Report:
 
     def save(self, folder: Path) -> None:
         """Write report.json and report.html, each whole or not at all."""
-        _write(folder / "report.json", json.dumps(self.data, indent=1, allow_nan=False))
         from schuss.lab.report.page import render
 
-        _write(folder / "report.html", render(self.data))
+        try:
+            write(folder / "report.json", json.dumps(self.data, indent=1, allow_nan=False))
+            write(folder / "report.html", render(self.data))
+        except OSError as error:
+            raise StoreError(f"{error} {RESUME}") from error
 
 
 def _without_seconds(value: Any) -> Any:
@@ -96,12 +98,3 @@ def _without_seconds(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_seconds(item) for item in value]
     return value
-
-
-def _write(path: Path, text: str) -> None:
-    from schuss.lab.pages import write
-
-    try:
-        write(path, text)
-    except OSError as error:
-        raise StoreError(f"{error} {KEPT}") from error

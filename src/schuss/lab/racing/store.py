@@ -1,4 +1,4 @@
-"""Where results are kept: one SQLite file, one writer, one transaction a run.
+"""Where results are stored: one SQLite file, one writer, one transaction a run.
 
 A run's curve and result are there together or not at all. Write-ahead logging keeps the file whole if the
 process is killed at any moment, and lets others read while the race writes.
@@ -12,19 +12,18 @@ import sqlite3
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
 FILE = "race.sqlite"
 APPLICATION = 0x53434855  # "SCHU", in SQLite's own field for it
-FORMAT = 1
+FORMAT = 2
+CALIBRATION = "calibration "  # how the names of remarks begin that are calibrations
 STATUS = ("finished", "diverged", "crashed")
-KEPT = "Finished runs are stored. Free some space, then give the same command again to resume the race."
+RESUME = "Finished runs are stored. Free some space, then give the same command again to resume the race."
 
 SCHEMA = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     "CREATE TABLE runs (id TEXT PRIMARY KEY, task TEXT NOT NULL, result TEXT NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE calibrations (id TEXT PRIMARY KEY, result TEXT NOT NULL) WITHOUT ROWID",
 )
 
 
@@ -59,9 +58,7 @@ class Store:
         """The store itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Close the files."""
         self._database.close()
         self._lock.close()
@@ -92,69 +89,45 @@ class Store:
             run(f"PRAGMA application_id = {APPLICATION}")
             run("INSERT INTO meta VALUES ('format', ?)", (str(FORMAT),))
             run("COMMIT")
-        found = self.note("format")
-        if found != str(FORMAT):
+        found = self.get("format")
+        if found != FORMAT:
             raise StoreError(
                 f"{self.path} has format {found}; this version reads {FORMAT}. Try another --out."
             )
 
-    def note(self, key: str) -> str | None:
-        """A remark by its key."""
+    def get(self, key: str) -> Any:
+        """The remark of this name; None if there is none."""
         rows = self._read("SELECT value FROM meta WHERE key = ?", (key,))
-        return rows[0][0] if rows else None
+        return self._decoded("meta", key, rows[0][0]) if rows else None
 
-    def seconds(self) -> float:
-        """How long the race has run so far."""
-        text = self.note("seconds") or "0"
-        try:
-            return float(text)
-        except ValueError as error:
-            raise self._damaged("meta", "seconds", str(error)) from error
+    def put(self, key: str, value: Any) -> None:
+        """Store a remark: plain data under a name."""
+        self._write("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value, allow_nan=False)))
 
-    def data(self, key: str) -> Any:
-        """A remark that is plain data; None if there is none."""
-        text = self.note(key)
-        return None if text is None else self._decoded("meta", key, text)
-
-    def write_note(self, key: str, value: str) -> None:
-        """Keep a remark."""
-        self._write("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
-
-    def guard(self, task: str, fingerprint: str, told: str, parts: Mapping[str, str] | None = None) -> None:
+    def guard(self, task: str, fingerprint: str, parts: Mapping[str, str]) -> None:
         """Refuse to mix results of another version of the task's code or data with this one's.
 
-        `told` is the version of this package's code, `parts` what the fingerprint is made of, by name. Runs that
-        crashed are no results: where nothing else is kept, they are forgotten and the new version goes on.
+        `parts` are what the fingerprint is made of, by name. Runs that crashed are no results: where nothing else
+        is stored, they are forgotten and the new version goes on.
         """
         key = f"task {task}"
-        now = {
-            "fingerprint": fingerprint,
-            "told": told,
-            "parts": dict(parts or {}),
-            "since": datetime.now().astimezone().isoformat(" ", "minutes"),
-        }
-        text = self.note(key)
-        before = now if text is None else self._told(key, text)
-        if text is None or before["fingerprint"] != fingerprint:
-            kept = [id for id, result in self.results(task).items() if result["status"] != "crashed"]
-            if text is not None and kept:
+        since = datetime.now().astimezone().isoformat(" ", "minutes")
+        now = {"fingerprint": fingerprint, "parts": dict(parts), "since": since}
+        before = self.get(key)
+        if before is not None:
+            if not isinstance(before, dict) or not now.keys() <= before.keys():
+                raise self._damaged("meta", key, "it does not say which code and data its runs belong to")
+            if before["fingerprint"] == fingerprint:
+                return
+            count = sum(result["status"] != "crashed" for result in self.results(task).values())
+            if count:
                 raise StoreError(
-                    f"{self.folder} holds {len(kept)} runs on {task!r} by another version of the code or the data"
-                    f"{_since(before)}. {_changed(before, now)} Its runs cannot be mixed with new ones: "
+                    f"{self.folder} holds {count} runs on {task!r} by another version of the code or the data, since "
+                    f"{before['since']}. {_changed(before['parts'], parts)} Its runs cannot be mixed with new ones: "
                     "race into another --out, or remove the folder."
                 )
-            self._write("DELETE FROM runs WHERE task = ?", (task,))
-            self.write_note(key, json.dumps(now))
-
-    def _told(self, key: str, text: str) -> dict[str, Any]:
-        found = self._decoded("meta", key, text)
-        if (
-            isinstance(found, list) and len(cast("list[Any]", found)) == 2
-        ):  # as written before the parts were kept
-            return dict(zip(("fingerprint", "told"), cast("list[Any]", found), strict=True))
-        if not isinstance(found, dict) or "fingerprint" not in found:
-            raise self._damaged("meta", key, "it does not say which code and data its runs belong to")
-        return cast("dict[str, Any]", found)
+        self._write("DELETE FROM runs WHERE task = ?", (task,))
+        self.put(key, now)
 
     def results(self, task: str | None = None) -> dict[str, dict[str, Any]]:
         """Every result, by run id; of one task if it is named."""
@@ -162,12 +135,11 @@ class Store:
         return {id: self._result(id, text) for id, text in rows}
 
     def count(self) -> int:
-        """How many runs are kept."""
+        """How many runs are stored."""
         return self._read("SELECT count(*) FROM runs")[0][0]
 
-    def forget_crashed(self) -> int:
-        """Remove the runs that crashed or cannot be read, and calibrations that failed; return how many runs."""
-        gone: list[str] = []
+    def forget_crashed(self) -> None:
+        """Remove the runs that crashed and the calibrations that failed, and what of both cannot be read."""
         for id, text in self._read("SELECT id, result FROM runs"):
             try:
                 crashed = self._result(id, text)["status"] == "crashed"
@@ -175,15 +147,13 @@ class Store:
                 crashed = True
             if crashed:
                 self._write("DELETE FROM runs WHERE id = ?", (id,))
-                gone.append(id)
-        for id, text in self._read("SELECT id, result FROM calibrations"):
+        for key, _ in self._read("SELECT key, value FROM meta WHERE key LIKE ?", (f"{CALIBRATION}%",)):
             try:
-                failed = self._decoded("calibrations", id, text)["step"]["seconds"] is None
+                failed = self.get(key)["step"]["seconds"] is None
             except (StoreError, TypeError, KeyError):
                 failed = True
             if failed:
-                self._write("DELETE FROM calibrations WHERE id = ?", (id,))
-        return len(gone)
+                self._write("DELETE FROM meta WHERE key = ?", (key,))
 
     def _result(self, id: str, text: str) -> dict[str, Any]:
         """A result that has the form of one."""
@@ -204,23 +174,14 @@ class Store:
 
     def _damaged(self, table: str, id: str, why: str) -> StoreError:
         advice = "race into another --out, or restore the file"
-        if table in ("runs", "calibrations"):
+        if table == "runs" or id.startswith(CALIBRATION):
             advice = f"--retry-crashed removes such rows and runs them again; or {advice}"
         return StoreError(f"{self.path}, table {table}, row {id!r} is damaged: {why}. To resume: {advice}.")
 
     def save(self, id: str, task: str, result: Mapping[str, Any]) -> None:
-        """Keep a run, whole, in one transaction."""
+        """Store a run, whole, in one transaction."""
         row = (id, task, json.dumps(result, allow_nan=False))
         self._write("INSERT OR REPLACE INTO runs VALUES (?, ?, ?)", row)
-
-    def calibration(self, id: str) -> dict[str, Any] | None:
-        """A calibration by what it depends on."""
-        rows = self._read("SELECT result FROM calibrations WHERE id = ?", (id,))
-        return self._decoded("calibrations", id, rows[0][0]) if rows else None
-
-    def save_calibration(self, id: str, result: Mapping[str, Any]) -> None:
-        """Keep a calibration."""
-        self._write("INSERT OR REPLACE INTO calibrations VALUES (?, ?)", (id, json.dumps(result)))
 
     def _read(self, statement: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         try:
@@ -234,18 +195,11 @@ class Store:
         try:
             self._database.execute(statement, values)
         except sqlite3.Error as error:
-            raise StoreError(f"{self.path} could not be written: {error}. {KEPT}") from error
+            raise StoreError(f"{self.path} could not be written: {error}. {RESUME}") from error
 
 
-def _since(before: Mapping[str, Any]) -> str:
-    return f", since {before['since']}" if "since" in before else ""
-
-
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def _changed(old: Mapping[str, str], new: Mapping[str, str]) -> str:
     """Which parts differ, in a sentence."""
-    old, new = before.get("parts", {}), now["parts"]
-    if not old:
-        return f"They were made by {before['told']}; now it is {now['told']}."
     changed = [name for name in new if name in old and old[name] != new[name]]
     words = [f"{name} changed ({old[name]}; now {new[name]})" for name in changed]
     words += [f"{name} is new" for name in new if name not in old]

@@ -1,19 +1,14 @@
-"""What a worker does: plain words in, plain data out.
-
-A *package* is the task and the entries of a race, pickled once; a worker unpacks it once. A *piece of work*
-is a dict of plain values. Both can go to another thread, process or machine.
-"""
+"""What a worker does: a task, its entries and plain values in, plain data out, on any thread, process or machine."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import platform
-import statistics
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
@@ -22,15 +17,17 @@ import cloudpickle
 
 from schuss.lab.entries import Entry
 from schuss.lab.files import UserCode, install
-from schuss.lab.racing.executors import over_time
+from schuss.lab.racing.executors import RESUME, ExecutorError, over_time
 from schuss.lab.racing.packing import pack
 from schuss.lab.racing.version import code_version
 from schuss.lab.schedules import schedule
 from schuss.lab.tasks import load
 from schuss.lab.tasks.task import Task
 from schuss.lab.training.quiet import quiet_process
-from schuss.lab.training.run import Outcome, plain
-from schuss.lab.training.train import Calibration, calibrate, train
+from schuss.lab.training.run import Build, Outcome, plain
+from schuss.lab.training.train import calibrate, train
+
+NOT_CALIBRATED: dict[str, Any] = {"step": {"seconds": None}, "bytes_per_weight": None}
 
 
 @dataclass(frozen=True)
@@ -51,9 +48,9 @@ class Package:
     """A task's source and the entries by name, as bytes with their digest, and the code that these bytes import."""
 
     digest: str
-    content: bytes
-    code: UserCode
-    version: str  # of the code that the race was begun with
+    content: bytes = field(compare=False)
+    code: UserCode = field(compare=False)
+    version: str = field(compare=False)  # of the code that the race was begun with
 
     @classmethod
     def of(cls, source: Source, entries: Sequence[Entry], code: UserCode | None = None) -> Package:
@@ -67,21 +64,6 @@ class Package:
         digest = hashlib.blake2b(content + repr(merged).encode(), digest_size=8).hexdigest()
         return cls(digest, content, merged, code_version())
 
-    def __hash__(self) -> int:
-        """By content; the digest stands for it."""
-        return hash(self.digest)
-
-
-def _unpack(package: Package) -> tuple[Task, Mapping[str, Entry]]:
-    install(package.code)  # also for what is imported only while it runs
-    return _unpacked(package)
-
-
-@lru_cache(maxsize=8)
-def _unpacked(package: Package) -> tuple[Task, Mapping[str, Entry]]:
-    source, entries = cloudpickle.loads(package.content)
-    return cast("Source", source).load(), cast("Mapping[str, Entry]", entries)
-
 
 def train_run(package: Package, work: Mapping[str, Any]) -> dict[str, Any]:
     """Train as the work says: entry, schedule, batch_size, parameters, seed, open_test, device, seconds (at most).
@@ -89,15 +71,12 @@ def train_run(package: Package, work: Mapping[str, Any]) -> dict[str, Any]:
     Never raises for what the task or the optimizer did: a run that raised has status "crashed" and its
     traceback.
     """
-    if (refused := _other_version(package)) is not None:
-        return refused
+    _check_version(package)
     with quiet_process():
         began = time.perf_counter()
         try:
-            task, entries = _unpack(package)
-            build = partial(entries[work["entry"]].build, parameters=work["parameters"])
-            steps = task.total_steps(work["batch_size"])
-            rate = schedule(work["schedule"], work["parameters"]["lr"], steps)
+            task, build = _task_and_build(package, work)
+            rate = schedule(work["schedule"], work["parameters"]["lr"], task.total_steps(work["batch_size"]))
             if work.get("seconds") is not None:
                 rate = _until(began + work["seconds"], rate)
             outcome = train(
@@ -110,11 +89,34 @@ def train_run(package: Package, work: Mapping[str, Any]) -> dict[str, Any]:
         except _OverTimeError:
             return stopped(over_time(work["seconds"]), time.perf_counter() - began)
         except (Exception, SystemExit) as error:
-            seconds, words = time.perf_counter() - began, traceback.format_exc()
+            words = traceback.format_exc()
             if isinstance(error, SystemExit):
                 words += "SystemExit: the task or the optimizer called sys.exit\n"
-            return plain(Outcome(status="crashed", error=words, seconds=seconds))
+            outcome = Outcome(status="crashed", error=words, seconds=time.perf_counter() - began)
     return plain(outcome)
+
+
+def calibrate_entry(package: Package, work: Mapping[str, Any]) -> dict[str, Any]:
+    """Time one step of an entry, alone, and weigh its state."""
+    _check_version(package)
+    with quiet_process():
+        try:
+            task, build = _task_and_build(package, work)
+            return calibrate(task, build, work["seed"], work["batch_size"], work["device"])
+        except (Exception, SystemExit):
+            return NOT_CALIBRATED
+
+
+def _task_and_build(package: Package, work: Mapping[str, Any]) -> tuple[Task, Build]:
+    install(package.code)  # also for what is imported only while it runs
+    task, entries = _unpacked(package)
+    return task, partial(entries[work["entry"]].build, parameters=work["parameters"])
+
+
+@lru_cache(maxsize=8)
+def _unpacked(package: Package) -> tuple[Task, Mapping[str, Entry]]:
+    source, entries = cloudpickle.loads(package.content)
+    return cast("Source", source).load(), cast("Mapping[str, Entry]", entries)
 
 
 class _OverTimeError(Exception):
@@ -137,26 +139,12 @@ def stopped(why: str, seconds: float = 0.0) -> dict[str, Any]:
     return plain(Outcome(status="crashed", error=f"Stopped: {why}", seconds=seconds)) | {"stopped": True}
 
 
-def _other_version(package: Package) -> dict[str, Any] | None:
-    """Words where this process would compute other numbers than the one that began the race."""
+def _check_version(package: Package) -> None:
+    """Refuse where this process would compute other numbers than the one that began the race."""
     own = code_version()
-    if own == package.version:
-        return None
-    here = f"{platform.node()}, process {os.getpid()}"
-    words = f"A worker ({here}) has other code than the process that races: {own}; there {package.version}."
-    return {"refused": f"{words} Install the same schuss, torch, numpy and numba on both."}
-
-
-def calibrate_entry(package: Package, work: Mapping[str, Any]) -> dict[str, Any]:
-    """Time one step of an entry, alone, and weigh its state."""
-    if (refused := _other_version(package)) is not None:
-        return refused
-    with quiet_process():
-        try:
-            task, entries = _unpack(package)
-            build = partial(entries[work["entry"]].build, parameters=work["parameters"])
-            found = calibrate(task, build, work["seed"], work["batch_size"], work["device"])
-        except (Exception, SystemExit):
-            found = Calibration([], None)
-    median = statistics.median(found.seconds) if found.seconds else None
-    return {"step": {"seconds": median}, "bytes_per_weight": found.bytes_per_weight}
+    if own != package.version:
+        here = f"{platform.node()}, process {os.getpid()}"
+        raise ExecutorError(
+            f"A worker ({here}) has other code than the process that races: {own}; there {package.version}. "
+            f"Install the same schuss, torch, numpy and numba on both. {RESUME}"
+        )

@@ -9,7 +9,7 @@ import numpy as np
 import schuss
 from schuss.curvature import RangeTest
 from schuss.lab.entries import Entry
-from schuss.lab.landscape.trails import said
+from schuss.lab.landscape.trajectories import settings_in_words
 from schuss.lab.pages import page
 from schuss.lab.tasks.task import Task
 
@@ -25,16 +25,11 @@ def render(found: RangeTest, task: Task, entry: Entry, command: str) -> str:
         "range",
         f"Learning rates of {entry.name} on {task.name}",
         [("test", "The range test"), ("rates", "Loss at some rates"), ("repeat", "How to repeat it")],
-        {
-            "rates": found.rates,
-            "losses": found.losses,
-            "interval": found.interval,
-            "suggestion": found.suggestion,
-        },
+        {key: getattr(found, key) for key in ("rates", "losses", "interval", "suggestion")},
         found=found,
         task=task,
         entry=entry,
-        settings=said(entry, usual),
+        settings=settings_in_words(entry, usual),
         rows=[(float(found.rates[i]), found.losses[:, i].tolist()) for i in picks],
         command=command,
         version=schuss.__version__,

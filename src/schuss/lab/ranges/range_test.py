@@ -14,7 +14,7 @@ from schuss.lab.training.run import first_step
 BEYOND = 10.0  # how far the test reaches below and above the entry's usual range
 
 
-def climb(
+def range_test_of(
     task: Task,
     entry: Entry,
     *,
@@ -31,12 +31,8 @@ def climb(
     `ValueError` for a second-order method, whose lr is a fraction of its own step.
     """
     if entry.kind == "curvature":
-        raise refusal(
-            "entry",
-            entry.name,
-            "an optimizer with a learning rate",
-            "The lr of a second-order method is a fraction of its own step.",
-        )
+        advice = "The lr of a second-order method is a fraction of its own step."
+        raise refusal("entry", entry.name, "an optimizer with a learning rate", advice)
     low, high, _ = entry.space["lr"]
     model = first_step(task, seed).model
     return range_test(

@@ -1,5 +1,1 @@
-"""Plain data in, one HTML file out."""
-
-from schuss.lab.report.page import render
-
-__all__ = ["render"]
+"""Plain data in, one HTML file out: `page.render`; `schema` says what the data is."""

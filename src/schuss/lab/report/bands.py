@@ -1,14 +1,11 @@
 """The convergence curves' medians and intervals, evaluation by evaluation, over the reporting seeds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from schuss.lab.statistics.compare import Floats, median_interval
-
-LOSSES = ("train_loss", "validation_loss")
-AXES = ("steps", "examples", "gradients")
 
 
 def bands(task: Mapping[str, Any]) -> dict[str, Any]:
@@ -19,30 +16,30 @@ def bands(task: Mapping[str, Any]) -> dict[str, Any]:
     centre is None. `log` says that a loss is positive throughout, and can be drawn on a logarithmic axis.
     """
     found: dict[str, Any] = {}
+    reported = [run for run in task["runs"] if run["stage"] == "report" and run["status"] != "crashed"]
+    worst = np.inf if task["metric"]["best"] == "min" else -np.inf
     for entry in task["entries"]:
-        runs = [
-            run
-            for run in task["runs"]
-            if run["entry"] == entry["name"] and run["stage"] == "report" and run["status"] != "crashed"
-        ]
+        runs = [run for run in reported if run["entry"] == entry["name"]]
         if not runs:
             continue
-        longest = max((run["curve"] for run in runs), key=lambda curve: len(curve["steps"]))
+        curves = [run["curve"] for run in runs]
+        longest = max(curves, key=lambda curve: len(curve["steps"]))
         second = entry["step"]["seconds"]
-        columns: dict[str, Any] = {axis: longest[axis] for axis in AXES}
-        columns["seconds"] = None if second is None else [second * step for step in longest["steps"]]
-        for quantity in LOSSES:
-            columns[quantity] = _band([run["curve"][quantity] for run in runs], np.inf)
-        worst = np.inf if task["metric"]["best"] == "min" else -np.inf
-        columns["metric"] = _band([run["curve"]["metric"] for run in runs], worst) | {"log": False}
         rates = [run["curve"]["effective_rate"] for run in runs if run["status"] == "finished"]
-        columns["effective_rate"] = _medians(rates)
-        found[entry["name"]] = columns
+        known = (column[np.isfinite(column)] for column in _table(rates, np.nan).T)
+        found[entry["name"]] = {
+            **{axis: longest[axis] for axis in ("steps", "examples", "gradients")},
+            "seconds": None if second is None else [second * step for step in longest["steps"]],
+            "train_loss": _band([curve["train_loss"] for curve in curves], np.inf),
+            "validation_loss": _band([curve["validation_loss"] for curve in curves], np.inf),
+            "metric": _band([curve["metric"] for curve in curves], worst) | {"log": False},
+            "effective_rate": _plain(np.median(column) if column.size else np.nan for column in known),
+        }
     return found
 
 
 def _table(curves: Sequence[Sequence[float | None]], missing: float) -> Floats:
-    """One row a run, filled up with `missing` to the longest."""
+    """One row per run, filled up with `missing` to the longest."""
     rows = max((len(curve) for curve in curves), default=0)
     table = np.full((len(curves), rows), missing)
     for row, curve in zip(table, curves, strict=True):
@@ -53,18 +50,9 @@ def _table(curves: Sequence[Sequence[float | None]], missing: float) -> Floats:
 def _band(curves: Sequence[Sequence[float | None]], worst: float) -> dict[str, Any]:
     table = _table(curves, worst)
     intervals = [median_interval(column) for column in table.T]
-    sides = ("centre", "low", "high")
-    columns = {side: _plain([getattr(interval, side) for interval in intervals]) for side in sides}
+    columns = {side: _plain(getattr(i, side) for i in intervals) for side in ("centre", "low", "high")}
     return columns | {"log": bool((table > 0).all())}
 
 
-def _medians(curves: Sequence[Sequence[float | None]]) -> list[float | None]:
-    """The median over the runs that have a value there."""
-    return [
-        float(np.median(known)) if (known := column[np.isfinite(column)]).size else None
-        for column in _table(curves, np.nan).T
-    ]
-
-
-def _plain(column: Sequence[float]) -> list[float | None]:
+def _plain(column: Iterable[float]) -> list[float | None]:
     return [float(x) if np.isfinite(x) else None for x in column]

@@ -15,13 +15,7 @@ def render(report: Mapping[str, Any]) -> str:
     The page carries its data, its drawing library and its style; it makes no request and needs no server.
     """
     if report.get("format") != "schuss-race-report":
-        allowed = "'schuss-race-report'"
-        raise refusal("format", report.get("format"), allowed, "Give the contents of a report.json.")
-    return page(
-        Path(__file__).parent / "templates",
-        "report",
-        report["title"],
-        (),
-        {"report": report, "bands": [bands(task) for task in report["tasks"]]},
-        report=report,
-    )
+        advice = "Give the contents of a report.json."
+        raise refusal("format", report.get("format"), "'schuss-race-report'", advice)
+    data = {"report": report, "bands": [bands(task) for task in report["tasks"]]}
+    return page(Path(__file__).parent / "templates", "report", report["title"], (), data, report=report)

@@ -1,22 +1,22 @@
 """Who is better, who is tied, and how many more seeds would tell.
 
 Scores are paired by seed: element i of every entry's array comes from seed i. A run that diverged, or never
-reached its target, is kept as the worst value there is; nothing is dropped.
+reached its target, counts as the worst value there is; nothing is dropped.
 
-An entry's own interval is that of its *median* over seeds, from order statistics: it covers as promised whatever
+An entry's own interval is that of its *median* over seeds, from order statistics: it covers as stated whatever
 the metric's distribution, at a bound, skewed, or with one seed in ten that fails, where Student's interval of the
 mean covers 66 to 84 %. No interval of a mean can do that: what no seed has shown, none can know of. The sources
 are W. Thompson, Ann. Math. Stat. 7 (1936), and G. Hahn and W. Meeker, "Statistical Intervals" (1991), section 5.2.
 
 A comparison is of mean paired differences, by Student's t: between equal entries they are symmetric, and then t is
-conservative where tails are heavy. How the choice of the leader is paid for is told in `simultaneous.py`. Error
+conservative where tails are heavy. `simultaneous.py` says how the choice of the leader is paid for. Error
 rates, coverage and power are in `docs/verdicts.md`; `benchmarks/verdicts.py` makes them again.
 """
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import fsum, hypot, sqrt
+from math import fsum, hypot, isfinite, sqrt
 from typing import Literal
 
 import numpy as np
@@ -33,8 +33,10 @@ from schuss.lab.statistics.simultaneous import (
 )
 
 Floats = NDArray[np.float64]
+IntervalDict = dict[Literal["mean", "low", "high", "sd", "n"], float | None]  # None: not finite
 
-POWER = 0.8  # chance with which the number of further seeds settles a tie
+LEVEL = 0.95  # of the intervals, unless another is asked for
+POWER = 0.8  # probability with which the number of further seeds settles a tie
 MOST_SEEDS = 10_000  # beyond this nobody runs them; the count is then unknown (None)
 LEAST_COVERAGE = 0.93  # what five seeds give; fewer give no interval of a median at all
 LEAST_COST_GAP = float(np.log(1.05))  # two costs closer than 5 % are the same cost
@@ -43,7 +45,7 @@ ROUNDING = 1e-9  # relative; a gap below it is arithmetic, not optimization
 
 @dataclass(frozen=True)
 class Interval:
-    """A centre with the interval round it, and the two-sided p-value of "the centre is 0".
+    """A centre with the interval around it, and the two-sided p-value of "the centre is 0".
 
     `method` is "t" (mean, Student), or "sign" (median, order statistics). `coverage` is what the interval
     covers at least: the level asked for, or more where order statistics only come in steps.
@@ -56,7 +58,13 @@ class Interval:
     n: int
     sd: float
     method: Literal["t", "sign"]
-    coverage: float = 0.95
+    coverage: float = LEVEL
+
+    def as_dict(self) -> IntervalDict:
+        """The interval of a mean as `report.json` holds it."""
+        limits = self.centre, self.low, self.high, self.sd
+        mean, low, high, sd = (x if isfinite(x) else None for x in limits)
+        return {"mean": mean, "low": low, "high": high, "sd": sd, "n": self.n}
 
 
 @dataclass(frozen=True)
@@ -64,9 +72,8 @@ class Comparison:
     """How far `entry` is behind `leader`: a difference of losses, or a log ratio of costs.
 
     `low`, `high` and `p` are adjusted for all pairs. `threshold` is the smallest gap that counts: one seed-sd, or
-    log 1.05 of cost. `method` is "penalised" where a run of either failed and counts as worse than all that
-    did not (see `penalised`). `further_seeds` is how many seeds beyond those run would turn the tie into what
-    `settles_as` says, with power 0.8, if the gap is as it looks; None where that cannot be told.
+    log 1.05 of cost. `further_seeds` is how many seeds beyond those run would turn the tie into what `settles_as`
+    says, with power 0.8, if the gap is as it looks; None where that cannot be said.
     """
 
     leader: str
@@ -77,7 +84,6 @@ class Comparison:
     p: float
     seeds: int
     threshold: float
-    method: Literal["t", "penalised"]
     verdict: Literal["better", "tie"]
     settles_as: Literal["better", "equal"] | None
     further_seeds: int | None
@@ -85,7 +91,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Place:
-    """An entry's place: its rank and whether it shares it, its own mean, its median's interval, its gap.
+    """An entry's rank and whether it shares it, its own mean, and how far it is behind the leader.
 
     The rank is one more than the number of entries that are better; it is 1 for all that tie with the leader.
     """
@@ -94,40 +100,37 @@ class Place:
     rank: int
     tied: bool
     mean: float
-    low: float
-    high: float
     behind: Comparison | None
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Places in the order of their means; `pick` is the cheapest entry of those tied for the first place."""
+    """Places in the order of their means; `pick` is the cheapest entry of those that tie with the first."""
 
     places: tuple[Place, ...]
     pick: str
 
 
 def as_losses(scores: ArrayLike, *, lower_is_better: bool = True) -> Floats:
-    """Return scores turned so that lower is better, with +inf for every run that has no finite score.
-
-    >>> as_losses([0.9, float("nan")], lower_is_better=False)
-    array([-0.9,  inf])
-    """
+    """Return scores turned so that lower is better, with +inf for every run that has no finite score."""
     values = np.asarray(scores, dtype=np.float64)
     return np.where(np.isfinite(values), values if lower_is_better else -values, np.inf)
 
 
-def mean_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
-    """Return the mean of independent values with its t interval; the median's where a value is infinite.
-
-    One value has a centre and no interval: the limits are infinite.
-
-    >>> mean_interval([1.0, 2.0, 3.0]).centre
-    2.0
-    """
+def _per_seed(values: ArrayLike) -> Floats:
+    """The values as an array (n,) with n ≥ 1."""
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or x.size == 0:
         raise refusal("shape", x.shape, "(n,) with n ≥ 1", "Give one value per seed.")
+    return x
+
+
+def mean_interval(values: ArrayLike, *, level: float = LEVEL) -> Interval:
+    """Return the mean of independent values with its t interval; the median's where a value is infinite.
+
+    One value has a centre and no interval: the limits are infinite.
+    """
+    x = _per_seed(values)
     if not 0 < level < 1:
         raise refusal("level", level, "in (0, 1)", "Use 0.95 for a 95 % interval.")
     if not np.isfinite(x).all():
@@ -146,8 +149,8 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
     return Interval(centre, centre - half, centre + half, p, n, sd, "t", level)
 
 
-def median_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
-    """Return the median of independent values with the interval that their order alone gives.
+def median_interval(values: ArrayLike) -> Interval:
+    """Return the median of independent values with the 95 % interval that their order alone gives.
 
     It covers the median of any distribution with at least `coverage`, and never leaves the range of the values.
     Below six values 95 % cannot be had: five give the range of the values, with 93.75 %; fewer give none.
@@ -156,21 +159,13 @@ def median_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
     >>> found.centre, found.low, found.high, found.coverage
     (3.5, 1.0, 90.0, 0.96875)
     """
-    x = np.asarray(values, dtype=np.float64)
-    if x.ndim != 1 or x.size == 0:
-        raise refusal("shape", x.shape, "(n,) with n ≥ 1", "Give one value per seed.")
-    if not 0 < level < 1:
-        raise refusal("level", level, "in (0, 1)", "Use 0.95 for a 95 % interval.")
+    x = _per_seed(values)
     widest = 1 - 2 * float(bdtr(0, x.size, 0.5))
-    return _sign_interval(np.sort(x), min(level, widest) if widest >= LEAST_COVERAGE else level)
+    return _sign_interval(np.sort(x), min(LEVEL, widest) if widest >= LEAST_COVERAGE else LEVEL)
 
 
 def student_quantile(probability: float, freedom: int) -> float:
-    """Return the quantile of Student's t distribution.
-
-    >>> round(student_quantile(0.975, 9), 3)
-    2.262
-    """
+    """Return the quantile of Student's t distribution."""
     return float(stdtrit(freedom, probability))
 
 
@@ -202,18 +197,13 @@ def paired_differences(a: ArrayLike, b: ArrayLike, *, ratio: bool = False) -> Fl
     with np.errstate(invalid="ignore", divide="ignore"):
         difference = np.log(y) - np.log(x) if ratio else y - x
         # Two sums of the same numbers in another order are equal.
-        rounded = (
-            (np.abs(y - x) <= ROUNDING * np.maximum(np.abs(x), np.abs(y))) & np.isfinite(x) & np.isfinite(y)
-        )
+        near = np.abs(y - x) <= ROUNDING * np.maximum(np.abs(x), np.abs(y))
+    rounded = near & np.isfinite(x) & np.isfinite(y)
     return np.where(np.isnan(difference) | rounded, 0.0, difference)
 
 
-def paired_interval(a: ArrayLike, b: ArrayLike, *, ratio: bool = False, level: float = 0.95) -> Interval:
-    """Return how far b is above a: the mean paired difference (log ratio of costs) with its interval.
-
-    >>> paired_interval([1.0, 2.0, 3.0], [2.0, 3.0, 4.0]).low
-    1.0
-    """
+def paired_interval(a: ArrayLike, b: ArrayLike, *, ratio: bool = False, level: float = LEVEL) -> Interval:
+    """Return how far b is above a: the mean paired difference (log ratio of costs) with its interval."""
     return mean_interval(paired_differences(a, b, ratio=ratio), level=level)
 
 
@@ -227,25 +217,20 @@ def smallest_gap_that_counts(a: ArrayLike, b: ArrayLike, *, ratio: bool = False)
     return max(sqrt(sum(variances) / len(variances)) if variances else 0.0, ROUNDING * largest)
 
 
-def holm_levels(p: Sequence[float], *, level: float = 0.95) -> tuple[list[float], list[float]]:
-    """Return Holm-adjusted p-values, and the level at which each interval agrees with Holm's decision.
+def holm_levels(p: Sequence[float]) -> list[float]:
+    """Return the level at which the interval behind each p-value agrees with Holm's decision.
 
     The k-th smallest of m p-values is tested at α/(m − k + 1); after the first that fails, the rest keep
     its level, so they contain 0 as Holm says.
-
-    >>> holm_levels([0.03, 0.01, 0.5])[0]
-    [0.06, 0.03, 0.5]
     """
-    m, alpha = len(p), 1 - level
-    adjusted, levels = [0.0] * m, [0.0] * m
-    highest, share, failed = 0.0, alpha, False
+    m = len(p)
+    levels, alpha, failed = [0.0] * m, 1 - LEVEL, False
     for k, i in enumerate(sorted(range(m), key=lambda i: p[i])):
-        highest = max(highest, min(1.0, (m - k) * p[i]))
         if not failed:
-            share = alpha / (m - k)
-            failed = p[i] > share
-        adjusted[i], levels[i] = highest, 1 - share
-    return adjusted, levels
+            alpha = (1 - LEVEL) / (m - k)
+            failed = p[i] > alpha
+        levels[i] = 1 - alpha
+    return levels
 
 
 def further_seeds(interval: Interval, threshold: float, *, level: float) -> tuple[str | None, int | None]:
@@ -291,32 +276,28 @@ def penalised(losses: Mapping[str, ArrayLike], *, ratio: bool = False) -> Floats
             raise refusal("cost", float(table.min()), "≥ 0", "A ratio of costs needs costs.")
         with np.errstate(divide="ignore"):
             table = np.log(table)
-    finite = table[np.isfinite(table)]
-    if not finite.size:
-        finite = np.zeros(1)
+    known = np.isfinite(table)
+    finite = table[known] if known.any() else np.zeros(1)
     step = float(np.log(2)) if ratio else float(np.ptp(finite)) or 1.0
     return np.clip(table, finite.min() - step, finite.max() + step)
 
 
-def compare_with_leader(
-    losses: Mapping[str, ArrayLike], *, ratio: bool = False, level: float = 0.95
-) -> dict[str, Comparison]:
+def compare_with_leader(losses: Mapping[str, ArrayLike], *, ratio: bool = False) -> dict[str, Comparison]:
     """Compare every entry with the one of the lowest mean, adjusted for having chosen it.
 
-    `losses` are losses or (`ratio=True`) costs, one array a entry, paired by seed. "better" (the leader is)
+    `losses` are losses or (`ratio=True`) costs, one array per entry, paired by seed. "better" (the leader is)
     needs the adjusted interval above 0 and a gap above one seed-sd, or 5 % of cost; all else is a tie.
     """
     names = list(losses)
     table = penalised(losses, ratio=ratio)
-    found = apart_from_leader(table[None], alpha=1 - level)
+    found = apart_from_leader(table[None], alpha=1 - LEVEL)
     first, seeds = names[int(found.leader[0])], table.shape[1]
-    failed = {name for name in names if not np.isfinite(np.asarray(losses[name], dtype=np.float64)).all()}
     comparisons: dict[str, Comparison] = {}
     for i, entry in enumerate(names):
         if entry == first:
             continue
         gap, error, p = float(found.gap[0, i]), float(found.error[0, i]), float(found.p[0, i])
-        own_level = 1 - (1 - level) / float(found.comparisons[0, i])
+        own_level = 1 - (1 - LEVEL) / float(found.comparisons[0, i])
         half = student_quantile(0.5 + own_level / 2, seeds - 1) * error if seeds > 1 else np.inf
         threshold = smallest_gap_that_counts(losses[first], losses[entry], ratio=ratio)
         better = gap - half > 0 and gap > threshold
@@ -331,7 +312,6 @@ def compare_with_leader(
             p=p,
             seeds=seeds,
             threshold=threshold,
-            method="penalised" if {first, entry} & failed else "t",
             verdict="better" if better else "tie",
             settles_as=settles_as,  # type: ignore[arg-type]
             further_seeds=more,
@@ -339,9 +319,7 @@ def compare_with_leader(
     return comparisons
 
 
-def better_pairs(
-    losses: Mapping[str, ArrayLike], *, ratio: bool = False, level: float = 0.95
-) -> set[tuple[str, str]]:
+def better_pairs(losses: Mapping[str, ArrayLike], *, ratio: bool = False) -> set[tuple[str, str]]:
     """Return every pair (a, b) of which a is better, all pairs judged at once."""
     names, table = list(losses), penalised(losses, ratio=ratio)
     count, seeds = table.shape
@@ -352,7 +330,7 @@ def better_pairs(
     error = np.sqrt(np.maximum(variances[0], np.maximum(typical[:, None], typical)) / seeds)
     means = table.mean(axis=1)
     gaps = means - means[:, None]
-    sure = equivalent_comparisons(count, seeds) * two_sided(gaps, error, seeds) <= 1 - level
+    sure = equivalent_comparisons(count, seeds) * two_sided(gaps, error, seeds) <= 1 - LEVEL
     return {
         (names[i], names[j])
         for i, j in zip(*np.nonzero(sure & (gaps > 0)), strict=True)
@@ -365,16 +343,15 @@ def rank(
     *,
     lower_is_better: bool = True,
     ratio: bool = False,
-    level: float = 0.95,
     costs: Mapping[str, float] | None = None,
 ) -> Ranking:
     """Rank entries on their fresh seeds: in the order of their means, with ties marked.
 
-    `scores[entry]` holds one number a seed, in the same order of seeds for all; NaN or inf = failed.
+    `scores[entry]` holds one number per seed, in the same order of seeds for all; NaN or inf = failed.
     `ratio=True` ranks costs by log ratios. All that tie with the leader have rank 1, the others one more than
     the number of entries that are better. So an entry that varies little can rank behind one with a worse mean
-    that varies much. `costs` (one number an entry) choose among those tied for the first place; without
-    them the leader is picked.
+    that varies much. `costs` (one number per entry) choose among those that tie with the leader; without them
+    the leader is picked.
 
     >>> ranking = rank({"a": [1.0, 1.1, 0.9], "b": [1.1, 0.9, 1.0], "c": [9.0, 9.1, 8.9]})
     >>> [(place.rank, place.entry) for place in ranking.places]
@@ -388,18 +365,15 @@ def rank(
         raise refusal("scores", shapes, "one shape for all entries", "Every entry needs the same seeds.")
     means = dict(zip(losses, penalised(losses, ratio=ratio).mean(axis=1).tolist(), strict=True))
     order = sorted(losses, key=lambda entry: (means[entry], entry))
-    behind = compare_with_leader(losses, ratio=ratio, level=level)
+    behind = compare_with_leader(losses, ratio=ratio)
     leading = {order[0]} | {entry for entry in behind if behind[entry].verdict == "tie"}
-    pairs = better_pairs(losses, ratio=ratio, level=level) | {
-        (order[0], e) for e in order if e not in leading
-    }
+    pairs = better_pairs(losses, ratio=ratio) | {(order[0], e) for e in order if e not in leading}
     ranks = {e: 1 if e in leading else 1 + sum((other, e) in pairs for other in order) for e in order}
     places: list[Place] = []
     for entry in order:
-        own = median_interval(losses[entry] if lower_is_better else -losses[entry], level=level)
         mean = float(losses[entry].mean()) * (1 if lower_is_better else -1)
         tied = list(ranks.values()).count(ranks[entry]) > 1
-        places.append(Place(entry, ranks[entry], tied, mean, own.low, own.high, behind.get(entry)))
+        places.append(Place(entry, ranks[entry], tied, mean, behind.get(entry)))
     price = costs or {}
     pick = min((e for e in order if e in leading), key=lambda entry: price.get(entry, np.inf))
     return Ranking(tuple(places), pick)

@@ -8,36 +8,26 @@ from typing import Any
 import numpy as np
 
 from schuss.lab.statistics.compare import Floats
-from schuss.lab.statistics.targets import cost_to_target
+from schuss.lab.statistics.costs import cost_to_target
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunNumbers:
-    """What the claims need of one run of the reporting stage.
-
-    | field                  | meaning                                                                 |
-    | `id`, `entry`, `seed`  | which run it was                                                        |
-    | `optimizer`, `decayed` | its optimizer, and whether a weight decay was searched                  |
-    | `eps_tuned`            | whether its eps was searched                                            |
-    | `score`, `test`        | the metric at the end, on validation and on test                        |
-    | `cost`                 | gradient equivalents to the target, ∞ = not reached                     |
-    | `noise`                | how far the training loss jumps between evaluations                     |
-    | `rate_fall`            | log10 of the effective rate late over early; NaN where it is not known  |
-    """
+    """What the claims need of one run of the reporting stage."""
 
     id: str
     entry: str
     optimizer: str
     schedule: str = "constant"
     batch_size: int = 0
-    decayed: bool = False
-    eps_tuned: bool = False
+    decayed: bool = False  # whether its weight decay was searched
+    eps_tuned: bool = False  # whether its eps was searched
     seed: int
-    score: float
-    test: float = nan
-    cost: float = inf
-    noise: float = nan
-    rate_fall: float = nan
+    score: float  # the metric at the end, on validation
+    test: float = nan  # and on test
+    cost: float = inf  # gradient equivalents to the target; infinite: not reached
+    noise: float = nan  # how far the training loss jumps between evaluations
+    rate_fall: float = nan  # log10 of the effective rate late over early; NaN where it is not known
 
 
 def numbers_of(task: Mapping[str, Any]) -> list[RunNumbers]:
@@ -48,7 +38,7 @@ def numbers_of(task: Mapping[str, Any]) -> list[RunNumbers]:
     """
     entries = {entry["name"]: entry for entry in task["entries"]}
     lower = task["metric"]["best"] == "min"
-    target = next((t["value"] for t in task["targets"] if t["ranking"]), None)
+    target = next((t["value"] for t in task["targets"] if t["ranking"]), nan)  # NaN: never reached
     numbers: list[RunNumbers] = []
     for run in task["runs"]:
         if run["stage"] != "report" or run["status"] == "crashed":
@@ -67,10 +57,8 @@ def numbers_of(task: Mapping[str, Any]) -> list[RunNumbers]:
                 eps_tuned="eps" in entry["space"],
                 seed=run["seed"],
                 score=float(metric[-1] if finished else metric[0]),
-                test=_number((run["test"] or {}).get("metric")),
-                cost=inf
-                if target is None
-                else cost_to_target(metric, curve["gradients"], target, lower_is_better=lower),
+                test=float(_column([(run["test"] or {}).get("metric")])[0]),
+                cost=cost_to_target(metric, curve["gradients"], target, lower_is_better=lower),
                 noise=_jumps(_column(curve["train_loss"])) if finished else nan,
                 rate_fall=_fall(_column(curve["effective_rate"])) if finished else nan,
             )
@@ -78,12 +66,8 @@ def numbers_of(task: Mapping[str, Any]) -> list[RunNumbers]:
     return numbers
 
 
-def _number(x: float | None) -> float:
-    return nan if x is None else float(x)
-
-
 def _column(values: Iterable[float | None]) -> Floats:
-    return np.array([_number(x) for x in values])
+    return np.array([nan if x is None else x for x in values], dtype=np.float64)
 
 
 def _jumps(train_loss: Floats) -> float:

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from math import exp, log
 
-from schuss.errors import refusal
+from schuss.errors import refusal, whole
 
 Range = tuple[float, float, bool]  # low, high, log-uniform
 
@@ -27,17 +27,14 @@ def coordinates(names: Iterable[str]) -> dict[str, int]:
     {'lr': 0, 'weight_decay': 2}
     """
     found: dict[str, int] = {}
-    others = sorted(set(names) - set(COMMON))
-    if len(others) > COORDINATES - len(COMMON):
-        raise refusal(
-            "dimensions", len(others), f"at most {COORDINATES - len(COMMON)}", "Search fewer at once."
-        )
+    spare, others = COORDINATES - len(COMMON), sorted(set(names) - set(COMMON))
+    if len(others) > spare:
+        raise refusal("dimensions", len(others), f"at most {spare}", "Search fewer at once.")
     for name in others:
-        spare = COORDINATES - len(COMMON)
-        place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % spare
-        while len(COMMON) + place in found.values():
-            place = (place + 1) % spare
-        found[name] = len(COMMON) + place
+        at = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % spare
+        while len(COMMON) + at in found.values():
+            at = (at + 1) % spare
+        found[name] = len(COMMON) + at
     return {name: COMMON.index(name) if name in COMMON else found[name] for name in names}
 
 
@@ -51,16 +48,15 @@ def sample(space: Mapping[str, Range], trials: int, *, seed: int = 0) -> list[di
     from torch import float64
     from torch.quasirandom import SobolEngine  # its scrambling keeps the prefix for every number of trials
 
-    if trials < 0:
-        raise refusal("trials", trials, "≥ 0")
+    whole("trials", trials)
     for name, (low, high, logarithmic) in space.items():
         if not (low <= high and (low > 0 or not logarithmic)):
             allowed = "low ≤ high, and above 0 where it is log-uniform"
             raise refusal(name, (low, high, logarithmic), allowed, "Give (low, high, log-uniform).")
-    places = coordinates(space)
+    column = coordinates(space)
     engine = SobolEngine(COORDINATES, scramble=True, seed=seed)
     rows: list[list[float]] = engine.draw(trials, dtype=float64).tolist()
-    return [{name: _stretch(row[places[name]], *space[name]) for name in sorted(space)} for row in rows]
+    return [{name: _stretch(row[column[name]], *space[name]) for name in sorted(space)} for row in rows]
 
 
 def _stretch(u: float, low: float, high: float, logarithmic: bool) -> float:

@@ -7,7 +7,7 @@ Howell; and because the least of many variances is small by luck, a pair's varia
 the median of those that either of its entries has against the others. Whoever is told apart from the leader
 leaves, and the rest are compared again as the smaller set that they are, as in the model confidence set.
 
-What a gap's t value must exceed depends on how many entries there are and on how many seeds. It is kept as a
+What a gap's t value must exceed depends on how many entries there are and on how many seeds. It is stated as a
 number of *equivalent comparisons* m: the pair is tested at α/m, as if there were m separate comparisons. m was
 simulated for normal scores under the least favourable mixture of noisy and quiet entries
 (`benchmarks/verdicts.py --table` makes it again).
@@ -49,7 +49,7 @@ EQUIVALENT: tuple[tuple[float, ...], ...] = (
 
 @dataclass(frozen=True)
 class Apart:
-    """Races side by side: who leads, and how far and how surely the others are behind; (races, entries) each.
+    """Many races at once: who leads, and how far and how surely the others are behind; (races, entries) each.
 
     `gap` is the mean paired difference to the leader, `error` its standard error, `comparisons` the number of
     equivalent comparisons it was judged as one of, and `p` the adjusted two-sided p-value.
@@ -67,11 +67,6 @@ def equivalent_comparisons(entries: int, seeds: int) -> float:
 
     Between the tabled numbers m is interpolated (log m in log entries and in 1/seeds); beyond the table it is the
     number of pairs, which errs on the safe side.
-
-    >>> equivalent_comparisons(2, 10)
-    1.0
-    >>> 1 < equivalent_comparisons(9, 10) < 36
-    True
     """
     if entries <= 2:
         return 1.0

@@ -1,7 +1,5 @@
 """The tasks that come with the lab, by name, and the user's own, by file."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -9,12 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from schuss.errors import refusal
-from schuss.lab.files import UserCode
-from schuss.lab.names import TASKS, check_task, is_own
-from schuss.lab.tasks.own import own_task
+from schuss.lab.files import Loaded, UserCode, load_own
+from schuss.lab.names import TASKS, check_task, divide, is_own
 from schuss.lab.tasks.task import Task
-
-BUILT_IN = TASKS
 
 
 def builder(name: str) -> Callable[..., Task]:
@@ -54,30 +49,40 @@ def load(spec: str, data: Path | None = None) -> Task:
     return find(spec, data).task
 
 
+def own_task(spec: str) -> tuple[Task, Loaded]:
+    """The task that is named in the user's file or module, or the only one that is there."""
+    file, name = divide(spec)
+    loaded = load_own(file)
+    tasks = {key: value for key, value in vars(loaded.module).items() if isinstance(value, Task)}
+    if name and name not in tasks:
+        raise refusal("task", spec, f"a task in that file: {', '.join(tasks) or 'there is none'}")
+    if not name and len(tasks) != 1:
+        advice = "It has none: assign a schuss.lab.Task."
+        if tasks:
+            advice = f"It has {', '.join(tasks)}: name one as {spec}:NAME."
+        raise refusal("task", spec, "a file with one task", advice)
+    return tasks[name] if name else next(iter(tasks.values())), loaded
+
+
 def _built_in(spec: str, data: Path | None) -> Task:
     name, _, settings = spec.partition(":")
     build = builder(name)
-    known = inspect.signature(build).parameters
+    kinds = {
+        key: known.annotation for key, known in inspect.signature(build, eval_str=True).parameters.items()
+    }
     options: dict[str, object] = {}
     for setting in filter(None, settings.split(",")):
         key, equals, value = setting.partition("=")
-        if not equals or key not in known or key == "data":
-            allowed = ", ".join(f"{key}=" for key in known if key != "data") or "nothing"
+        if not equals or key not in kinds or key == "data":
+            allowed = ", ".join(f"{key}=" for key in kinds if key != "data") or "nothing"
             raise refusal("task", spec, f"understood: {setting!r}", f"After {name}: it takes {allowed}.")
-        options[key] = _value(spec, key, value, str(known[key].annotation))
+        try:
+            options[key] = kinds[key](value)  # int, float or str
+        except ValueError:
+            what = "a whole number" if kinds[key] is int else "a number"
+            raise refusal("task", spec, f"understood: {key}={value!r}", f"{key} is {what}.") from None
     if data is not None:
-        if "data" not in known:
+        if "data" not in kinds:
             raise refusal("data", str(data), f"used by the task {name}")
         options["data"] = data
     return build(**options)
-
-
-def _value(spec: str, key: str, text: str, kind: str) -> object:
-    """A setting as the task's builder takes it."""
-    if kind == "str":
-        return text
-    try:
-        return int(text) if kind == "int" else float(text)
-    except ValueError:
-        what = "a whole number" if kind == "int" else "a number"
-        raise refusal("task", spec, f"understood: {key}={text!r}", f"{key} is {what}.") from None

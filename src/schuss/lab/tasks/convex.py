@@ -4,10 +4,9 @@ Sources: Efron et al., "Least angle regression", 2004 (diabetes); W. Street, W. 
 1993 (breast cancer). Both come with scikit-learn.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import Any, cast
+from functools import partial
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from schuss.lab.tasks.task import Task
 RIDGE = 1e-2  # ½ · RIDGE · ‖w‖² keeps the logistic optimum finite: the classes can be separated
 
 Pair = tuple[Tensor, Tensor]
+Floats: TypeAlias = NDArray[np.float64]
 
 
 def diabetes() -> Task:
@@ -32,7 +32,7 @@ def diabetes() -> Task:
     task = Task(
         name="diabetes",
         description="least squares on 442 patients and 10 measurements",
-        model=_Linear(X.shape[1]),
+        model=partial(nn.Linear, X.shape[1], 1, dtype=torch.float64),
         loss=half_squares,
         outputs=residuals,
         train=(torch.tensor(_standard(X)), torch.tensor(_standard(y))),
@@ -51,7 +51,7 @@ def breast_cancer() -> Task:
     task = Task(
         name="breast_cancer",
         description="logistic regression with a ridge on 569 tumours and 30 measurements",
-        model=_Linear(X.shape[1]),
+        model=partial(nn.Linear, X.shape[1], 1, dtype=torch.float64),
         loss=ridged_logistic,
         metric=right,
         metric_name="accuracy",
@@ -89,17 +89,17 @@ def right(model: nn.Linear, batch: Pair) -> Tensor:
     return ((model(X).squeeze(1) > 0) == (y > 0.5)).double().mean()
 
 
-def least_squares(X: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+def least_squares(X: Floats, y: Floats) -> float:
     """The lowest possible `half_squares`, by a direct solution."""
     design = np.column_stack([X, np.ones(len(X))])
     solution = np.linalg.lstsq(design, y, rcond=None)[0]
     return float(np.mean((design @ solution - y) ** 2) / 2)
 
 
-def logistic_optimum(X: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+def logistic_optimum(X: Floats, y: Floats) -> float:
     """The lowest possible `ridged_logistic`, by SciPy's quasi-Newton method to a gradient of 1e-10."""
 
-    def both(wb: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    def both(wb: Floats) -> tuple[float, Floats]:
         logits = X @ wb[:-1] + wb[-1]
         slack = expit(logits) - y
         loss = np.mean(np.logaddexp(0, logits) - y * logits) + RIDGE / 2 * wb[:-1] @ wb[:-1]
@@ -109,19 +109,11 @@ def logistic_optimum(X: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     return float(found.fun)
 
 
-class _Linear:
-    def __init__(self, inputs: int) -> None:
-        self.inputs = inputs
-
-    def __call__(self) -> nn.Module:
-        return nn.Linear(self.inputs, 1, dtype=torch.float64)
-
-
-def _standard(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def _standard(x: Floats) -> Floats:
     return (x - x.mean(axis=0)) / x.std(axis=0)
 
 
-def _train(task: Task) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _train(task: Task) -> tuple[Floats, Floats]:
     rows = task.rows("train")
     X, y = rows.take(rows.index)
     return X.numpy(), y.numpy()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -21,8 +21,6 @@ from schuss.errors import refusal
 from schuss.lab.seeds import Strand, stable_seed
 
 Batch: TypeAlias = Any  # whatever the task's own loss understands: a tensor, a tuple, a dict, None
-
-Source = TypeVar("Source", "Rows", "Stream")
 
 
 @dataclass(frozen=True)
@@ -73,40 +71,37 @@ class Stream:
             yield batch
 
 
-def source(name: str, data: object) -> Rows | Stream:
+def source(name: str, data: Any) -> Rows | Stream:
     """Turn what a task was given under this name into rows or a stream, or say why that cannot be."""
+    found = _source(name, data)
+    if isinstance(found, Rows) and len(found) == 0:
+        raise refusal(name, "no rows", "data", "There is nothing in it to learn from.")
+    return found
+
+
+def _source(name: str, data: Any) -> Rows | Stream:
     if isinstance(data, DataLoader):
         if isinstance(data.dataset, IterableDataset):
-            return _sized(name, Stream(lambda: data))
-        collate = cast("Callable[[list[Any]], Batch]", data.collate_fn or default_collate)
-        return _sized(name, _from_dataset(cast("Sequence[Any]", data.dataset), collate))
+            return Stream(lambda: data)
+        return _from_dataset(data.dataset, data.collate_fn or default_collate)
     if _is_table(data):
-        return _sized(name, _from_table(name, data))
+        return _from_table(name, data)
     if isinstance(data, list) and data and all(isinstance(batch, Mapping | list | tuple) for batch in data):
-        batches = cast("list[Batch]", data)
-        return Stream(lambda: batches)
+        return Stream(lambda: data)
     if isinstance(data, Mapping | list | tuple):
-        raise refusal(
-            name,
-            _short(data),
-            "data",
-            "It takes a table: tensors or arrays in a tuple, list or dict; or a list of batches.",
-        )
+        advice = "It takes a table: tensors or arrays in a tuple, list or dict; or a list of batches."
+        raise refusal(name, _short(data), "data", advice)
     if hasattr(data, "__getitem__") and isinstance(data, Sized) and not isinstance(data, str | bytes):
-        return _sized(name, _from_dataset(cast("Sequence[Any]", data), default_collate))
+        return _from_dataset(data, default_collate)
     if callable(data):
         return Stream(cast("Callable[[], Iterable[Batch]]", data))
-    if isinstance(data, Iterable):
-        stream = cast("Iterable[Batch]", data)
-        if iter(stream) is stream:
-            advice = (
-                "It can be read only once; give a function that returns a fresh one, or a list of batches."
-            )
-            raise refusal(name, _short(stream), "data that can be read again", advice)
-        return Stream(lambda: stream)
-    raise refusal(
-        name, _short(data), "data", "Give tensors, arrays, a Dataset, a DataLoader or an iterable of batches."
-    )
+    if not isinstance(data, Iterable):
+        advice = "Give tensors, arrays, a Dataset, a DataLoader or an iterable of batches."
+        raise refusal(name, _short(data), "data", advice)
+    if iter(data) is data:
+        advice = "It can be read only once; give a function that returns a fresh one, or a list of batches."
+        raise refusal(name, _short(data), "data that can be read again", advice)
+    return Stream(lambda: data)
 
 
 def split(name: str, rows: Rows, shares: Sequence[float]) -> list[Rows]:
@@ -117,86 +112,56 @@ def split(name: str, rows: Rows, shares: Sequence[float]) -> list[Rows]:
     return [rows.subset(order[start:end].sort().values) for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def leaves(batch: Batch) -> Iterator[Tensor]:
-    """Every tensor of a batch, however it is nested."""
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, np.ndarray):
-        yield torch.from_numpy(batch)
-    elif isinstance(batch, Mapping):
-        for value in cast("Mapping[Any, Any]", batch).values():
-            yield from leaves(value)
-    elif isinstance(batch, list | tuple):
-        for value in cast("Sequence[Any]", batch):
-            yield from leaves(value)
+def leaves(batch: Batch) -> list[Tensor]:
+    """Every tensor of a batch, however it is nested; arrays as tensors."""
+    found: list[Tensor] = []
+    _each(batch, lambda leaf: found.append(torch.as_tensor(leaf)))
+    return found
 
 
 def size(batch: Batch) -> int:
     """How many examples a batch holds: the length of its first tensor, or 1."""
-    first = next(leaves(batch), None)
-    return 1 if first is None or first.ndim == 0 else len(first)
+    found = leaves(batch)
+    return len(found[0]) if found and found[0].ndim else 1
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The same batch with every tensor on the device."""
-    if isinstance(batch, Tensor):
-        return batch.to(device)
+    return _each(batch, lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf)
+
+
+def _each(batch: Batch, change: Callable[[Any], Any]) -> Batch:
+    """The same nest of dicts, lists and tuples with every tensor and array changed."""
+    if isinstance(batch, Tensor | np.ndarray):
+        return change(batch)
     if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in cast("Mapping[Any, Any]", batch).items()}
+        return {key: _each(value, change) for key, value in batch.items()}
     if isinstance(batch, list | tuple):
-        moved = [to_device(value, device) for value in cast("Sequence[Any]", batch)]
-        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
+        changed = [_each(value, change) for value in batch]
+        return type(batch)(*changed) if hasattr(batch, "_fields") else type(batch)(changed)
     return batch
 
 
-def _is_table(data: object) -> bool:
-    if isinstance(data, Tensor | np.ndarray):
-        return True
+def _is_table(data: Any) -> bool:
     if isinstance(data, Mapping):
-        return bool(data) and all(_is_table(value) for value in cast("Mapping[Any, Any]", data).values())
+        return bool(data) and all(map(_is_table, data.values()))
     if isinstance(data, list | tuple):
-        return bool(data) and all(
-            isinstance(value, Tensor | np.ndarray) for value in cast("Sequence[Any]", data)
-        )
-    return False
+        return bool(data) and all(isinstance(column, Tensor | np.ndarray) for column in data)
+    return isinstance(data, Tensor | np.ndarray)
 
 
 def _from_table(name: str, data: Any) -> Rows:
     """Tensors or arrays that share their first dimension: one row of each is an example."""
-    table = _tensors(data)
+    table = _each(data, lambda x: x if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x)))
     lengths = {len(column) if column.ndim else 0 for column in leaves(table)}
     if len(lengths) != 1:
         advice = "The columns of a table must have the same length."
         raise refusal(name, f"columns of length {sorted(lengths)}", "a table", advice)
-    return Rows(lambda picks: _pick(table, picks), torch.arange(lengths.pop()))
+    return Rows(lambda picks: _each(table, lambda column: column[picks]), torch.arange(lengths.pop()))
 
 
-def _tensors(data: Any) -> Any:
-    if isinstance(data, Tensor):
-        return data
-    if isinstance(data, np.ndarray):
-        return torch.from_numpy(np.ascontiguousarray(data))
-    if isinstance(data, Mapping):
-        return {key: _tensors(value) for key, value in cast("Mapping[Any, Any]", data).items()}
-    return tuple(_tensors(value) for value in data)
-
-
-def _pick(table: Any, picks: Tensor) -> Batch:
-    if isinstance(table, Tensor):
-        return table[picks]
-    if isinstance(table, dict):
-        return {key: _pick(value, picks) for key, value in cast("dict[Any, Any]", table).items()}
-    return tuple(_pick(value, picks) for value in table)
-
-
-def _from_dataset(dataset: Sequence[Any], collate: Callable[[list[Any]], Batch]) -> Rows:
+def _from_dataset(dataset: Any, collate: Callable[[list[Any]], Batch]) -> Rows:
     return Rows(lambda picks: collate([dataset[i] for i in picks.tolist()]), torch.arange(len(dataset)))
-
-
-def _sized(name: str, data: Source) -> Source:
-    if isinstance(data, Rows) and len(data) == 0:
-        raise refusal(name, "no rows", "data", "There is nothing in it to learn from.")
-    return data
 
 
 def _short(value: object) -> str:

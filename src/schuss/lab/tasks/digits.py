@@ -4,21 +4,25 @@ Sources: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, U
 Y. LeCun, C. Cortes and C. Burges, The MNIST database of handwritten digits.
 """
 
-from __future__ import annotations
-
+import gzip
+import math
+import struct
+import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from schuss.errors import refusal
-from schuss.lab.tasks.idx import find, read_idx
 from schuss.lab.tasks.task import Task
 
 Images: TypeAlias = tuple[Tensor, Tensor]  # (n, 1, side, side) float32 in [0, 1], (n,) int64
+EXPECTED = "MNIST's four IDX files are expected there."
 
 
 def digits(model: str = "mlp", data: Path | None = None) -> Task:
@@ -30,20 +34,7 @@ def digits(model: str = "mlp", data: Path | None = None) -> Task:
     bunch = cast("Any", load_digits())
     images = torch.from_numpy((bunch.images / 16).astype(np.float32)).unsqueeze(1)
     labels = torch.from_numpy(bunch.target.astype(np.int64))
-    return Task(
-        name="digits" if model == "mlp" else f"digits-{model}",
-        description=f"1797 handwritten digits of 8 × 8 pixels, {_described(model)}",
-        model=_network(model, side=8, width=64),
-        loss=cross_entropy,
-        outputs=logits,
-        metric=accuracy,
-        metric_name="accuracy",
-        best="max",
-        train=(images, labels),
-        batch_size=64,
-        epochs=40,
-        search="published",
-    )
+    return _task("digits", "1797 handwritten digits of 8 × 8 pixels", model, (images, labels), 64, 64, 40)
 
 
 def mnist(model: str = "mlp", data: Path | None = None) -> Task:
@@ -51,20 +42,38 @@ def mnist(model: str = "mlp", data: Path | None = None) -> Task:
     if data is None:
         raise ValueError("The task mnist needs MNIST's own IDX files. Try: schuss race mnist --data DIR")
     if not data.is_dir():
-        raise NotADirectoryError(f"{data} is not a folder. MNIST's four IDX files are expected there.")
+        raise NotADirectoryError(f"{data} is not a folder. {EXPECTED}")
+    train, test = _images(data, "train"), _images(data, "t10k")
+    return _task("mnist", "MNIST's handwritten digits of 28 × 28 pixels", model, train, 128, 128, 5, test)
+
+
+def _task(
+    name: str,
+    description: str,
+    model: str,
+    train: Images,
+    width: int,
+    batch_size: int,
+    epochs: float,
+    test: Images | None = None,
+) -> Task:
+    if model not in ("mlp", "convnet"):
+        raise refusal("model", model, "'mlp' or 'convnet'")
+    plain, side = model == "mlp", train[0].shape[-1]
+    kind = "a network with one hidden layer" if plain else "a small convolutional network"
     return Task(
-        name="mnist" if model == "mlp" else f"mnist-{model}",
-        description=f"MNIST's handwritten digits of 28 × 28 pixels, {_described(model)}",
-        model=_network(model, side=28, width=128),
+        name=name if plain else f"{name}-{model}",
+        description=f"{description}, {kind}",
+        model=partial(_mlp, side, width) if plain else partial(_convnet, side),
         loss=cross_entropy,
         outputs=logits,
         metric=accuracy,
         metric_name="accuracy",
         best="max",
-        train=_images(data, "train"),
-        test=_images(data, "t10k"),
-        batch_size=128,
-        epochs=5,
+        train=train,
+        test=test,
+        batch_size=batch_size,
+        epochs=epochs,
         search="published",
     )
 
@@ -87,40 +96,25 @@ def accuracy(model: nn.Module, batch: Images) -> Tensor:
     return (model(images).argmax(1) == labels).double().mean()
 
 
-def _network(kind: str, side: int, width: int) -> type[nn.Module] | _Network:
-    if kind not in ("mlp", "convnet"):
-        raise refusal("model", kind, "'mlp' or 'convnet'")
-    return _Network(kind, side, width)
+def _mlp(side: int, width: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(side**2, width), nn.ReLU(), nn.Linear(width, 10))
 
 
-class _Network:
-    """Makes the network; an object rather than a lambda, so that it can be sent to another process."""
-
-    def __init__(self, kind: str, side: int, width: int) -> None:
-        self.kind, self.side, self.width = kind, side, width
-
-    def __call__(self) -> nn.Module:
-        if self.kind == "mlp":
-            hidden = nn.Linear(self.side**2, self.width)
-            return nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(self.width, 10))
-        return nn.Sequential(
-            nn.Conv2d(1, 8, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(8, 16, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Linear(16 * (self.side // 4) ** 2, 10),
-        )
-
-
-def _described(model: str) -> str:
-    return "a network with one hidden layer" if model == "mlp" else "a small convolutional network"
+def _convnet(side: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16 * (side // 4) ** 2, 10),
+    )
 
 
 def _images(folder: Path, part: str) -> Images:
-    pixels, labels = find(folder, f"{part}-images-idx3-ubyte"), find(folder, f"{part}-labels-idx1-ubyte")
+    pixels, labels = _find(folder, f"{part}-images-idx3-ubyte"), _find(folder, f"{part}-labels-idx1-ubyte")
     images, classes = read_idx(pixels, 3), read_idx(labels, 1)
     if len(images) != len(classes):
         raise ValueError(f"{pixels} holds {len(images)} images but {labels} holds {len(classes)} labels.")
@@ -132,3 +126,43 @@ def _images(folder: Path, part: str) -> Images:
         raise ValueError(f"{labels} holds the label {classes.max()}; digits end at 9.")
     scaled = torch.from_numpy(images.astype(np.float32) / 255).unsqueeze(1)
     return scaled, torch.from_numpy(classes.astype(np.int64))
+
+
+def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
+    """The array in an IDX file of unsigned bytes, plain or gzipped.
+
+    The format, from http://yann.lecun.com/exdb/mnist: a big-endian magic number 0x0000TTDD (TT: element type,
+    DD: number of dimensions), one 32-bit length per dimension, then the elements, the last dimension running
+    fastest. Raises `ValueError` naming the file when its magic number is wrong, when it is cut short or goes on
+    too long, and `FileNotFoundError` when it is not there.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is cut short or not gzip: {error}.") from error
+    header = 4 + 4 * dimensions
+    if len(content) < header:
+        raise ValueError(f"{path} is cut short: {len(content)} bytes, but its header alone has {header}.")
+    magic = struct.unpack(">I", content[:4])[0]
+    expected = 0x0800 | dimensions  # 08: unsigned bytes
+    if magic != expected:
+        raise ValueError(
+            f"{path} is not an IDX file of {dimensions}-dimensional unsigned bytes: "
+            f"its magic number is 0x{magic:08x}, expected 0x{expected:08x}."
+        )
+    shape = struct.unpack(f">{dimensions}I", content[4:header])
+    found, stated = len(content) - header, math.prod(shape)
+    if found != stated:
+        wrong = "cut short" if found < stated else "too long"
+        raise ValueError(f"{path} is {wrong}: its header says {stated} bytes of data, it has {found}.")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def _find(folder: Path, name: str) -> Path:
+    """The file of that name in the folder, plain or `.gz`; some archives spell the last dash as a dot."""
+    spellings = (name, name.replace("-idx", ".idx"))
+    candidates = [folder / (spelling + ending) for spelling in spellings for ending in ("", ".gz")]
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f"{folder / name} is missing (plain or .gz). {EXPECTED}")
+    return found

@@ -5,25 +5,23 @@ words in its batch, and most words are rare: the setting that AdaGrad was made f
 "Adaptive subgradient methods", 2011).
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from schuss.errors import refusal
-from schuss.lab.tasks.corpus import modules
-from schuss.lab.tasks.digits import accuracy
+from schuss.lab.tasks.digits import accuracy, cross_entropy
 from schuss.lab.tasks.task import Task
+from schuss.lab.tasks.text import modules
 
 WORD = re.compile(r"[A-Za-z_]\w+")
 MODULES = 16
 LINES = 8  # to a bag
-WORDS = 32  # of a bag that are kept; 0 fills up
+WORDS = 32  # of a bag that are used; 0 fills up
 VOCABULARY = 8000
 
 
@@ -39,12 +37,12 @@ def sparse(data: Path | None = None) -> Task:
         bags += [(label, words) for words in found if len(words) >= 4]
     counts = Counter(word for _, words in bags for word in words)
     common = sorted(counts, key=lambda word: (-counts[word], word))[:VOCABULARY]
-    number = {word: place for place, word in enumerate(common, start=1)}
+    number = {word: i for i, word in enumerate(common, start=1)}
     rows = [[number.get(word, 0) for word in words] + [0] * (WORDS - len(words)) for _, words in bags]
     return Task(
         name="sparse",
         description=f"which of {len(largest)} files a bag of words comes from, {len(number)} words",
-        model=_Model(len(number) + 1, len(largest)),
+        model=partial(_model, len(number) + 1, len(largest)),
         loss=cross_entropy,
         metric=accuracy,
         metric_name="accuracy",
@@ -57,23 +55,13 @@ def sparse(data: Path | None = None) -> Task:
     )
 
 
-def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean cross-entropy, in nats."""
-    words, labels = batch
-    return F.cross_entropy(model(words), labels)
-
-
-class _Model:
-    def __init__(self, words: int, classes: int) -> None:
-        self.words, self.classes = words, classes
-
-    def __call__(self) -> nn.Module:
-        # Only the table of words is trained, so that every gradient is sparse.
-        bag = nn.EmbeddingBag(self.words, self.classes, mode="sum", sparse=True, padding_idx=0)
-        nn.init.normal_(bag.weight, std=0.01)
-        with torch.no_grad():
-            bag.weight[0] = 0
-        return bag
+def _model(words: int, classes: int) -> nn.Module:
+    """Only the table of words is trained, so that every gradient is sparse."""
+    bag = nn.EmbeddingBag(words, classes, mode="sum", sparse=True, padding_idx=0)
+    nn.init.normal_(bag.weight, std=0.01)
+    with torch.no_grad():
+        bag.weight[0] = 0
+    return bag
 
 
 def _folder(data: Path) -> list[tuple[str, str]]:

@@ -13,6 +13,8 @@ from torch import Tensor, arange, nn
 from schuss.errors import real, refusal, whole
 from schuss.lab.tasks.data import Batch, Rows, Stream, source, split
 
+SPLITS = ("train", "validation", "test")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -82,20 +84,15 @@ class Task:
             if not (callable(value) or (value is None and name in ("metric", "outputs"))):
                 raise refusal(name, value, "a function", "See schuss.lab.Task for what it takes and returns.")
         if isinstance(self.model, nn.Module):  # which can be called, but on data
-            raise refusal(
-                "model",
-                type(self.model).__name__,
-                "a function that builds a model",
-                "Try model=lambda: Net().",
-            )
-        whole("measured_on", self.measured_on, 1)
+            allowed, advice = "a function that builds a model", "Try model=lambda: Net()."
+            raise refusal("model", type(self.model).__name__, allowed, advice)
         if self.best not in ("max", "min"):
-            raise refusal(
-                "best", self.best, "'max' or 'min'", "Say whether a larger or a smaller metric is better."
-            )
-        whole("batch_size", self.batch_size, 1)
+            advice = "Say whether a larger or a smaller metric is better."
+            raise refusal("best", self.best, "'max' or 'min'", advice)
         if self.search not in ("measured", "published"):
             raise refusal("search", self.search, "'measured' or 'published'")
+        whole("measured_on", self.measured_on, 1)
+        whole("batch_size", self.batch_size, 1)
         if self.epochs is not None:
             real("epochs", self.epochs, "a finite number greater than 0", lambda x: 0 < x < inf)
         if self.steps is not None:
@@ -106,42 +103,40 @@ class Task:
                 f"Task {self.name!r} got {given}. Give exactly one of them: it is the length of a run."
             )
         if self.steps is None and not isinstance(self.splits["train"], Rows):
-            raise refusal(
-                "epochs", self.epochs, "possible here", "This data has no length: give steps= instead."
-            )
+            advice = "This data has no length: give steps= instead."
+            raise refusal("epochs", self.epochs, "possible here", advice)
 
     @cached_property
     def splits(self) -> dict[str, Rows | Stream | None]:
         """Train, validation and test; what was not given is carved from train by hash."""
+        given = {name: getattr(self, name) for name in SPLITS}
         if self.train is None:
-            return {"train": None, "validation": None, "test": None}
-        given = {"train": self.train, "validation": self.validation, "test": self.test}
+            return dict.fromkeys(given)
         parts = {name: source(name, data) for name, data in given.items() if data is not None}
-        missing = [name for name in ("validation", "test") if name not in parts]
-        train = parts["train"]
-        if missing and not isinstance(train, Rows):
-            raise refusal(
-                missing[0], None, "possible here", "A stream cannot be split: give validation= and test=."
-            )
-        if missing and isinstance(train, Rows):
-            shares = [1 - 0.15 * len(missing), *[0.15] * len(missing)]
-            carved = split(self.name, train, shares)
-            if min(len(part) for part in carved) == 0:
-                raise refusal(
-                    "train", f"{len(train)} rows", "enough to split", "Give more, or validation= and test=."
-                )
-            parts |= dict(zip(["train", *missing], carved, strict=True))
-        return {name: parts[name] for name in ("train", "validation", "test")}
+        train, missing = parts["train"], self._missing
+        if missing:
+            if not isinstance(train, Rows):
+                advice = "A stream cannot be split: give validation= and test=."
+                raise refusal(missing[0], None, "possible here", advice)
+            carved = split(self.name, train, [1 - 0.15 * len(missing), *[0.15] * len(missing)])
+            if not all(map(len, carved)):
+                advice = "Give more, or validation= and test=."
+                raise refusal("train", f"{len(train)} rows", "enough to split", advice)
+            parts |= zip(["train", *missing], carved, strict=True)
+        return {name: parts[name] for name in SPLITS}
+
+    @property
+    def _missing(self) -> list[str]:
+        return [name for name in SPLITS if getattr(self, name) is None]
 
     @property
     def how(self) -> str:
         """How the splits came about, in a sentence."""
         if self.train is None:
             return "No data: the same function is trained on and measured."
-        missing = [name for name in ("validation", "test") if getattr(self, name) is None]
-        if not missing:
+        if not self._missing:
             return "Train, validation and test were given."
-        return f"{' and '.join(missing).capitalize()} carved from train by a hash, 15 % each."
+        return f"{' and '.join(self._missing).capitalize()} carved from train by a hash, 15 % each."
 
     def rows(self, name: str) -> Rows:
         """A split that has a length; `TypeError` if it has none."""
@@ -186,14 +181,8 @@ class Task:
         if part is None:
             yield None
         elif isinstance(part, Rows):
-            # The rows of a split stand in their source's order, so a limited look takes them at even
-            # distances.
-            limited = not whole and len(part) > self.measured_on
-            rows = part.subset(_even(len(part), self.measured_on)) if limited else part
-            yield from rows.batches(1024)
+            count = len(part) if whole else min(len(part), self.measured_on)
+            even = arange(count) * len(part) // count  # rows stand in their source's order
+            yield from part.subset(even).batches(1024)
         else:
             yield from part.batches(self.batch_size)
-
-
-def _even(length: int, count: int) -> Tensor:
-    return arange(count) * length // count

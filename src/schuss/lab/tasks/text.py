@@ -1,41 +1,41 @@
-"""Predict the next character with a small transformer.
+"""Predict the next character with a small transformer, in the text that every machine has: Python's standard library.
 
 The model is the decoder of Vaswani et al., "Attention is all you need", 2017, with the norm before each part
 (Xiong et al., 2020), learned positions and no dropout.
 """
 
-from __future__ import annotations
-
 import math
+import sysconfig
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from schuss.errors import refusal
-from schuss.lab.tasks.corpus import text as read
+from schuss.errors import refusal, whole
 from schuss.lab.tasks.task import Task
 
 # Printable ASCII and the line break; everything else is one more symbol.
 ALPHABET = "\n" + "".join(chr(code) for code in range(32, 127))
 SYMBOLS = len(ALPHABET) + 1
 WINDOW = 64
+CHARACTERS = 400_000  # of the text
 
 
 def text(width: int = 48, layers: int = 2, data: Path | None = None) -> Task:
     """Predict each character of Python's own source, or of the file `data`, from up to 63 before it."""
     if width < 4 or width % 4:
         raise refusal("width", width, "a positive multiple of 4", "The transformer has four heads.")
-    if layers < 1:
-        raise refusal("layers", layers, "at least 1")
+    whole("layers", layers, 1)
     code = {character: number for number, character in enumerate(ALPHABET)}
-    numbers = torch.tensor([code.get(c, SYMBOLS - 1) for c in read(data)], dtype=torch.uint8)
+    numbers = torch.tensor([code.get(c, SYMBOLS - 1) for c in _read(data)], dtype=torch.uint8)
     windows = numbers[: len(numbers) // WINDOW * WINDOW].reshape(-1, WINDOW)
     return Task(
         name="text",
         description=f"next character of text, a transformer of {layers} layers and width {width}",
-        model=_Model(width, layers),
+        model=partial(Transformer, width, layers),
         loss=cross_entropy,
         metric=bits,
         metric_name="bits per character",
@@ -45,6 +45,29 @@ def text(width: int = 48, layers: int = 2, data: Path | None = None) -> Task:
         measured_on=64,
         search="published",
     )
+
+
+def modules() -> Iterator[tuple[str, str]]:
+    """Name and source of each module at the top of the standard library: they depend on Python's version alone."""
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        yield path.stem, path.read_text(encoding="utf-8", errors="replace")
+
+
+def _read(data: Path | None) -> str:
+    """The first `CHARACTERS` of the user's file, or of the standard library."""
+    if data is not None:
+        if not data.is_file():
+            raise FileNotFoundError(f"{data} is not a file. Any text file will do.")
+        return data.read_text(encoding="utf-8", errors="replace")[:CHARACTERS]
+    found = ""
+    for _, code in modules():
+        found += code
+        if len(found) >= CHARACTERS:
+            break
+    if not found:
+        advice = "Name a file: schuss race text --data FILE"
+        raise refusal("standard library", sysconfig.get_paths()["stdlib"], "there as source", advice)
+    return found[:CHARACTERS]
 
 
 def cross_entropy(model: nn.Module, batch: Tensor) -> Tensor:
@@ -58,19 +81,10 @@ def bits(model: nn.Module, batch: Tensor) -> float:
     return cross_entropy(model, batch).item() / math.log(2)
 
 
-class _Model:
-    def __init__(self, width: int, layers: int) -> None:
-        self.width, self.layers = width, layers
-
-    def __call__(self) -> nn.Module:
-        return Transformer(self.width, self.layers)
-
-
 class Transformer(nn.Module):
     """Symbols in, (batch, length), logits out, (batch, length, symbols)."""
 
     def __init__(self, width: int, layers: int, heads: int = 4) -> None:
-        """Make the embeddings, the layers and the head."""
         super().__init__()
         self.symbol = nn.Embedding(SYMBOLS, width)
         self.position = nn.Embedding(WINDOW, width)

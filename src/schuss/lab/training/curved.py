@@ -9,7 +9,7 @@ and the run ends where these have used up the horizon, whatever happened in betw
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -22,10 +22,10 @@ from schuss.lab.entries import Entry
 from schuss.lab.seeds import stable_seed
 from schuss.lab.tasks.data import Rows, to_device
 from schuss.lab.tasks.task import Task
-from schuss.lab.training.run import Outcome, Point, Running, cadence, scalar
+from schuss.lab.training.run import NOT_FINITE, Build, Outcome, Point, Running, cadence, scalar
 from schuss.newton import GaussNewton
 from schuss.newton.base import CurvatureOptimizer
-from schuss.newton.landscape import NotFinite
+from schuss.newton.objective import NotFinite
 
 AGREE = 1e-4  # relative: how near the loss of the outputs must come to the task's own
 
@@ -35,16 +35,23 @@ class CurvedRun(Running):
 
     untimed = 2
 
-    def __init__(self, task: Task, *arguments: Any) -> None:
-        super().__init__(task, *arguments)
+    def __init__(
+        self,
+        task: Task,
+        build: Build,
+        seed: int,
+        schedule: Callable[[int], float] | None,
+        batch_size: int | None,
+        device: torch.device,
+    ) -> None:
+        super().__init__(task, build, seed, schedule, batch_size, device)
         assert isinstance(self.optimizer, CurvatureOptimizer)
         self.method = self.optimizer
-        _, seed, _, batch_size, _ = arguments
-        self.function = Function(task, self.model, self.method, seed, self.device)
+        self.function = Function(task, self.model, self.method, seed, device)
         batch_size = batch_size or task.batch_size
         rows = self.function.rows
         self.unit = rows / batch_size if rows else 1.0
-        self.share = batch_size if rows else 1  # examples of one gradient equivalent
+        self.per_gradient = batch_size if rows else 1  # examples of one gradient equivalent
         self.limit = getattr(self.method, "max_products", None)
         self.spent = 0.0
         self.before: list[Tensor] = []
@@ -52,41 +59,44 @@ class CurvedRun(Running):
     def through(self) -> Outcome:
         """Train to the horizon; where a step passes an evaluation by, that sees the weights from before it.
 
-        A method that keeps only steps that lower its loss cannot stay above its start, so there is one way to
+        A method that only accepts steps that lower its loss cannot stay above its start, so there is one way to
         diverge: a loss that is not finite.
         """
-        outcome = Outcome(curve=[self.look(math.nan)])
+        outcome = Outcome(curve=[self.evaluate(math.nan)])
         rate = math.nan
         for at in cadence(self.total):
             while self.gradients < at:
                 rate = self.step(watch=True)
                 if not self.finite:
-                    return self.diverged(outcome, "the loss was not finite")
-            point = self.look(rate) if self.gradients == at else self.look_back(at)
-            if not all(map(math.isfinite, (point.train_loss, point.validation_loss, point.metric))):
-                return self.diverged(outcome, "the loss was not finite")
+                    return self.diverged(outcome, NOT_FINITE)
+            point = self.evaluate(rate) if self.gradients == at else self.evaluate_before(at)
+            if not point.finite:
+                return self.diverged(outcome, NOT_FINITE)
             outcome.curve.append(point)
         return outcome
 
-    def look_back(self, at: int) -> Point:
+    def evaluate_before(self, at: int) -> Point:
         """The model as it was before the last step, which was still being paid for at this cost.
 
-        Looking costs the method nothing: the weights come back bit for bit, and as they are changed through `.data`,
+        This costs the method nothing: the weights come back bit for bit, and as they are changed through `.data`,
         it knows that what it evaluated at its last point still holds.
         """
-        now = [w.detach().clone() for w in self.model.parameters()]
-        for w, old in zip(self.model.parameters(), self.before, strict=True):
-            w.data.copy_(old)
-        point = replace(self.look(math.nan), steps=self.steps - 1, gradients=at, examples=at * self.share)
-        for w, new in zip(self.model.parameters(), now, strict=True):
-            w.data.copy_(new)
+        now = self.weights()
+        self.put(self.before)
+        point = replace(
+            self.evaluate(math.nan), steps=self.steps - 1, gradients=at, examples=at * self.per_gradient
+        )
+        self.put(now)
         return point
 
-    @torch.no_grad()
-    def put(self, weights: Sequence[Tensor]) -> None:
-        """Write these weights into the model."""
-        for w, kept in zip(self.model.parameters(), weights, strict=True):
-            w.copy_(kept)
+    def weights(self) -> list[Tensor]:
+        """Copies of the model's weights."""
+        return [w.detach().clone() for w in self.model.parameters()]
+
+    def put(self, weights: list[Tensor]) -> None:
+        """Write these weights into the model, unseen by autograd."""
+        for w, value in zip(self.model.parameters(), weights, strict=True):
+            w.data.copy_(value)
 
     def state_bytes(self) -> int:
         """What the method remembers from step to step."""
@@ -99,11 +109,9 @@ class CurvedRun(Running):
 
     def step(self, watch: bool) -> float:
         """Take one step and pay for it, at least as much as one gradient; a step that costs too much is undone."""
-        if self.schedule is not None:
-            for group in self.method.param_groups:
-                group["lr"] = self.schedule(self.gradients)
-        before = [w.detach().clone() for w in self.model.parameters()]
-        price = 1.0
+        self.set_rate(self.gradients)
+        self.before = self.weights()
+        price, rate = 1.0, math.nan
         if self.method.param_groups[0]["lr"] > 0:
             if hasattr(self.method, "max_products"):
                 left = int(((self.total - self.spent) / self.unit - 2) // 2)
@@ -117,16 +125,18 @@ class CurvedRun(Running):
             assert report is not None
             price = max(1.0, report.gradient_equivalents)
             self.at_rest = not report.accepted
-            rate = report.step_norm / report.gradient_norm if report.gradient_norm > 0 else math.nan
-        else:
-            rate = math.nan
+            if report.gradient_norm > 0:
+                rate = report.step_norm / report.gradient_norm
         self.spent += price * self.unit
-        self.before = before
         self.steps += 1
         self.gradients = min(self.total, math.ceil(self.spent - 1e-9))
-        self.examples = self.gradients * self.share
+        self.examples = self.gradients * self.per_gradient
         if self.spent > self.total + 1e-9:
-            self.put(before)
+            with (
+                torch.no_grad()
+            ):  # not through `.data`: the method must see that its last point no longer holds
+                for w, old in zip(self.model.parameters(), self.before, strict=True):
+                    w.copy_(old)
             self.at_rest = True
         return rate
 
@@ -162,33 +172,25 @@ def check_applies(task: Task, entries: Sequence[Entry]) -> None:
     for entry in entries:
         if entry.kind != "curvature":
             continue
+        here = f"possible on {task.name!r}"
         if task.train is not None and not isinstance(task.splits["train"], Rows):
-            raise refusal(
-                "entry",
-                entry.name,
-                f"possible on {task.name!r}",
-                "It compares losses over the whole training split, and this data has no length.",
-            )
+            advice = "It compares losses over the whole training split, and this data has no length."
+            raise refusal("entry", entry.name, here, advice)
         if entry.optimizer is GaussNewton:
-            _check_outputs(task, entry)
+            if task.outputs is None:
+                needed = "residuals whose half sum of squares is the loss, or (logits, targets)"
+                raise refusal("entry", entry.name, here, f"It needs Task(outputs=...): {needed}.")
+            _check_outputs(task, task.outputs)
 
 
-def _check_outputs(task: Task, entry: Entry) -> None:
-    if task.outputs is None:
-        raise refusal(
-            "entry",
-            entry.name,
-            f"possible on {task.name!r}",
-            "It needs Task(outputs=...): residuals whose half sum of squares is the loss, or (logits, targets).",
-        )
+@torch.no_grad()
+def _check_outputs(task: Task, outputs: Callable[..., Any]) -> None:
     model, batch = task.model(), next(task.stream(0))
-    with torch.no_grad():
-        found = task.outputs(model, batch)
-        own = float(task.loss(model, batch))
-        squares = isinstance(found, Tensor)
-        told = float(found.double().square().sum() / 2 if squares else cross_entropy(*found))
-    if not abs(told - own) <= AGREE * max(abs(own), abs(told)):
+    found = outputs(model, batch)
+    own = float(task.loss(model, batch))
+    theirs = float(found.double().square().sum() / 2 if isinstance(found, Tensor) else cross_entropy(*found))
+    if not abs(theirs - own) <= AGREE * max(abs(own), abs(theirs)):
         raise ValueError(
-            f"Task {task.name!r}: its loss is {own:.6g}, but outputs(model, batch) gives the loss {told:.6g}. Half the "
-            "sum of squared residuals, or the mean cross-entropy of (logits, targets), must be the loss."
+            f"Task {task.name!r}: its loss is {own:.6g}, but outputs(model, batch) gives the loss {theirs:.6g}. Half "
+            "the sum of squared residuals, or the mean cross-entropy of (logits, targets), must be the loss."
         )

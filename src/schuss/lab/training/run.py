@@ -10,6 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from itertools import islice
 from typing import Any, Literal, cast
 
 import torch
@@ -23,7 +24,10 @@ from schuss.lab.tasks.task import Task
 
 EVALUATIONS = 30  # rows of a curve after the first
 UNTIMED = 20  # steps before those that a calibration times
-LOST = 0.20  # share of the horizon that the loss may stay above its start before the run is stopped
+NOT_FINITE = "the loss was not finite"
+LOST = 0.20  # fraction of the horizon that the loss may stay above its start before the run is stopped
+
+CPU = torch.device("cpu")
 
 Build = Callable[[Iterable[Any]], Optimizer]
 
@@ -40,6 +44,11 @@ class Point:
     metric: float
     lr: float
     effective_rate: float  # rms(change of w) / rms(gradient) over the step just taken; NaN before the first
+
+    @property
+    def finite(self) -> bool:
+        """Whether the losses and the metric are numbers."""
+        return all(map(math.isfinite, (self.train_loss, self.validation_loss, self.metric)))
 
 
 @dataclass
@@ -62,43 +71,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class FirstStep:
-    """A fresh model and its first batch, to be looked at before a race."""
+    """A fresh model and its first batch, to be checked before a race."""
 
-    task: Task
     model: nn.Module
     batch: Batch
     loss: float
     reached: bool  # whether any weight has a gradient
-
-    @property
-    def finite(self) -> bool:
-        """Whether the loss is a number."""
-        return math.isfinite(self.loss)
-
-    def again(self) -> Tensor:
-        """The same loss, with a graph of its own."""
-        return self.task.loss(self.model, self.batch)
-
-    def validation(self) -> tuple[float, float]:
-        """Loss and metric of the untrained model."""
-        return measure(self.task, self.model, "validation")
-
-    @torch.no_grad()
-    def try_test(self) -> None:
-        """Raise if the first test batch cannot be measured; what the untrained model says of it is not kept."""
-        batch = next(self.task.batches("test"), _NOTHING)
-        if batch is _NOTHING:
-            raise _empty(self.task, "test")
-        float(self.task.loss(self.model, batch))
-        if self.task.metric is not None:
-            float(self.task.metric(self.model, batch))
-
-
-_NOTHING = object()
-
-
-def _empty(task: Task, split: str) -> ValueError:
-    return refusal(split, "no batches", "data", f"The {split} split of {task.name!r} gave nothing.")
 
 
 def first_step(task: Task, seed: int) -> FirstStep:
@@ -111,7 +89,7 @@ def first_step(task: Task, seed: int) -> FirstStep:
     loss.backward()
     reached = any(w.grad is not None for w in model.parameters())
     model.zero_grad()
-    return FirstStep(task, model, batch, loss.item(), reached)
+    return FirstStep(model, batch, loss.item(), reached)
 
 
 def plain(outcome: Outcome) -> dict[str, Any]:
@@ -146,9 +124,9 @@ class Running:
         task: Task,
         build: Build,
         seed: int,
-        schedule: Callable[[int], float] | None,
-        batch_size: int | None,
-        device: torch.device,
+        schedule: Callable[[int], float] | None = None,
+        batch_size: int | None = None,
+        device: torch.device = CPU,
     ) -> None:
         self.task, self.schedule, self.device = task, schedule, device
         seed_everything(stable_seed("weights", seed))
@@ -165,37 +143,35 @@ class Running:
 
     def through(self) -> Outcome:
         """Train to the horizon, or until the run has diverged."""
-        outcome = Outcome()
-        outcome.curve.append(self.look(math.nan))
+        outcome = Outcome(curve=[self.evaluate(math.nan)])
         due = iter(cadence(self.total))
-        next_look = next(due)
+        next_due = next(due)
         lost_since: int | None = None
         # A step that takes several gradients (a line search) uses up as much of the horizon.
         while self.gradients < self.total:
-            looking = self.gradients + 1 >= next_look
-            rate = self.step(watch=looking)
+            watch = self.gradients + 1 >= next_due
+            rate = self.step(watch)
             if not self.finite:
-                return self.diverged(outcome, "the loss was not finite")
-            if self.gradients < next_look:
+                return self.diverged(outcome, NOT_FINITE)
+            if self.gradients < next_due:
                 continue
-            point = self.look(rate)
+            point = self.evaluate(rate)
             outcome.curve.append(point)
-            if not all(map(math.isfinite, (point.train_loss, point.validation_loss, point.metric))):
-                return self.diverged(outcome, "the loss was not finite")
+            if not point.finite:
+                return self.diverged(outcome, NOT_FINITE)
             if point.train_loss <= outcome.curve[0].train_loss:
                 lost_since = None
             elif lost_since is None:
                 lost_since = self.gradients
             elif self.gradients - lost_since >= LOST * self.total:
                 return self.diverged(outcome, "the loss stayed above its start for a fifth of the horizon")
-            next_look = next((at for at in due if at > self.gradients), self.total)
+            next_due = next((at for at in due if at > self.gradients), self.total)
         return outcome
 
     def state_bytes(self) -> int:
         """What the optimizer keeps from step to step."""
-        state: Mapping[Any, Any] = (
-            self.optimizer.state
-        )  # of tensors by name for each weight; a hand may keep others
+        # By weight; an optimizer of the user's may keep other things.
+        state: Mapping[Any, Any] = self.optimizer.state
         slots = (slot if isinstance(slot, Mapping) else {"": slot} for slot in state.values())
         return sum(_bytes(value) for slot in slots for value in cast("Mapping[Any, Any]", slot).values())
 
@@ -204,56 +180,55 @@ class Running:
         outcome.status, outcome.diverged_at, outcome.reason = "diverged", self.steps, reason
         return outcome
 
+    def set_rate(self, n: int) -> None:
+        """Give the optimizer the learning rate after n finished gradients, where there is a schedule."""
+        if self.schedule is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.schedule(n)
+
+    @torch.enable_grad()
+    def gradient(self, batch: Batch) -> Tensor:
+        """The loss of a batch, its gradient left with the weights."""
+        self.optimizer.zero_grad()
+        loss = scalar(self.task, self.task.loss(self.model, batch))
+        loss.backward()
+        self.gradients += 1
+        self.examples += size(batch)
+        self.finite = self.finite and math.isfinite(loss.item())
+        return loss
+
     def step(self, watch: bool) -> float:
         """Take one step; return its effective rate if watched, else NaN."""
         batch = to_device(next(self.batches), self.device)
-        examples = size(batch)
-        if self.schedule is not None:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.schedule(self.gradients)
-
-        @torch.enable_grad()
-        def closure() -> Tensor:
-            self.optimizer.zero_grad()
-            loss = scalar(self.task, self.task.loss(self.model, batch))
-            loss.backward()
-            self.gradients += 1
-            self.examples += examples
-            self.finite = self.finite and math.isfinite(loss.item())
-            return loss
-
+        self.set_rate(self.gradients)
         before = [w.detach().clone() for w in self.model.parameters()] if watch else []
         if self.calls_closure:
             known = self.gradients
-            self.optimizer.step(closure)  # type: ignore[arg-type]  # torch types its loss as float; it is a tensor
+            self.optimizer.step(lambda: self.gradient(batch))  # type: ignore[arg-type]  # torch types its loss as float
+            if self.gradients == known and self.steps == 0:
+                raise ClosureIgnoredError
             if self.gradients == known:
-                self.ignored()
+                raise RuntimeError(
+                    f"{type(self.optimizer).__name__}.step(closure) did not call its closure in step {self.steps + 1}, "
+                    "though it did before. A race counts a run by its gradients: call the closure in every step, or in "
+                    "none."
+                )
         else:
-            closure()
+            self.gradient(batch)
             self.optimizer.step()
         self.steps += 1
         return self.effective_rate(before) if watch else math.nan
 
-    def ignored(self) -> None:
-        """A step called no closure: begin again without one; or raise, where earlier steps did call it."""
-        if self.steps == 0:
-            raise ClosureIgnoredError
-        raise RuntimeError(
-            f"{type(self.optimizer).__name__}.step(closure) did not call its closure in step {self.steps + 1}, though "
-            "it did before. A race counts a run by its gradients: call the closure in every step, or in none."
-        )
-
     @torch.no_grad()
     def effective_rate(self, before: list[Tensor]) -> float:
         """How far the weights moved per unit of gradient, both as root mean squares."""
-        pairs = [
-            (w, old) for w, old in zip(self.model.parameters(), before, strict=True) if w.grad is not None
-        ]
-        moved = sum((w - old).double().square().sum().item() for w, old in pairs)
-        slope = sum(_dense(w.grad).double().square().sum().item() for w, _ in pairs)
+        pairs = [(w, w.grad, old) for w, old in zip(self.model.parameters(), before, strict=True)]
+        moved = sum((w - old).double().square().sum().item() for w, g, old in pairs if g is not None)
+        gradients = (g.coalesce().values() if g.is_sparse else g for _, g, _ in pairs if g is not None)
+        slope = sum(g.double().square().sum().item() for g in gradients)
         return math.sqrt(moved / slope) if slope > 0 else math.nan
 
-    def look(self, rate: float) -> Point:
+    def evaluate(self, rate: float) -> Point:
         """Measure the model as it is now."""
         train_loss, _ = self.measure("train")
         validation_loss, metric = self.measure("validation")
@@ -270,13 +245,18 @@ class Running:
 
 @torch.no_grad()
 def measure(
-    task: Task, model: nn.Module, split: str, whole: bool = False, device: torch.device | None = None
+    task: Task,
+    model: nn.Module,
+    split: str,
+    whole: bool = False,
+    device: torch.device = CPU,
+    most: int | None = None,
 ) -> tuple[float, float]:
-    """Mean loss and metric of a model over a split, in evaluation mode."""
+    """Mean loss and metric of a model over a split, or over its first `most` batches, in evaluation mode."""
     model.eval()
     losses, metrics, examples = 0.0, 0.0, 0
-    for held in task.batches(split, whole):
-        batch = held if device is None else to_device(held, device)
+    for held in islice(task.batches(split, whole), most):
+        batch = to_device(held, device)
         weight = size(batch)
         loss = float(task.loss(model, batch))
         losses += weight * loss
@@ -284,7 +264,7 @@ def measure(
         examples += weight
     model.train()
     if examples == 0:
-        raise _empty(task, split)
+        raise refusal(split, "no batches", "data", f"The {split} split of {task.name!r} gave nothing.")
     return losses / examples, metrics / examples
 
 
@@ -320,11 +300,6 @@ def scalar(task: Task, loss: Any) -> Tensor:
             "return it without .item()."
         )
     return loss
-
-
-def _dense(gradient: Tensor | None) -> Tensor:
-    assert gradient is not None
-    return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 def _switch(optimizer: Optimizer, mode: str) -> None:

@@ -1,14 +1,10 @@
-"""Train a model from one seed over the whole horizon, with an optimizer of any kind.
-
-A run is a pure function of its arguments. All entries under one seed start from the same weights and see
-the same batches in the same order; nothing that an optimizer does can move them.
-"""
+"""Train a model from one seed over the whole horizon, with an optimizer of any kind."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from statistics import median
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +15,8 @@ from schuss.lab.training.run import Build, ClosureIgnoredError, Outcome, Running
 from schuss.newton.base import CurvatureOptimizer
 
 TIMED, PATIENCE = 200, 3.0  # steps, seconds: of a calibration
+
+T = TypeVar("T")
 
 
 def train(
@@ -47,18 +45,13 @@ def train(
     return outcome
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """How long single steps took, alone, and how much state the optimizer keeps."""
-
-    seconds: list[float]
-    bytes_per_weight: float | None
-
-
 def calibrate(
     task: Task, build: Build, seed: int, batch_size: int | None = None, device: str = "cpu"
-) -> Calibration:
-    """Time `TIMED` steps after `UNTIMED` ones, without evaluations; fewer if they outlast `PATIENCE`."""
+) -> dict[str, Any]:
+    """Time `TIMED` steps after `UNTIMED` ones, without evaluations; fewer if they outlast `PATIENCE`.
+
+    Returns the median step in seconds, and the bytes of state per weight.
+    """
 
     def time_steps(run: Running) -> list[float]:
         times: list[float] = []
@@ -75,33 +68,22 @@ def calibrate(
         return times
 
     run, times = _from_the_start(time_steps, task, build, seed, None, batch_size, torch.device(device))
-    return Calibration(times, run.state_bytes() / max(1, weights(run.model)))
-
-
-def begin(
-    task: Task,
-    build: Build,
-    seed: int,
-    schedule: Callable[[int], float] | None,
-    batch_size: int | None,
-    device: torch.device,
-) -> Running:
-    """A run at its start; methods that step by curvature get a run of their own kind."""
-    run = Running(task, build, seed, schedule, batch_size, device)
-    if isinstance(run.optimizer, CurvatureOptimizer):
-        return CurvedRun(task, build, seed, schedule, batch_size, device)
-    return run
-
-
-T = TypeVar("T")
+    state = run.state_bytes() / max(1, weights(run.model))
+    return {"step": {"seconds": median(times)}, "bytes_per_weight": state}
 
 
 def _from_the_start(do: Callable[[Running], T], *given: Any) -> tuple[Running, T]:
     """Do this with a fresh run; again from its start where the first step shows that it must be run otherwise."""
-    run = begin(*given)
+    run = _fresh(*given)
     try:
         return run, do(run)
     except ClosureIgnoredError:
-        run = begin(*given)
+        run = _fresh(*given)
         run.calls_closure = False
         return run, do(run)
+
+
+def _fresh(*given: Any) -> Running:
+    """A run at its start, of the kind that its optimizer needs."""
+    run = Running(*given)
+    return CurvedRun(*given) if isinstance(run.optimizer, CurvatureOptimizer) else run

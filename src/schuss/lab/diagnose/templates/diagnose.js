@@ -3,11 +3,11 @@
   const { data, css, look, faint, layout, logTicks } = schuss;
   const draw = {
     edge() {
-      const looks = data.looks.filter((l) => l.sharpness !== null), x = looks.map((l) => l.step);
-      const values = looks.flatMap((l) => [l.sharpness, l.limit]);
+      const known = data.measurements.filter((l) => l.sharpness !== null), x = known.map((l) => l.step);
+      const values = known.flatMap((l) => [l.sharpness, l.limit]);
       return [[
-        { x, y: looks.map((l) => l.sharpness), mode: "lines+markers", name: "sharpness", visible: !hidden.has("sharpness"), line: { color: look(0).colour, width: 2 }, marker: { size: 7 }, hovertemplate: "sharpness %{y:.4g} at step %{x}<extra></extra>" },
-        { x, y: looks.map((l) => l.limit), mode: "lines", name: "stability limit", visible: !hidden.has("stability limit"), line: { color: css("--bad"), width: 2, dash: "dash" }, hovertemplate: "stability limit %{y:.4g}<extra></extra>" },
+        { x, y: known.map((l) => l.sharpness), mode: "lines+markers", name: "sharpness", visible: !hidden.has("sharpness"), line: { color: look(0).colour, width: 2 }, marker: { size: 7 }, hovertemplate: "sharpness %{y:.4g} at step %{x}<extra></extra>" },
+        { x, y: known.map((l) => l.limit), mode: "lines", name: "stability limit", visible: !hidden.has("stability limit"), line: { color: css("--bad"), width: 2, dash: "dash" }, hovertemplate: "stability limit %{y:.4g}<extra></extra>" },
       ], layout({ title: "step", zeroline: false, rangemode: "tozero" }, { title: "sharpness", ...logTicks(values) })];
     },
     density() {

@@ -33,8 +33,8 @@
   });
   const cut = schuss.figure(document.querySelector(".cut"), () => {
     const traces = data.steps.flatMap((step, i) => [
-      { name: `${step.name} step`, visible: seen(`${step.name} step`), x: data.shares, y: data.real[i], mode: "lines", line: { color: look(i).colour, width: [2.2, 4.5, 2][i] ?? 2 }, hovertemplate: `%{y:.4g} at %{x:.2f} of it<extra>${step.name}</extra>` },
-      { visible: seen(`${step.name} step`), x: data.shares, y: data.promised[i], mode: "lines", line: { color: look(i).colour, width: 1.6, dash: "dot" }, hovertemplate: `model %{y:.4g} at %{x:.2f} of it<extra>${step.name}</extra>` },
+      { name: `${step.name} step`, visible: seen(`${step.name} step`), x: data.fractions, y: data.actual[i], mode: "lines", line: { color: look(i).colour, width: [2.2, 4.5, 2][i] ?? 2 }, hovertemplate: `%{y:.4g} at %{x:.2f} of it<extra>${step.name}</extra>` },
+      { visible: seen(`${step.name} step`), x: data.fractions, y: data.predicted[i], mode: "lines", line: { color: look(i).colour, width: 1.6, dash: "dot" }, hovertemplate: `model %{y:.4g} at %{x:.2f} of it<extra>${step.name}</extra>` },
     ]);
     return [traces, schuss.layout({ title: "fraction of the step", zeroline: false }, { title: "value of the surface" })];
   });

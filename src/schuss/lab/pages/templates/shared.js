@@ -21,8 +21,11 @@ const schuss = (() => {
     `<svg viewBox="0 0 28 12" aria-hidden="true"><line x1="0" y1="6" x2="28" y2="6" stroke-width="${width ?? 2}" stroke-dasharray="${STROKES[dash ?? "solid"]}" style="stroke:${colour}"/><g style="fill:${colour}">${SHAPES[symbol] ?? ""}</g></svg>`;
   const faint = (hex, alpha) => `rgba(${[1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)).join(",")},${alpha})`;
   const minus = (text) => text.replaceAll("-", "−");
-  const short = (x, digits = 4) => x === null || x === undefined ? "–"
-    : minus(Math.abs(x) >= 1e6 || (x !== 0 && Math.abs(x) < 1e-4) ? x.toExponential(2) : String(Number(x.toPrecision(digits))));
+  const short = (x, digits = 4) => {
+    if (x === null || x === undefined) return "–";
+    if (Number.isInteger(x)) return minus(x.toLocaleString("en-US").replaceAll(",", "\u202f"));
+    return minus(Math.abs(x) >= 1e6 || Math.abs(x) < 1e-4 ? x.toExponential(2) : x.toPrecision(digits));
+  };
   const pointer = matchMedia("(pointer: fine)").matches;
   const CONFIG = { modeBarButtons: [["toImage"]], displaylogo: false, responsive: true, showTips: false, doubleClick: "reset" };
   const axis = (given) => ({

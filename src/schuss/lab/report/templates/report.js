@@ -1,9 +1,8 @@
 "use strict";
 (() => {
-  const { css, faint, layout, logTicks, minus, sample: drawn, watch, redraw, legend, CONFIG } = schuss, { report, bands } = schuss.data;
+  const { css, faint, layout, logTicks, minus, short, sample: drawn, watch, redraw, legend, CONFIG } = schuss, { report, bands } = schuss.data;
   const tasks = report.tasks;
 
-  // ---------------------------------------------------------------- small helpers
   const el = (tag, attributes = {}, ...children) => {
     const node = document.createElement(tag);
     for (const [name, value] of Object.entries(attributes)) {
@@ -14,22 +13,17 @@
     node.append(...children);
     return node;
   };
-  const short = (x, digits = 4) => {
-    if (x === null || x === undefined) return "–";
-    if (Number.isInteger(x)) return minus(x.toLocaleString("en-US").replaceAll(",", "\u202f"));
-    return minus(Math.abs(x) >= 1e6 || Math.abs(x) < 1e-4 ? x.toExponential(2) : x.toPrecision(digits));
-  };
   const setting = (parameters) =>
     Object.entries(parameters).sort(([a], [b]) => (b === "lr") - (a === "lr")).map(([name, x]) => `${minus(name)} ${minus(Number(x.toPrecision(3)).toString())}`.replaceAll(" ", "\u00a0")).join(", ");
   const unique = (values) => [...new Set(values)];
 
-  // ---------------------------------------------------------------- how an entry is drawn: colour, dash, marker
+  // How an entry is drawn: colour, dash, marker.
   const everyName = unique(tasks.flatMap((task) => task.entries.map((entry) => entry.name)));
   const look = (name) => schuss.look(Math.max(0, everyName.indexOf(name)));
   const sample = (name) => drawn(look(name));
   for (const mark of document.querySelectorAll("[data-mark]")) mark.innerHTML = sample(mark.dataset.mark);
 
-  // ---------------------------------------------------------------- figures: drawn when near, redrawn on every change
+  // Figures: drawn when near, redrawn on every change.
   const hidden = new Set(); // entries switched off in the legends; one switch for all figures
   const line = (name, x, y, more = {}) => {
     const { colour, dash, symbol } = look(name);
@@ -54,6 +48,11 @@
     }
     return { x: xs, y: ys, mode: "lines", fill: "toself", fillcolor: faint(look(name).colour, 0.14), line: { width: 0 }, hoverinfo: "skip" };
   };
+  // Lines with their bands behind them; `found(name)` has x, centre, low and high.
+  const banded = (names, found) => [
+    ...names.map((name) => band(name, found(name).x, found(name).low, found(name).high)),
+    ...names.map((name) => line(name, found(name).x, found(name).centre)),
+  ];
   // An axis of the metric ends where the metric does.
   const within = ({ metric: { bounds: [least, most] } }) => ({ autorangeoptions: { ...(least === null ? {} : { minallowed: least }), ...(most === null ? {} : { maxallowed: most }) } });
   const shown = (names) => names.filter((name) => !hidden.has(name));
@@ -97,14 +96,9 @@
     budget: {
       entries: (task) => Object.keys(task.budget_curves),
       draw({ task }) {
-        const names = shown(Object.keys(task.budget_curves)), traces = [];
-        for (const name of names) {
-          const curve = task.budget_curves[name];
-          if (curve.low) traces.push(band(name, curve.n, curve.low, curve.high));
-        }
-        for (const name of names) traces.push(line(name, task.budget_curves[name].n, task.budget_curves[name].expected));
-        const most = Math.max(1, ...names.flatMap((name) => task.budget_curves[name].n));
-        return [traces, layout({ title: "trials you can afford", range: [0.6, most + 0.4], dtick: most <= 12 ? 1 : undefined },
+        const curves = task.budget_curves, names = shown(Object.keys(curves));
+        const most = Math.max(1, ...names.flatMap((name) => curves[name].n));
+        return [banded(names, (name) => ({ x: curves[name].n, centre: curves[name].expected, ...curves[name] })), layout({ title: "trials you can afford", range: [0.6, most + 0.4], dtick: most <= 12 ? 1 : undefined },
           { title: `expected best validation ${task.metric.name}`, ...within(task) })];
       },
     },
@@ -115,13 +109,12 @@
         choice(figure, "axis", "against", AXES);
       },
       draw({ task, index, state }) {
-        const traces = [], names = shown(Object.keys(bands[index])).filter((name) => bands[index][name][state.axis]);
-        for (const name of names) traces.push(band(name, bands[index][name][state.axis], bands[index][name][state.what].low, bands[index][name][state.what].high));
-        for (const name of names) traces.push(line(name, bands[index][name][state.axis], bands[index][name][state.what].centre));
-        const log = state.what !== "metric" && names.every((name) => bands[index][name][state.what].log);
-        const values = names.flatMap((name) => bands[index][name][state.what].centre);
+        const names = shown(Object.keys(bands[index])).filter((name) => bands[index][name][state.axis]);
+        const found = (name) => ({ x: bands[index][name][state.axis], ...bands[index][name][state.what] });
+        const log = state.what !== "metric" && names.every((name) => found(name).log);
+        const values = names.flatMap((name) => found(name).centre);
         const title = state.what === "metric" ? `validation ${task.metric.name}` : state.what.replace("_", " ").replace("train ", "training ");
-        return [traces, layout({ title: state.axis === "seconds" ? "seconds (steps × the calibrated step)" : state.axis, rangemode: "tozero" },
+        return [banded(names, found), layout({ title: state.axis === "seconds" ? "seconds (steps × the calibrated step)" : state.axis, rangemode: "tozero" },
           { title, ...(log ? logTicks(values) : {}), ...(state.what === "metric" ? within(task) : {}) })];
       },
     },
@@ -185,7 +178,7 @@
     legend(node.querySelector(".legend"), kind.entries(task, index).map((name) => [name, look(name)]), hidden, redraw);
   }
 
-  // ---------------------------------------------------------------- the basins: one small panel per entry, same scales
+  // The basins: one small panel per entry, same scales.
   for (const node of document.querySelectorAll("figure[data-figure='basin']")) {
     const task = tasks[Number(node.dataset.task)], grid = node.querySelector(".basins");
     const all = Object.values(task.sensitivity).flatMap((basin) => basin.metric).filter((x) => x !== null);
@@ -215,7 +208,7 @@
     }
   }
 
-  // ---------------------------------------------------------------- the claims' intervals, against zero
+  // The claims' intervals, against zero.
   for (const node of document.querySelectorAll(".whisker")) {
     const { interval, unit } = tasks[Number(node.dataset.task)].claims[Number(node.dataset.claim)];
     const { mean, low, high } = interval, ends = [low, high, mean].filter((x) => x !== null);
@@ -229,7 +222,7 @@
     node.querySelector("title").textContent = text;
   }
 
-  // ---------------------------------------------------------------- the details of a run, made when it is opened
+  // The details of a run, made when it is opened.
   const PAGE = 40;
   const runBody = (task, run) => {
     const pairs = { Settings: setting(run.parameters), [`Validation ${task.metric.name}`]: short(run.metric), "Validation loss": short(run.validation_loss),

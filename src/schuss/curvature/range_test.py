@@ -1,4 +1,4 @@
-"""The learning-rate range test: a short training run up a ladder of rates.
+"""The learning-rate range test: a short training run while the learning rate grows.
 
 It shows at which rates this optimizer makes progress on this model in its first steps. It is no measurement
 of stability: on a noiseless quadratic whose limit is 2 the curve has its minimum near 9 and never rises in
@@ -15,7 +15,6 @@ import copy
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -23,21 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from schuss.curvature.guard import moved
 from schuss.curvature.lanczos import Array
-from schuss.curvature.memory import claim
-from schuss.curvature.place import (
-    Loss,
-    Model,
-    Place,
-    Progress,
-    check_batches,
-    check_optimizer,
-    checked,
-    derivatives,
-    tensors_in,
-    visit,
-)
+from schuss.curvature.objective import Loss, Model, Objective, Progress, check_optimizer, leaves, objective
+from schuss.curvature.restore import restoring
 from schuss.errors import real, refusal, whole
 
 
@@ -95,8 +82,7 @@ def range_test(
     """Learning-rate range test: train while the rate grows from `lowest` to `highest`, then restore everything.
 
     Args:
-        model: an `nn.Module`, or for a plain function leaf tensors that require a gradient.
-        loss: `loss(model, batch)`, a scalar tensor.
+        model, loss: as for `hvp`; a plain function's tensors must be leaves that require a gradient.
         batches: any iterable; the first `steps` are used, again from the start if there are fewer.
         optimizer: holds the model's weights; a copy of it, state included, takes the steps. With several
             groups the rate is the first group's, and the others stay in proportion to it.
@@ -115,66 +101,62 @@ def range_test(
     (True, [2.0, -1.0])
     """
     lowest = real("lowest", lowest, "a finite number > 0", lambda x: 0 < x < math.inf)
-    highest = real(
-        "highest", highest, f"a finite number > lowest={lowest:g}", lambda x: lowest < x < math.inf
-    )
+    above = f"a finite number > lowest={lowest:g}"
+    highest = real("highest", highest, above, lambda x: lowest < x < math.inf)
     steps = whole("steps", steps, 10, advice="A slope needs several learning rates.")
     sweeps = whole("sweeps", sweeps, 1)
     check_optimizer(optimizer)
-    check_batches(batches)
+    if not hasattr(batches, "__iter__"):
+        raise refusal("batches", batches, "an iterable of batches", "Try a list or a DataLoader.")
     rates = np.geomspace(lowest, highest, steps)
     losses = np.full((sweeps, steps), np.nan)
-    with visit(model, loss, None) as place:
-        held = list(islice(batches, steps))
-        if not held:
-            raise refusal("batches", held, "at least one batch")
-        place.batch = held[0]
-        place.steady()
-        trained = _trained(place, optimizer)
+    with objective(model, loss, None) as f:
+        chosen = list(islice(batches, steps))
+        if not chosen:
+            raise refusal("batches", chosen, "at least one batch")
+        f.batch = chosen[0]
+        f.steady()
+        weights = _claimed(f, optimizer)
         for sweep in range(sweeps):
-            place.rewind()
-            turn = sweep * len(held) // sweeps
-            for k, value in enumerate(_sweep(place, held[turn:] + held[:turn], optimizer, trained, rates)):
+            f.rewind()
+            turn = sweep * len(chosen) // sweeps
+            for k, value in enumerate(_sweep(f, chosen[turn:] + chosen[:turn], optimizer, weights, rates)):
                 losses[sweep, k] = value
                 if progress is not None:
                     progress(sweep * steps + k + 1, sweeps * steps)
     return _read(rates, losses)
 
 
-def _trained(place: Place, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The optimizer's weights: some of the model's, and room for a copy of them and of its state."""
-    trained: list[Tensor] = [weight for group in optimizer.param_groups for weight in group["params"]]
-    if not {id(weight) for weight in place.weights} & {id(weight) for weight in trained}:
+def _claimed(f: Objective, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """All weights, of which the optimizer holds some of the model's; there is memory for a copy of it and them."""
+    trained: dict[int, Tensor] = {id(w): w for group in optimizer.param_groups for w in group["params"]}
+    weights = {id(weight): weight for weight in f.weights}
+    if not weights.keys() & trained.keys():
         raise ValueError(
             "optimizer holds none of the model's weights. Pass the optimizer of this model; for a "
             "plain function the tensors must be leaves with requires_grad."
         )
-    held_by_state = sum(value.numel() for state in optimizer.state.values() for value in tensors_in(state))
-    copies = 2 + math.ceil(held_by_state / place.n)  # weights, gradients, state
-    advice = "Freeze some weights."
-    claim("a copy of weights and optimizer", copies, place.n, place.dtype, place.device, advice)
-    return trained
+    state = sum(leaf.numel() for leaf in leaves(dict(optimizer.state)) if isinstance(leaf, Tensor))
+    f.claim("a copy of weights and optimizer", 2 + math.ceil(state / f.n))  # weights, gradients, state
+    return list((weights | trained).values())
 
 
 def _sweep(
-    place: Place, batches: list[Any], optimizer: torch.optim.Optimizer, trained: list[Tensor], rates: Array
+    f: Objective, batches: list[Any], optimizer: torch.optim.Optimizer, weights: list[Tensor], rates: Array
 ) -> list[float]:
     """The losses of one sweep; ends early when the loss has blown up."""
     losses: list[float] = []
-    buffers = (
-        list({id(b): b for b in place.model.buffers()}.values()) if hasattr(place.model, "buffers") else []
-    )
-    with moved([*trained, *buffers]):
-        runner = copy.deepcopy(optimizer, {id(weight): weight for weight in trained})
+    with restoring(weights):
+        runner = copy.deepcopy(optimizer, {id(weight): weight for weight in weights})
         first = float(runner.param_groups[0]["lr"]) or 1.0
         factors = [float(group["lr"]) / first or 1.0 for group in runner.param_groups]
         for k, rate in enumerate(rates):
             for group, factor in zip(runner.param_groups, factors, strict=True):
                 group["lr"] = rate * factor
-            place.batch = batches[k % len(batches)]
+            f.batch = batches[k % len(batches)]
             seen: list[float] = []
             try:
-                runner.step(partial(_closure, place, seen))
+                runner.step(lambda seen=seen: _closure(f, seen))
             except ValueError:
                 if not losses:
                     raise
@@ -186,45 +168,41 @@ def _sweep(
     return losses
 
 
-def _closure(place: Place, seen: list[float]) -> float:
+def _closure(f: Objective, seen: list[float]) -> float:
     """One gradient, put where an optimizer looks for it."""
     total = 0.0
     with torch.enable_grad():
-        for weight in place.weights:
+        for weight in f.weights:
             weight.grad = None
         torch.clear_autocast_cache()
-        for piece, share in place.pieces:
-            value = checked(place.evaluate(piece))
-            total += share * float(value.detach())
-            for weight, gradient in zip(place.weights, derivatives(value, place.weights), strict=True):
+        for fraction, value, gradients in f.passes():
+            total += fraction * value
+            for weight, gradient in zip(f.weights, gradients, strict=True):
                 if gradient is not None:
-                    weight.grad = share * gradient if weight.grad is None else weight.grad + share * gradient
+                    part = fraction * gradient
+                    weight.grad = part if weight.grad is None else weight.grad + part
     seen.append(total)
     return total
 
 
 def _read(rates: Array, losses: Array) -> RangeTest:
     """Interval and steepest rate of each sweep by its smoothed curve over log lr, and what they agree on."""
-    ends: list[tuple[float, float]] = []
-    steepest: list[float] = []
+    falls: list[tuple[float, float, float]] = []
     stopped: list[float] = []
     for curve in losses:
         reached = int(np.isfinite(curve).sum())
         stopped.append(float(rates[reached]) if reached < len(rates) else math.inf)
-        found = _fall(np.log(rates[:reached]), curve[:reached])
-        if found is not None:
-            low, fastest, high = np.exp(found)
-            ends.append((float(low), float(high)))
-            steepest.append(float(fastest))
-    agreed = len(ends) > len(losses) / 2
+        fall = _fall(np.log(rates[:reached]), curve[:reached])
+        if fall is not None:
+            falls.append(fall)
+    low, steepest, high = zip(*map(np.exp, falls), strict=True) if falls else ((), (), ())
+    agreed = len(falls) > len(losses) / 2
     return RangeTest(
         rates=rates,
         losses=losses,
-        interval=(float(np.median([low for low, _ in ends])), float(np.median([high for _, high in ends])))
-        if agreed
-        else None,
+        interval=(float(np.median(low)), float(np.median(high))) if agreed else None,
         suggestion=float(np.exp(np.mean(np.log(steepest)))) if agreed else None,
-        suggestions=tuple(steepest),
+        suggestions=tuple(map(float, steepest)),
         stopped_at=tuple(stopped),
     )
 

@@ -8,17 +8,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
 from schuss.errors import refusal
 from schuss.lab.entries import Entry
-from schuss.lab.landscape.surfaces import Pair, Surface
+from schuss.lab.landscape.surfaces import Array, Pair, Surface
 from schuss.newton import GaussNewton
 from schuss.newton.base import CurvatureOptimizer
 
-Array = NDArray[np.float64]
 Slope = Callable[[Tensor, int], Tensor]
 """`slope(w, n)`: the gradient that the optimizer sees at w after n steps, where it is not the surface's own."""
 
@@ -36,37 +34,31 @@ SEARCH = (
 
 
 @dataclass(frozen=True, eq=False)
-class Trail:
-    """A trajectory: `places` (n, 2) and the surface's `values` there, after the steps `at` (every one, if not given).
+class Trajectory:
+    """`points` (n, 2) and the surface's `values` there, at the start and after each step.
 
     `ended`: "" or why it stopped early. `seen`: a number per step that a demonstration shows, empty otherwise.
     """
 
     name: str
     settings: str
-    places: Array
+    points: Array
     values: Array
     ended: str = ""
     seen: Array = field(default_factory=lambda: np.zeros(0))
-    at: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-
-    def __post_init__(self) -> None:
-        """Number the places, where nothing else was said."""
-        if not len(self.at):
-            object.__setattr__(self, "at", np.arange(len(self.values)))
 
     @property
     def steps(self) -> int:
         """How many steps were taken."""
-        return int(self.at[-1])
+        return len(self.values) - 1
 
     def first_below(self, value: float) -> int | None:
         """The first step at which the value was at most this."""
         below = np.flatnonzero(self.values <= value)
-        return int(self.at[below[0]]) if len(below) else None
+        return int(below[0]) if len(below) else None
 
 
-def walk(
+def descend(
     surface: Surface,
     build: Callable[[list[Tensor]], Optimizer],
     steps: int,
@@ -77,94 +69,74 @@ def walk(
     slope: Slope | None = None,
     schedule: Callable[[int], float] | None = None,
     watch: Callable[[Optimizer], float] | None = None,
-) -> Trail:
+) -> Trajectory:
     """Take so many steps from the start; fewer where the value is no longer finite or has blown up."""
     w = torch.tensor(start or surface.start, dtype=torch.float64, requires_grad=True)
     optimizer = build([w])
     if isinstance(optimizer, GaussNewton):
-        raise refusal(
-            "optimizer",
-            name,
-            "possible on a surface",
-            "Its value is no sum of squares that one could take apart.",
-        )
-    places, values, seen, ended = [w.detach().numpy().copy()], [_value(surface, w)], list[float](), ""
+        advice = "Its value is no sum of squares that one could take apart."
+        raise refusal("optimizer", name, "possible on a surface", advice)
+    points, seen, ended = [w.detach().numpy().copy()], list[float](), ""
+    values = [float(surface.value(w.detach()))]
     for n in range(steps):
         if schedule is not None:
             optimizer.param_groups[0]["lr"] = schedule(n)
         if isinstance(optimizer, CurvatureOptimizer):
             optimizer.step(lambda: surface.value(w))
-        elif slope is None:
-            (w.grad,) = torch.autograd.grad(surface.value(w), w)
         else:
-            w.grad = slope(w.detach(), n)
-        if not isinstance(optimizer, CurvatureOptimizer):
+            w.grad = torch.autograd.grad(surface.value(w), w)[0] if slope is None else slope(w.detach(), n)
             optimizer.step()
-        value = _value(surface, w)
+        value = float(surface.value(w.detach()))
         if not math.isfinite(value) or value - values[0] > LOST * max(abs(values[0]), 1.0):
             ended = f"left the surface at step {n + 1}"
             break
-        places.append(w.detach().numpy().copy())
+        points.append(w.detach().numpy().copy())
         values.append(value)
         if watch is not None:
             seen.append(watch(optimizer))
-    return Trail(name, settings, np.array(places), np.array(values), ended, np.array(seen))
+    return Trajectory(name, settings, np.array(points), np.array(values), ended, np.array(seen))
 
 
-def tuned(surface: Surface, entry: Entry, steps: int) -> Trail:
-    """The best walk of an entry up the ladder of learning rates, as `SEARCH` says it.
+def at_best(surface: Surface, entry: Entry, steps: int) -> Trajectory:
+    """The best trajectory of an entry over the learning rates `SEARCHED`, as `SEARCH` says it.
 
-    A method that steps by curvature walks once, with its own full steps.
+    A second-order method runs once, with its own full steps.
     """
     if entry.kind == "curvature":
-        return given(surface, entry, {}, steps)
-    trails: list[Trail] = []
-    for lr in SEARCHED:
-        trail = given(surface, entry, {"lr": lr}, steps)
-        if not trail.ended:
-            trails.append(trail)
-    if not trails:
-        return given(surface, entry, {"lr": SEARCHED[0]}, steps)
-    trails = [trail for trail in trails if _inside(surface, trail)] or trails
+        return at_settings(surface, entry, {}, steps)
+    every = [at_settings(surface, entry, {"lr": lr}, steps) for lr in SEARCHED]
+    whole = [found for found in every if not found.ended]
+    if not whole:
+        return every[0]
+    inside = [found for found in whole if _is_inside(surface, found)] or whole
     lowest = surface.lowest
     if lowest is None:
-        lowest = min(float(trail.values.min()) for trail in trails)
-    return min(trails, key=lambda trail: float(np.log10(np.maximum(trail.values - lowest, 1e-12)).mean()))
+        lowest = min(float(found.values.min()) for found in inside)
+    return min(inside, key=lambda found: float(np.log10(np.maximum(found.values - lowest, 1e-12)).mean()))
 
 
-def given(surface: Surface, entry: Entry, parameters: Mapping[str, float], steps: int) -> Trail:
-    """The walk of an entry with its usual settings and these."""
+def at_settings(surface: Surface, entry: Entry, parameters: Mapping[str, float], steps: int) -> Trajectory:
+    """The trajectory of an entry with its usual settings and these."""
     chosen = {**entry.usual, **parameters}
-    return walk(
-        surface,
-        lambda w: entry.build(w, chosen),
-        steps,
-        name=entry.name,
-        settings=said(entry, chosen),
-    )
+    words = settings_in_words(entry, chosen)
+    return descend(surface, lambda w: entry.build(w, chosen), steps, name=entry.name, settings=words)
 
 
-def said(entry: Entry, parameters: Mapping[str, float]) -> str:
+def settings_in_words(entry: Entry, parameters: Mapping[str, float]) -> str:
     """An entry's settings as a reader says them.
 
     >>> from schuss.lab.entries import find
-    >>> said(find("momentum"), {"lr": 0.1, "1 - momentum": 0.1})
+    >>> settings_in_words(find("momentum"), {"lr": 0.1, "1 - momentum": 0.1})
     'lr 0.1, momentum 0.9'
     """
-    arguments = entry.arguments(parameters)
     return ", ".join(
         f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in arguments.items()
+        for key, value in entry.arguments(parameters).items()
     )
 
 
-def _inside(surface: Surface, trail: Trail) -> bool:
-    """Whether a walk never left the window."""
+def _is_inside(surface: Surface, trajectory: Trajectory) -> bool:
+    """Whether a trajectory never left the window."""
     left, right, bottom, top = surface.window
-    x, y = trail.places.T
+    x, y = trajectory.points.T
     return bool(((left <= x) & (x <= right) & (bottom <= y) & (y <= top)).all())
-
-
-def _value(surface: Surface, w: Tensor) -> float:
-    with torch.no_grad():
-        return float(surface.value(w))

@@ -33,11 +33,10 @@ class Weights:
         for p in self.params:
             if p.is_complex():
                 raise TypeError("Complex weights have no real Hessian here. Try torch.view_as_real(weights).")
-        decays = [float(g["weight_decay"]) for _, g in moving]
         self.decay: Tensor | None = None
-        if any(decays):
+        if any(g["weight_decay"] for _, g in moving):
             self.decay = flatten(
-                [torch.full_like(p, c, dtype=torch.float64) for p, c in zip(self.params, decays, strict=True)]
+                [torch.full_like(p, float(g["weight_decay"]), dtype=torch.float64) for p, g in moving]
             )
 
     @property
@@ -61,30 +60,23 @@ class Weights:
 
 
 class Point:
-    """The loss at one place; its derivatives exist as long as nobody writes to the weights.
+    """The loss at one vector of weights; its derivatives exist as long as nobody writes to the weights.
 
     `x` is the float64 vector of weights, `loss` includes the weight decay, `outputs` is what the closure
     returned before it became a number (Gauss-Newton's residuals).
     """
 
-    def __init__(self, land: Landscape, x: Tensor, loss: Tensor, outputs: Any) -> None:
-        self.x = x
-        self.outputs = outputs
-        self.graph = loss
-        self.written = land.weights.versions()
+    def __init__(self, objective: Objective, x: Tensor, loss: Tensor, outputs: Any) -> None:
+        self.x, self.graph, self.outputs = x, loss, outputs
+        self.written = objective.weights.versions()
         self.loss = float(loss.detach().to(torch.float64))
-        if land.weights.decay is not None:
-            self.loss += 0.5 * float(torch.dot(land.weights.decay * x, x))
+        if objective.weights.decay is not None:
+            self.loss += 0.5 * float(torch.dot(objective.weights.decay * x, x))
         self.parts: list[Tensor] | None = None
         self.gradient: Tensor | None = None
 
-    @property
-    def finite(self) -> bool:
-        """Whether the loss is a number that can be compared."""
-        return math.isfinite(self.loss)
 
-
-class Landscape:
+class Objective:
     """Evaluates a closure at any vector of weights and differentiates it there.
 
     `curved` keeps the graph of the gradient, which products need. `reduce` turns what the closure returned
@@ -100,11 +92,8 @@ class Landscape:
         reduce: Callable[[Any], Tensor],
         backward: bool = False,
     ) -> None:
-        self.weights = weights
-        self.closure = closure
-        self.curved = curved
-        self.reduce = reduce
-        self.backward = backward
+        self.weights, self.closure = weights, closure
+        self.curved, self.reduce, self.backward = curved, reduce, backward
         self.eps = max(torch.finfo(p.dtype).eps for p in weights.params)
         self.closures = self.gradients = self.products = 0
         self.asymmetry = 0.0  # of the last dense Hessian, relative to its largest number
@@ -136,8 +125,8 @@ class Landscape:
                     "Leave the derivatives to step()."
                 )
             self.gradients += 1
-            kept = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-            point.gradient = self._decayed(flatten([g.detach().to(torch.float64) for g in kept]), x)
+            found = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+            point.gradient = self._decayed(flatten([g.detach().to(torch.float64) for g in found]), x)
             return point
         finally:
             for p, grad in zip(params, before, strict=True):
@@ -161,25 +150,25 @@ class Landscape:
                 allow_unused=True,
                 materialize_grads=True,
             )
-            if self.curved:
-                point.parts = list(parts)
+            point.parts = list(parts) if self.curved else None
             point.gradient = self._decayed(flatten([g.detach().to(torch.float64) for g in parts]), point.x)
         return point.gradient
 
-    def hvp(self, point: Point, vector: Tensor) -> Tensor:
-        """(H + decay) v at a point, float64."""
+    def _gradient_graph(self, point: Point) -> list[Tensor]:
         self._check_alive(point)
         self.gradient(point)
         assert point.parts is not None
+        return point.parts
+
+    def hvp(self, point: Point, vector: Tensor) -> Tensor:
+        """(H + decay) v at a point, float64."""
+        product = hvp(self._gradient_graph(point), self.weights.params, vector).detach()
         self.products += 1
-        return self._decayed(hvp(point.parts, self.weights.params, vector).detach(), vector)
+        return self._decayed(product, vector)
 
     def hessian(self, point: Point) -> Tensor:
         """H + decay at a point, dense, symmetric, float64: d products."""
-        self._check_alive(point)
-        self.gradient(point)
-        parts, count = point.parts, self.weights.count
-        assert parts is not None
+        parts, count = self._gradient_graph(point), self.weights.count
         self.products += count
         found = rows(lambda v: hvp(parts, self.weights.params, v).detach(), count, point.x)
         size = float(found.abs().max())
@@ -206,13 +195,16 @@ class Landscape:
         if point.gradient is not None and not self.curved:
             point.written = self.weights.versions()
 
+    def _rounding(self, point: Point) -> float:
+        return max(self.eps, torch.finfo(point.graph.dtype).eps)
+
     def noise(self, point: Point) -> float:
         """How far a loss of this size may be off by rounding alone, generously."""
-        return 10 * max(self.eps, torch.finfo(point.graph.dtype).eps) * abs(point.loss)
+        return 10 * self._rounding(point) * abs(point.loss)
 
     def faint(self, point: Point) -> float:
         """A change of the loss that rounding inside the closure may distort: half of the digits are not trusted."""
-        return math.sqrt(max(self.eps, torch.finfo(point.graph.dtype).eps)) * abs(point.loss)
+        return math.sqrt(self._rounding(point)) * abs(point.loss)
 
     def is_fresh(self, point: Point) -> bool:
         """Whether the weights are still those of this point, untouched since."""
@@ -229,12 +221,8 @@ def as_loss(returned: Any) -> Tensor:
             "computed it: no .item() and no float()."
         )
     if returned.numel() != 1:
-        raise refusal(
-            "closure()",
-            tuple(returned.shape),
-            "the shape of a loss",
-            "Reduce it to one number with .mean() or .sum().",
-        )
+        advice = "Reduce it to one number with .mean() or .sum()."
+        raise refusal("closure()", tuple(returned.shape), "the shape of a loss", advice)
     if returned.is_complex():
         raise ValueError("The closure returned a complex number. A loss must be real: try .abs() or .real.")
     return returned.reshape(())
