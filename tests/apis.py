@@ -7,7 +7,7 @@ import torch
 
 import schuss.numpy
 import schuss.torch
-from schuss.compile.front import WHOLE
+from schuss.core.options import WHOLE
 from schuss.rules import TABLE
 
 

@@ -88,7 +88,7 @@ REFUSED = [
         "lambd=-0.0001 is not a finite number ≥ 0. Below 0 the rate would grow without bound.",
     ),
     ("Lion", dict(betas=(0.9, 1.0)), "beta2=1.0 is not in [0, 1)."),
-    ("AdamW", dict(rounding="up"), "rounding='up' is not 'nearest' or 'stochastic'"),
+    ("AdamW", dict(rounding="up"), "rounding='up' is not one of 'nearest', 'stochastic'"),
     ("AdamW", dict(compensated=1), "compensated=1 is not True or False"),
     (
         "AdamW",
@@ -103,8 +103,8 @@ REFUSED = [
     ("AdamW", dict(state_dtype="float16"), "state_dtype='float16' is not None or one of"),
     ("AdamW", dict(state_dtype=int), "is not None or one of 'float64'"),
     ("AdamW", dict(ema_decay=1.5), "ema_decay=1.5 is not in [0, 1]. Try 0.999"),
-    ("AdamW", dict(max_norm=0), "max_norm=0 is not None or a number > 0"),
-    ("AdamW", dict(max_norm=lambda n: 1.0), "is not None or a number > 0"),
+    ("AdamW", dict(max_norm=0), "max_norm=0 is not None or a finite number > 0"),
+    ("AdamW", dict(max_norm=lambda n: 1.0), "is not None or a finite number > 0"),
     ("AdamW", dict(skip_nonfinite="yes"), "skip_nonfinite='yes' is not True or False"),
     ("AdamW", dict(seed=0.5), "seed=0.5 is not a whole number"),
 ]

@@ -22,8 +22,8 @@ from schuss.bench.report import Driver, Skipped, Timing
 from schuss.bench.shapes import Workload, count
 from schuss.bench.sizes import Sizes
 from schuss.compile import device
-from schuss.compile.front import slot_dtype, slot_storage, weight_storage
 from schuss.compile.storage import columns
+from schuss.core.storage import slot_dtype, slot_storage, weight_storage
 
 HEADLINE = Page("AdamW")
 COPY, FUSED, CLIPPED, TORCH_CLIPPED = "copy", "torch fused", "schuss, clipped", "torch, clipped"

@@ -18,9 +18,10 @@ import numpy as np
 
 from schuss.compile import cpu, norm, threads
 from schuss.compile.formula import Formula
-from schuss.compile.front import for_sparse
 from schuss.compile.launch import Launch, Terms, TouchedRows, WholeTensors
 from schuss.compile.storage import Column, columns
+from schuss.core.arguments import for_sparse
+from schuss.core.norm import combined
 from schuss.errors import refusal
 from schuss.numpy.layout import KERNEL_NAMES, address, bounds, empty, has_kernel, length, lies, native
 from schuss.numpy.sparse import touched
@@ -39,19 +40,18 @@ _strides = attrgetter("strides", "flags.aligned")
 
 @dataclass
 class Item:
-    """One weight with a gradient: its state, laid out in `axes`, and its places in the trees and the ledger.
+    """One weight with a gradient: its state, laid out in `axes`, its place in the tree, and its row of the counts.
 
-    `kept` says how the weight and each slot are kept; `slots` are the arrays of the slots, then those beside the weight
-    and the slots.
+    `storage` is that of the weight and of each slot; `slots` are the arrays of the slots, then their auxiliary buffers.
     """
 
     path: Path
     weight: Array
     axes: tuple[int, ...]
-    kept: tuple[str, ...]
+    storage: tuple[str, ...]
     slots: list[Array]
     place: int
-    member: int
+    index: int
 
 
 def check_weight(path: Path, weight: Any) -> Array:
@@ -141,7 +141,7 @@ Signature = tuple[Formula, tuple[str, ...]]
 
 
 def _signature(formula: Formula, item: Item, gradient: Array) -> Signature:
-    return formula, (item.kept[0], KERNEL_NAMES[gradient.dtype.name], *item.kept[1:])
+    return formula, (item.storage[0], KERNEL_NAMES[gradient.dtype.name], *item.storage[1:])
 
 
 def _columns(signature: Signature) -> list[Column]:
@@ -174,8 +174,8 @@ class _Batch:
     ) -> None:
         self.memory = memory
         self.table = WholeTensors(_columns(signature), [length(item.weight) for item in items])
-        members = [item.member for item in items]
-        self.launch = Launch(signature[0], cpu.kernel(*signature), self.table, [0] * len(items), members)
+        indices = [item.index for item in items]
+        self.launch = Launch(signature[0], cpu.kernel(*signature), self.table, [0] * len(items), indices)
         self.weights_in: list[tuple[Array, Array]] = []
         self.gradients_in: list[tuple[Array, int]] = []
         self.direct: list[int] = []  # which of the items
@@ -261,7 +261,7 @@ class _Touched:
         table.place(1, address(self.values), packed=True)
         for column, array, lent in zip((0, *range(2, len(arrays) + 1)), self.here, self.lent, strict=True):
             table.place(column, address(array), packed=lent is not None)
-        self.launch = Launch(formula, cpu.kernel(*signature), table, [0], [item.member])
+        self.launch = Launch(formula, cpu.kernel(*signature), table, [0], [item.index])
 
     def given(self, gradients: Sequence[Any]) -> list[Array]:
         """The gradients that move these rows: of each row one."""
@@ -278,9 +278,6 @@ class _Touched:
 
 
 Work = list[tuple[_Batch | _Touched, Rule]]
-
-# A sum of squares above this has lost nothing that counts to squares that were too small for their dtype.
-_LEAST = 1e-280
 
 
 def _norm(gradient: Array) -> float:
@@ -353,22 +350,22 @@ class Plan:
     def norm(self, work: Work, gradients: list[Any], workers: int) -> float:
         """The norm of all gradients together, each read once; NaN or infinite if one of their numbers is."""
         total = sum(norm.square(part.launch.table, workers) for part, _ in work)
-        if _LEAST < total < math.inf:
-            return math.sqrt(total)
-        return math.hypot(*(_norm(gradient) for part, _ in work for gradient in part.given(gradients)))
+        return combined(total, (_norm(gradient) for part, _ in work for gradient in part.given(gradients)))
 
-    def step(self, work: Work, ledger: Array, terms: Terms, workers: int, counting: partial[None]) -> None:
+    def step(self, work: Work, counts: Array, options: Terms, workers: int, counting: partial[None]) -> None:
         """Move every weight once, and count it. What is wrong with a rule is raised before anything is changed."""
+        launches: list[Launch] = []
+        actions: list[Any] = []
         for part, rule in work:
-            part.launch.prepare(ledger, [rule], [terms])
-        parts = [part for part, _ in work]
-        threads.together(
-            [
-                *[part.launch.counting(ledger) for part in parts],
-                counting,
-                *[part.launch.moving(workers) for part in parts],
-                *[back for part in parts for back in part.returning()],
-            ]
-        )
-        for part in parts:
-            part.launch.taken(ledger)
+            part.launch.prepare(counts, [rule], [options])
+            launches.append(part.launch)
+        for launch in launches:
+            actions.append(launch.counting(counts))
+        actions.append(counting)
+        for launch in launches:
+            actions.append(launch.moving(workers))
+        for part, _ in work:
+            actions += part.returning()
+        threads.together(actions)
+        for launch in launches:
+            launch.taken(counts)

@@ -15,8 +15,10 @@ from typing import Any, cast
 
 import torch
 
-from schuss.compile.checkpoint import (
+from schuss.compile.storage import BLOCK
+from schuss.core.checkpoint import (
     WAY_OUT,
+    Arrays,
     Check,
     Part,
     Problem,
@@ -28,11 +30,12 @@ from schuss.compile.checkpoint import (
     lost_entries,
     strange,
 )
-from schuss.compile.front import NARROW, OPTIONS, SWITCHES, dtype_name, is_schedule
-from schuss.compile.storage import BLOCK
+from schuss.core.options import OPTIONS, SWITCHES
+from schuss.core.schedules import is_schedule
+from schuss.core.storage import NARROW, dtype_name
 from schuss.errors import refusal
 from schuss.rules import Row
-from schuss.torch import kept
+from schuss.torch import storage
 
 Tensor = torch.Tensor
 Entry = dict[str, Any]
@@ -41,9 +44,7 @@ SCHEDULE = "finished_steps"
 """Where a checkpoint has the step of the optimizer's `Scheduler`: not in a group, where torch.optim would keep it."""
 
 
-class _Tensors:
-    """How a checkpoint's tensors are read."""
-
+class _Tensors(Arrays):
     def number(self, value: Any) -> int | float | None:
         if isinstance(value, Tensor):
             value = value.item() if value.numel() == 1 and value.device.type != "meta" else None
@@ -51,27 +52,18 @@ class _Tensors:
             value = value.item()
         return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
-    def count(self, value: Any) -> int | float | None:
-        return self.number(value)
-
     def shape(self, value: Any) -> tuple[int, ...] | None:
         return tuple(value.shape) if isinstance(value, Tensor) and value.layout == torch.strided else None
 
     def dtype(self, value: Any) -> str:
         return dtype_name(value.dtype)
 
-    def least(self, value: Any) -> float:
-        return float(own.amin()) if (own := _own(value)) is not None else 0.0
-
-    def most(self, value: Any) -> float:
-        return float(own.amax()) if (own := _own(value)) is not None else 0.0
-
-
-def _own(value: Any) -> Tensor | None:
-    """The real numbers of a tensor that are here: of a DTensor this process's part. None if there are none."""
-    own = (value.to_local() if hasattr(value, "to_local") else value).detach()
-    own = torch.view_as_real(own.resolve_conj()) if own.is_complex() else own
-    return own if own.numel() and own.device.type != "meta" else None
+    def real(self, value: Any) -> Any:
+        own = (
+            value.to_local() if hasattr(value, "to_local") else value
+        ).detach()  # of a DTensor this process's part
+        own = torch.view_as_real(own.resolve_conj()) if own.is_complex() else own
+        return own if own.numel() and own.device.type != "meta" else None
 
 
 def check_of(row: Row) -> Check:
@@ -217,7 +209,7 @@ def _entry(entry: Any, key: Any, check: Check) -> Entry:
         raise refusal(f"The checkpoint's state of weight {key}", entry, "a dict")
     found: Entry = {}
     for name, value in cast(Mapping[Any, Any], entry).items():
-        own = kept.own_name(name) if isinstance(name, str) else name
+        own = storage.own_name(name) if isinstance(name, str) else name
         if value is None and own in check.parts:
             continue
         if own in found:
@@ -239,7 +231,7 @@ def _others(
         if key in keys:
             continue
         names = (
-            {kept.own_name(name) for name in value if isinstance(name, str)}
+            {storage.own_name(name) for name in value if isinstance(name, str)}
             if isinstance(value, Mapping)
             else set()
         )
@@ -332,7 +324,7 @@ def copied(entry: Entry, weight: Tensor, parts: Mapping[str, Part], block: int) 
     for name in [name for name, part in parts.items() if part.kind == "slot" and name in found]:
         if found[name].dtype == torch.int8:
             found[name] = found[name].contiguous()
-            kept.convert(found, name, "int8", block)
+            storage.convert(found, name, "int8", block)
     return found
 
 

@@ -7,15 +7,14 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from schuss.compile.front import SWITCHES
 from schuss.compile.grammar import check
-from schuss.compile.kind import Kind
+from schuss.core.arguments import Kind
+from schuss.core.options import SWITCHES
 from schuss.errors import unknown
 from schuss.rules import TABLE, Row, Rule, row_of
 from schuss.torch import checkpoints
 
-Group = dict[str, Any]
-
+_FIRST = {"params": "tensors, (name, tensor) pairs, or dicts of groups"}
 _PROCESS_GROUP = inspect.Parameter(
     "process_group", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Any
 )
@@ -30,7 +29,7 @@ def kind_of(rule: type[Rule]) -> Kind:
 
 def of_row(row: Row) -> Kind:
     """What a row of the table is under PyTorch."""
-    return Kind(row, checkpoints.check_of(row), SWITCHES, _PROCESS_GROUP)
+    return Kind(row, checkpoints.check_of(row), SWITCHES, _FIRST, _PROCESS_GROUP)
 
 
 class Kinds:

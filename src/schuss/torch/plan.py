@@ -1,12 +1,12 @@
-"""Which memory a step walks over: found once, looked at before every step, found anew when anything is other.
+"""Which memory a step runs over: found once, checked before every step, found anew when anything is other.
 
 Most tensors are plain: weight, gradient and state lie alike in memory, and the kernel is pointed at them, on a GPU one
-of its own. The others get the right answer by another way, one by one at each step: *staged* tensors lie differently
+of its own. The others get the right answer by another path, one by one at each step: *staged* tensors lie differently
 and go through copies, *sparse* gradients touch some rows only, and *eager* ones are on a device or of a dtype without
 a kernel.
 
-A step is prepared, then taken. What can be refused is refused before: when a plan is made (`kept.check`), when the rows
-of sparse gradients are looked at, and when the scalars are worked out. From then on everything moves.
+A step is prepared, then taken. What can be refused is refused before: when a plan is made (`checks`), when the rows of
+sparse gradients are looked at, and when the scalars are worked out. From then on everything moves.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import torch
 
 from schuss.compile import cpu, device, eager, threads
 from schuss.compile.formula import Formula
-from schuss.compile.front import dtype_name
 from schuss.compile.launch import TENSOR_BITS, Launch, Table, Terms, TouchedRows, WholeTensors, numbers
 from schuss.compile.storage import PLAIN, STORAGES, Column, columns, drawn
+from schuss.core.storage import dtype_name
 from schuss.rules import Rule
 from schuss.torch import layout
-from schuss.torch.kept import check_rows
+from schuss.torch.checks import check_rows
 from schuss.torch.layout import lazy
 from schuss.torch.norm import norm_of
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from schuss.compile import checkpoint
-from schuss.compile.front import OPTIONS
 from schuss.compile.storage import BLOCK
+from schuss.core import checkpoint
+from schuss.core.hyperparameters import Group
+from schuss.core.options import OPTIONS
 from schuss.rules import Rule
-from schuss.torch import checkpoints, kept
+from schuss.torch import checkpoints, storage
 from schuss.torch.hyperparameters import Hyperparameters
-from schuss.torch.kinds import Group, Kinds
+from schuss.torch.kinds import Kinds
 
 Tensor = torch.Tensor
 
@@ -24,7 +25,7 @@ def packed(plain: dict[str, Any], kinds: Kinds, skipped: int) -> dict[str, Any]:
     row_of = {key: kinds.of(group).row for group in groups for key in group["params"]}
     state = {
         key: {
-            kept.saved_name(name, value): checkpoints.exported(name, value, row_of.get(key, kinds.own.row))
+            storage.saved_name(name, value): checkpoints.exported(name, value, row_of.get(key, kinds.own.row))
             for name, value in entry.items()
         }
         if isinstance(entry, dict)
@@ -64,7 +65,7 @@ class Loaded:
         for k, (mine, theirs) in enumerate(zip(groups, self.saved.groups, strict=True)):
             kind = self.kinds.of(mine)
             members = range(first, first := first + len(mine["params"]))
-            own, steps = [name for name, _ in kind.arguments.names], self.saved.steps(members)
+            own, steps = [name for name, _ in kind.names], self.saved.steps(members)
             group = checkpoints.fitted_group(mine, theirs, kind.needed, own, kind.row, steps)
             self.groups.append(group)
             self.hyperparameters.drop(group)
@@ -90,11 +91,11 @@ class Loaded:
                 continue
             state[weight] = checkpoints.copied(entry, weight, kind.check.parts, saved.block)
             if group["state_dtype"] is not None:
-                asked = kept.slot_dtype_of(weight, group["state_dtype"])
+                asked = storage.new_dtype(weight, group["state_dtype"])
                 if asked == "int8" and saved.in_blocks:
                     continue  # what is not in blocks, as others are, had a reason: it has gradients of rows
                 for name in kind.slot_names & state[weight].keys():
-                    kept.convert(state[weight], name, asked)
+                    storage.convert(state[weight], name, asked)
         return state, lost + checkpoint.settle(saved.problems, strict)
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from schuss.compile.checkpoint import is_count
-from schuss.compile.front import check_schedule
+from schuss.core.checkpoint import is_count
+from schuss.core.schedules import check_schedule
 from schuss.errors import real, refusal
 from schuss.torch.checkpoints import SCHEDULE
 

@@ -6,7 +6,7 @@
 | the rule's scalars        | a number  | finite, within the rule's `bounds`                                           |
 | the rule's slots          | an array  | of the weight's shape, in a dtype of state, within `bounds`, no NaN          |
 | the weight's average      | an array  | the same, in float32 or more                                                 |
-| what rounding took        | an array  | the same, in 16 bits                                                         |
+| the compensation term     | an array  | the same, in 16 bits                                                         |
 | the scales of int8 codes  | an array  | float32, one for each block, ≥ 0, no NaN                                     |
 
 An infinity is no damage: a second moment that overflowed was saved so, and the step after it can be finite. A NaN is
@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from schuss.compile.formula import AVERAGE
 from schuss.compile.storage import LEVEL_MOST, PLAIN, STORAGES
@@ -42,32 +43,36 @@ def scale_of(name: str) -> str:
     return f"{name}_scale"
 
 
-class Arrays(Protocol):
+class Arrays(ABC):
     """How an API reads what a checkpoint holds."""
 
+    @abstractmethod
     def number(self, value: Any) -> int | float | None:
         """The one real number that `value` is; None if it is anything else."""
-        ...
 
     def count(self, value: Any) -> int | float | None:
         """The same for a count of steps."""
-        ...
+        return self.number(value)
 
+    @abstractmethod
     def shape(self, value: Any) -> tuple[int, ...] | None:
         """An array's shape; None if it is none."""
-        ...
 
+    @abstractmethod
     def dtype(self, value: Any) -> str:
         """The name of an array's dtype: "bfloat16" also where only its bits are there."""
-        ...
+
+    @abstractmethod
+    def real(self, value: Any) -> Any:
+        """An array's real numbers that are here, two for each complex one; None if there are none."""
 
     def least(self, value: Any) -> float:
-        """The smallest number of an array, of the real and imaginary parts of complex ones; NaN if one is NaN."""
-        ...
+        """The smallest number of an array; NaN if one is NaN."""
+        return 0.0 if (own := self.real(value)) is None else float(own.min())
 
     def most(self, value: Any) -> float:
         """The largest one."""
-        ...
+        return 0.0 if (own := self.real(value)) is None else float(own.max())
 
 
 @dataclass(frozen=True)
