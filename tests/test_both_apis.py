@@ -215,6 +215,25 @@ def test_a_decay_can_be_changed_and_an_average_that_missed_steps_is_begun_anew(a
     assert subject.values(0, "average") == pytest.approx(-4.5, rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("name", "own"), [("SGD", {}), ("SGD", {"momentum": 0.5}), ("Adam", {"betas": (0.0, 0.9), "eps": 0.0})]
+)
+def test_an_average_asked_for_later_begins_with_the_weights_before_the_step(api, name, own):
+    """Whether the rule has state or not, and after loading too."""
+    for loaded in (False, True):
+        subject = api(name, [np.full(2, 4.0)], lr=1.0, **own)
+        for _ in range(2):
+            subject.step(np.ones(2))
+        if loaded:
+            saved, subject = subject.saved(), subject.again()
+            subject.load(saved)
+        (before,) = subject.weights()
+        subject.change("ema_decay", 0.75)
+        subject.step(np.ones(2))
+        (after,) = subject.weights()
+        np.testing.assert_allclose(subject.averages()[0], 0.75 * before + 0.25 * after, rtol=1e-12)
+
+
 def test_touched_rows_alone_renew_their_average(api):
     subject = api("SGD", [np.zeros((5, 2))], lr=1.0, ema_decay=0.5)
     for row in (1, 1, 3):
@@ -430,6 +449,18 @@ def test_seeds_differ_and_repeat(api):
 
     np.testing.assert_array_equal(run(3), run(3))
     assert (run(3) != run(4)).any()
+
+
+def test_a_seed_can_be_changed_between_steps(api):
+    def run(first, then):
+        subject = api("SGD", [np.ones(300, np.float16)], lr=1e-4, rounding="stochastic", seed=first)
+        subject.step(np.zeros(300))
+        subject.change("seed", then)
+        subject.step(np.ones(300))
+        return subject.weights()[0]
+
+    np.testing.assert_array_equal(run(0, 4), run(4, 4))
+    assert (run(0, 4) != run(0, 0)).any()
 
 
 def test_rounding_can_be_changed_between_steps(api):
