@@ -212,7 +212,9 @@ class Optimizer(OfRule, torch.optim.Optimizer):
         scheduled = [group for group in groups if group["schedules"]]
         overruled = False
         if scheduled:
-            driven = getattr(vars(self).get("step"), "_wrapped_by_lr_sched", False)  # by one of torch's schedulers
+            driven = getattr(
+                vars(self).get("step"), "_wrapped_by_lr_sched", False
+            )  # by one of torch's schedulers
             overruled = hyperparameters.overruled(scheduled, driven)
         if overruled and self._device_steps.control is not None:
             self._device_steps.settle()
