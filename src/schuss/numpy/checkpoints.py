@@ -20,7 +20,6 @@ from schuss.core.checkpoint import (
     check_block,
     check_count,
     settle,
-    warn_of,
 )
 from schuss.numpy import storage
 from schuss.numpy.layout import native
@@ -115,8 +114,8 @@ def saved(row: Row, finished: int, skipped: int, state: State, state_dtype: Any)
 
 def loaded(
     state: Mapping[str, Any], row: Row, check: Check, rule: Rule, state_dtype: Any, now: State, strict: bool
-) -> tuple[State, int, int]:
-    """The state in a checkpoint, checked and copied, its finished updates and those that were skipped.
+) -> tuple[State, int, int, list[str]]:
+    """The state in a checkpoint, checked and copied, its finished and skipped updates, and words on what starts afresh.
 
     `now` is the state that it replaces.
     """
@@ -169,10 +168,9 @@ def loaded(
             storage.convert(slots, slot, dtype, block)
         new.entries[key] = Entry(shapes[0] if shapes else about.shape, index, slots)
     lost += settle(_lost(counts, found, now.entries), strict, KeyMismatchError)
-    warn_of(lost)
     new.counts = new.counts[: len(new.entries)]
     new.unmatched = bool(new.entries) and strict
-    return new, counts["finished"], counts.get("skipped", 0)
+    return new, counts["finished"], counts.get("skipped", 0), lost
 
 
 def _field(slots: Mapping[str, Array]) -> str | None:

@@ -15,6 +15,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from schuss.compile.formula import formula
+from schuss.core import checkpoint
 from schuss.core.arguments import Kind, OfRule
 from schuss.core.averages import Averages
 from schuss.core.hyperparameters import Group, Hyperparameters
@@ -297,9 +298,10 @@ class Optimizer(OfRule):
         an array whose state is missing, in part too, or has a NaN starts afresh, with a warning.
         """
         rule, group = self._hyperparameters.rule(self._group), self._group
-        loaded, finished, skipped = checkpoints.loaded(
+        loaded, finished, skipped, lost = checkpoints.loaded(
             state, self.row, self.kind.check, rule, group["state_dtype"], self._state, strict
         )
+        checkpoint.warn_of(lost)
         self._state, self._skipped, self._plan = loaded, skipped, None
         group["step"] = finished
 
