@@ -125,7 +125,11 @@ class Optimizer(OfRule):
         """Take these hyperparameters and options, all of them at first, or say which is outside its domain."""
         old, hyperparameters = self._group, self._hyperparameters
         kept = {name: one for name, one in old["schedules"].items() if name not in changes}
-        group: Group = {**old, **{key: _plain(key, value) for key, value in changes.items()}, "schedules": kept}
+        group: Group = {
+            **old,
+            **{key: _plain(key, value) for key, value in changes.items()},
+            "schedules": kept,
+        }
         if not KNOWN.keys().isdisjoint(changes):
             check_options(group)
         try:
