@@ -84,10 +84,10 @@ def class_doc(row: Row, known: Mapping[str, Parameter], first: Sequence[str]) ->
 
 def documented(row: Row, known: Mapping[str, Parameter]) -> str:
     """The arguments of a constructor for its docstring: default, domain, units and meaning of each."""
-    domains, told = {f.name: f.metadata["domain"] for f in fields(row.rule)}, _table_rows(row.rule)
+    domains, rows = {f.name: f.metadata["domain"] for f in fields(row.rule)}, _table_rows(row.rule)
 
     def one(name: str) -> str:
-        units, meaning = told.get(name, ("", ""))
+        units, meaning = rows.get(name, ("", ""))
         units = "" if units in ("", "none") else f", {units}"
         return f"{domains[name]}{units}{': ' if meaning else ''}{meaning}"
 

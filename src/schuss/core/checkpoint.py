@@ -118,7 +118,7 @@ class Weight:
 class Check:
     """The table, for one rule and one API.
 
-    `names` are the checkpoint's names of what the rule remembers, `place` says where an entry of a weight stands, and
+    `names` are the checkpoint's names of what the rule remembers, `where` says where an entry of a weight stands, and
     `narrow` are the 16-bit dtypes that weights have. `parts` is all that may stand in one weight's state.
     """
 
@@ -128,16 +128,11 @@ class Check:
         names: Mapping[str, str],
         counts_steps: bool,
         read: Arrays,
-        place: Callable[[Any, str], str],
+        where: Callable[[Any, str], str],
         narrow: Sequence[str],
     ) -> None:
-        self.name, self._names, self._counts, self._read, self._place = (
-            rule.__name__,
-            names,
-            counts_steps,
-            read,
-            place,
-        )
+        self.name, self._names, self._counts = rule.__name__, names, counts_steps
+        self._read, self._where = read, where
         self._rests = {one: _rest_of(one) for one in narrow}
         self._scalars = [names.get(scalar, scalar) for scalar in rule.scalars]
         self.parts = {"step": Part("count")}
@@ -157,13 +152,13 @@ class Check:
         for name in needed:
             if name not in entry:
                 yield Problem(
-                    f"The checkpoint has no {self._place(weight.key, name)}. Build the optimizer with the options of "
+                    f"The checkpoint has no {self._where(weight.key, name)}. Build the optimizer with the options of "
                     f"the one that was saved. {WAY_OUT}",
                     absent=True,
                     fatal=False,
                 )
         for name, value in entry.items():
-            one, where = self.parts[name], f"The checkpoint's {self._place(weight.key, name)}"
+            one, where = self.parts[name], f"The checkpoint's {self._where(weight.key, name)}"
             if one.kind == "count":
                 number = self._read.count(value)
                 if number is None or not is_count(number):
@@ -173,7 +168,7 @@ class Check:
             elif one.kind == "scale":
                 if one.of not in entry or not self._is_int8(entry[one.of]):
                     yield Problem(
-                        f"{where} are scales of int8 codes, but {self._place(weight.key, one.of)} is not int8. "
+                        f"{where} are scales of int8 codes, but {self._where(weight.key, one.of)} is not int8. "
                         "Was it put together from two checkpoints?"
                     )
             else:
@@ -232,7 +227,7 @@ class Check:
     def _scales(
         self, where: str, weight: Weight, part: str, entry: Mapping[str, Any], block: int
     ) -> Iterator[Problem]:
-        scales, place = entry.get(scale_of(part)), self._place(weight.key, scale_of(part))
+        scales, there = entry.get(scale_of(part)), self._where(weight.key, scale_of(part))
         numbers = math.prod(weight.shape or ())
         blocks = -(-numbers // block)
         shape = None if scales is None else self._read.shape(scales)
@@ -240,16 +235,16 @@ class Check:
             found = "are none" if shape is None else f"is {self._read.dtype(scales)} of shape {shape}"
             words = (
                 f"{where} has {numbers} int8 codes in blocks of {block}, which need {blocks} scales (float32) in "
-                f"{place}; there {found}. Was it cut short?"
+                f"{there}; there {found}. Was it cut short?"
             )
             lost = scales is None
             yield Problem(f"{words} {WAY_OUT}" if lost else words, absent=lost, fatal=not lost)
             return
         least = self._read.least(scales)
         if math.isnan(least):
-            yield Problem(f"The checkpoint's {place} has a NaN. {WAY_OUT}", fatal=False)
+            yield Problem(f"The checkpoint's {there} has a NaN. {WAY_OUT}", fatal=False)
         elif least < 0:
-            yield Problem(f"The checkpoint's {place} has {least:g}, but a scale is never less than 0.")
+            yield Problem(f"The checkpoint's {there} has {least:g}, but a scale is never less than 0.")
 
 
 def _rest_of(dtype: str) -> str:

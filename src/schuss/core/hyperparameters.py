@@ -23,7 +23,7 @@ def _immutable(value: Any) -> bool:
 class Hyperparameters:
     """The rule of each group. A group has its finished steps under `step`, and its `schedules` by name.
 
-    A schedule shows its value in its place in the group, once for each finished step. A function that is written into a
+    A schedule writes its value into the group, once for each finished step. A function that is written into a
     group becomes a schedule.
     """
 
@@ -76,7 +76,7 @@ class Hyperparameters:
         return kind.rule(plain_number(kind.values({**group, **values})))
 
     def ask(self, group: Group) -> None:
-        """Show each schedule's value in its place: that after the group's finished steps."""
+        """Write into the group what its schedules give after its finished steps."""
         finished = group["step"]
         shown: Group = {"lr": group.get("lr", 0.0)}
         for name, schedule in group["schedules"].items():

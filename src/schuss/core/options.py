@@ -1,4 +1,4 @@
-"""What every optimizer takes beside its rule's hyperparameters, by keyword: defaults, domains, types and meanings."""
+"""The options that every optimizer takes by keyword: defaults, domains, types and meanings."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 # A tensor with fewer weights has its state in float32 where int8 is asked for: it would save next to nothing.
@@ -41,3 +42,16 @@ def slot_dtype(weight: str, state_dtype: Any, length: int, whole: bool = True) -
         return "float32" if weight in NARROW else weight
     asked = dtype_name(state_dtype)
     return "float32" if asked == "int8" and (length < SMALL or not whole) else asked
+
+
+def apart(shape: Sequence[int], strides: Sequence[int], unit: int) -> bool:
+    """Whether each number of an array has memory of its own: each axis strides over all that the smaller ones span.
+
+    `strides` are in units of which a number takes `unit`.
+    """
+    span = unit
+    for stride, size in sorted((abs(s), n) for s, n in zip(strides, shape, strict=True) if n > 1):
+        if stride < span and 0 not in shape:
+            return False
+        span += stride * (size - 1)
+    return True

@@ -108,7 +108,8 @@ def minibatches(
         raise refusal("arrays", arrays, "one array or more", "Try minibatches(X, y, batch_size=32).")
     size = None if batch_size is None else whole("batch_size", batch_size, least=1)
     seed = whole("seed", seed, most=2**64 - 1, advice="An epoch can be resumed only if its order has a seed.")
-    for name, value in (("shuffle", shuffle), ("drop_last", drop_last)):
+    flags: dict[str, Any] = {"shuffle": shuffle, "drop_last": drop_last}
+    for name, value in flags.items():
         if not isinstance(value, bool | np.bool):  # "no" is true
             raise refusal(name, value, "True or False")
     if any(is_stream(data) for data in arrays):

@@ -273,14 +273,14 @@ class Optimizer(OfRule):
         | `finished`         | int64          | updates                                                              |
         | `entries`          | int64          | how many entries its arrays have, those below                        |
         | `layers/0/W/step`  | int64          | steps of `params["layers"][0]["W"]`; a `/` in a key is `%2F`         |
-        | `layers/0/W/m`     | as kept        | its state, by the page's names                                       |
+        | `layers/0/W/m`     | as stored      | its state, by the rule's names                                       |
 
         and, where an option asks for it:
 
         | key                    | dtype         |                                                                   |
         |------------------------|---------------|-------------------------------------------------------------------|
         | `layers/0/W/average`   | of W, or wide | the average of W; float32 for float16                             |
-        | `layers/0/W/rest`      | float16       | what rounding took from W, times 2¹¹                              |
+        | `layers/0/W/rest`      | float16       | the compensation term of W, times 2¹¹                             |
         | `layers/0/W/m_scale`   | float32       | a scale for each block of `layers/0/W/m`, counted row by row      |
         | `block_size`           | int64         | how many numbers are a block                                      |
         | `skipped`              | int64         | updates that were left out                                        |

@@ -1,4 +1,4 @@
-"""What a step needs of weights, gradients and state, whoever has made them so; looked at when a plan is made.
+"""What a step needs of weights, gradients and state, whoever has made them so: checked when a plan is made.
 
 Nothing is changed here, so a step that is refused has changed nothing.
 """
@@ -13,8 +13,8 @@ import torch
 
 from schuss.compile.storage import BLOCK, PLAIN
 from schuss.core.checkpoint import REST, Part, is_count, scale_of
-from schuss.core.storage import dtype_name
-from schuss.torch.layout import apart, held, in_memory
+from schuss.core.storage import apart, dtype_name
+from schuss.torch.layout import held, in_memory
 
 Tensor = torch.Tensor
 
@@ -34,7 +34,7 @@ def check(
 ) -> None:
     """Refuse a weight, a gradient or state that a step could not run over.
 
-    `key` is the weight's place among all, `names` are those of its slots, `parts` says what each entry is, and
+    `key` is the weight's index among all, `names` are those of its slots, `parts` says what each entry is, and
     `together` names those that are there all or not at all.
     """
     where = f"weight {key}, of shape {tuple(weight.shape)}"
@@ -90,7 +90,7 @@ def _check_held(what: str, tensor: Tensor) -> None:
 def _check_written(what: str, tensor: Tensor) -> None:
     """Refuse to write to numbers that are not there, or share memory."""
     _check_held(what, tensor)
-    if not apart(tensor):
+    if not apart(tensor.shape, tensor.stride(), 1):
         shared = "has numbers that share memory"
         raise _refused(what, shared, "memory of its own for each", "Try `.data = .data.clone()`.")
 

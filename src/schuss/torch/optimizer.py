@@ -2,7 +2,7 @@
 
 The class answers to torch and its frameworks. Its parts have modules of their own: the rules of its groups (`kinds`,
 `hyperparameters`), the counts of steps (`counts`), whether a step is taken (`gate`, `device_steps`), state and the
-memory of a step (`planner`, `plan`), and checkpoints (`resuming`).
+memory of a step (`planner`, `plan`), and checkpoints (`checkpoints`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from schuss.core.hyperparameters import Group
 from schuss.core.options import OPTIONS, WHOLE, check_options, step_options
 from schuss.core.storage import dtype_name
 from schuss.rules import Rule
-from schuss.torch import checkpoints, resuming, sharded
+from schuss.torch import checkpoints, sharded
 from schuss.torch.counts import Counts
 from schuss.torch.device_steps import DeviceSteps
 from schuss.torch.gate import Gate
@@ -288,7 +288,7 @@ class Optimizer(OfRule, torch.optim.Optimizer):
         return self._gate.norm_of(plan, weights, gradients)[0] == 0
 
     def _key(self, weights: list[Tensor], rules: list[Rule]) -> Any:
-        """What a plan stands on, beside the memory itself."""
+        """What a plan depends on, other than the memory itself."""
         modes = [
             (type(rule), rule.variant, group["rounding"], group["compensated"], group["ema_decay"] is None)
             for rule, group in zip(rules, self.param_groups, strict=True)
@@ -368,19 +368,19 @@ class Optimizer(OfRule, torch.optim.Optimizer):
         """The state in torch.optim's layout: its optimizers read it. Schedules are configuration, and not in it."""
         self._device_steps.settle()
         self._planner.drop_unstepped(self)
-        for one in resuming.strays(self.param_groups, self.state):
+        for one in checkpoints.strays(self.param_groups, self.state):
             raise ValueError(
                 f"optimizer.state has the state of a tensor of shape {tuple(one.shape)} that is in no parameter group. "
                 "Was a weight replaced after a step? Move its state to the new weight, or take it out."
             )
-        return resuming.packed(super().state_dict(), self._kinds, self.skipped)
+        return checkpoints.packed(super().state_dict(), self._kinds, self.skipped)
 
     def load_state_dict(self, state_dict: dict[str, Any], *, strict: bool = True) -> None:
         """Take the state of a checkpoint, torch.optim's or ours, as it is: nothing is cast, unless to a `state_dtype`
         that was asked for at construction.
 
         A schedule is configuration: the one given at construction goes on from the checkpoint's step. So are the
-        options of how numbers are kept, clipped, skipped and averaged, and the rules of groups.
+        options of how numbers are stored, clipped, skipped and averaged, and the rules of groups.
 
         Raises `ValueError` naming the key if the checkpoint does not fit, or is damaged, before anything is changed.
         With `strict=False` a weight whose state is missing, in part too, or has a NaN starts afresh, with a warning.
@@ -390,7 +390,7 @@ class Optimizer(OfRule, torch.optim.Optimizer):
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             result = hook(self, given)
             given = given if result is None else result
-        loaded = resuming.Loaded(given, self.param_groups, self._hyperparameters, strict)
+        loaded = checkpoints.Loaded(given, self.param_groups, self._hyperparameters, strict)
         checkpoint.warn_of(loaded.lost)
         self._put(State(loaded.state), loaded.groups, loaded.saved.skipped)
         if loaded.saved.schedule is not None:  # for a Scheduler that is built later

@@ -6,7 +6,7 @@ and go through copies, *sparse* gradients touch some rows only, and *eager* ones
 a kernel.
 
 A step is prepared, then taken. What can be refused is refused before: when a plan is made (`checks`), when the rows of
-sparse gradients are looked at, and when the scalars are worked out. From then on everything moves.
+sparse gradients are checked, and when the scalars are worked out. From then on everything moves.
 """
 
 from __future__ import annotations
@@ -81,13 +81,13 @@ class Item:
         return self.formula, (self.storage[0], _name(gradient), *self.storage[1:])
 
     def start(self) -> int:
-        """The place of the weight's first element among all."""
+        """The position of the weight's first element among all."""
         return self.index << TENSOR_BITS
 
     def facts(self, gradient: Tensor | None) -> Any:
-        """All that was looked at when its path was found, and where its state is."""
+        """All that decided its path, and where its state is."""
         written = self.weight, *self.slots
-        return list(map(layout.facts, (*written, gradient))), list(map(layout.place, written))
+        return list(map(layout.facts, (*written, gradient))), list(map(layout.address, written))
 
 
 def _has_kernel(tensor: Tensor) -> bool:

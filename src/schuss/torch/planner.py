@@ -12,7 +12,7 @@ from schuss.compile.formula import AVERAGE, formula
 from schuss.core.hyperparameters import Group
 from schuss.core.storage import weight_storage
 from schuss.rules import Rule
-from schuss.torch import checks, resuming, storage
+from schuss.torch import checkpoints, checks, storage
 from schuss.torch.counts import Counts
 from schuss.torch.hyperparameters import Hyperparameters
 from schuss.torch.kinds import Kinds
@@ -118,6 +118,6 @@ class Planner:
         """Drop the state that construction made of weights that were replaced before a step, as FSDP does."""
         groups, state = optimizer.param_groups, optimizer.state
         if any(self.kinds.of(group).row.state_at_construction for group in groups):
-            for one in resuming.strays(groups, state):
+            for one in checkpoints.strays(groups, state):
                 if not float(state[one].get("step", 0)):
                     del state[one]
