@@ -229,7 +229,7 @@ def _block(groups: Sequence[Mapping[str, Any]]) -> tuple[int, bool]:
 def _fitted_group(
     mine: Mapping[str, Any], theirs: Mapping[str, Any], kind: Kind, steps: int
 ) -> dict[str, Any]:
-    """A group of this optimizer with the checkpoint's hyperparameters; how numbers are stored is up to the constructor."""
+    """A group of this optimizer with the checkpoint's hyperparameters; numbers are stored as before."""
     missing = [name for name in kind.needed if name not in theirs]
     if missing:
         raise ValueError(
