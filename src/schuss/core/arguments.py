@@ -73,17 +73,9 @@ def _table_rows(rule: type[Rule]) -> dict[str, tuple[str, str]]:
     return found
 
 
-def class_doc(row: Row, known: Mapping[str, Parameter], first: Sequence[str]) -> str:
-    """An optimizer's docstring: the rule's own, without its example, and the arguments of the constructor.
-
-    `first` says what the arguments before the hyperparameters are.
-    """
-    rule = inspect.cleandoc((row.rule.__doc__ or "").split(">>>")[0])
-    return "\n".join([rule, "", "Arguments:", *(f"    {line}" for line in first), documented(row, known)])
-
-
-def documented(row: Row, known: Mapping[str, Parameter]) -> str:
-    """The arguments of a constructor for its docstring: default, domain, units and meaning of each."""
+def _class_doc(kind: Kind) -> str:
+    """An optimizer's docstring: the rule's own without its example, then default, domain and meaning of each argument."""
+    row = kind.row
     domains, rows = {f.name: f.metadata["domain"] for f in fields(row.rule)}, _table_rows(row.rule)
 
     def one(name: str) -> str:
@@ -91,16 +83,14 @@ def documented(row: Row, known: Mapping[str, Parameter]) -> str:
         units = "" if units in ("", "none") else f", {units}"
         return f"{domains[name]}{units}{': ' if meaning else ''}{meaning}"
 
-    lines: list[str] = []
-    for name, parameter in known.items():
+    lines = [inspect.cleandoc((row.rule.__doc__ or "").split(">>>")[0]), "", "Arguments:"]
+    lines += [f"    {name}: {text}" for name, text in kind.first.items()]
+    for name, parameter in kind.parameters.items():
+        lines.append(f"    {name} = {parameter.default!r}")
         if name in row.rule.tuples:
-            lines.append(f"    {name} = {parameter.default!r}")
             lines += [f"        {part}: {one(part)}" for part in row.rule.tuples[name]]
         else:
-            lines.append(f"    {name} = {parameter.default!r}")
-            lines.append(
-                f"        {one(name) if name in domains else KNOWN[name].meaning if name in KNOWN else ''}"
-            )
+            lines.append(f"        {one(name) if name in domains else KNOWN[name].meaning}")
     return "\n".join(lines)
 
 
@@ -232,8 +222,7 @@ class OfRule:
             cls.__signature__ = shown.replace(parameters=list(shown.parameters.values())[1:])
         if "row" in cls.__dict__:
             kind = cls.kind = cls.kind_of(cls.row)
-            first = [f"{name}: {text}" for name, text in kind.first.items()]
-            cls.__doc__ = class_doc(kind.row, kind.parameters, first)
+            cls.__doc__ = _class_doc(kind)
             if own_init is None:
                 cls.__signature__ = kind.takes
                 _show_arguments(cls, kind)

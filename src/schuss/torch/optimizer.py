@@ -346,9 +346,8 @@ class Optimizer(OfRule, torch.optim.Optimizer):
         Raises `ValueError` without `ema_decay`, `RuntimeError` inside another such block.
         """
         averaged = any(group["ema_decay"] is not None for group in self.param_groups)
-        return self._averages.swapped(
-            type(self).__name__, self._average_pairs if averaged else None, _copied, _write
-        )
+        pairs = self._average_pairs if averaged else None
+        return self._averages.swapped(type(self).__name__, pairs, lambda w: w.detach().clone(), _write)
 
     def _average_pairs(self) -> list[tuple[Tensor, Tensor]]:
         entries = [(w, self.state.get(w, {})) for group in self.param_groups for w in group["params"]]
@@ -424,6 +423,11 @@ class Optimizer(OfRule, torch.optim.Optimizer):
         self._put(self.state, self.param_groups, skipped)
 
 
+@torch.no_grad()
+def _write(weight: Tensor, numbers: Tensor) -> None:
+    weight.copy_(numbers)
+
+
 def _check_given(name: str, params: Any) -> None:
     """Refuse what is often given for the weights and is none; torch refuses the rest."""
     if isinstance(params, torch.nn.Module):
@@ -451,15 +455,6 @@ def _check_weights(given: list[Any]) -> None:
                 "Give each weight once."
             )
         seen.add(id(weight))
-
-
-@torch.no_grad()
-def _write(weight: Tensor, numbers: Tensor) -> None:
-    weight.copy_(numbers)
-
-
-def _copied(weight: Tensor) -> Tensor:
-    return weight.detach().clone()
 
 
 def optimizer(rule: type[Rule]) -> type[Optimizer]:
