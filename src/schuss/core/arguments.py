@@ -74,7 +74,7 @@ def _table_rows(rule: type[Rule]) -> dict[str, tuple[str, str]]:
 
 
 def _class_doc(kind: Kind) -> str:
-    """An optimizer's docstring: the rule's own without its example, then default, domain and meaning of each argument."""
+    """An optimizer's docstring: the rule's own without its example, then default, domain, meaning of arguments."""
     row = kind.row
     domains, rows = {f.name: f.metadata["domain"] for f in fields(row.rule)}, _table_rows(row.rule)
 

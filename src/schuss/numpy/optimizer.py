@@ -171,7 +171,8 @@ class Optimizer(OfRule):
         return f"{type(self).__name__}({', '.join(f'{key}={chosen[key]!r}' for key in self.arguments())})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: self.__dict__[key] for key in ("_group", "_state", "_skipped", "_norm")}
+        state = {key: self.__dict__[key] for key in ("_state", "_skipped", "_norm")}
+        return {**state, "_group": dict(self._group)}  # a shallow copy counts its own updates
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
