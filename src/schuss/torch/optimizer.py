@@ -45,7 +45,8 @@ _gradient = attrgetter("grad")
 def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
     """`step` with torch's hooks and profiler label, which cost as much as a small step, only where there are any."""
     with_hooks = torch.optim.Optimizer.profile_hook_step(step)
-    untraced: Any = cast(Any, torch.compiler.disable)(with_hooks)
+    # torch.compiler.disable would import all of the compiler, a second, for everyone who never compiles.
+    untraced: Any = cast(Any, torch)._disable_dynamo(with_hooks)
 
     @functools.wraps(step)
     def hooked(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
