@@ -7,7 +7,7 @@ import torch
 
 import schuss.numpy
 import schuss.torch
-from schuss.compile.front import WHOLE
+from schuss.core.options import WHOLE
 from schuss.rules import TABLE
 
 
@@ -70,9 +70,7 @@ class Torch(Api):
 
     def refused_later(self, name, value):
         """Try to give it such a value: torch's groups are dicts, so what they hold is checked by `add_param_group`."""
-        if name == "seed":  # chosen once, at construction
-            self.again(seed=value)
-        elif name in WHOLE:
+        if name in WHOLE:
             self.change(name, value)
         else:
             weight = torch.nn.Parameter(torch.ones(2))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from schuss.compile.front import own_names
 from schuss.compile.grammar import options_of_variants
+from schuss.core.arguments import own_names
 from schuss.rules import TABLE
 
 # How long an example takes says how busy the machine is, and whether a kernel had to be compiled.

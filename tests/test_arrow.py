@@ -16,6 +16,7 @@ ORDER = """
 errors machine units randomness
 rules schedules
 compile
+core
 newton
 torch numpy
 curvature bench

@@ -88,7 +88,7 @@ REFUSED = [
         "lambd=-0.0001 is not a finite number ≥ 0. Below 0 the rate would grow without bound.",
     ),
     ("Lion", dict(betas=(0.9, 1.0)), "beta2=1.0 is not in [0, 1)."),
-    ("AdamW", dict(rounding="up"), "rounding='up' is not 'nearest' or 'stochastic'"),
+    ("AdamW", dict(rounding="up"), "rounding='up' is not one of 'nearest', 'stochastic'"),
     ("AdamW", dict(compensated=1), "compensated=1 is not True or False"),
     (
         "AdamW",
@@ -103,8 +103,8 @@ REFUSED = [
     ("AdamW", dict(state_dtype="float16"), "state_dtype='float16' is not None or one of"),
     ("AdamW", dict(state_dtype=int), "is not None or one of 'float64'"),
     ("AdamW", dict(ema_decay=1.5), "ema_decay=1.5 is not in [0, 1]. Try 0.999"),
-    ("AdamW", dict(max_norm=0), "max_norm=0 is not None or a number > 0"),
-    ("AdamW", dict(max_norm=lambda n: 1.0), "is not None or a number > 0"),
+    ("AdamW", dict(max_norm=0), "max_norm=0 is not None or a finite number > 0"),
+    ("AdamW", dict(max_norm=lambda n: 1.0), "is not None or a finite number > 0"),
     ("AdamW", dict(skip_nonfinite="yes"), "skip_nonfinite='yes' is not True or False"),
     ("AdamW", dict(seed=0.5), "seed=0.5 is not a whole number"),
 ]
@@ -213,6 +213,25 @@ def test_a_decay_can_be_changed_and_an_average_that_missed_steps_is_begun_anew(a
     subject.change("ema_decay", 0.5)
     subject.step(np.ones(1))  # −5, from an average of −4
     assert subject.values(0, "average") == pytest.approx(-4.5, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "own"), [("SGD", {}), ("SGD", {"momentum": 0.5}), ("Adam", {"betas": (0.0, 0.9), "eps": 0.0})]
+)
+def test_an_average_asked_for_later_begins_with_the_weights_before_the_step(api, name, own):
+    """Whether the rule has state or not, and after loading too."""
+    for loaded in (False, True):
+        subject = api(name, [np.full(2, 4.0)], lr=1.0, **own)
+        for _ in range(2):
+            subject.step(np.ones(2))
+        if loaded:
+            saved, subject = subject.saved(), subject.again()
+            subject.load(saved)
+        (before,) = subject.weights()
+        subject.change("ema_decay", 0.75)
+        subject.step(np.ones(2))
+        (after,) = subject.weights()
+        np.testing.assert_allclose(subject.averages()[0], 0.75 * before + 0.25 * after, rtol=1e-12)
 
 
 def test_touched_rows_alone_renew_their_average(api):
@@ -433,6 +452,18 @@ def test_seeds_differ_and_repeat(api):
 
     np.testing.assert_array_equal(run(3), run(3))
     assert (run(3) != run(4)).any()
+
+
+def test_a_seed_can_be_changed_between_steps(api):
+    def run(first, then):
+        subject = api("SGD", [np.ones(300, np.float16)], lr=1e-4, rounding="stochastic", seed=first)
+        subject.step(np.zeros(300))
+        subject.change("seed", then)
+        subject.step(np.ones(300))
+        return subject.weights()[0]
+
+    np.testing.assert_array_equal(run(0, 4), run(4, 4))
+    assert (run(0, 4) != run(0, 0)).any()
 
 
 def test_rounding_can_be_changed_between_steps(api):

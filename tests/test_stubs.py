@@ -13,6 +13,7 @@ import torch
 
 import schuss.numpy
 import schuss.torch
+from schuss.rules import Lion
 from schuss.schedules import Cosine
 
 model = torch.nn.Linear(2, 2)
@@ -23,6 +24,9 @@ schuss.torch.Adam([{"params": model.parameters()}], lr=torch.tensor(0.1))
 schuss.torch.LBFGS(model.parameters(), history_size=3)
 adam = schuss.numpy.Adam(lr=0.1, ema_decay=0.99)
 adam.lr = 0.2
+adam.max_norm, adam.seed = None, 3
+mine = schuss.numpy.optimizer(Lion)(lr=0.1)
+mine.betas = (0.9, mine.lr)
 adam.update({"w": np.ones(3)}, {"w": np.ones(3)})
 """
 WRONG = {
@@ -34,6 +38,9 @@ WRONG = {
     "schuss.torch.Adams": "Adams",
     "schuss.numpy.Adam(learning_rate=0.1)": "learning_rate",
     'schuss.numpy.SGD(momentum="a")': '"momentum"',
+    "adam.learning = 3": "learning",
+    "adam.learning_rate": "learning_rate",
+    'adam.lr = "fast"': '"lr"',
 }
 
 

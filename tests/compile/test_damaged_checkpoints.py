@@ -12,8 +12,8 @@ import torch
 
 import schuss.numpy
 import schuss.torch
-from schuss.compile import checkpoint as checkpoint_checks
-from schuss.compile.front import OPTIONS
+from schuss.core import checkpoint as checkpoint_checks
+from schuss.core.options import OPTIONS
 from schuss.rules import TABLE, Rule
 
 SMALL, LARGE, STEPS = (3, 2), (4200,), 2

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import schuss.numpy
-from schuss.compile import cpu, front
+from schuss.compile import cpu
 from schuss.compile.reference import Reference
+from schuss.core.arguments import own_names
+from schuss.core.options import OPTIONS as OPTIONS_OF_ALL
 from schuss.numpy import SGD, Adagrad, Adam, AdamW, Lion, NAdam
 from schuss.rules import TABLE
 
@@ -69,9 +71,9 @@ def reference(optimizer, weights):
     chosen = {}
     for name in inspect.signature(type(optimizer)).parameters:
         value = getattr(optimizer, name)
-        if name not in ("maximize", *front.OPTIONS):
+        if name not in ("maximize", *OPTIONS_OF_ALL):
             chosen[name] = value
-    return Reference(optimizer.row.rule(**front.own_names(optimizer.row, chosen)), weights)
+    return Reference(optimizer.row.rule(**own_names(optimizer.row, chosen)), weights)
 
 
 def gradients(rng, shape, steps=6):
@@ -104,7 +106,7 @@ def test_the_constructor_takes_the_arguments_of_torch_by_name_and_the_pages_own(
     own = {f.name for f in fields(TABLE[name].rule)}
     tuples = TABLE[name].rule.tuples
     together = {part for parts in tuples.values() for part in parts}
-    assert set(known) - set(tuples) == (own - together) | {"maximize", *front.OPTIONS}
+    assert set(known) - set(tuples) == (own - together) | {"maximize", *OPTIONS_OF_ALL}
     defaults = optimizer_class()
     for argument, parameter in known.items():
         assert getattr(defaults, argument) == parameter.default

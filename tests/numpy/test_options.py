@@ -13,7 +13,7 @@ import schuss.torch
 from schuss.compile import eager, narrow
 from schuss.compile.launch import Launch
 from schuss.compile.storage import BLOCK
-from schuss.numpy import SGD, Adam, NAdam, kept
+from schuss.numpy import SGD, Adam, NAdam, storage
 from schuss.rules import TABLE
 
 
@@ -397,11 +397,11 @@ def test_bfloat16_bits_are_those_of_pytorch():
     special = [0.0, -0.0, 1e-45, np.inf, -np.inf, np.nan, 3.4e38, 1.00390625, 1.01171875]
     value = np.concatenate([bits.view(np.float32), np.array(special, np.float32)])
     slots = {"m": value.copy()}
-    kept.convert(slots, "m", "bfloat16")
+    storage.convert(slots, "m", "bfloat16")
     theirs = torch.from_numpy(value).bfloat16()
     numbers = ~np.isnan(value)
     np.testing.assert_array_equal(slots["m"][numbers], theirs.view(torch.uint16).numpy()[numbers])
-    kept.convert(slots, "m", "float32")
+    storage.convert(slots, "m", "float32")
     np.testing.assert_array_equal(slots["m"], theirs.float().numpy())
 
 

@@ -466,7 +466,10 @@ def plateau(optimizer, **changes):
         (lambda o: resumed(o, {"last_epoch": -5}), "The checkpoint's 'last_epoch'=-5 is not a count"),
         (lambda o: plateau(o, bad_steps=-1), "The checkpoint's 'bad_steps'=-1 is not a count"),
         (lambda o: plateau(o, best="x"), "The checkpoint's 'best'='x' is not a finite number or None"),
-        (lambda o: plateau(o, base_lrs=[1, 2]), r"'base_lrs'=\[1, 2\] is not a list of 1 rates, one a group"),
+        (
+            lambda o: plateau(o, base_lrs=[1, 2]),
+            r"'base_lrs'=\[1, 2\] is not a list of 1 rates, one per group",
+        ),
         (lambda o: plateau(o, base_lrs=["x"]), "The checkpoint's 'base_lrs'='x' is not finite numbers"),
     ],
 )

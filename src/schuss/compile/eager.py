@@ -226,8 +226,8 @@ def moved(
     """Where a weight and its state are, each with what it is after one step; compute in float32 or wider.
 
     `memory` and `numbers` are as a kernel's columns and its row of coefficients. `starts` are the places where
-    stretches of the weight of equal length start: one for a whole weight, one a row for some rows. A formula of matrices
-    needs the `rule`.
+    stretches of the weight of equal length start: one for a whole weight, one a row for some rows. A formula of
+    matrices needs the `rule`.
     """
     names = ("w", "g", *formula.slots)
     cells = columns(names, kept)

@@ -25,9 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from schuss.compile.checkpoint import scale_of
 from schuss.compile.eager import from_levels
-from schuss.compile.front import at, own_names, plain_number
+from schuss.core.arguments import own_names
+from schuss.core.checkpoint import scale_of
+from schuss.core.schedules import at, plain_number
 from schuss.curvature import linear
 from schuss.curvature.eigenvalues import ends
 from schuss.curvature.objective import Loss, Model, Progress, check_optimizer, objective

@@ -822,5 +822,9 @@ class AdEMAMix(Optimizer):
         seed: int = 0,
     ) -> None: ...
 
-def optimizer(rule: type[Rule]) -> type[Optimizer]:
+class _OfOwnRule(Optimizer):
+    def __getattr__(self, name: str) -> Any: ...
+    def __setattr__(self, name: str, value: Any) -> None: ...
+
+def optimizer(rule: type[Rule]) -> type[_OfOwnRule]:
     """The optimizer of a rule for dicts of arrays: a class that takes the rule's fields, and options by keyword."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count, islice
-from typing import Any, cast, overload
+from typing import Any, ClassVar, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,7 +108,10 @@ def minibatches(
         raise refusal("arrays", arrays, "one array or more", "Try minibatches(X, y, batch_size=32).")
     size = None if batch_size is None else whole("batch_size", batch_size, least=1)
     seed = whole("seed", seed, most=2**64 - 1, advice="An epoch can be resumed only if its order has a seed.")
-    shuffle, drop_last = truth("shuffle", shuffle), truth("drop_last", drop_last)
+    flags: dict[str, Any] = {"shuffle": shuffle, "drop_last": drop_last}
+    for name, value in flags.items():
+        if not isinstance(value, bool | np.bool):  # "no" is true
+            raise refusal(name, value, "True or False")
     if any(is_stream(data) for data in arrays):
         if len(arrays) > 1:
             kinds = tuple(type(data).__name__ for data in arrays)
@@ -133,6 +136,7 @@ class Batches(ABC):
 
     epoch: int = 0
     batch: int = 0
+    _SETTINGS: ClassVar[tuple[str, ...]]
 
     def __iter__(self) -> Iterator[tuple[Array, ...]]:
         """Yield what is left of this epoch (all of it, unless an earlier loop was left early)."""
@@ -149,9 +153,9 @@ class Batches(ABC):
     def _next(self) -> tuple[Array, ...] | None:
         """Return batch number `self.batch` of this epoch, or None where the epoch has ended."""
 
-    @abstractmethod
     def _settings(self) -> dict[str, int]:
         """Return all that the order depends on besides the position and the data's values."""
+        return {name: int(getattr(self, name)) for name in self._SETTINGS}
 
     def state_dict(self) -> dict[str, int]:
         """Return the position and what the order depends on, as plain integers (fit for JSON).
@@ -196,6 +200,8 @@ class Batches(ABC):
 class ArrayBatches(Batches):
     """Batches of arrays held in memory (or mapped from a file): any position is reached at once."""
 
+    _SETTINGS = ("seed", "batch_size", "examples", "shuffle", "drop_last")
+
     def __init__(
         self, arrays: tuple[Array, ...], batch_size: int | None, seed: int, shuffle: bool, drop_last: bool
     ) -> None:
@@ -219,7 +225,10 @@ class ArrayBatches(Batches):
         if self.shuffle and self.batch_size < self.examples:
             chosen = self._epoch_order()[rows]
             return tuple(array[chosen] for array in self.arrays)
-        return tuple(read_only(array[rows]) for array in self.arrays)
+        views = tuple(array[rows] for array in self.arrays)
+        for view in views:  # a batch changed in place would change the data for all epochs
+            view.flags.writeable = False
+        return views
 
     def _epoch_order(self) -> Array:
         """Return the order of this epoch, worked out once per epoch."""
@@ -228,15 +237,6 @@ class ArrayBatches(Batches):
             keys = philox(self.seed, self.epoch).random_raw(self.examples)
             self._order = self.epoch, np.argsort(keys, kind="stable")
         return self._order[1]
-
-    def _settings(self) -> dict[str, int]:
-        return {
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "examples": self.examples,
-            "shuffle": int(self.shuffle),
-            "drop_last": int(self.drop_last),
-        }
 
     def _move(self, epoch: int, batch: int) -> None:
         if batch > len(self):
@@ -250,6 +250,8 @@ class StreamBatches(Batches):
     (But for the shuffle buffer.) A loaded position is reached by reading up to it from the beginning. A
     plain iterator can be read once, so it has one epoch; a function that opens the stream has any number.
     """
+
+    _SETTINGS = ("seed", "batch_size", "shuffle_buffer", "drop_last")
 
     def __init__(
         self,
@@ -317,14 +319,6 @@ class StreamBatches(Batches):
             if number >= done:
                 yield stack(group, first=number * self.batch_size)
 
-    def _settings(self) -> dict[str, int]:
-        return {
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "shuffle_buffer": self.shuffle_buffer,
-            "drop_last": int(self.drop_last),
-        }
-
     def _move(self, epoch: int, batch: int) -> None:
         super()._move(epoch, batch)
         self._reading = None
@@ -345,9 +339,9 @@ def held_back(examples: Iterator[Any], hold: int, bits: np.random.Philox) -> Ite
 
 
 def draw(waiting: list[Any], bits: np.random.Philox) -> Any:
-    """Take one example out, each with the same chance (to within 2⁻⁶⁴ of it)."""
-    place = int(bits.random_raw()) * len(waiting) >> 64
-    waiting[place], waiting[-1] = waiting[-1], waiting[place]
+    """Take one example out, each equally likely (to within 2⁻⁶⁴)."""
+    position = int(bits.random_raw()) * len(waiting) >> 64
+    waiting[position], waiting[-1] = waiting[-1], waiting[position]
     return waiting.pop()
 
 
@@ -376,9 +370,9 @@ def is_stream(data: object) -> bool:
 
 def common_length(arrays: tuple[object, ...]) -> int:
     """Return the number of examples, the same in all arrays."""
-    length = None
-    for place, array in enumerate(arrays):
-        name = f"arrays[{place}]"
+    lengths: list[int] = []
+    for number, array in enumerate(arrays):
+        name = f"arrays[{number}]"
         if not isinstance(array, np.ndarray):
             advice = "Try numpy.asarray(...), or iter(...) to read it as a stream."
             raise refusal(f"type({name})", type(array).__name__, "a NumPy array or a stream", advice)
@@ -386,22 +380,8 @@ def common_length(arrays: tuple[object, ...]) -> int:
             raise refusal(f"{name}.shape", (), "of one axis or more", "The first axis counts the examples.")
         if array.shape[0] == 0:
             raise refusal(f"{name}.shape", array.shape, "of one example or more")
-        if length is not None and array.shape[0] != length:
+        lengths.append(array.shape[0])
+        if lengths[-1] != lengths[0]:
             advice = "Row i of every array belongs to example i."
-            raise refusal(f"len({name})", array.shape[0], f"{length}, the length of arrays[0]", advice)
-        length = array.shape[0]
-    assert length is not None  # `minibatches` has refused an empty tuple
-    return length
-
-
-def read_only(view: Array) -> Array:
-    """Forbid writing through this view: a batch changed in place would change the data for all epochs."""
-    view.flags.writeable = False
-    return view
-
-
-def truth(name: str, value: Any) -> bool:
-    """Return `value` as a bool, or refuse what only looks like one ("no" is true)."""
-    if not isinstance(value, bool | np.bool):
-        raise refusal(name, value, "True or False")
-    return bool(value)
+            raise refusal(f"len({name})", lengths[-1], f"{lengths[0]}, the length of arrays[0]", advice)
+    return lengths[0]

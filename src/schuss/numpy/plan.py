@@ -18,10 +18,12 @@ import numpy as np
 
 from schuss.compile import cpu, norm, threads
 from schuss.compile.formula import Formula
-from schuss.compile.front import for_sparse
 from schuss.compile.launch import Launch, Terms, TouchedRows, WholeTensors
 from schuss.compile.matrices import matrix_shape
 from schuss.compile.storage import Column, columns, compute_dtype
+from schuss.core.arguments import for_sparse
+from schuss.core.norm import combined
+from schuss.core.storage import apart
 from schuss.errors import refusal
 from schuss.numpy.layout import KERNEL_NAMES, address, bounds, empty, has_kernel, length, lies, native
 from schuss.numpy.sparse import touched
@@ -40,19 +42,18 @@ _strides = attrgetter("strides", "flags.aligned")
 
 @dataclass
 class Item:
-    """One weight with a gradient: its state, laid out in `axes`, and its places in the trees and the ledger.
+    """One weight with a gradient: its state, laid out in `axes`, its place among the leaves, and its row of the counts.
 
-    `kept` says how the weight and each slot are kept; `slots` are the arrays of the slots, then those beside the weight
-    and the slots.
+    `storage` is that of the weight and of each slot; `slots` are the arrays of the slots, then their auxiliary buffers.
     """
 
     path: Path
     weight: Array
     axes: tuple[int, ...]
-    kept: tuple[str, ...]
+    storage: tuple[str, ...]
     slots: list[Array]
-    place: int
-    member: int
+    leaf: int
+    index: int
 
 
 def check_weight(path: Path, weight: Any) -> Array:
@@ -66,7 +67,7 @@ def check_weight(path: Path, weight: Any) -> Array:
     array = np.asarray(weight)
     if not array.flags.writeable:
         raise ValueError(f"{where} is read-only, so it cannot be updated in place. Try {where}.copy().")
-    if not _apart(array):
+    if not apart(array.shape, array.strides, array.itemsize):
         raise ValueError(f"{where} has elements that share memory with each other. Try {where}.copy().")
     return array
 
@@ -79,23 +80,11 @@ def _check_numbers(where: str, array: Array) -> None:
         raise refusal(f"{where} dtype", array.dtype.name, f"one of {', '.join(KERNEL_NAMES)}", advice)
 
 
-def _apart(array: Array) -> bool:
-    """Whether all elements have memory of their own: each axis strides over all that the smaller ones span."""
-    span = array.itemsize
-    for stride, count in sorted(
-        (abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1
-    ):
-        if stride < span and array.size:
-            return False
-        span += stride * (count - 1)
-    return True
-
-
 def check_apart(paths: Sequence[Path], weights: Sequence[Array]) -> None:
     """Refuse weights that share memory: a step would move the same number twice."""
     stretches = sorted((*bounds(weight), k) for k, weight in enumerate(weights) if weight.size)
-    for place, (_, end, k) in enumerate(stretches):
-        for start, _, other in stretches[place + 1 :]:
+    for position, (_, end, k) in enumerate(stretches):
+        for start, _, other in stretches[position + 1 :]:
             if start >= end:
                 break
             if _share(weights[k], weights[other]):
@@ -142,7 +131,7 @@ Signature = tuple[Formula, tuple[str, ...]]
 
 
 def _signature(formula: Formula, item: Item, gradient: Array) -> Signature:
-    return formula, (item.kept[0], KERNEL_NAMES[gradient.dtype.name], *item.kept[1:])
+    return formula, (item.storage[0], KERNEL_NAMES[gradient.dtype.name], *item.storage[1:])
 
 
 def _columns(signature: Signature) -> list[Column]:
@@ -176,17 +165,17 @@ class _Batch:
         self.memory = memory
         lengths = [length(item.weight) for item in items]
         shapes = [matrix_shape(item.weight.shape) for item in items]
-        one, kept = signature
-        real, groups = compute_dtype(kept), [0] * len(items)
+        one, stored = signature
+        real, groups = compute_dtype(stored), [0] * len(items)
         self.table = WholeTensors(_columns(signature), lengths, one.passes, shapes, groups, real)
-        members = [item.member for item in items]
-        self.launch = Launch(signature[0], cpu.kernel(*signature), self.table, [0] * len(items), members)
+        indices = [item.index for item in items]
+        self.launch = Launch(signature[0], cpu.kernel(*signature), self.table, groups, indices)
         self.weights_in: list[tuple[Array, Array]] = []
         self.gradients_in: list[tuple[Array, int]] = []
         self.direct: list[int] = []  # which of the items
         columns: list[list[Array]] = [[] for _ in self.table.columns]
         for k, item in enumerate(items):
-            gradient = np.asarray(gradients[item.place])
+            gradient = np.asarray(gradients[item.leaf])
             weight = item.weight
             if not lies(weight, item.axes):
                 weight = empty(weight.shape, native(weight), item.axes)
@@ -195,25 +184,25 @@ class _Batch:
                 self.direct.append(k)
             else:
                 gradient = empty(gradient.shape, native(gradient), item.axes)
-                self.gradients_in.append((gradient, item.place))
+                self.gradients_in.append((gradient, item.leaf))
             for column, array in zip(columns, (weight, gradient, *item.slots), strict=True):
                 column.append(array)
         self.addresses = [np.array(list(map(address, column)), dtype=np.int64) for column in columns]
         for column, here in enumerate(self.addresses):
             self.table.place(column, here)
-        self.every = [item.place for item in items]
+        self.every = [item.leaf for item in items]
         self.slots = columns[2:]  # a table holds addresses only: keep the memory alive
         pointed = [columns[1][k] for k in self.direct]
-        self.places = [items[k].place for k in self.direct]
+        self.leaves = [items[k].leaf for k in self.direct]
         self.strides = list(map(_strides, pointed))
         self.sizes = np.array([array.nbytes for array in pointed], dtype=np.int64)
         self.moving = [address(array) for array in pointed]
 
     def fits(self, gradients: Sequence[Any]) -> bool:
         """Point at this update's gradients; False if any no longer lies as it did."""
-        if not self.places:
+        if not self.leaves:
             return True
-        mine = [gradients[k] for k in self.places]
+        mine = [gradients[k] for k in self.leaves]
         if list(map(_strides, mine)) != self.strides:
             return False
         moving = list(map(address, mine))
@@ -230,8 +219,8 @@ class _Batch:
         """Copy in what the kernel cannot be pointed at."""
         for copy, weight in self.weights_in:
             copy[...] = weight
-        for copy, place in self.gradients_in:
-            copy[...] = gradients[place]
+        for copy, leaf in self.gradients_in:
+            copy[...] = gradients[leaf]
 
     def given(self, gradients: Sequence[Any]) -> list[Array]:
         """The gradients that move these weights."""
@@ -266,7 +255,7 @@ class _Touched:
         table.place(1, address(self.values), packed=True)
         for column, array, lent in zip((0, *range(2, len(arrays) + 1)), self.here, self.lent, strict=True):
             table.place(column, address(array), packed=lent is not None)
-        self.launch = Launch(formula, cpu.kernel(*signature), table, [0], [item.member])
+        self.launch = Launch(formula, cpu.kernel(*signature), table, [0], [item.index])
 
     def given(self, gradients: Sequence[Any]) -> list[Array]:
         """The gradients that move these rows: of each row one."""
@@ -283,9 +272,6 @@ class _Touched:
 
 
 Work = list[tuple[_Batch | _Touched, Rule]]
-
-# A sum of squares above this has lost nothing that counts to squares that were too small for their dtype.
-_LEAST = 1e-280
 
 
 def _norm(gradient: Array) -> float:
@@ -310,7 +296,7 @@ class Plan:
     ) -> None:
         """Compile or find the kernels, and write down where everything is."""
         self.formula, self.paths, self.weights = formula, paths, weights
-        self.moved = [weights[item.place] for item in items]
+        self.moved = [weights[item.leaf] for item in items]
         # `ndarray.resize` moves no array that is weakly referenced, whatever its `refcheck` says: what
         # was resized there and back would look as it did, and lie elsewhere.
         self.still = list(map(weakref.ref, self.moved))
@@ -320,11 +306,11 @@ class Plan:
         self.all_arrays = len(self.arrays) == len(gradients)
         self.kinds = [_kind(gradients[k]) for k in self.arrays]
         self.memory = _Memory([item.weight for item in items])
-        self.sparse = [item for item in items if isinstance(gradients[item.place], tuple)]
+        self.sparse = [item for item in items if isinstance(gradients[item.leaf], tuple)]
         batches: dict[Signature, list[Item]] = {}
         for item in items:
-            if not isinstance(gradients[item.place], tuple):
-                gradient = np.asarray(gradients[item.place])
+            if not isinstance(gradients[item.leaf], tuple):
+                gradient = np.asarray(gradients[item.leaf])
                 batches.setdefault(_signature(formula, item, gradient), []).append(item)
         self.dense = [_Batch(*batch, gradients, self.memory) for batch in batches.items()]
 
@@ -347,7 +333,7 @@ class Plan:
         if self.sparse:
             lazy = for_sparse(rule, conventions)
             work = [
-                (_Touched(self.formula, item, gradients[item.place], self.memory), lazy)
+                (_Touched(self.formula, item, gradients[item.leaf], self.memory), lazy)
                 for item in self.sparse
             ]
         for batch in self.dense:
@@ -358,22 +344,22 @@ class Plan:
     def norm(self, work: Work, gradients: list[Any], workers: int) -> float:
         """The norm of all gradients together, each read once; NaN or infinite if one of their numbers is."""
         total = sum(norm.square(part.launch.table, workers) for part, _ in work)
-        if _LEAST < total < math.inf:
-            return math.sqrt(total)
-        return math.hypot(*(_norm(gradient) for part, _ in work for gradient in part.given(gradients)))
+        return combined(total, (_norm(gradient) for part, _ in work for gradient in part.given(gradients)))
 
-    def step(self, work: Work, ledger: Array, terms: Terms, workers: int, counting: partial[None]) -> None:
+    def step(self, work: Work, counts: Array, options: Terms, workers: int, counting: partial[None]) -> None:
         """Move every weight once, and count it. What is wrong with a rule is raised before anything is changed."""
+        launches: list[Launch] = []
+        actions: list[Any] = []
         for part, rule in work:
-            part.launch.prepare(ledger, [rule], [terms])
-        parts = [part for part, _ in work]
-        threads.together(
-            [
-                *[part.launch.counting(ledger) for part in parts],
-                counting,
-                *[part.launch.moving(workers) for part in parts],
-                *[back for part in parts for back in part.returning()],
-            ]
-        )
-        for part in parts:
-            part.launch.taken(ledger)
+            part.launch.prepare(counts, [rule], [options])
+            launches.append(part.launch)
+        for launch in launches:
+            actions.append(launch.counting(counts))
+        actions.append(counting)
+        for launch in launches:
+            actions.append(launch.moving(workers))
+        for part, _ in work:
+            actions += part.returning()
+        threads.together(actions)
+        for launch in launches:
+            launch.taken(counts)

@@ -8,14 +8,15 @@ without the record a weight whose state was lost looks the same.
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 
-from schuss.compile.checkpoint import (
+from schuss.compile.storage import BLOCK
+from schuss.core.arguments import Kind
+from schuss.core.checkpoint import (
     WAY_OUT,
     Check,
     Part,
@@ -26,13 +27,18 @@ from schuss.compile.checkpoint import (
     counted,
     is_count,
     lost_entries,
+    settle,
     strange,
 )
-from schuss.compile.front import NARROW, OPTIONS, SWITCHES, dtype_name, is_schedule
-from schuss.compile.storage import BLOCK
+from schuss.core.hyperparameters import Group
+from schuss.core.options import OPTIONS, SWITCHES
+from schuss.core.schedules import is_schedule
+from schuss.core.storage import dtype_name
 from schuss.errors import refusal
-from schuss.rules import Row
-from schuss.torch import kept
+from schuss.rules import Row, Rule
+from schuss.torch import storage
+from schuss.torch.hyperparameters import Hyperparameters
+from schuss.torch.kinds import READ, Kinds
 
 Tensor = torch.Tensor
 Entry = dict[str, Any]
@@ -41,61 +47,11 @@ SCHEDULE = "finished_steps"
 """Where a checkpoint has the step of the optimizer's `Scheduler`: not in a group, where torch.optim would keep it."""
 
 
-class _Tensors:
-    """How a checkpoint's tensors are read."""
-
-    def number(self, value: Any) -> int | float | None:
-        if isinstance(value, Tensor):
-            value = value.item() if value.numel() == 1 and value.device.type != "meta" else None
-        elif hasattr(value, "item") and math.prod(value.shape) == 1:
-            value = value.item()
-        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-    def count(self, value: Any) -> int | float | None:
-        return self.number(value)
-
-    def shape(self, value: Any) -> tuple[int, ...] | None:
-        return tuple(value.shape) if isinstance(value, Tensor) and value.layout == torch.strided else None
-
-    def dtype(self, value: Any) -> str:
-        return dtype_name(value.dtype)
-
-    def least(self, value: Any) -> float:
-        return float(own.amin()) if (own := _own(value)) is not None else 0.0
-
-    def most(self, value: Any) -> float:
-        return float(own.amax()) if (own := _own(value)) is not None else 0.0
-
-
-def _own(value: Any) -> Tensor | None:
-    """The real numbers of a tensor that are here: of a DTensor this process's part. None if there are none."""
-    own = (value.to_local() if hasattr(value, "to_local") else value).detach()
-    own = torch.view_as_real(own.resolve_conj()) if own.is_complex() else own
-    return own if own.numel() and own.device.type != "meta" else None
-
-
-def check_of(row: Row) -> Check:
-    """The table of checks for one optimizer's checkpoints."""
-    return Check(
-        row.rule,
-        row.names,
-        row.counts_steps,
-        _Tensors(),
-        lambda key, part: f"{part!r} of weight {key}",
-        NARROW,
-    )
-
-
-def exported(name: str, value: Any, row: Row) -> Any:
+def _exported(name: str, value: Any, row: Row) -> Any:
     """A state's entry as torch.optim has it: a count is a float32 tensor, as long as that can count on."""
     if name == "step":
         return torch.as_tensor(value).to(torch.float32 if value < 2**24 else torch.float64, copy=True)
     return torch.as_tensor(value).clone() if name in (row.names[one] for one in row.rule.scalars) else value
-
-
-def record(state: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """How many weights have each entry: what is lost on the way is then missed."""
-    return counted(_names(state, [key for group in groups for key in group["params"]]).values())
 
 
 def _names(state: Mapping[Any, Any], keys: Sequence[Any]) -> dict[Any, set[str]]:
@@ -120,7 +76,7 @@ class Saved:
 
     def steps(self, members: range) -> int:
         """The finished steps of a group, going by its weights."""
-        read = _Tensors().number
+        read = READ.number
         numbers = [read(self.entries[k]["step"]) for k in members if "step" in self.entries[k]]
         return max((int(n) for n in numbers if n is not None and is_count(n)), default=0)
 
@@ -136,7 +92,7 @@ def check_form(loaded: Any) -> None:
         )
 
 
-def parsed(loaded: Any, ours: Sequence[Mapping[str, Any]], checks: Sequence[Check]) -> Saved:
+def _parsed(loaded: Any, ours: Sequence[Mapping[str, Any]], checks: Sequence[Check]) -> Saved:
     """The parts of a checkpoint for groups like `ours`, each with its `checks`; or words on why it is none."""
     check_form(loaded)
     groups, state = loaded["param_groups"], loaded["state"]
@@ -178,12 +134,12 @@ def parsed(loaded: Any, ours: Sequence[Mapping[str, Any]], checks: Sequence[Chec
 
 
 def _number_of(name: str, loaded: Mapping[Any, Any]) -> int:
-    """A count that stands in a checkpoint beside its state."""
-    return check_count(f"The checkpoint's {name!r}", _Tensors().number(loaded[name]), loaded[name])
+    """A count in a checkpoint."""
+    return check_count(f"The checkpoint's {name!r}", READ.number(loaded[name]), loaded[name])
 
 
 def _schedule_in(loaded: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]]) -> int | None:
-    """The step of a `Scheduler`. Earlier versions kept it in the groups."""
+    """The step of a `Scheduler`. Earlier versions wrote it into the groups."""
     places = [one for one in (loaded, *groups) if one.get(SCHEDULE) is not None]
     return _number_of(SCHEDULE, places[0]) if places else None
 
@@ -217,7 +173,7 @@ def _entry(entry: Any, key: Any, check: Check) -> Entry:
         raise refusal(f"The checkpoint's state of weight {key}", entry, "a dict")
     found: Entry = {}
     for name, value in cast(Mapping[Any, Any], entry).items():
-        own = kept.own_name(name) if isinstance(name, str) else name
+        own = storage.own_name(name) if isinstance(name, str) else name
         if value is None and own in check.parts:
             continue
         if own in found:
@@ -232,14 +188,14 @@ def _entry(entry: Any, key: Any, check: Check) -> Entry:
 def _others(
     state: Mapping[Any, Any], keys: set[Any], parts: set[str]
 ) -> tuple[dict[Any, Any], list[Problem]]:
-    """What stands under keys of no weight: a user's own, which is kept; or state whose weight is not to be found."""
+    """What stands under keys of no weight: a user's own, which stays; or state whose weight is not to be found."""
     own: dict[Any, Any] = {}
     homeless: list[Problem] = []
     for key, value in state.items():
         if key in keys:
             continue
         names = (
-            {kept.own_name(name) for name in value if isinstance(name, str)}
+            {storage.own_name(name) for name in value if isinstance(name, str)}
             if isinstance(value, Mapping)
             else set()
         )
@@ -261,7 +217,7 @@ def _others(
 def _block(groups: Sequence[Mapping[str, Any]]) -> tuple[int, bool]:
     """How many codes share a scale, and whether the checkpoint says so."""
     said = [group["block_size"] for group in groups if group.get("block_size") is not None]
-    sizes = [check_block("The checkpoint's 'block_size'", _Tensors().number(size), size) for size in said]
+    sizes = [check_block("The checkpoint's 'block_size'", READ.number(size), size) for size in said]
     if len(set(sizes)) > 1:
         raise ValueError(
             f"The checkpoint's groups have blocks of {', '.join(map(str, sizes))}; it is one size for all. Was it put "
@@ -270,22 +226,17 @@ def _block(groups: Sequence[Mapping[str, Any]]) -> tuple[int, bool]:
     return (sizes[0], True) if sizes else (BLOCK, False)
 
 
-def fitted_group(
-    mine: Mapping[str, Any],
-    theirs: Mapping[str, Any],
-    needed: Collection[str],
-    own: Collection[str],
-    row: Row,
-    steps: int,
+def _fitted_group(
+    mine: Mapping[str, Any], theirs: Mapping[str, Any], kind: Kind, steps: int
 ) -> dict[str, Any]:
-    """A group of this optimizer with the checkpoint's hyperparameters; how numbers are kept stays the constructor's."""
-    missing = [name for name in needed if name not in theirs]
+    """A group of this optimizer with the checkpoint's hyperparameters; numbers are stored as before."""
+    missing = [name for name in kind.needed if name not in theirs]
     if missing:
         raise ValueError(
-            f"The checkpoint's parameter groups have no {', '.join(map(repr, missing))}, which {row.name} needs; they "
-            f"have {', '.join(map(repr, theirs))}. Is it another optimizer's?"
+            f"The checkpoint's parameter groups have no {', '.join(map(repr, missing))}, which {kind.row.name} needs; "
+            f"they have {', '.join(map(repr, theirs))}. Is it another optimizer's?"
         )
-    for name in own:
+    for name, _ in kind.names:
         if name not in mine["schedules"] and is_schedule(theirs.get(name)):
             raise refusal(
                 f"The checkpoint's {name!r}",
@@ -295,7 +246,7 @@ def fitted_group(
             )
     if not isinstance(theirs.get("maximize", False), bool):
         raise refusal("The checkpoint's 'maximize'", theirs["maximize"], "True or False")
-    number = _Tensors().number(theirs.get("step", 0))
+    number = READ.number(theirs.get("step", 0))
     counted_steps = check_count("The checkpoint's 'step' of a parameter group", number, theirs.get("step"))
     constructors = {
         "params",
@@ -311,7 +262,7 @@ def fitted_group(
     return {**mine, **copy.deepcopy(taken), "step": max(counted_steps, steps)}
 
 
-def check_real(key: Any, entry: Entry, weight: Tensor) -> None:
+def _check_real(key: Any, entry: Entry, weight: Tensor) -> None:
     """Refuse state that has a shape but no numbers, of a weight that has some."""
     for name, value in entry.items():
         if isinstance(value, Tensor) and value.is_meta and not weight.is_meta:
@@ -321,7 +272,7 @@ def check_real(key: Any, entry: Entry, weight: Tensor) -> None:
             )
 
 
-def copied(entry: Entry, weight: Tensor, parts: Mapping[str, Part], block: int) -> Entry:
+def _copied(entry: Entry, weight: Tensor, parts: Mapping[str, Part], block: int) -> Entry:
     """One weight's checked state, copied to the weight's device."""
     found: Entry = {}
     for name, value in entry.items():
@@ -332,10 +283,90 @@ def copied(entry: Entry, weight: Tensor, parts: Mapping[str, Part], block: int) 
     for name in [name for name, part in parts.items() if part.kind == "slot" and name in found]:
         if found[name].dtype == torch.int8:
             found[name] = found[name].contiguous()
-            kept.convert(found, name, "int8", block)
+            storage.convert(found, name, "int8", block)
     return found
 
 
-def weight_of(key: Any, weight: Tensor) -> Weight:
-    """What is known of the weight whose state is loaded."""
-    return Weight(key, tuple(weight.shape), dtype_name(weight.dtype))
+def packed(plain: dict[str, Any], kinds: Kinds, skipped: int) -> dict[str, Any]:
+    """A state_dict, of what torch.optim makes of groups and state. Schedules and options are configuration."""
+    groups: list[Group] = plain["param_groups"]
+    row_of = {key: kinds.of(group).row for group in groups for key in group["params"]}
+    state = {
+        key: {
+            storage.saved_name(name, value): _exported(name, value, row_of.get(key, kinds.own.row))
+            for name, value in entry.items()
+        }
+        if isinstance(entry, dict)
+        else entry
+        for key, entry in plain["state"].items()
+    }
+    own = {"schedules", *OPTIONS}  # the constructor's
+    dtypes = {getattr(value, "dtype", None) for entry in state.values() for value in entry.values()}
+    block_size = {"block_size": BLOCK} if torch.int8 in dtypes else {}
+    more: dict[str, Any] = {RECORD: counted(_names(state, list(row_of)).values())}
+    if skipped:
+        more["skipped"] = skipped
+    saved = [{k: v for k, v in group.items() if k not in own} | block_size for group in groups]
+    return {**plain, "state": state, "param_groups": saved, **more}
+
+
+class Loaded:
+    """A checkpoint's groups and state for these groups, checked, and words on what of it is missing."""
+
+    def __init__(
+        self, given: Any, groups: Sequence[Group], hyperparameters: Hyperparameters, strict: bool
+    ) -> None:
+        self.hyperparameters, self.kinds = hyperparameters, hyperparameters.kinds
+        checks = [self.kinds.of(group).check for group in groups]
+        self.saved = _parsed(given, groups, checks)
+        self.groups: list[Group] = []
+        try:
+            rules = list(self._fit(groups))
+            self.state, self.lost = self._checked(rules, strict)
+        finally:  # what is remembered by a group's id must not outlive it
+            for group in self.groups:
+                hyperparameters.drop(group)
+
+    def _fit(self, groups: Sequence[Group]) -> Iterable[Rule]:
+        """Make the groups with the checkpoint's hyperparameters; give the rule of each."""
+        first = 0
+        for k, (mine, theirs) in enumerate(zip(groups, self.saved.groups, strict=True)):
+            kind = self.kinds.of(mine)
+            members = range(first, first := first + len(mine["params"]))
+            group = _fitted_group(mine, theirs, kind, self.saved.steps(members))
+            self.groups.append(group)
+            self.hyperparameters.drop(group)
+            try:
+                yield self.hyperparameters.rule(group)
+            except ValueError as problem:
+                raise ValueError(f"The checkpoint's param_groups[{k}]: {problem}") from None
+
+    def _checked(self, rules: Sequence[Rule], strict: bool) -> tuple[dict[Any, Any], list[str]]:
+        """A copy of the checkpoint's state by weight, and words on what of it is missing."""
+        saved, lost = self.saved, list[str]()
+        state: dict[Any, Any] = dict(saved.others)
+        belonging = [(w, g, r) for g, r in zip(self.groups, rules, strict=True) for w in g["params"]]
+        for key, entry, (weight, group, rule) in zip(saved.keys, saved.entries, belonging, strict=True):
+            if not entry:
+                continue
+            kind = self.kinds.of(group)
+            _check_real(key, entry, weight)
+            about = Weight(key, tuple(weight.shape), dtype_name(weight.dtype))
+            missing = settle(kind.check.problems(about, entry, rule, saved.block), strict)
+            lost += missing
+            if missing:
+                continue
+            state[weight] = _copied(entry, weight, kind.check.parts, saved.block)
+            if group["state_dtype"] is not None:
+                asked = storage.new_dtype(weight, group["state_dtype"])
+                if asked == "int8" and saved.in_blocks:
+                    continue  # what is not in blocks, as others are, had a reason: it has gradients of rows
+                for name in kind.slot_names & state[weight].keys():
+                    storage.convert(state[weight], name, asked)
+        return state, lost + settle(saved.problems, strict)
+
+
+def strays(groups: Sequence[Group], state: Mapping[Any, Any]) -> list[Tensor]:
+    """The tensors that have state but are in no group: weights that were replaced since."""
+    weights = {id(weight) for group in groups for weight in group["params"]}
+    return [key for key in state if isinstance(key, Tensor) and id(key) not in weights]

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from schuss.compile import device
 from schuss.compile.launch import Terms
+from schuss.core.hyperparameters import Group
+from schuss.core.options import step_options
 from schuss.rules import Rule
 from schuss.torch.gate import Gate
 from schuss.torch.hyperparameters import Hyperparameters
-from schuss.torch.kinds import Group
 from schuss.torch.plan import Plan
-
-Options = Callable[[Group, int, float], Terms]  # a group's, after so many steps, with gradients scaled so
 
 
 class DeviceSteps:
     """The steps that a device has taken since it was asked to decide; the host learns of them later."""
 
-    def __init__(self, hyperparameters: Hyperparameters, gate: Gate, options: Options) -> None:
-        self.hyperparameters, self.gate, self.options = hyperparameters, gate, options
+    def __init__(self, hyperparameters: Hyperparameters, gate: Gate) -> None:
+        self.hyperparameters, self.gate = hyperparameters, gate
         self.control: device.Control | None = None
         self.begun: dict[int, int] = {}  # a group's steps before the device's first
         self.groups: list[Group] = []
@@ -105,7 +103,7 @@ class DeviceSteps:
         finished = [self.begun[id(group)] + taken for group in self.groups]
         pairs = list(zip(self.groups, finished, strict=True))
         rules = [self.hyperparameters.then(group, n) for group, n in pairs]
-        return rules, [self.options(group, n, 1.0) for group, n in pairs]
+        return rules, [step_options(group, n, 1.0, self.gate.defaults["seed"]) for group, n in pairs]
 
     def _count(self, taken: int) -> None:
         """Count the groups' steps, of which the device has taken so many."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from schuss.compile import norm
+from schuss.core.norm import limited
 from schuss.errors import real
 from schuss.torch import sharded
 from schuss.torch.norm import local_norm
@@ -56,9 +56,8 @@ class Gate:
         if stop:
             return None
         self.norm = length * scale
-        if self.defaults["skip_nonfinite"] and not math.isfinite(self.norm):
-            return None
-        return scale * norm.clipping(self.norm, self.defaults["max_norm"])
+        factor = limited(self.norm, self.defaults["max_norm"], self.defaults["skip_nonfinite"])
+        return None if factor is None else scale * factor
 
     def norm_of(
         self, plan: Plan, weights: Sequence[Tensor], gradients: list[Any], stop: bool = False

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from schuss.compile.front import OPTIONS, check_options
+from schuss.core.options import OPTIONS, check_options
 from schuss.errors import closest, real, refusal
 
 _NORMS = (

@@ -4,21 +4,61 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from schuss.compile.front import SWITCHES
+import torch
+
 from schuss.compile.grammar import check
-from schuss.compile.kind import Kind
+from schuss.core.arguments import Kind
+from schuss.core.checkpoint import Arrays, Check
+from schuss.core.options import SWITCHES
+from schuss.core.storage import NARROW, dtype_name
 from schuss.errors import unknown
 from schuss.rules import TABLE, Row, Rule, row_of
-from schuss.torch import checkpoints
 
-Group = dict[str, Any]
+Tensor = torch.Tensor
 
+_FIRST = {"params": "tensors, (name, tensor) pairs, or dicts of groups"}
 _PROCESS_GROUP = inspect.Parameter(
     "process_group", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Any
 )
+
+
+class _Tensors(Arrays):
+    def number(self, value: Any) -> int | float | None:
+        if isinstance(value, Tensor):
+            value = value.item() if value.numel() == 1 and value.device.type != "meta" else None
+        elif hasattr(value, "item") and math.prod(value.shape) == 1:
+            value = value.item()
+        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+    def shape(self, value: Any) -> tuple[int, ...] | None:
+        return tuple(value.shape) if isinstance(value, Tensor) and value.layout == torch.strided else None
+
+    def dtype(self, value: Any) -> str:
+        return dtype_name(value.dtype)
+
+    def real(self, value: Any) -> Any:
+        own = value.to_local() if hasattr(value, "to_local") else value  # of a DTensor this process's part
+        own = own.detach()
+        own = torch.view_as_real(own.resolve_conj()) if own.is_complex() else own
+        return own if own.numel() and own.device.type != "meta" else None
+
+
+READ = _Tensors()
+
+
+def _check_of(row: Row) -> Check:
+    return Check(
+        row.rule,
+        row.names,
+        row.counts_steps,
+        READ,
+        lambda key, part: f"{part!r} of weight {key}",
+        NARROW,
+    )
 
 
 @functools.cache
@@ -30,7 +70,7 @@ def kind_of(rule: type[Rule]) -> Kind:
 
 def of_row(row: Row) -> Kind:
     """What a row of the table is under PyTorch."""
-    return Kind(row, checkpoints.check_of(row), SWITCHES, _PROCESS_GROUP)
+    return Kind(row, _check_of(row), SWITCHES, _FIRST, _PROCESS_GROUP)
 
 
 class Kinds:
@@ -69,7 +109,7 @@ class Kinds:
         return kind
 
     def rules(self) -> list[type[Rule]]:
-        """The rules beside the optimizer's own."""
+        """The rules other than the optimizer's own."""
         return [kind.row.rule for kind in self.others.values()]
 
     @property

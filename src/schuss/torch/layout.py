@@ -1,4 +1,4 @@
-"""Where tensors are and how they lie there: what a launch stands on, looked at before every step.
+"""Where tensors are and how they lie there: what a launch stands on, checked before every step.
 
 A kernel is given addresses. It walks as many numbers from each as the weight has, of the dtype that it was compiled
 for, and asks nothing. So all of it has to be true of every tensor at every step: length, dtype, device, strides and
@@ -53,19 +53,8 @@ def held(tensor: Tensor) -> bool:
     return storage.data_ptr() != 0 and storage.nbytes() >= needed
 
 
-def apart(tensor: Tensor) -> bool:
-    """Whether each number has memory of its own: every axis strides over all that the smaller ones span."""
-    span = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)) if tensor.numel() else ():
-        if size > 1:
-            if stride < span:
-                return False
-            span += stride * (size - 1)
-    return True
-
-
 def facts(tensor: Tensor | None) -> tuple[Any, ...]:
-    """All that says which way a tensor is moved, but for where it is."""
+    """All that says on which path a tensor is moved, but for where it is."""
     if tensor is None:
         return ()
     found = type(tensor), tensor.layout, tensor.dtype, tensor.device, tensor.shape, lazy(tensor)
@@ -74,7 +63,7 @@ def facts(tensor: Tensor | None) -> tuple[Any, ...]:
     return (*found, tensor.stride(), held(tensor)) if in_memory(tensor) else found
 
 
-def place(tensor: Tensor) -> int:
+def address(tensor: Tensor) -> int:
     """Where a tensor's memory starts, if it has an address."""
     return tensor.data_ptr() if in_memory(tensor) else 0
 
@@ -168,7 +157,7 @@ def _describe() -> int:
 
 
 @functools.cache
-def _looking() -> tuple[Any, int, int]:
+def _comparing() -> tuple[Any, int, int]:
     """The compiled loop, and the addresses of the functions that it calls."""
     item = ctypes.cast(ctypes.pythonapi.PyList_GetItem, ctypes.c_void_p).value or 0
     return cpu.load("memory", _TEXT, ctypes.PYFUNCTYPE), _describe(), item
@@ -190,7 +179,7 @@ class Memory:
         self.seen = b""
 
     def _write_down(self, moving: list[Tensor]) -> None:
-        loop, describe, item = _looking()
+        loop, describe, item = _comparing()
         tensors = [*self.standing, *moving]
         head = [describe, item, id(self.standing), len(self.standing), len(tensors), _LOW]
         head += [0] * (_HEAD - len(head))
@@ -198,12 +187,12 @@ class Memory:
         self.facts = np.array(head + [word for row in rows for word in row], dtype=np.int64)
         at = self.facts.ctypes.data, self.found.ctypes.data
         loop(*at, 1, id(moving))
-        self.look = functools.partial(loop, *at, 0)
+        self.compare = functools.partial(loop, *at, 0)
 
     def fits(self, moving: list[Any]) -> bool:
         """Whether all lies as it did, and the standing tensors where they did; `moved` says that others do not."""
         try:
-            self.look(id(moving))
+            self.compare(id(moving))
         except Exception:  # of None, of a sparse gradient or one without memory there is no description
             return False
         return self.found.tobytes() == self.seen or self._moved(moving)
@@ -240,5 +229,5 @@ class MemoryByCalls(Memory):
 
 
 def memory(standing: Sequence[Tensor], moving: Sequence[Tensor]) -> Memory:
-    """The memory of these tensors, looked at the fastest way there is."""
+    """The memory of these tensors, compared the fastest way there is."""
     return (Memory if _describe() else MemoryByCalls)(list(standing), list(moving))

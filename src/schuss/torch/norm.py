@@ -12,6 +12,7 @@ import torch
 from schuss.compile import norm
 from schuss.compile.launch import Table, WholeTensors
 from schuss.compile.storage import PLAIN, columns
+from schuss.core.norm import combined
 from schuss.errors import refusal
 from schuss.torch.sharded import Shards, checked
 
@@ -92,14 +93,8 @@ def norm_of(
     NaN or infinite if one of their numbers is.
     """
     squares = [norm.square(table, workers) for table in tables]
-    squares += [
-        size * size for size in map(_scaled_norm, others)
-    ]  # `** 2` would raise where the square overflows
-    total = math.sqrt(sum(squares))
-    if 1e-140 < total < math.inf:
-        return total
-    # A number is infinite, or only its square is, or squares are 0 whose roots are not.
-    return math.hypot(*map(_scaled_norm, every))
+    squares += [size * size for size in map(_scaled_norm, others)]  # `** 2` would raise where it overflows
+    return combined(sum(squares), map(_scaled_norm, every))
 
 
 def _numbers(gradient: Tensor) -> Tensor:

@@ -1,60 +1,52 @@
 """The PyTorch API: `torch.optim.Optimizer`, with one launch where torch has a loop.
 
-The class answers to torch and its frameworks. What it stands on has modules of its own: the rules of its groups
-(`kinds`, `hyperparameters`), the counts of steps (`counts`), whether a step is taken (`gate`, `device_steps`), the
-memory that it walks over (`plan`), and checkpoints (`resuming`).
+The class answers to torch and its frameworks. Its parts have modules of their own: the rules of its groups (`kinds`,
+`hyperparameters`), the counts of steps (`counts`), whether a step is taken (`gate`, `device_steps`), state and the
+memory of a step (`planner`, `plan`), and checkpoints (`checkpoints`).
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import chain
 from operator import attrgetter
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 import torch.optim.optimizer as base
 
-from schuss.compile import checkpoint, device
-from schuss.compile.formula import AVERAGE, formula
-from schuss.compile.front import (
-    OPTIONS,
-    WHOLE,
-    check_options,
-    dtype_name,
-    for_sparse,
-    renewed,
-    weight_storage,
-)
-from schuss.compile.kind import Kind, bound, show_arguments
-from schuss.compile.launch import Terms
-from schuss.errors import refusal
-from schuss.rules import TABLE, Row, Rule
-from schuss.torch import checkpoints, kept, resuming, sharded
-from schuss.torch.averaging import Averages
+from schuss.compile import device
+from schuss.compile.formula import AVERAGE
+from schuss.core import checkpoint
+from schuss.core.arguments import Kind, OfRule, for_sparse
+from schuss.core.averages import Averages
+from schuss.core.hyperparameters import Group
+from schuss.core.options import OPTIONS, WHOLE, check_options, step_options
+from schuss.core.storage import dtype_name
+from schuss.rules import Rule
+from schuss.torch import checkpoints, sharded
 from schuss.torch.counts import Counts
 from schuss.torch.device_steps import DeviceSteps
 from schuss.torch.gate import Gate
-from schuss.torch.hyperparameters import Hyperparameters
-from schuss.torch.kinds import Group, Kinds, kind_of, of_row
-from schuss.torch.plan import Item, Plan
+from schuss.torch.hyperparameters import Hyperparameters, rate
+from schuss.torch.kinds import Kinds, of_row
+from schuss.torch.plan import Plan
+from schuss.torch.planner import Planner
 from schuss.torch.state import State, changes
 
 Tensor = torch.Tensor
 
 _gradient = attrgetter("grad")
-_terms = functools.lru_cache(maxsize=8)(Terms)  # the same for step after step, unless gradients are clipped
-_FIRST = {"params": "tensors, (name, tensor) pairs, or dicts of groups"}
 
 
 def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
     """`step` with torch's hooks and profiler label, which cost as much as a small step, only where there are any."""
     with_hooks = torch.optim.Optimizer.profile_hook_step(step)
-    untraced: Any = cast(Any, torch.compiler.disable)(with_hooks)
+    # torch.compiler.disable would import all of the compiler, a second, for everyone who never compiles.
+    untraced: Any = cast(Any, torch)._disable_dynamo(with_hooks)
 
     @functools.wraps(step)
     def hooked(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
@@ -69,7 +61,20 @@ def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
     return hooked
 
 
-class Optimizer(torch.optim.Optimizer):
+def _whole(name: str, doc: str) -> Any:
+    """An attribute for an option of the whole optimizer."""
+
+    def read(self: Optimizer) -> Any:
+        return self.defaults[name]
+
+    def write(self: Optimizer, value: Any) -> None:
+        check_options({**OPTIONS, name: value})
+        self.defaults[name] = value
+
+    return property(read, write, doc=doc)
+
+
+class Optimizer(OfRule, torch.optim.Optimizer):
     """What all optimizers here have in common. A subclass is its row of the table of rules, and nothing else.
 
     A parameter group may name a rule of its own, `{"params": ..., "rule": "AdamW", "lr": 1e-3}`: a name in the table or
@@ -77,20 +82,34 @@ class Optimizer(torch.optim.Optimizer):
     Step, checkpoint, `max_norm` and `skipped` are one for all groups.
     """
 
-    row: ClassVar[Row]
-    kind: ClassVar[Kind]
+    package = "schuss.torch"
+    kind_of = staticmethod(of_row)
     grad_scale: Tensor | None
     found_inf: Tensor | None
+
+    max_norm = _whole(
+        "max_norm",
+        """The largest norm that the gradients of all weights together may have; larger ones are scaled down to it.
+
+        Of all weights of all ranks, where they are divided: DTensors (`fully_shard`, tensor parallel) know how, and
+        `ZeroRedundancyOptimizer` is asked. FSDP1, pipeline stages and whatever else leaves plain weights on one rank
+        each need `process_group=`, so that all clip and skip together.
+        """,
+    )
+    skip_nonfinite = _whole(
+        "skip_nonfinite", """Whether a step with an infinite or NaN gradient is left out."""
+    )
+    seed = _whole(
+        "seed", """From which the random bits of stochastic rounding follow, with step and position."""
+    )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "row" in cls.__dict__:
-            cls.kind = of_row(cls.row)
             cls.step = _hooked(cls.step)
-        show_arguments(cls, cls.kind if "row" in cls.__dict__ else None, Optimizer.__init__, _FIRST)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        defaults = bound(type(self), self.kind, args, kwargs)
+        defaults = self.kind.bound(type(self).__name__, args, kwargs)
         params = defaults.pop("params")
         _check_given(type(self).__name__, params)
         group = defaults.pop("process_group")
@@ -98,26 +117,18 @@ class Optimizer(torch.optim.Optimizer):
         check_options(defaults)
         self.defaults = defaults
         self._assemble(held, ())
-        super().__init__(params, defaults)
-        starts = [self._kinds.of(group).row.state_at_construction for group in self.param_groups]
-        if any(starts):
-            weights = self._weights()
-            begun = [s for s, group in zip(starts, self.param_groups, strict=True) for _ in group["params"]]
-            self._adopt(weights, [k for k, start in enumerate(begun) if start], range(len(weights)))
-
-    @classmethod
-    def arguments(cls) -> Mapping[str, inspect.Parameter]:
-        """What the constructor takes after `params`: default, kind and type of each by name."""
-        return cls.kind.arguments.parameters
+        torch.optim.Optimizer.__init__(self, params, defaults)
+        self._planner.begin_at_construction(self)
 
     def _assemble(self, held: sharded.Held, rules: Iterable[type[Rule]]) -> None:
         """Make the parts, which wrappers that copy this object's attributes share with it."""
         self._kinds = Kinds(self.kind, rules)
         self._hyperparameters = Hyperparameters(self._kinds)
         self._counts = Counts(self._kinds.scalars)
+        self._planner = Planner(self._kinds, self._hyperparameters, self._counts)
         self._gate = Gate(self.defaults, held)
-        self._device_steps = DeviceSteps(self._hyperparameters, self._gate, self._terms)
-        self._averages = Averages()
+        self._device_steps = DeviceSteps(self._hyperparameters, self._gate)
+        self._averages = Averages("averaged()")
         self._plan: Plan | None = None
         self._seen: Any = None
 
@@ -146,9 +157,7 @@ class Optimizer(torch.optim.Optimizer):
                 "differentiable=True is not possible: a step here is a compiled kernel, which autograd cannot see "
                 f"through. Use torch.optim.{kind.row.name} for that."
             )
-        foreign = (
-            self.kind.arguments.parameters.keys() - kind.arguments.parameters.keys() - param_group.keys()
-        )
+        foreign = self.kind.parameters.keys() - kind.parameters.keys() - param_group.keys()
         self._check_own_options({k: v for k, v in group.items() if k not in foreign}, kind)
         if group["state_dtype"] is not None:
             group["state_dtype"] = dtype_name(group["state_dtype"])
@@ -169,9 +178,6 @@ class Optimizer(torch.optim.Optimizer):
         if "process_group" in group:
             raise ValueError("process_group belongs to the whole optimizer. Give it to the constructor.")
         kind.check_spelling(group)
-        for name in ("maximize", "capturable"):
-            if not isinstance(group.get(name, False), bool):
-                raise refusal(name, group[name], "True or False")
         for name in WHOLE:
             if group[name] != self.defaults[name]:
                 raise ValueError(
@@ -188,63 +194,89 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        groups, hyperparameters, counts = self.param_groups, self._hyperparameters, self._counts
+        groups, hyperparameters = self.param_groups, self._hyperparameters
         weights = list(chain.from_iterable([group["params"] for group in groups]))
         gradients = list(map(_gradient, weights))
         rules = list(map(hyperparameters.rule, groups))
         plan = self._plan
         if plan is None or not (self._seen == self._key(weights, rules) and plan.fits(gradients)):
-            self._plan = None  # what no longer fits is not to fit again, should the next plan be refused
-            plan = self._plan = self._make_plan(weights, gradients, rules)
-            self._gate.shards = None
+            plan = self._make_plan(weights, gradients, rules)
         if self._averages.in_place:
-            self._averages.check_out()
-        if hyperparameters.may_be_dry(groups, rules) and self._no_gradient(plan, weights, gradients):
-            counts.dry()
+            raise self._averages.refused()
+        if (
+            not any(map(rate, rules))
+            and hyperparameters.dry(groups)
+            and self._no_gradient(plan, weights, gradients)
+        ):
+            self._counts.dry()
             return loss
         scheduled = [group for group in groups if group["schedules"]]
-        overruled = scheduled and self._overruled(scheduled)
+        overruled = False
+        if scheduled:
+            driven = getattr(
+                vars(self).get("step"), "_wrapped_by_lr_sched", False
+            )  # by one of torch's schedulers
+            overruled = hyperparameters.overruled(scheduled, driven)
         if overruled and self._device_steps.control is not None:
             self._device_steps.settle()
             rules = list(map(hyperparameters.rule, groups))
+        scale = self._scale(plan, weights, gradients, overruled)
+        if scale is not None:
+            self._take(plan, gradients, rules, scale)
+            if scheduled:
+                hyperparameters.show(scheduled)
+        return loss
+
+    def _scale(
+        self, plan: Plan, weights: list[Tensor], gradients: list[Any], overruled: bool
+    ) -> float | None:
+        """What the gradients are multiplied by. None if no step is to be taken here: it is left out, or a GPU takes it.
+
+        `overruled`: whether someone has written over a schedule.
+        """
+        groups, gate, device_steps = self.param_groups, self._gate, self._device_steps
         found, given = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        gate, device_steps, scale = self._gate, self._device_steps, 1.0
         capturable = any([group.get("capturable") for group in groups])  # noqa: C419 (a step has few groups)
-        asked = capturable or found is not None or given is not None or gate.measures
-        if asked or device_steps.control is not None:
-            divided = gate.measures and gate.divided(weights, checked=True).several
-            alone = asked and not overruled and not divided
-            if device_steps.take(plan, counts.table, groups, alone, capturable, found, given):
-                counts.unmoved.clear()
-                return loss
-            scale = gate.scale(plan, weights, gradients, found, given)
-            if scale is None:
-                gate.skipped += 1
-                return loss
-        terms = [self._terms(group, group["step"], scale) for group in groups]
-        sparse_rules = {
-            item.group: for_sparse(rules[item.group], self._kinds.of(groups[item.group]).sparse)
-            for item in plan.sparse
-        }
+        measures = self.defaults["max_norm"] is not None or self.defaults["skip_nonfinite"]
+        asked = capturable or found is not None or given is not None or measures
+        if not asked and device_steps.control is None:
+            return 1.0
+        divided = measures and gate.divided(weights, checked=True).several
+        alone = asked and not overruled and not divided
+        if device_steps.take(plan, self._counts.table, groups, alone, capturable, found, given):
+            self._counts.unmoved.clear()
+            return None
+        scale = gate.scale(plan, weights, gradients, found, given)
+        gate.skipped += scale is None
+        return scale
+
+    def _take(self, plan: Plan, gradients: list[Any], rules: list[Rule], scale: float) -> None:
+        """Take a step by kernels that the host launches, and count it."""
+        groups, counts, seed = self.param_groups, self._counts, self.defaults["seed"]
+        options = [step_options(group, group["step"], scale, seed) for group in groups]
+        sparse_rules: dict[int, Rule] = {}
+        for item in plan.sparse:
+            sparse_rules[item.group] = for_sparse(
+                rules[item.group], self._kinds.of(groups[item.group]).sparse
+            )
         if counts.shared:
             counts.take_shared()
         counting = [partial(group.__setitem__, "step", group["step"] + 1) for group in groups]
-        plan.step(gradients, counts.table, rules, sparse_rules, terms, torch.get_num_threads(), counting)
+        plan.step(gradients, counts.table, rules, sparse_rules, options, torch.get_num_threads(), counting)
         if counts.shared:
             counts.give_shared()
         if counts.unmoved:
             counts.unmoved.difference_update(map(id, plan.weights))
-        if scheduled:
-            hyperparameters.show(scheduled)
-        return loss
 
-    def _overruled(self, scheduled: list[Group]) -> bool:
-        """Whether someone else sets what a schedule does: each group is looked at, so that each is spoken of."""
-        driven = getattr(
-            vars(self).get("step"), "_wrapped_by_lr_sched", False
-        )  # by one of torch's schedulers
-        found = [self._hyperparameters.overruled(group, driven) for group in scheduled]
-        return any(found)
+    def _make_plan(self, weights: list[Tensor], gradients: list[Any], rules: list[Rule]) -> Plan:
+        self._plan = None  # what no longer fits is not to fit again, should the next plan be refused
+        self._device_steps.settle()
+        for group in self.param_groups:  # which may have been changed by hand
+            check_options({**OPTIONS, **group})
+        self._plan = self._planner.plan(self, weights, gradients, rules)
+        self._seen = self._key(weights, rules)
+        self._gate.shards = None
+        return self._plan
 
     def _no_gradient(self, plan: Plan, weights: list[Tensor], gradients: list[Any]) -> bool:
         """Whether every gradient is 0 throughout, so that a step with every lr at 0 is none.
@@ -257,41 +289,12 @@ class Optimizer(torch.optim.Optimizer):
         return self._gate.norm_of(plan, weights, gradients)[0] == 0
 
     def _key(self, weights: list[Tensor], rules: list[Rule]) -> Any:
-        """What a plan stands on, beside the memory itself."""
+        """What a plan depends on, other than the memory itself."""
         modes = [
             (type(rule), rule.variant, group["rounding"], group["compensated"], group["ema_decay"] is None)
             for rule, group in zip(rules, self.param_groups, strict=True)
         ]
         return changes(), id(self.state), list(map(id, weights)), modes
-
-    def _terms(self, group: Group, finished: int, scale: float) -> Terms:
-        share = renewed(group["ema_decay"], finished)
-        return _terms(-scale if group["maximize"] else scale, share, self.defaults["seed"])
-
-    @property
-    def max_norm(self) -> float | None:
-        """The largest norm that the gradients of all weights together may have; larger ones are scaled down to it.
-
-        Of all weights of all ranks, where they are divided: DTensors (`fully_shard`, tensor parallel) know how, and
-        `ZeroRedundancyOptimizer` is asked. FSDP1, pipeline stages and whatever else leaves plain weights on one rank
-        each need `process_group=`, so that all clip and skip together.
-        """
-        return self.defaults["max_norm"]
-
-    @max_norm.setter
-    def max_norm(self, value: float | None) -> None:
-        check_options({**OPTIONS, "max_norm": value})
-        self.defaults["max_norm"] = value
-
-    @property
-    def skip_nonfinite(self) -> bool:
-        """Whether a step with an infinite or NaN gradient is left out."""
-        return self.defaults["skip_nonfinite"]
-
-    @skip_nonfinite.setter
-    def skip_nonfinite(self, value: bool) -> None:
-        check_options({**OPTIONS, "skip_nonfinite": value})
-        self.defaults["skip_nonfinite"] = value
 
     @property
     def process_group(self) -> Any:
@@ -343,7 +346,13 @@ class Optimizer(torch.optim.Optimizer):
 
         Raises `ValueError` without `ema_decay`, `RuntimeError` inside another such block.
         """
-        return self._averages.swapped(type(self).__name__, self.param_groups, self.state)
+        averaged = any(group["ema_decay"] is not None for group in self.param_groups)
+        pairs = self._average_pairs if averaged else None
+        return self._averages.swapped(type(self).__name__, pairs, lambda w: w.detach().clone(), _write)
+
+    def _average_pairs(self) -> list[tuple[Tensor, Tensor]]:
+        entries = [(w, self.state.get(w, {})) for group in self.param_groups for w in group["params"]]
+        return [(weight, entry[AVERAGE]) for weight, entry in entries if AVERAGE in entry]
 
     def _step_hooks(self) -> bool:
         return bool(
@@ -353,104 +362,25 @@ class Optimizer(torch.optim.Optimizer):
             or base._global_optimizer_post_hooks  # pyright: ignore[reportPrivateUsage]
         )
 
-    # Memory
-
-    def _weights(self) -> list[Tensor]:
-        return list(chain.from_iterable(group["params"] for group in self.param_groups))
-
-    def _make_plan(self, weights: list[Tensor], gradients: list[Any], rules: list[Rule]) -> Plan:
-        self._device_steps.settle()
-        for group in self.param_groups:  # which may have been changed by hand
-            check_options({**OPTIONS, **group})
-        group_of = [k for k, group in enumerate(self.param_groups) for _ in group["params"]]
-        present = [k for k, gradient in enumerate(gradients) if gradient is not None]
-        whole = {k for k in present if gradients[k].layout != torch.sparse_coo}
-        for k in present:
-            kind = self._kinds.of(self.param_groups[group_of[k]])
-            names = [*(kind.row.names[slot] for slot in rules[group_of[k]].slots), AVERAGE]
-            entry = self.state.get(weights[k], {})
-            kept.check(k, weights[k], gradients[k], entry, names, kind.check.parts, kind.together)
-        found = self._adopt(weights, present, whole)
-        averaged = [group["ema_decay"] is not None for group in self.param_groups]
-        items = [
-            Item(
-                weights[k], arrays, names, formula(rules[group_of[k]], averaged[group_of[k]]), group_of[k], k
-            )
-            for k, (names, arrays) in zip(present, found, strict=True)
-        ]
-        plan = Plan(items, gradients)
-        plan.state = self.state
-        self._seen = self._key(weights, rules)
-        return plan
-
-    def _adopt(
-        self, weights: list[Tensor], present: Iterable[int], whole: Container[int]
-    ) -> list[tuple[tuple[str, ...], list[Tensor]]]:
-        """Give the weights that are `present` what their rule remembers, where they have none.
-
-        Return how each is kept, weight and slots, and the arrays of its slots and of what is beside them. State in
-        blocks needs the `whole` of a gradient: where rows come alone, it is kept in float32.
-        """
-        if not isinstance(self.state, State):
-            self.state = State(self.state)
-        group_of = [group for group in self.param_groups for _ in group["params"]]
-        if not self._counts.stands_for(weights, self._kinds.scalars):
-            self._renew_counts(weights, group_of)
-        found: list[tuple[tuple[str, ...], list[Tensor]]] = []
-        for k in present:
-            weight, group = weights[k], group_of[k]
-            row, rule = self._kinds.of(group).row, self._hyperparameters.rule(group)
-            first = self._hyperparameters.start(group, rule).initial()
-            stored = weight_storage(kept.name_of(weight), group["rounding"], group["compensated"])
-            slots = {row.names[slot]: first.get(slot, 0.0) for slot in rule.slots}
-            averaged = group["ema_decay"] is not None
-            if slots or averaged or row.counts_steps or kept.beside(stored) or weight in self.state:
-                entry = self.state[weight]
-                new = kept.begin(entry, weight, slots, averaged, group["state_dtype"], k in whole)
-                new = new or id(weight) in self._counts.unmoved
-                steps = max(group["step"], bool(slots or averaged))
-                self._counts.remember(k, entry, row, first, new, steps)
-            else:
-                entry = {}
-                self._counts.at_least(k, group["step"])
-            names = [*slots, *([AVERAGE] if averaged else [])]
-            found.append(kept.arrays(weight, stored, entry, names))
-        return found
-
-    def _renew_counts(self, weights: list[Tensor], group_of: list[Group]) -> None:
-        self._counts.renew(weights, self._kinds.scalars)
-        self._drop_unstepped()
-        for k, (weight, group) in enumerate(zip(weights, group_of, strict=True)):
-            row = self._kinds.of(group).row
-            if weight in self.state and row.counts_steps and "step" in self.state[weight]:
-                self._counts.remember(k, self.state[weight], row, {}, False, 0)
-
-    def _drop_unstepped(self) -> None:
-        """Drop the state that construction made of weights that were replaced before a step, as FSDP does."""
-        if any(self._kinds.of(group).row.state_at_construction for group in self.param_groups):
-            for one in resuming.strays(self.param_groups, self.state):
-                if not float(self.state[one].get("step", 0)):
-                    del self.state[one]
-
     # Checkpoints, in torch.optim's layout
 
     def state_dict(self) -> dict[str, Any]:
         """The state in torch.optim's layout: its optimizers read it. Schedules are configuration, and not in it."""
         self._device_steps.settle()
-        self._drop_unstepped()
-        for one in resuming.strays(self.param_groups, self.state):
+        self._planner.drop_unstepped(self)
+        for one in checkpoints.strays(self.param_groups, self.state):
             raise ValueError(
                 f"optimizer.state has the state of a tensor of shape {tuple(one.shape)} that is in no parameter group. "
                 "Was a weight replaced after a step? Move its state to the new weight, or take it out."
             )
-        return resuming.packed(super().state_dict(), self._kinds, self.skipped)
+        return checkpoints.packed(super().state_dict(), self._kinds, self.skipped)
 
     def load_state_dict(self, state_dict: dict[str, Any], *, strict: bool = True) -> None:
         """Take the state of a checkpoint, torch.optim's or ours, as it is: nothing is cast, unless to a `state_dtype`
         that was asked for at construction.
 
         A schedule is configuration: the one given at construction goes on from the checkpoint's step. So are the
-        options of how numbers are kept, clipped, skipped and averaged, and the rules of groups.
+        options of how numbers are stored, clipped, skipped and averaged, and the rules of groups.
 
         Raises `ValueError` naming the key if the checkpoint does not fit, or is damaged, before anything is changed.
         With `strict=False` a weight whose state is missing, in part too, or has a NaN starts afresh, with a warning.
@@ -460,7 +390,7 @@ class Optimizer(torch.optim.Optimizer):
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             result = hook(self, given)
             given = given if result is None else result
-        loaded = resuming.Loaded(given, self.param_groups, self._hyperparameters, strict)
+        loaded = checkpoints.Loaded(given, self.param_groups, self._hyperparameters, strict)
         checkpoint.warn_of(loaded.lost)
         self._put(State(loaded.state), loaded.groups, loaded.saved.skipped)
         if loaded.saved.schedule is not None:  # for a Scheduler that is built later
@@ -478,11 +408,6 @@ class Optimizer(torch.optim.Optimizer):
         self._device_steps.forget()
         self._plan = self._seen = None
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        if type(self) is optimizer(self.row.rule) and TABLE.get(self.row.name) is not self.row:
-            return _again, (self.row.rule,), self.__getstate__()
-        return super().__reduce_ex__(protocol)
-
     def __getstate__(self) -> dict[str, Any]:
         self._device_steps.settle()
         self._counts.part(self.state)
@@ -497,6 +422,11 @@ class Optimizer(torch.optim.Optimizer):
             self._assemble(held or sharded.Held(), rules)
         super().__setstate__(given)
         self._put(self.state, self.param_groups, skipped)
+
+
+@torch.no_grad()
+def _write(weight: Tensor, numbers: Tensor) -> None:
+    weight.copy_(numbers)
 
 
 def _check_given(name: str, params: Any) -> None:
@@ -528,7 +458,6 @@ def _check_weights(given: list[Any]) -> None:
         seen.add(id(weight))
 
 
-@functools.cache
 def optimizer(rule: type[Rule]) -> type[Optimizer]:
     """The PyTorch optimizer of a rule: a class that takes weights, the rule's fields, and options by keyword.
 
@@ -539,12 +468,4 @@ def optimizer(rule: type[Rule]) -> type[Optimizer]:
     >>> optimizer(Lion)([weight], lr=0.1).param_groups[0]["betas"]
     (0.9, 0.99)
     """
-    row = kind_of(rule).row
-    here = "schuss.torch" if row.name in TABLE and TABLE[row.name] is row else rule.__module__
-    return type(row.name, (Optimizer,), {"row": row, "__module__": here})
-
-
-def _again(rule: type[Rule]) -> Optimizer:
-    """An optimizer that is being unpickled, of a class that stands in no module."""
-    cls = optimizer(rule)
-    return cls.__new__(cls)
+    return Optimizer.of_rule(rule)

@@ -1,17 +1,18 @@
-"""Which memory a step walks over: found once, looked at before every step, found anew when anything is other.
+"""Which memory a step runs over: found once, checked before every step, found anew when anything is other.
 
 Most tensors are plain: weight, gradient and state lie alike in memory, and the kernel is pointed at them, on a GPU one
-of its own. The others get the right answer by another way, one by one at each step: *staged* tensors lie differently
+of its own. The others get the right answer by another path, one by one at each step: *staged* tensors lie differently
 and go through copies, *sparse* gradients touch some rows only, and *eager* ones are on a device or of a dtype without
 a kernel.
 
-A step is prepared, then taken. What can be refused is refused before: when a plan is made (`kept.check`), when the rows
-of sparse gradients are looked at, and when the scalars are worked out. From then on everything moves.
+A step is prepared, then taken. What can be refused is refused before: when a plan is made (`checks`), when the rows of
+sparse gradients are checked, and when the scalars are worked out. From then on everything moves.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,13 +23,13 @@ import torch
 
 from schuss.compile import cpu, device, eager, threads
 from schuss.compile.formula import Formula
-from schuss.compile.front import dtype_name
 from schuss.compile.launch import TENSOR_BITS, Launch, Table, Terms, TouchedRows, WholeTensors, numbers
 from schuss.compile.matrices import matrix_shape
 from schuss.compile.storage import PLAIN, STORAGES, Column, columns, compute_dtype, drawn
+from schuss.core.storage import dtype_name
 from schuss.rules import Rule
 from schuss.torch import layout
-from schuss.torch.kept import check_rows
+from schuss.torch.checks import check_rows
 from schuss.torch.layout import lazy
 from schuss.torch.norm import norm_of
 
@@ -46,25 +47,24 @@ _KERNEL_DTYPES = frozenset(_NAMES) | frozenset(_REAL) | {torch.int8, torch.int16
 
 @dataclass
 class Item:
-    """One weight with a gradient: its state, its group, and its place among all weights and in the ledger.
+    """One weight with a gradient: its state, its group, and its index among all weights, its row of the counts.
 
-    `kept` says how the weight and each slot are kept; `slots` are the arrays of the slots, then those beside the weight
-    and the slots.
+    `storage` is that of the weight and of each slot; `slots` are the slots' tensors, then their auxiliary buffers.
     """
 
     weight: Tensor
     slots: list[Tensor]
-    kept: tuple[str, ...]
+    storage: tuple[str, ...]
     formula: Formula
     group: int
-    member: int
+    index: int
 
-    def way(self, gradient: Tensor) -> str:
+    def path(self, gradient: Tensor) -> str:
         """How this weight is moved: "plain", "gpu", "staged", "sparse" or "eager"."""
         if gradient.layout == torch.sparse_coo:
             return "sparse"
         tensors = (self.weight, gradient, *self.slots)
-        if not all(one in STORAGES for one in self.kept) or not all(map(_has_kernel, tensors)):
+        if not all(one in STORAGES for one in self.storage) or not all(map(_has_kernel, tensors)):
             return "eager"
         straight = all(map(_contiguous, tensors)) and not any(map(lazy, tensors))
         if self.formula.of_matrices and not (straight and self.weight.device.type == "cpu"):
@@ -76,21 +76,21 @@ class Item:
 
     @property
     def in_blocks(self) -> bool:
-        """Whether a slot is kept in blocks, which are counted row by row, however the weight lies in memory."""
-        return "int8" in self.kept
+        """Whether a slot is in int8 blocks, which are counted row by row, however the weight lies in memory."""
+        return "int8" in self.storage
 
     def signature(self, gradient: Tensor) -> Signature:
         """What has a kernel in common."""
-        return self.formula, (self.kept[0], _name(gradient), *self.kept[1:])
+        return self.formula, (self.storage[0], _name(gradient), *self.storage[1:])
 
     def start(self) -> int:
-        """The place of the weight's first element among all."""
-        return self.member << TENSOR_BITS
+        """The position of the weight's first element among all."""
+        return self.index << TENSOR_BITS
 
     def facts(self, gradient: Tensor | None) -> Any:
-        """All that was looked at when its way was found, and where its state is."""
+        """All that decided its path, and where its state is."""
         written = self.weight, *self.slots
-        return list(map(layout.facts, (*written, gradient))), list(map(layout.place, written))
+        return list(map(layout.facts, (*written, gradient))), list(map(layout.address, written))
 
 
 def _has_kernel(tensor: Tensor) -> bool:
@@ -141,8 +141,8 @@ def _columns(signature: Signature) -> list[Column]:
 
 
 def _launch(signature: Signature, items: Sequence[Item], table: Table) -> Launch:
-    groups, members = [item.group for item in items], [item.member for item in items]
-    launch = Launch(signature[0], cpu.kernel(*signature), table, groups, members)
+    groups, indices = [item.group for item in items], [item.index for item in items]
+    launch = Launch(signature[0], cpu.kernel(*signature), table, groups, indices)
     launch.library = torch.from_numpy
     return launch
 
@@ -162,7 +162,7 @@ class _Plain:
     """
 
     def __init__(self, signature: Signature, items: list[Item], gradients: list[Any]) -> None:
-        self.places = [item.member for item in items]
+        self.places = [item.index for item in items]
         self.whole = self.places == list(range(len(items)))
         self.weights = [item.weight for item in items]
         self.table, self.launch = self._made(signature, items)
@@ -209,7 +209,7 @@ class _Device(_Plain):
             *signature,
             [_length(item.weight) for item in items],
             [item.group for item in items],
-            [item.member for item in items],
+            [item.index for item in items],
             self.weights[0].device,
         )
         return launch.tensors, launch
@@ -255,7 +255,7 @@ class _Staged:
             alike.append(
                 [
                     laid(weight, True),
-                    laid(gradients[item.member], False),
+                    laid(gradients[item.index], False),
                     *(laid(slot, True) for slot in item.slots),
                 ]
             )
@@ -307,36 +307,26 @@ class _Eager:
         """What writes its new numbers, which are worked out here."""
         item, gradient = self.item, self.gradient
         written = [item.weight, *item.slots]
-        place = item.weight.device
+        here = item.weight.device
         if gradient.layout != torch.sparse_coo:
-            starts = torch.tensor([item.start()], device=place)
-            kept = item.signature(gradient)[1]
+            starts = torch.tensor([item.start()], device=here)
+            stored = item.signature(gradient)[1]
             memory = [written[0], gradient, *written[1:]]
-            return _copying(eager.moved(item.formula, kept, memory, self.row, starts, self.rule))
+            return _copying(eager.moved(item.formula, stored, memory, self.row, starts, self.rule))
         rows = gradient.indices().unbind()
         touched = [tensor[rows] for tensor in written]
         outer = item.weight.shape[: gradient.sparse_dim()]
         width = math.prod(item.weight.shape[gradient.sparse_dim() :]) * (
             2 if item.weight.dtype in _REAL else 1
         )
-        strides = torch.tensor([math.prod(outer[axis + 1 :]) for axis in range(len(outer))], device=place)
+        strides = torch.tensor([math.prod(outer[axis + 1 :]) for axis in range(len(outer))], device=here)
         starts = item.start() + width * (gradient.indices() * strides[:, None]).sum(dim=0)
         values = gradient.values()
-        kept = item.signature(values)[1]
-        eager.step(item.formula, kept, [touched[0], values, *touched[1:]], self.row, starts)
+        stored = item.signature(values)[1]
+        eager.step(item.formula, stored, [touched[0], values, *touched[1:]], self.row, starts)
         return [
             partial(tensor.index_put_, rows, moved) for tensor, moved in zip(written, touched, strict=True)
         ]
-
-
-@dataclass
-class _Others:
-    """What moves weights that are not plain, at one step. `memory` is what the launches' tables point at."""
-
-    launches: list[Launch]
-    back: Back
-    memory: list[Tensor]
-    whole: list[_Eager]
 
 
 class Plan:
@@ -347,37 +337,27 @@ class Plan:
     def __init__(self, items: list[Item], gradients: list[Tensor | None]) -> None:
         self.weights = [item.weight for item in items]
         self.absent = [k for k, gradient in enumerate(gradients) if gradient is None]
-        pairs = [(item, gradient) for item in items if (gradient := gradients[item.member]) is not None]
-        ways: dict[str, list[tuple[Item, Tensor]]] = {
-            "plain": [],
-            "gpu": [],
-            "staged": [],
-            "sparse": [],
-            "eager": [],
-        }
+        pairs = [(item, gradient) for item in items if (gradient := gradients[item.index]) is not None]
+        paths: dict[str, list[tuple[Item, Tensor]]] = defaultdict(list)
         for item, gradient in pairs:
-            ways[item.way(gradient)].append((item, gradient))
-        self.plain = [_Plain(*batch, gradients) for batch in _by_signature(ways["plain"])]
-        self.plain += [_Device(*batch, gradients) for batch in _by_signature(ways["gpu"])]
-        self.staged = [_Staged(*batch) for batch in _by_signature(ways["staged"])]
-        self.sparse = [item for item, _ in ways["sparse"]]
-        self.eager = [item for item, _ in ways["eager"]]
-        self.others = [
-            (item, item.facts(gradient))
-            for way, found in ways.items()
-            if way not in ("plain", "gpu")
-            for item, gradient in found
-        ]
+            paths[item.path(gradient)].append((item, gradient))
+        self.plain = [_Plain(*batch, gradients) for batch in _by_signature(paths["plain"])]
+        self.plain += [_Device(*batch, gradients) for batch in _by_signature(paths["gpu"])]
+        self.staged = [_Staged(*batch) for batch in _by_signature(paths["staged"])]
+        self.sparse = [item for item, _ in paths["sparse"]]
+        self.eager = [item for item, _ in paths["eager"]]
+        others = [*paths["staged"], *paths["sparse"], *paths["eager"]]
+        self.others = [(item, item.facts(gradient)) for item, gradient in others]
 
     def fits(self, gradients: list[Tensor | None]) -> bool:
-        """Whether each tensor is still moved the way that was found for it; points at this step's gradients."""
+        """Whether each tensor is still moved on the path that was found for it; points at this step's gradients."""
         fitting = (
             all(gradients[k] is None for k in self.absent)
             and all(batch.fits(gradients) for batch in self.plain)
-            and all(item.facts(gradients[item.member]) == facts for item, facts in self.others)
+            and all(item.facts(gradients[item.index]) == facts for item, facts in self.others)
         )
         for item in self.sparse if fitting else ():
-            check_rows(item.member, item.weight, gradients[item.member])
+            check_rows(item.index, item.weight, gradients[item.index])
         return fitting
 
     def on_one_device(self) -> list[device.DeviceLaunch] | None:
@@ -392,20 +372,20 @@ class Plan:
         others = [
             gradients[k] for batch in self.plain if not isinstance(batch.table, Table) for k in batch.places
         ]
-        others += [gradients[item.member] for item, _ in self.others]
+        others += [gradients[item.index] for item, _ in self.others]
         return norm_of(tables, others, [gradient for gradient in gradients if gradient is not None], workers)
 
     def step(
         self,
         gradients: Sequence[Any],
-        ledger: Array,
+        counts: Array,
         rules: Sequence[Rule],
         sparse_rules: Mapping[int, Rule],
-        terms: Sequence[Terms],
+        options: Sequence[Terms],
         workers: int,
         counting: Sequence[partial[None]],
     ) -> None:
-        """Take one step of every weight, and count it; rules and terms are by group.
+        """Take one step of every weight, and count it; rules and options are by group.
 
         What is wrong with a rule, a gradient or the memory for a copy is raised before anything is changed. The first
         to change are the counts, the weights' and those that `counting` moves. Whatever interrupts the step then waits
@@ -413,75 +393,78 @@ class Plan:
         """
         launches = [batch.launch for batch in self.plain]
         for launch in launches:
-            launch.prepare(ledger, rules, terms)
-        others = self._prepared(gradients, ledger, rules, sparse_rules, terms) if self.others else None
-        if others:
-            launches += others.launches
+            launch.prepare(counts, rules, options)
+        back: Back = []
+        whole: list[_Eager] = []
+        memory: list[Tensor] = []  # what the tables of launches point at
+        if self.others:
+            more, whole, memory = self._prepared(gradients, counts, rules, sparse_rules, options, back)
+            launches += more
         # Kernels write behind autograd's back: a backward pass through an older weight must be able to tell.
         torch.autograd.graph.increment_version(self.weights)
         actions = [
-            *[launch.counting(ledger) for launch in launches],
+            *[launch.counting(counts) for launch in launches],
             *counting,
             *[launch.moving(workers) for launch in launches],
         ]
-        if others:
+        if self.others:
             with torch.no_grad():
-                threads.together([*actions, *_copying(others.back)])
-                for one in others.whole:
-                    place = one.item.member, slice(len(one.remembered))
-                    count = partial(ledger.__setitem__, place, np.array(one.remembered))
+                threads.together([*actions, *_copying(back)])
+                for one in whole:
+                    row = one.item.index, slice(len(one.remembered))
+                    count = partial(counts.__setitem__, row, np.array(one.remembered))
                     threads.together([*one.writing(), count])
         else:
             threads.together(actions)
         for launch in launches:
-            launch.taken(ledger)
+            launch.taken(counts)
+        memory.clear()  # not before
 
     @torch.no_grad()
     def _prepared(
         self,
         gradients: Sequence[Any],
-        ledger: Array,
+        counts: Array,
         rules: Sequence[Rule],
         sparse_rules: Mapping[int, Rule],
-        terms: Sequence[Terms],
-    ) -> _Others:
-        """What is not plain, laid out so that kernels can move it, with the scalars of this step."""
-        found = _Others([], [], [], [])
+        options: Sequence[Terms],
+        back: Back,
+    ) -> tuple[list[Launch], list[_Eager], list[Tensor]]:
+        """What is not plain: its launches, what whole tensors move, and the memory that the launches need.
+
+        What goes through copies is added to `back`.
+        """
+        launches: list[Launch] = []
+        memory: list[Tensor] = []
         for batch in self.staged:
-            batch.launch.prepare(ledger, rules, terms)
-            found.launches.append(batch.launch)
-            found.back += batch.lay(gradients)
+            batch.launch.prepare(counts, rules, options)
+            launches.append(batch.launch)
+            back += batch.lay(gradients)
+        whole = [
+            self._whole(item, gradients[item.index], counts, rules[item.group], options)
+            for item in self.eager
+        ]
         for item in self.sparse:
-            gradient = gradients[item.member]
+            gradient = gradients[item.index]
             if item.weight.is_cuda or not all(map(_has_kernel, (item.weight, *item.slots))):
-                found.whole.append(self._whole(item, gradient.coalesce(), ledger, sparse_rules, terms))
+                whole.append(
+                    self._whole(item, gradient.coalesce(), counts, sparse_rules[item.group], options)
+                )
                 continue
-            launch, back, memory = _touched(item, gradient)
-            launch.prepare(ledger, sparse_rules, terms)
-            found.launches.append(launch)
-            found.back += back
-            found.memory += memory
-        for item in self.eager:
-            found.whole.append(self._whole(item, gradients[item.member], ledger, rules, terms))
-        return found
+            launch, copies, needed = _touched(item, gradient)
+            launch.prepare(counts, sparse_rules, options)
+            launches.append(launch)
+            back += copies
+            memory += needed
+        return launches, whole, memory
 
     @staticmethod
-    def _whole(
-        item: Item,
-        gradient: Tensor,
-        ledger: Array,
-        rules: Sequence[Rule] | Mapping[int, Rule],
-        terms: Sequence[Terms],
-    ) -> _Eager:
+    def _whole(item: Item, gradient: Tensor, counts: Array, rule: Rule, options: Sequence[Terms]) -> _Eager:
         values = gradient.values() if gradient.layout == torch.sparse_coo else gradient
-        scalars = numbers(
-            item.formula,
-            drawn(item.signature(values)[1]),
-            rules[item.group],
-            ledger[item.member].tolist(),
-            terms[item.group],
-        )
-        return _Eager(item, gradient, rules[item.group], *scalars)
+        random = drawn(item.signature(values)[1])
+        remembered = counts[item.index].tolist()
+        scalars = numbers(item.formula, random, rule, remembered, options[item.group])
+        return _Eager(item, gradient, rule, *scalars)
 
 
 def _copying(back: Back) -> list[partial[Any]]:

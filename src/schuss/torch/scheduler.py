@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from schuss.compile.checkpoint import is_count
-from schuss.compile.front import check_schedule
+from schuss.core.checkpoint import is_count
+from schuss.core.schedules import check_schedule
 from schuss.errors import real, refusal
 from schuss.torch.checkpoints import SCHEDULE
 
@@ -263,28 +263,21 @@ class Plateau(_Driver, ReduceLROnPlateau):
         min_lr: float = 0.0,
     ) -> None:
         """Check the settings; the lr stays as it is until a metric stops improving."""
-        for name, value, known in (
-            ("mode", mode, ("min", "max")),
-            ("threshold_mode", threshold_mode, ("rel", "abs")),
-        ):
-            if value not in known:
-                raise refusal(name, value, f"one of {', '.join(known)}")
+        if mode not in ("min", "max"):
+            raise refusal("mode", mode, "one of min, max")
+        if threshold_mode not in ("rel", "abs"):
+            raise refusal("threshold_mode", threshold_mode, "one of rel, abs")
         real("factor", factor, "in (0, 1)", lambda x: 0 < x < 1, "It multiplies the lr, for example 0.1.")
-        for name, value in (
-            ("patience", patience),
-            ("threshold", threshold),
-            ("cooldown", cooldown),
-            ("min_lr", min_lr),
-        ):
+        for name, value in dict(
+            patience=patience, threshold=threshold, cooldown=cooldown, min_lr=min_lr
+        ).items():
             real(name, value, "a finite number, 0 or more", lambda x: 0 <= x < math.inf)
         super().__init__(optimizer)
         self.mode, self.threshold, self.threshold_mode = mode, threshold, threshold_mode
         self.factor, self.patience, self.cooldown, self.min_lr = factor, patience, cooldown, min_lr
         self.base_lrs = list(self._last_lr)
         self.best: float | None = None
-        self.bad_steps = 0
-        self.cooling = 0
-        self.reductions = 0
+        self.bad_steps = self.cooling = self.reductions = 0
 
     def get_lr(self) -> list[float | Tensor]:
         """Return the lr of each group after the reductions so far."""
@@ -302,18 +295,12 @@ class Plateau(_Driver, ReduceLROnPlateau):
         self._take_in()
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
         self._step_count += 1
-        if self._is_better(value):
-            self.best = value
-            self.bad_steps = 0
-        else:
-            self.bad_steps += 1
-        if self.cooling:
-            self.cooling -= 1
-            self.bad_steps = 0
+        better, cooling = self._is_better(value), self.cooling > 0
+        self.best = value if better else self.best
+        self.bad_steps = 0 if better or cooling else self.bad_steps + 1
+        self.cooling -= cooling
         if self.bad_steps > self.patience:
-            self.reductions += 1
-            self.cooling = self.cooldown
-            self.bad_steps = 0
+            self.reductions, self.cooling, self.bad_steps = self.reductions + 1, self.cooldown, 0
         self._apply(self.get_lr())
 
     def _take_in(self) -> None:
@@ -351,25 +338,20 @@ class Plateau(_Driver, ReduceLROnPlateau):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what was seen, and put the lr in force that follows under the present settings."""
-        seen: dict[str, Any] = {
-            name: _saved(self, state_dict, name, is_count)
-            for name in self._STATE
-            if name not in ("best", "base_lrs")
-        }
+        counts = ("last_epoch", "bad_steps", "cooling", "reductions")
+        seen: dict[str, Any] = {name: _saved(self, state_dict, name, is_count) for name in counts}
         rates = _saved(self, state_dict, "base_lrs")
         if not isinstance(rates, Sequence) or len(rates) != len(self.base_lrs):
-            raise refusal(
-                "The checkpoint's 'base_lrs'", rates, f"a list of {len(self.base_lrs)} rates, one a group"
-            )
+            allowed = f"a list of {len(self.base_lrs)} rates, one per group"
+            raise refusal("The checkpoint's 'base_lrs'", rates, allowed)
         seen["base_lrs"] = [
             real("The checkpoint's 'base_lrs'", rate, "finite numbers ≥ 0", lambda x: 0 <= x < math.inf)
             for rate in rates
         ]
         best = _saved(self, state_dict, "best")
-        seen["best"] = (
-            None if best is None else real("The checkpoint's 'best'", best, "a finite number or None")
-        )
-        vars(self).update(seen)
+        if best is not None:
+            best = real("The checkpoint's 'best'", best, "a finite number or None")
+        vars(self).update(seen, best=best)
         self._step_count = self.last_epoch + 1
         self._apply(self.get_lr())
 

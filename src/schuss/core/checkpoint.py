@@ -6,11 +6,11 @@
 | the rule's scalars        | a number  | finite, within the rule's `bounds`                                           |
 | the rule's slots          | an array  | of the weight's shape, in a dtype of state, within `bounds`, no NaN          |
 | the weight's average      | an array  | the same, in float32 or more                                                 |
-| what rounding took        | an array  | the same, in 16 bits                                                         |
+| the compensation term     | an array  | the same, in 16 bits                                                         |
 | the scales of int8 codes  | an array  | float32, one for each block, ≥ 0, no NaN                                     |
 
 An infinity is no damage: a second moment that overflowed was saved so, and the step after it can be finite. A NaN is
-for good, in whatever way it came to be there. It is refused as something missing is, with the same way out:
+for good, however it came to be there. It is refused as something missing is, with the same way out:
 `strict=False`, with which that weight starts afresh.
 """
 
@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from schuss.compile.formula import AVERAGE
 from schuss.compile.storage import LEVEL_MOST, PLAIN, STORAGES
@@ -42,32 +43,36 @@ def scale_of(name: str) -> str:
     return f"{name}_scale"
 
 
-class Arrays(Protocol):
+class Arrays(ABC):
     """How an API reads what a checkpoint holds."""
 
+    @abstractmethod
     def number(self, value: Any) -> int | float | None:
         """The one real number that `value` is; None if it is anything else."""
-        ...
 
     def count(self, value: Any) -> int | float | None:
         """The same for a count of steps."""
-        ...
+        return self.number(value)
 
+    @abstractmethod
     def shape(self, value: Any) -> tuple[int, ...] | None:
         """An array's shape; None if it is none."""
-        ...
 
+    @abstractmethod
     def dtype(self, value: Any) -> str:
         """The name of an array's dtype: "bfloat16" also where only its bits are there."""
-        ...
+
+    @abstractmethod
+    def real(self, value: Any) -> Any:
+        """An array's real numbers that are here, two for each complex one; None if there are none."""
 
     def least(self, value: Any) -> float:
-        """The smallest number of an array, of the real and imaginary parts of complex ones; NaN if one is NaN."""
-        ...
+        """The smallest number of an array; NaN if one is NaN."""
+        return 0.0 if (own := self.real(value)) is None else float(own.min())
 
     def most(self, value: Any) -> float:
         """The largest one."""
-        ...
+        return 0.0 if (own := self.real(value)) is None else float(own.max())
 
 
 @dataclass(frozen=True)
@@ -96,19 +101,6 @@ class Problem:
     fatal: bool = True
 
 
-def parts(rule: type[Rule], names: Mapping[str, str]) -> dict[str, Part]:
-    """All that may stand in one weight's state; `names` are the checkpoint's, by the rule's own."""
-    slots = list(dict.fromkeys(slot for variant in rule.variants.values() for slot in variant))
-    found = {"step": Part("count")}
-    for name in rule.scalars:
-        found[names.get(name, name)] = Part("number", *rule.bounds.get(name, _ANY))
-    for slot in slots:
-        name = names.get(slot, slot)
-        found[name] = Part("slot", *rule.bounds.get(slot, _ANY))
-        found[scale_of(name)] = Part("scale", low=0, of=name)
-    return found | {AVERAGE: Part("average"), REST: Part("rest")}
-
-
 @dataclass(frozen=True)
 class Weight:
     """The weight whose state is checked: its key, shape and dtype, as far as they are known."""
@@ -126,8 +118,8 @@ class Weight:
 class Check:
     """The table, for one rule and one API.
 
-    `names` are the checkpoint's names of what the rule remembers, `place` says where an entry of a weight stands, and
-    `narrow` are the 16-bit dtypes that weights have.
+    `names` are the checkpoint's names of what the rule remembers, `where` says where an entry of a weight stands, and
+    `narrow` are the 16-bit dtypes that weights have. `parts` is all that may stand in one weight's state.
     """
 
     def __init__(
@@ -136,60 +128,61 @@ class Check:
         names: Mapping[str, str],
         counts_steps: bool,
         read: Arrays,
-        place: Callable[[Any, str], str],
+        where: Callable[[Any, str], str],
         narrow: Sequence[str],
     ) -> None:
-        self.name = rule.__name__
-        self.parts = parts(rule, names)
-        self._names, self._counts, self._read, self._place = names, counts_steps, read, place
+        self.name, self._names, self._counts = rule.__name__, names, counts_steps
+        self._read, self._where = read, where
         self._rests = {one: _rest_of(one) for one in narrow}
         self._scalars = [names.get(scalar, scalar) for scalar in rule.scalars]
+        self.parts = {"step": Part("count")}
+        for name in rule.scalars:
+            self.parts[names.get(name, name)] = Part("number", *rule.bounds.get(name, _ANY))
+        for slot in [slot for variant in rule.variants.values() for slot in variant]:
+            name = names.get(slot, slot)
+            self.parts[name] = Part("slot", *rule.bounds.get(slot, _ANY))
+            self.parts[scale_of(name)] = Part("scale", low=0, of=name)
+        self.parts |= {AVERAGE: Part("average"), REST: Part("rest")}
 
     def problems(self, weight: Weight, entry: Mapping[str, Any], rule: Rule, block: int) -> Iterator[Problem]:
         """What is wrong with one weight's state; nothing if it can be loaded as it is."""
         needed = [*(["step"] if self._counts else []), *self._scalars]
         if not self._counts or self._read.count(entry.get("step")) != 0:
             needed += [self._names.get(slot, slot) for slot in rule.slots]
-        for part in needed:
-            if part not in entry:
+        for name in needed:
+            if name not in entry:
                 yield Problem(
-                    f"The checkpoint has no {self._place(weight.key, part)}. Build the optimizer with the options of "
+                    f"The checkpoint has no {self._where(weight.key, name)}. Build the optimizer with the options of "
                     f"the one that was saved. {WAY_OUT}",
                     absent=True,
                     fatal=False,
                 )
-        for part, value in entry.items():
-            one, where = self.parts[part], f"The checkpoint's {self._place(weight.key, part)}"
+        for name, value in entry.items():
+            one, where = self.parts[name], f"The checkpoint's {self._where(weight.key, name)}"
             if one.kind == "count":
-                yield from self._count(where, value)
+                number = self._read.count(value)
+                if number is None or not is_count(number):
+                    yield Problem(_said(where, value, "a count: a whole number ≥ 0"))
             elif one.kind == "number":
                 yield from self._number(where, one, value)
-            elif one.kind != "scale":
+            elif one.kind == "scale":
+                if one.of not in entry or not self._is_int8(entry[one.of]):
+                    yield Problem(
+                        f"{where} are scales of int8 codes, but {self._where(weight.key, one.of)} is not int8. "
+                        "Was it put together from two checkpoints?"
+                    )
+            else:
+                shape = self._read.shape(value)
                 if weight.shape is None:  # the array is not known yet: its state is of one shape at least
-                    weight = replace(weight, shape=self._read.shape(value))
-                if weight.dtype is None and one.kind != "rest" and self._read.shape(value) is not None:
+                    weight = replace(weight, shape=shape)
+                if weight.dtype is None and one.kind != "rest" and shape is not None:
                     weight = replace(weight, dtype=self._read.dtype(value))
                 yield from self._array(where, one, weight, value)
-                if (
-                    one.kind == "slot"
-                    and self._read.shape(value) is not None
-                    and self._read.dtype(value) == "int8"
-                ):
-                    yield from self._scales(where, weight, part, entry, block)
-            elif (
-                one.of not in entry
-                or self._read.shape(entry[one.of]) is None
-                or self._read.dtype(entry[one.of]) != "int8"
-            ):
-                yield Problem(
-                    f"{where} are scales of int8 codes, but {self._place(weight.key, one.of)} is not int8. "
-                    "Was it put together from two checkpoints?"
-                )
+                if one.kind == "slot" and self._is_int8(value):
+                    yield from self._scales(where, weight, name, entry, block)
 
-    def _count(self, where: str, value: Any) -> Iterator[Problem]:
-        number = self._read.count(value)
-        if number is None or not is_count(number):
-            yield Problem(_said(where, value, "a count: a whole number ≥ 0"))
+    def _is_int8(self, value: Any) -> bool:
+        return self._read.shape(value) is not None and self._read.dtype(value) == "int8"
 
     def _number(self, where: str, one: Part, value: Any) -> Iterator[Problem]:
         number = self._read.number(value)
@@ -234,33 +227,31 @@ class Check:
     def _scales(
         self, where: str, weight: Weight, part: str, entry: Mapping[str, Any], block: int
     ) -> Iterator[Problem]:
-        scales, place = entry.get(scale_of(part)), self._place(weight.key, scale_of(part))
+        scales, there = entry.get(scale_of(part)), self._where(weight.key, scale_of(part))
         numbers = math.prod(weight.shape or ())
         blocks = -(-numbers // block)
         shape = None if scales is None else self._read.shape(scales)
         if shape != (blocks,) or self._read.dtype(scales) != "float32":
-            found = (
-                "there are none" if shape is None else f"there is {self._read.dtype(scales)} of shape {shape}"
-            )
+            found = "are none" if shape is None else f"is {self._read.dtype(scales)} of shape {shape}"
             words = (
                 f"{where} has {numbers} int8 codes in blocks of {block}, which need {blocks} scales (float32) in "
-                f"{place}; {found}. Was it cut short?"
+                f"{there}; there {found}. Was it cut short?"
             )
             lost = scales is None
             yield Problem(f"{words} {WAY_OUT}" if lost else words, absent=lost, fatal=not lost)
             return
         least = self._read.least(scales)
         if math.isnan(least):
-            yield Problem(f"The checkpoint's {place} has a NaN. {WAY_OUT}", fatal=False)
+            yield Problem(f"The checkpoint's {there} has a NaN. {WAY_OUT}", fatal=False)
         elif least < 0:
-            yield Problem(f"The checkpoint's {place} has {least:g}, but a scale is never less than 0.")
+            yield Problem(f"The checkpoint's {there} has {least:g}, but a scale is never less than 0.")
 
 
 def _rest_of(dtype: str) -> str:
     """The dtype of the compensation term of weights of this dtype."""
-    beside = STORAGES[f"{dtype} compensated"].beside
-    assert beside is not None
-    return beside.dtype
+    rest = STORAGES[f"{dtype} compensated"].beside
+    assert rest is not None
+    return rest.dtype
 
 
 def is_count(number: float) -> bool:
@@ -326,7 +317,7 @@ def warn_of(lost: Sequence[str]) -> None:
 
 
 def counted(entries: Iterable[Iterable[str]]) -> dict[str, int]:
-    """How many of these have each name: kept in a checkpoint, so that what is lost on the way is missed."""
+    """How many of these have each name: written into a checkpoint, so that what is lost on the way is missed."""
     return dict(sorted(Counter(name for names in entries for name in names).items()))
 
 

@@ -1,8 +1,7 @@
-"""How an array's state lies in arrays: new, read from a checkpoint, and as a launch takes it.
+"""How an array's state is stored: new, read from a checkpoint, and as a launch takes it.
 
-Each slot is an array under its name. What is kept beside it (`storage`) has a name of its own: the scales of `m` in
-blocks stand under `m_scale`, what rounding took from the weight under `rest`. NumPy has no bfloat16: a slot of that
-dtype is an array of its bits, in uint16.
+Each slot is an array under its name. The scales of an int8 slot `m` stand under `m_scale`, the compensation term of the
+weight under `rest`. NumPy has no bfloat16: a slot of that dtype is an array of its bits, in uint16.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from schuss.compile.checkpoint import REST, scale_of
-from schuss.compile.front import slot_dtype, slot_storage
 from schuss.compile.narrow import from_levels, to_levels, upper_half
 from schuss.compile.storage import BLOCK, STORAGES
+from schuss.core.checkpoint import REST, scale_of
+from schuss.core.storage import slot_dtype, slot_storage
 from schuss.numpy.layout import KERNEL_NAMES, axes_of, empty, laid
 
 Array = np.ndarray[Any, Any]
@@ -32,18 +31,15 @@ def name_of(array: Array) -> str:
     return _NAMES[array.dtype.name]
 
 
-def wanted(weight: Array, state_dtype: str | None, whole: bool = True) -> str:
-    """The dtype of a new slot. Complex weights have complex state; blocks need the `whole` of a gradient."""
-    if weight.dtype.kind == "c":
-        return weight.dtype.name
-    chosen = slot_dtype(weight.dtype.name, state_dtype, weight.size)
-    return "float32" if chosen == "int8" and not whole else chosen
+def new_dtype(weight: Array, state_dtype: str | None, whole: bool = True) -> str:
+    """The dtype of a new slot; int8 needs the `whole` of a gradient."""
+    return slot_dtype(weight.dtype.name, state_dtype, weight.size, whole)
 
 
 def new(name: str, weight: Array, dtype: str, value: complex) -> dict[str, Array]:
     """A slot before the first step, every number of it `value`, laid out as its weight (blocks: row by row)."""
     one: dict[str, Array] = {}  # a block, which all others are like
-    _keep(one, name, np.full(BLOCK, value), dtype)
+    _store(one, name, np.full(BLOCK, value), dtype)
     axes = range(weight.ndim) if dtype == "int8" else axes_of(weight)
     found = {name: empty(weight.shape, one[name].dtype, axes)}
     found[name][...] = one[name][0]
@@ -53,7 +49,7 @@ def new(name: str, weight: Array, dtype: str, value: complex) -> dict[str, Array
 
 
 def convert(slots: Slots, name: str, dtype: str, block: int = BLOCK) -> None:
-    """Keep a slot in another dtype, rounded to nearest; `block` is how many of its numbers have shared a scale."""
+    """Store a slot in another dtype, rounded to nearest; `block` is how many of its numbers have shared a scale."""
     value = slots[name]
     if value.dtype.kind == "c" or (name_of(value) == dtype and block == BLOCK):
         return
@@ -61,7 +57,7 @@ def convert(slots: Slots, name: str, dtype: str, block: int = BLOCK) -> None:
         value = from_levels(value, slots.pop(scale_of(name)), block)
     elif value.dtype == np.uint16:
         value = widened(value)
-    _keep(slots, name, value, dtype)
+    _store(slots, name, value, dtype)
 
 
 def widened(bits: Array) -> Array:
@@ -69,7 +65,7 @@ def widened(bits: Array) -> Array:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def _keep(slots: Slots, name: str, value: Array, dtype: str) -> None:
+def _store(slots: Slots, name: str, value: Array, dtype: str) -> None:
     if dtype == "int8":
         slots[name], slots[scale_of(name)] = to_levels(value.astype(np.float32))
     elif dtype == "bfloat16":
@@ -81,20 +77,20 @@ def _keep(slots: Slots, name: str, value: Array, dtype: str) -> None:
 def arrays(
     weight: Array, stored: str, slots: Slots, names: Sequence[str]
 ) -> tuple[tuple[int, ...], tuple[str, ...], list[Array]]:
-    """The order of axes in which a weight and all its arrays lie, how it and its slots are kept, and these arrays.
+    """The order of axes in which a weight and all its arrays lie, the storage of it and its slots, and these arrays.
 
-    That is, the slots by `names`, then what is beside the weight and the slots. All in `slots` is made to lie so.
+    That is, the slots by `names`, then the compensation term and the scales. All in `slots` is made to lie so.
     """
-    beside = STORAGES[stored].beside
-    if beside is None:
+    rest = STORAGES[stored].beside
+    if rest is None:
         slots.pop(REST, None)  # of no meaning once the weight has moved without it
     elif REST not in slots:
-        slots[REST] = np.zeros(weight.shape, beside.dtype)
-    kept = (stored, *(slot_storage(name_of(slots[name])) for name in names))
+        slots[REST] = np.zeros(weight.shape, rest.dtype)
+    storage = (stored, *(slot_storage(name_of(slots[name])) for name in names))
     # Blocks are counted row by row, however the weight lies.
-    axes = tuple(range(weight.ndim)) if "int8" in kept else axes_of(weight)
-    rests = [REST] if beside else []
-    for name in (*names, *rests):
+    axes = tuple(range(weight.ndim)) if "int8" in storage else axes_of(weight)
+    stretched = [*names, *([REST] if rest else [])]
+    for name in stretched:
         slots[name] = laid(slots[name], axes)
     scales = [scale_of(name) for name in names if slots[name].dtype == np.int8]
-    return axes, kept, [slots[name] for name in (*names, *rests, *scales)]
+    return axes, storage, [slots[name] for name in (*stretched, *scales)]

@@ -1,0 +1,123 @@
+"""How the weights of an optimizer come by a plan: their state checked, and made where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+from itertools import chain
+from typing import Any
+
+import torch
+
+from schuss.compile.formula import AVERAGE, formula
+from schuss.core.hyperparameters import Group
+from schuss.core.storage import weight_storage
+from schuss.rules import Rule
+from schuss.torch import checkpoints, checks, storage
+from schuss.torch.counts import Counts
+from schuss.torch.hyperparameters import Hyperparameters
+from schuss.torch.kinds import Kinds
+from schuss.torch.plan import Item, Plan
+from schuss.torch.state import State
+
+Tensor = torch.Tensor
+
+
+class Planner:
+    """Makes plans and state. `optimizer` is the one whose groups and state they are for: a wrapper may have its own."""
+
+    def __init__(self, kinds: Kinds, hyperparameters: Hyperparameters, counts: Counts) -> None:
+        self.kinds, self.hyperparameters, self.counts = kinds, hyperparameters, counts
+
+    def begin_at_construction(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make the state of weights whose rule has it before the first step."""
+        groups = [group for group in optimizer.param_groups for _ in group["params"]]
+        begun = [k for k, group in enumerate(groups) if self.kinds.of(group).row.state_at_construction]
+        if begun:
+            self._begin(optimizer, begun, range(len(groups)))
+
+    def plan(
+        self, optimizer: torch.optim.Optimizer, weights: list[Tensor], gradients: list[Any], rules: list[Rule]
+    ) -> Plan:
+        """How these weights take steps with gradients like these; `rules` are by group."""
+        groups = optimizer.param_groups
+        group_of = [k for k, group in enumerate(groups) for _ in group["params"]]
+        present = [k for k, gradient in enumerate(gradients) if gradient is not None]
+        whole = {k for k in present if gradients[k].layout != torch.sparse_coo}
+        for k in present:
+            kind = self.kinds.of(groups[group_of[k]])
+            names = [*(kind.row.names[slot] for slot in rules[group_of[k]].slots), AVERAGE]
+            entry = optimizer.state.get(weights[k], {})
+            checks.check(k, weights[k], gradients[k], entry, names, kind.check.parts, kind.together)
+        found = self._begin(optimizer, present, whole)
+        averaged = [group["ema_decay"] is not None for group in groups]
+        items = [
+            Item(
+                weights[k], slots, stored, formula(rules[group_of[k]], averaged[group_of[k]]), group_of[k], k
+            )
+            for k, (stored, slots) in zip(present, found, strict=True)
+        ]
+        plan = Plan(items, gradients)
+        plan.state = optimizer.state
+        return plan
+
+    def _begin(
+        self, optimizer: torch.optim.Optimizer, present: Iterable[int], whole: Container[int]
+    ) -> list[tuple[tuple[str, ...], list[Tensor]]]:
+        """Give the weights that are `present` what their rule remembers, where they have none.
+
+        Return the storage of each, weight and slots, and the tensors of its slots and of their auxiliary buffers. State
+        in int8 needs the `whole` of a gradient: where rows come alone, it is in float32.
+        """
+        if not isinstance(optimizer.state, State):
+            optimizer.state = State(optimizer.state)
+        groups, state = optimizer.param_groups, optimizer.state
+        weights: list[Tensor] = list(chain.from_iterable(group["params"] for group in groups))
+        group_of: list[Group] = [group for group in groups for _ in group["params"]]
+        if not self.counts.stands_for(weights, self.kinds.scalars):
+            self._renew_counts(optimizer, weights, group_of)
+        found: list[tuple[tuple[str, ...], list[Tensor]]] = []
+        for k in present:
+            weight, group = weights[k], group_of[k]
+            row, rule = self.kinds.of(group).row, self.hyperparameters.rule(group)
+            first = self.hyperparameters.start(group, rule).initial()
+            stored = weight_storage(storage.name_of(weight), group["rounding"], group["compensated"])
+            slots = {row.names[slot]: first.get(slot, 0.0) for slot in rule.slots}
+            averaged = group["ema_decay"] is not None
+            if slots or averaged or row.counts_steps or storage.rest_dtype(stored) or weight in state:
+                entry = state[weight]
+                # An average that begins alone takes no count with it: the weight has its own.
+                begun = bool(slots) or entry.get(AVERAGE) is not None
+                new = storage.begin(entry, weight, slots, averaged, group["state_dtype"], k in whole)
+                new = new or id(weight) in self.counts.unmoved
+                steps = max(group["step"], begun) if begun or not averaged else 0
+                self.counts.remember(k, entry, row, first, new, steps)
+            else:
+                entry = {}
+                self.counts.at_least(k, group["step"])
+            names = [*slots, *([AVERAGE] if averaged else [])]
+            found.append(storage.arrays(weight, stored, entry, names))
+        return found
+
+    def _renew_counts(
+        self, optimizer: torch.optim.Optimizer, weights: list[Tensor], group_of: list[Group]
+    ) -> None:
+        known, state = set(map(id, self.counts.weights)), optimizer.state
+        # In a group with averages, a weight that has none has had no step.
+        averaged = {id(g) for w, g in zip(weights, group_of, strict=True) if AVERAGE in state.get(w, ())}
+        self.counts.renew(weights, self.kinds.scalars)
+        self.drop_unstepped(optimizer)
+        for k, (weight, group) in enumerate(zip(weights, group_of, strict=True)):
+            row = self.kinds.of(group).row
+            if not row.counts_steps:  # a checkpoint has the group's count alone
+                if id(weight) not in known and id(group) not in averaged:
+                    self.counts.at_least(k, group["step"])
+            elif weight in state and "step" in state[weight]:
+                self.counts.remember(k, state[weight], row, {}, False, 0)
+
+    def drop_unstepped(self, optimizer: torch.optim.Optimizer) -> None:
+        """Drop the state that construction made of weights that were replaced before a step, as FSDP does."""
+        groups, state = optimizer.param_groups, optimizer.state
+        if any(self.kinds.of(group).row.state_at_construction for group in groups):
+            for one in checkpoints.strays(groups, state):
+                if not float(state[one].get("step", 0)):
+                    del state[one]
