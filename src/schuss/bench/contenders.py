@@ -80,10 +80,10 @@ def contenders(case: Case) -> dict[str, Make]:
             found[package] = _like(case, importlib.import_module(package))
         except ImportError:
             continue
-    if case.optimizer == "ADOPT" and found.get("pytorch_optimizer"):
+    theirs = found.get("pytorch_optimizer")
+    if case.optimizer == "ADOPT" and theirs is not None:
         # It counts the first step, which moves nothing, among those whose fourth root it clips by.
-        clipped = functools.partial(found["pytorch_optimizer"], clip_lambda=lambda step: (step - 1) ** 0.25)
-        found["pytorch_optimizer"] = clipped
+        found["pytorch_optimizer"] = functools.partial(theirs, clip_lambda=lambda step: (step - 1) ** 0.25)
     return {name: make for name, make in found.items() if make is not None}
 
 

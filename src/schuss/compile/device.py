@@ -280,10 +280,10 @@ class DeviceLaunch(Launch):
             return
         with _on(self.device):
             self.coefficients.send(self.matrix)
-            table = self.tensors.on_device()
+            lines = self.tensors.on_device()
             for one in self.passes:
-                one.move(self.tensors.rows, table, self.coefficients.there, *self.measures)
-                one.finish(self.tensors, table, *self.measures)
+                one.move(self.tensors.rows, lines, self.coefficients.there, *self.measures)
+                one.finish(self.tensors, lines, *self.measures)
 
     # The steps that a `Control` takes
 

@@ -105,14 +105,9 @@ class WholeTensors(Table):
         ends = np.searchsorted(batch_of[owner], np.arange(len(every) + 1))
         members = [np.flatnonzero(batch_of == k) for k in range(len(every))]
         self.batches = [
-            Batch(
-                slice(ends[k], ends[k + 1]),
-                *(
-                    (key[2], (len(members[k]), key[0], key[1]))
-                    if passes.matrices
-                    else (0, (0, 0, 0), not key[0])
-                ),
-            )
+            Batch(slice(ends[k], ends[k + 1]), key[2], (len(members[k]), key[0], key[1]))
+            if passes.matrices
+            else Batch(slice(ends[k], ends[k + 1]), one_by_one=not key[0])
             for k, key in enumerate(every)
         ]
         numbers = len(passes.numbers)
