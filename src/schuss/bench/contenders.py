@@ -83,7 +83,8 @@ def contenders(case: Case) -> dict[str, Make]:
     theirs = found.get("pytorch_optimizer")
     if case.optimizer == "ADOPT" and theirs is not None:
         # It counts the first step, which moves nothing, among those whose fourth root it clips by.
-        found["pytorch_optimizer"] = functools.partial(theirs, clip_lambda=lambda step: (step - 1) ** 0.25)
+        clip: dict[str, Any] = {"clip_lambda": lambda step: (step - 1) ** 0.25}
+        found["pytorch_optimizer"] = functools.partial(theirs, **clip)
     return {name: make for name, make in found.items() if make is not None}
 
 
