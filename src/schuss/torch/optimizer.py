@@ -8,6 +8,7 @@ memory of a step (`planner`, `plan`), and checkpoints (`checkpoints`).
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -59,6 +60,12 @@ def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
 
     hooked.hooked = True  # type: ignore[attr-defined]  # torch then leaves it as it is
     return hooked
+
+
+def _torch(name: str) -> Callable[..., Any]:
+    """A method of torch's own optimizer. Its wrapper, for compiled callers, would import the compiler: a second."""
+    method = getattr(torch.optim.Optimizer, name)
+    return method if torch.compiler.is_compiling() else inspect.unwrap(method)
 
 
 def _whole(name: str, doc: str) -> Any:
@@ -165,13 +172,17 @@ class Optimizer(OfRule, torch.optim.Optimizer):
         self._hyperparameters.drop(group)
         try:
             self._hyperparameters.rule(group)
-            super().add_param_group(group)
+            _torch("add_param_group")(self, group)
         except BaseException:
             self._hyperparameters.drop(group)
             raise
         self._hyperparameters.stand(group)
         for name in (*WHOLE, *foreign):
             self.param_groups[-1].pop(name, None)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients; with `set_to_none=False` set them to 0."""
+        _torch("zero_grad")(self, set_to_none)
 
     def _check_own_options(self, group: Group, kind: Kind) -> None:
         """Refuse a group's options that are none of its own, or outside their domains."""
