@@ -25,8 +25,9 @@ Every optimizer takes these too, by keyword; those above the line may differ by 
 | `capturable`     | `False`     | a step on a GPU can be captured in a CUDA graph, after an ordinary one              |
 
 State in int8 stays in float32 for tensors of fewer than 4096 weights, and for those with sparse gradients; `groups(...,
-state_dtype="int8")` leaves embeddings in float32 too. Complex weights have state of their own dtype. These options are
-the constructor's and not in a checkpoint; the numbers that they lead to are.
+state_dtype="int8")` leaves embeddings in float32 too. Schedule-Free's z, which holds weights, has 32 bits at least.
+Complex weights have state of their own dtype. These options are the constructor's and not in a checkpoint; the numbers
+that they lead to are.
 
 `max_norm` and `skip_nonfinite` go by one norm for all ranks, which clip and skip together. DTensors (`fully_shard`,
 tensor parallel) and `ZeroRedundancyOptimizer` need nothing for it; FSDP1 and pipeline stages need `process_group=`.
