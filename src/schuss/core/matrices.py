@@ -26,6 +26,6 @@ def check_matrix(
         )
     if sparse:
         raise RuntimeError(
-            f"{rule} measures whole tensors, of which a sparse gradient has only some rows; that of {where}, of shape "
-            f"{tuple(shape)}, is sparse. Give a dense one. {advice}"
+            f"{rule} measures whole tensors, of which a sparse gradient has only some rows. {where}, of shape "
+            f"{tuple(shape)}, has one: make it dense. {advice}"
         )
