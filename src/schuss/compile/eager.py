@@ -54,7 +54,9 @@ def _words(wide: torch.dtype) -> dict[str, Any]:
 
     def elementwise(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
         """The function, of one plain number too: of coefficients and of the weight's shape."""
-        return lambda x: function(x) if isinstance(x, Tensor) else function(torch.tensor(x, dtype=wide)).item()
+        return lambda x: (
+            function(x) if isinstance(x, Tensor) else function(torch.tensor(x, dtype=wide)).item()
+        )
 
     return {
         "abs": abs,

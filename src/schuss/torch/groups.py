@@ -126,7 +126,9 @@ def groups(
 
 def _check_matrix(matrix: Any, others: Any, weight_decay: Any, layer_decay: Any) -> None:
     if matrix not in (None, "auto"):
-        raise refusal("matrix", matrix, "None or 'auto'", "To say it by name, give rules={'*pattern*': {...}}.")
+        raise refusal(
+            "matrix", matrix, "None or 'auto'", "To say it by name, give rules={'*pattern*': {...}}."
+        )
     if not isinstance(others, Mapping):
         raise refusal("others", others, "a dict of settings", "Try others={'lr': 3e-4}.")
     if others and matrix is None:

@@ -150,7 +150,10 @@ def _nan(row: Row, options: Options) -> Finding:
 
 def _continued(row: Row, options: Options) -> Finding:
     """Saved to a file, loaded, and gone on with: the same as never stopped; both APIs."""
-    never, stopped = [steps.leaf(row.rule, size) for size in SIZES], [steps.leaf(row.rule, size) for size in SIZES]
+    never, stopped = (
+        [steps.leaf(row.rule, size) for size in SIZES],
+        [steps.leaf(row.rule, size) for size in SIZES],
+    )
     steps.stepped(row, options, never, [*steps.gradients(never), *steps.gradients(never, STEPS)])
     saved = io.BytesIO()
     torch.save(steps.stepped(row, options, stopped, steps.gradients(stopped)).state_dict(), saved)
@@ -212,7 +215,10 @@ def _options(row: Row) -> Finding:
     """Clipping, averaging and a schedule, in one step: the reference with the gradient scaled."""
     lr = {"lr": 0.1} if "lr" in schuss.torch.optimizer(row.rule).arguments() else {}
     schedule = {name: lambda n: 0.1 / (1 + n) for name in lr}
-    w, g = steps.leaf(row.rule, 63, torch.float64), steps.gradient(63, 0).reshape(steps.shape_of(row.rule, 63))
+    w, g = (
+        steps.leaf(row.rule, 63, torch.float64),
+        steps.gradient(63, 0).reshape(steps.shape_of(row.rule, 63)),
+    )
     start, scaled = steps.wide(w), steps.wide(g / (torch.linalg.vector_norm(g) + 1e-6))
     optimizer = schuss.torch.optimizer(row.rule)([w], max_norm=1.0, ema_decay=0.5, **schedule)
     steps.go_on(optimizer, [w], [[g]])
