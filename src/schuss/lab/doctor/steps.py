@@ -97,8 +97,9 @@ def roundings(
 ) -> float:
     """The largest distance from the reference, in units of the rounding of the largest weight on its trajectory.
 
-    Infinite where NaN. `least` is what the largest weight counts at least.
+    Infinite where NaN. `least` is what the largest weight counts at least. Products of matrices are rounded too.
     """
+    eps += _of_products(rule) * min(eps, float(np.finfo(np.float32).eps))
     references = [Reference(rule, start) for start in starts]
     scales = [max(least, np.abs(start).max(initial=0.0)) for start in starts]
     for step in given:
@@ -109,6 +110,11 @@ def roundings(
         for end, reference, scale in zip(found, references, scales, strict=True)
     ]
     return float("inf") if np.isnan(off).any() else float(max(off))
+
+
+def _of_products(rule: Rule) -> float:
+    """How many times the iterations of a rule of matrices may make a rounding larger: their slope at 0."""
+    return math.prod(a for a, _, _ in rule.iterations) if formula(rule).of_matrices else 0.0
 
 
 def within(off: float, about: str = "") -> Finding:
