@@ -252,7 +252,15 @@ _MEMORY = (
 
 
 def source(formula: Formula, kept: tuple[str, ...]) -> str:
-    """The kernel's source: for weights, gradients and each slot `kept` so (names as in `storage`)."""
+    """The kernel's source: for weights, gradients and each slot `kept` so (names as in `storage`).
+
+    Raises `ValueError` for a formula of matrices, which has none.
+    """
+    if formula.of_matrices:
+        raise ValueError(
+            f"{formula.rule.__name__} has no GPU kernel: it uses {formula.passes.matrices[0].word}, which is made of "
+            "products of matrices. On a GPU it takes the eager path, by PyTorch's own kernels."
+        )
     last = formula.passes.levels + 1 if formula.passes else 1
     stretches = [
         line

@@ -51,6 +51,8 @@ class Reference:
         self.steps += 1
         scalars = self.rule.coefficients(self.steps, **self.scalars)
         self.scalars = {name: scalars[name] for name in self.rule.scalars}
+        if not self.w.size:
+            return self.w
         one_step = formula(self.rule)
         with np.errstate(all="ignore"):
             self.w, *self.state = one_step.bind(WORDS | words(self.rule, self.w.shape))(

@@ -24,6 +24,7 @@ __all__ = [
     "Adamax",
     "Adan",
     "Lion",
+    "Muon",
     "NAdam",
     "RAdam",
     "RMSprop",
@@ -813,6 +814,48 @@ class AdEMAMix(Optimizer):
         weight_decay: Number = 0.0,
         *,
         maximize: bool = False,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        compensated: bool = False,
+        state_dtype: Any = None,
+        ema_decay: Number | None = None,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        seed: int = 0,
+    ) -> None: ...
+
+class Muon(Optimizer):
+    """Step along the average gradient of a matrix, stretched so that it moves equally far in each of its directions."""
+
+    lr: Number
+    weight_decay: Number
+    momentum: Number
+    nesterov: bool
+    ns_coefficients: tuple[Number, Number, Number]
+    eps: Number
+    ns_steps: Number
+    adjust_lr_fn: Literal[None, "original", "match_rms_adamw", "spectral_unclamped"]
+    maximize: bool
+    polynomials: Literal["given", "quintic5", "polar_express", "quintic8"]
+    rounding: Literal["nearest", "stochastic"]
+    compensated: bool
+    state_dtype: Any
+    ema_decay: Number | None
+    max_norm: float | None
+    skip_nonfinite: bool
+    seed: int
+    def __init__(
+        self,
+        lr: Number = 0.001,
+        weight_decay: Number = 0.1,
+        momentum: Number = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: tuple[Number, Number, Number] = (3.4445, -4.775, 2.0315),
+        eps: Number = 1e-07,
+        ns_steps: Number = 5,
+        adjust_lr_fn: Literal[None, "original", "match_rms_adamw", "spectral_unclamped"] = None,
+        *,
+        maximize: bool = False,
+        polynomials: Literal["given", "quintic5", "polar_express", "quintic8"] = "given",
         rounding: Literal["nearest", "stochastic"] = "nearest",
         compensated: bool = False,
         state_dtype: Any = None,

@@ -130,8 +130,8 @@ def option(default: bool) -> Any:
     return field(default=default, metadata={"domain": Domain(kind=bool)})
 
 
-def choice(*choices: str, advice: str = "") -> Any:
-    """A hyperparameter that is one of several words; the first is the default."""
+def choice(*choices: str | None, advice: str = "") -> Any:
+    """A hyperparameter that is one of several words, or None; the first is the default."""
     return field(default=choices[0], metadata={"domain": Domain(choices=choices, advice=advice)})
 
 

@@ -20,11 +20,12 @@ import torch
 import torch.optim.optimizer as base
 
 from schuss.compile import device
-from schuss.compile.formula import AVERAGE
+from schuss.compile.formula import AVERAGE, formula
 from schuss.core import checkpoint
 from schuss.core.arguments import Kind, OfRule, for_sparse
 from schuss.core.averages import Averages
 from schuss.core.hyperparameters import Group
+from schuss.core.matrices import check_matrix
 from schuss.core.options import OPTIONS, WHOLE, check_options, step_options
 from schuss.core.storage import dtype_name
 from schuss.rules import Rule
@@ -35,7 +36,7 @@ from schuss.torch.gate import Gate
 from schuss.torch.hyperparameters import Hyperparameters, rate
 from schuss.torch.kinds import Kinds, of_row
 from schuss.torch.plan import Plan
-from schuss.torch.planner import Planner
+from schuss.torch.planner import GROUPS, Planner
 from schuss.torch.state import State, changes
 
 Tensor = torch.Tensor
@@ -171,7 +172,7 @@ class Optimizer(OfRule, torch.optim.Optimizer):
         group["schedules"] = dict(cast(dict[str, Any], group["schedules"]))
         self._hyperparameters.drop(group)
         try:
-            self._hyperparameters.rule(group)
+            self._check_matrices(group, self._hyperparameters.rule(group))
             _torch("add_param_group")(self, group)
         except BaseException:
             self._hyperparameters.drop(group)
@@ -196,6 +197,16 @@ class Optimizer(OfRule, torch.optim.Optimizer):
                     f"Give it to the constructor."
                 )
         check_options(group)
+
+    def _check_matrices(self, group: Group, rule: Rule) -> None:
+        """Refuse weights that a rule of matrices could never move, before any of the group is added."""
+        one, first = formula(rule), sum(len(others["params"]) for others in self.param_groups)
+        given = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
+        for k, param in enumerate(given if one.of_matrices else ()):
+            name, weight = param if isinstance(param, tuple) else ("", param)
+            if isinstance(weight, Tensor):
+                where = f"Weight {first + k}{f' ({name})' if name else ''}"
+                check_matrix(one, where, weight.shape, weight.is_complex(), GROUPS)
 
     # One step
 

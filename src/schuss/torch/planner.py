@@ -10,6 +10,7 @@ import torch
 
 from schuss.compile.formula import AVERAGE, formula
 from schuss.core.hyperparameters import Group
+from schuss.core.matrices import check_matrix
 from schuss.core.storage import weight_storage
 from schuss.rules import Rule
 from schuss.torch import checkpoints, checks, storage
@@ -20,6 +21,12 @@ from schuss.torch.plan import Item, Plan
 from schuss.torch.state import State
 
 Tensor = torch.Tensor
+
+# What to do with what is no matrix.
+GROUPS = (
+    "schuss.torch.groups(model, matrix='auto') gives AdamW what is none; or give such weights a group with a rule of "
+    "their own: {'params': ..., 'rule': 'AdamW', 'lr': 1e-3}."
+)
 
 
 class Planner:
@@ -46,6 +53,14 @@ class Planner:
         for k in present:
             kind = self.kinds.of(groups[group_of[k]])
             names = [*(kind.row.names[slot] for slot in rules[group_of[k]].slots), AVERAGE]
+            check_matrix(
+                formula(rules[group_of[k]]),
+                f"Weight {k}",
+                weights[k].shape,
+                weights[k].is_complex(),
+                GROUPS,
+                k not in whole,
+            )
             entry = optimizer.state.get(weights[k], {})
             checks.check(k, weights[k], gradients[k], entry, names, kind.check.parts, kind.together)
         found = self._begin(optimizer, present, whole)
