@@ -52,6 +52,9 @@ def _words(wide: torch.dtype) -> dict[str, Any]:
         """A number of a whole tensor, summed in float64."""
         return lambda x: function(x, dtype=torch.float64).to(wide)
 
+    def root_mean_square(x: Tensor, dtype: torch.dtype) -> Tensor:
+        return torch.linalg.vector_norm(x, dtype=dtype) / max(x.numel(), 1) ** 0.5
+
     return {
         "abs": torch.abs,
         "exp": torch.exp,
@@ -59,6 +62,7 @@ def _words(wide: torch.dtype) -> dict[str, Any]:
         "maximum": over_tensors(maximum),
         "mean": whole(torch.mean),
         "norm": whole(torch.linalg.vector_norm),
+        "root_mean_square": whole(root_mean_square),
         "total": whole(torch.sum),
         "minimum": over_tensors(minimum),
         "sign": over_tensors(sign),

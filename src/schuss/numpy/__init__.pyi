@@ -53,6 +53,8 @@ class SGD(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -71,6 +73,8 @@ class SGD(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -90,6 +94,8 @@ class Adagrad(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -107,6 +113,8 @@ class Adagrad(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -124,6 +132,8 @@ class Adadelta(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -139,6 +149,8 @@ class Adadelta(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -160,6 +172,8 @@ class RMSprop(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -179,6 +193,8 @@ class RMSprop(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -199,6 +215,8 @@ class Adam(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -217,6 +235,8 @@ class Adam(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -237,6 +257,8 @@ class AdamW(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -255,6 +277,8 @@ class AdamW(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -274,6 +298,8 @@ class NAdam(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -291,6 +317,8 @@ class NAdam(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -309,6 +337,8 @@ class RAdam(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -325,6 +355,8 @@ class RAdam(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -342,6 +374,8 @@ class Adamax(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -357,6 +391,8 @@ class Adamax(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -373,6 +409,8 @@ class Rprop(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -387,6 +425,8 @@ class Rprop(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -405,6 +445,8 @@ class ASGD(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -421,6 +463,8 @@ class ASGD(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -437,6 +481,8 @@ class Lion(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -451,6 +497,8 @@ class Lion(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -472,6 +520,8 @@ class LARS(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -491,6 +541,8 @@ class LARS(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -509,6 +561,8 @@ class LAMB(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -525,6 +579,8 @@ class LAMB(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -543,6 +599,8 @@ class MARS(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -559,6 +617,8 @@ class MARS(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -578,6 +638,8 @@ class ScheduleFreeSGD(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -595,6 +657,8 @@ class ScheduleFreeSGD(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -615,6 +679,8 @@ class ScheduleFreeAdamW(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -633,6 +699,8 @@ class ScheduleFreeAdamW(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -654,6 +722,8 @@ class ScheduleFreeRAdam(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -673,6 +743,8 @@ class ScheduleFreeRAdam(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -691,6 +763,8 @@ class Adan(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -707,6 +781,8 @@ class Adan(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -726,6 +802,8 @@ class AdaBelief(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -743,6 +821,8 @@ class AdaBelief(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -762,6 +842,8 @@ class ADOPT(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -779,6 +861,8 @@ class ADOPT(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -799,6 +883,8 @@ class AdEMAMix(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -817,6 +903,8 @@ class AdEMAMix(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
