@@ -9,7 +9,7 @@ the root mean square of the change over a tensor is at most `largest`:
                                     change = change * agrees
                                     factor = 1 / maximum(mean(agrees), 0.001)
                                     length = factor * root_mean_square(change)
-                                    factor = where(length > largest, factor * largest / length, factor)
+                                    factor = factor · largest / length where length > largest
                                     w = kept + factor * change
 
 The lines stand where the weight gets its last value: whatever is worked out of the new weight later (an average)
@@ -18,7 +18,7 @@ read off the text, so that a small change is not what is left of the difference 
 
 Sources: Liang, Chen, Liu and Liu 2024, Cautious Optimizers, arXiv:2411.16085, Algorithm 1 (the scale here is timm's:
 1 / max(mean, 0.001), not n / (n mean + 1)); Shazeer and Stern 2018, Adafactor, arXiv:1804.04235, section 6 (update
-clipping); Wortsman and others 2023, arXiv:2304.13013 (StableAdamW).
+clipping, as optax.clip_by_block_rms before the learning rate; StableAdamW measures g / √v instead of the change).
 """
 
 from __future__ import annotations
@@ -134,13 +134,14 @@ def restrained(text: str, cautious: bool, limited: bool) -> str:
         kept = keep * w
         change = -(lr * g)
         length = root_mean_square(change)
-        factor = where(length > largest_change, largest_change / length, 1.0)
+        over = length > largest_change
+        factor = where(over, largest_change / where(over, length, 1.0), 1.0)
         moved = kept + factor * change
         return (moved,)
     """
     update = _Update(text)
-    gradient, old, kept, change, agrees, factor, length, largest = map(
-        update.free, ("gradient", "old", "kept", "change", "agrees", "factor", "length", LARGEST)
+    gradient, old, kept, change, agrees, factor, length, over, largest = map(
+        update.free, ("gradient", "old", "kept", "change", "agrees", "factor", "length", "over", LARGEST)
     )
     of_old, of_change = update.split()
     before, after = update.body[: update.last], update.body[update.last + 1 :]
@@ -162,7 +163,8 @@ def restrained(text: str, cautious: bool, limited: bool) -> str:
         scale, one = (f"{factor} * ", factor) if cautious else ("", "1.0")
         lines += [
             f"{length} = {scale}root_mean_square({change})",
-            f"{factor} = where({length} > {largest}, {scale}{largest} / {length}, {one})",
+            f"{over} = {length} > {largest}",
+            f"{factor} = where({over}, {scale}{largest} / where({over}, {length}, 1.0), {one})",
         ]
     lines += [f"{update.target} = {kept} + {factor} * {change}", *map(ast.unparse, after)]
     arguments = ", ".join((*update.arguments, *([largest] if limited else [])))

@@ -61,7 +61,7 @@ _OWN = {
         None,
         float | None,
         "None, or > 0: the largest root mean square of a tensor's change, in units of lr (update clipping)",
-        number(1.0, above=0, advice="Try 1.0, as Adafactor and StableAdamW."),
+        number(1.0, above=0, advice="Try 1.0, as in Adafactor."),
     ),
     "max_norm": _Option(
         None,

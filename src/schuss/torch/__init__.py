@@ -30,16 +30,17 @@ State in int8 stays in float32 for tensors of fewer than 4096 weights, and for t
 state_dtype="int8")` leaves embeddings in float32 too. Complex weights have state of their own dtype. These options are
 the constructor's and not in a checkpoint; the numbers that they lead to are.
 
-`cautious` and `max_update` hold back the change Δ that a rule makes of a weight, tensor by tensor, in its kernel, which
-reads memory once more for them. g is the gradient as the rule is given it, clipped, before L2 decay:
+`cautious` and `max_update` hold back the change Δ that a rule makes of a weight. Both are of a whole tensor, so its
+memory is read once more. g is the gradient after clipping, without L2 decay:
 
-    cautious      Δ ← Δ · mask / max(mean(mask), 0.001), where mask is 1 if Δ · g < 0, else 0
+    cautious      Δ ← Δ · mask / max(mean(mask), 0.001), with mask = 1 where Δ · g < 0, else 0
     max_update    Δ ← Δ / max(1, RMS(Δ) / (max_update · lr)), after `cautious`
 
-Δ is without decoupled decay, which all weights keep: with AdamW and Lion `cautious` is the published C-AdamW and C-Lion,
-at timm's scale (the authors' code has n / (n mean + 1) for Lion). Decay within a step (LAMB, LARS, L2) is part of Δ. State
-is as without them. `max_update` is of the whole Δ of every rule, with its momentum, bias correction and trust ratio.
-With Rprop lr is the first step size. Schedule-Free methods refuse both: their weights lie between two others.
+Δ is without decoupled decay, which moves every weight: AdamW and Lion with `cautious=True` are C-AdamW and C-Lion, at
+the scale of timm (the authors' Lion has n / (n · mean(mask) + 1)). Where decay is within the step, as of LAMB, LARS and
+all L2 decay, it is part of Δ. `max_update` counts all of Δ, with momentum, bias correction and trust ratio; with Rprop,
+lr is the first step size. Momenta go on as without these options. Schedule-Free methods refuse both: their weights lie
+between two others. So do sparse gradients, which have only some rows.
 
 `max_norm` and `skip_nonfinite` go by one norm for all ranks, which clip and skip together. DTensors (`fully_shard`,
 tensor parallel) and `ZeroRedundancyOptimizer` need nothing for it; FSDP1 and pipeline stages need `process_group=`.
