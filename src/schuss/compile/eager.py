@@ -58,6 +58,9 @@ def _words(wide: torch.dtype) -> dict[str, Any]:
             function(x) if isinstance(x, Tensor) else function(torch.tensor(x, dtype=wide)).item()
         )
 
+    def root_mean_square(x: Tensor, dtype: torch.dtype) -> Tensor:
+        return torch.linalg.vector_norm(x, dtype=dtype) / max(x.numel(), 1) ** 0.5
+
     return {
         "abs": abs,
         "exp": elementwise(torch.exp),
@@ -65,6 +68,7 @@ def _words(wide: torch.dtype) -> dict[str, Any]:
         "maximum": over_tensors(maximum),
         "mean": whole(torch.mean),
         "norm": whole(torch.linalg.vector_norm),
+        "root_mean_square": whole(root_mean_square),
         "total": whole(torch.sum),
         "minimum": over_tensors(minimum),
         "sign": over_tensors(sign),

@@ -221,12 +221,12 @@ def _moves(formula: Formula, arrays: list[_Array]) -> list[str]:
 def _sums(formula: Formula, passes: Passes, level: int, arrays: list[_Array], whole: bool) -> list[str]:
     """Read the rule's own arrays, and add up what the words of this level need, in float64."""
     slots = formula.page_slots
-    scalars = (f"{name}_" for name in (*formula.page_coefficients, *_known(formula, level)))
+    scalars = (f"{name}_" for name in (*formula.own_coefficients, *_known(formula, level)))
     lines = [f"{array.name} = {array.read()}" for array in arrays[: 2 + len(slots)]]
     lines.append(f"new = measure_{level}({', '.join(('w', 'scale * g', *slots, *scalars))})")
     for k, word in enumerate(passes.at(level)):
         lines.append(f"x = {f'new[{k}]' if whole else f'tl.where(inside, new[{k}], 0)'}.to(tl.float64)")
-        lines.append(f"{word.name}_ += {'x * x' if word.word == 'norm' else 'x'}")
+        lines.append(f"{word.name}_ += {'x * x' if word.word in cpu.SQUARED else 'x'}")
     return lines
 
 
@@ -369,7 +369,8 @@ def _entries(formula: Formula, width: int, real: str) -> list[str]:
 def _finish(formula: Formula, level: int) -> list[str]:
     """The kernel that adds up a tensor's sums, a program for each, in the order of its stretches."""
     assert formula.passes
-    finished = {"norm": "tl.sqrt({})", "mean": "{} / length.to(tl.float64)", "total": "{}"}
+    mean = "{} / length.to(tl.float64)"
+    finished = {"mean": mean, "norm": "tl.sqrt({})", "root_mean_square": f"tl.sqrt({mean})", "total": "{}"}
     count, words = len(_known(formula)), formula.passes.at(level)
     lines = [
         "@triton.jit",

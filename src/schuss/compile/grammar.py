@@ -21,6 +21,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+from schuss.compile.restraint import LARGEST
 from schuss.errors import RuleError
 from schuss.rules.rule import MATRIX, VOCABULARY, WHOLE_TENSOR, Rule
 
@@ -39,12 +40,14 @@ RESERVED_FIELDS = (
     "compensated",
     "state_dtype",
     "ema_decay",
+    "cautious",
+    "max_update",
     "max_norm",
     "skip_nonfinite",
     "seed",
 )
 # What kernels call something else.
-_RESERVED = ("w", "g", "scale", "key1", "key2", "real", AVERAGE, RENEWED, *VOCABULARY)
+_RESERVED = ("w", "g", "scale", "key1", "key2", "real", AVERAGE, RENEWED, LARGEST, *VOCABULARY)
 
 _ARGUMENTS = {"maximum": 2, "minimum": 2, "where": 3}  # of the vocabulary's words; all others take one
 _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.BitAnd, ast.BitOr)

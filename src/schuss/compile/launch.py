@@ -150,12 +150,13 @@ class TouchedRows(Table):
 @dataclass(frozen=True, slots=True)
 class Terms:
     """On what terms a group takes a step: what its gradients are multiplied by, the part of the running average that
-    is renewed, and what chance starts from.
+    is renewed, what chance starts from, and the largest change in units of the learning rate, where one is set.
     """
 
     scale: float = 1.0
     renewed: float = 1.0
     seed: int = 0
+    max_update: float | None = None
 
 
 def numbers(
@@ -171,7 +172,7 @@ def numbers(
         if names
         else rule.coefficients(step)
     )
-    found = [terms.scale, *formula.pick(values)]
+    found = [terms.scale, *formula.values(rule, values, terms.max_update)]
     if formula.averaged:  # the first average is the weight itself
         found.append(terms.renewed if step > 1 else 1.0)
     if drawn:

@@ -54,6 +54,8 @@ class SGD(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -72,6 +74,8 @@ class SGD(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -91,6 +95,8 @@ class Adagrad(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -108,6 +114,8 @@ class Adagrad(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -125,6 +133,8 @@ class Adadelta(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -140,6 +150,8 @@ class Adadelta(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -161,6 +173,8 @@ class RMSprop(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -180,6 +194,8 @@ class RMSprop(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -200,6 +216,8 @@ class Adam(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -218,6 +236,8 @@ class Adam(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -238,6 +258,8 @@ class AdamW(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -256,6 +278,8 @@ class AdamW(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -275,6 +299,8 @@ class NAdam(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -292,6 +318,8 @@ class NAdam(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -310,6 +338,8 @@ class RAdam(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -326,6 +356,8 @@ class RAdam(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -343,6 +375,8 @@ class Adamax(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -358,6 +392,8 @@ class Adamax(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -374,6 +410,8 @@ class Rprop(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -388,6 +426,8 @@ class Rprop(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -406,6 +446,8 @@ class ASGD(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -422,6 +464,8 @@ class ASGD(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -438,6 +482,8 @@ class Lion(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -452,6 +498,8 @@ class Lion(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -473,6 +521,8 @@ class LARS(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -492,6 +542,8 @@ class LARS(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -510,6 +562,8 @@ class LAMB(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -526,6 +580,8 @@ class LAMB(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -544,6 +600,8 @@ class MARS(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -560,6 +618,8 @@ class MARS(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -579,6 +639,8 @@ class ScheduleFreeSGD(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -596,6 +658,8 @@ class ScheduleFreeSGD(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -616,6 +680,8 @@ class ScheduleFreeAdamW(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -634,6 +700,8 @@ class ScheduleFreeAdamW(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -655,6 +723,8 @@ class ScheduleFreeRAdam(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -674,6 +744,8 @@ class ScheduleFreeRAdam(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -692,6 +764,8 @@ class Adan(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -708,6 +782,8 @@ class Adan(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -727,6 +803,8 @@ class AdaBelief(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -744,6 +822,8 @@ class AdaBelief(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -763,6 +843,8 @@ class ADOPT(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -780,6 +862,8 @@ class ADOPT(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -800,6 +884,8 @@ class AdEMAMix(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -818,6 +904,8 @@ class AdEMAMix(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -840,6 +928,8 @@ class Muon(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -860,6 +950,8 @@ class Muon(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,

@@ -26,7 +26,15 @@ from schuss.core.arguments import Kind, OfRule, for_sparse
 from schuss.core.averages import Averages
 from schuss.core.hyperparameters import Group
 from schuss.core.matrices import check_matrix
-from schuss.core.options import OPTIONS, WHOLE, check_options, step_options
+from schuss.core.options import (
+    MODES,
+    NUMBERS,
+    OPTIONS,
+    WHOLE,
+    check_options,
+    formula_of,
+    step_options,
+)
 from schuss.core.storage import dtype_name
 from schuss.rules import Rule
 from schuss.torch import checkpoints, sharded
@@ -172,7 +180,9 @@ class Optimizer(OfRule, torch.optim.Optimizer):
         group["schedules"] = dict(cast(dict[str, Any], group["schedules"]))
         self._hyperparameters.drop(group)
         try:
-            self._check_matrices(group, self._hyperparameters.rule(group))
+            rule = self._hyperparameters.rule(group)
+            self._check_matrices(group, rule)
+            formula_of(rule, group)
             _torch("add_param_group")(self, group)
         except BaseException:
             self._hyperparameters.drop(group)
@@ -279,7 +289,7 @@ class Optimizer(OfRule, torch.optim.Optimizer):
         sparse_rules: dict[int, Rule] = {}
         for item in plan.sparse:
             sparse_rules[item.group] = for_sparse(
-                rules[item.group], self._kinds.of(groups[item.group]).sparse
+                rules[item.group], self._kinds.of(groups[item.group]).sparse, item.formula
             )
         if counts.shared:
             counts.take_shared()
@@ -313,7 +323,12 @@ class Optimizer(OfRule, torch.optim.Optimizer):
     def _key(self, weights: list[Tensor], rules: list[Rule]) -> Any:
         """What a plan depends on, other than the memory itself."""
         modes = [
-            (type(rule), rule.variant, group["rounding"], group["compensated"], group["ema_decay"] is None)
+            (
+                type(rule),
+                rule.variant,
+                *[group[name] for name in MODES],
+                *[group[name] is None for name in NUMBERS],
+            )
             for rule, group in zip(rules, self.param_groups, strict=True)
         ]
         return changes(), id(self.state), list(map(id, weights)), modes

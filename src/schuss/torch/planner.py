@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from schuss.compile.formula import AVERAGE, formula
+from schuss.compile.formula import AVERAGE
 from schuss.core.hyperparameters import Group
 from schuss.core.matrices import check_matrix
+from schuss.core.options import formula_of
 from schuss.core.storage import weight_storage
 from schuss.rules import Rule
 from schuss.torch import checkpoints, checks, storage
@@ -64,11 +65,9 @@ class Planner:
             entry = optimizer.state.get(weights[k], {})
             checks.check(k, weights[k], gradients[k], entry, names, kind.check.parts, kind.together)
         found = self._begin(optimizer, present, whole)
-        averaged = [group["ema_decay"] is not None for group in groups]
+        formulas = [formula_of(rule, group) for rule, group in zip(rules, groups, strict=True)]
         items = [
-            Item(
-                weights[k], slots, stored, formula(rules[group_of[k]], averaged[group_of[k]]), group_of[k], k
-            )
+            Item(weights[k], slots, stored, formulas[group_of[k]], group_of[k], k)
             for k, (stored, slots) in zip(present, found, strict=True)
         ]
         plan = Plan(items, gradients)
