@@ -43,8 +43,10 @@ RESERVED_FIELDS = (
     "skip_nonfinite",
     "seed",
 )
+# What an update's own text calls in a kernel, beside the vocabulary: its numbers and its quotients.
+_CALLED = ("real", "divide")
 # What kernels call something else.
-_RESERVED = ("w", "g", "scale", "key1", "key2", "real", AVERAGE, RENEWED, *VOCABULARY)
+_RESERVED = ("w", "g", "scale", "key1", "key2", AVERAGE, RENEWED, *_CALLED, *VOCABULARY)
 
 _ARGUMENTS = {"maximum": 2, "minimum": 2, "where": 3}  # of the vocabulary's words; all others take one
 _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.BitAnd, ast.BitOr)
@@ -183,7 +185,7 @@ def _check_state(rule: type[Rule]) -> None:
         every |= dict.fromkeys(names)
     for slot in every:
         called = rule.state_names.get(slot, slot)
-        clash = slot in _RESERVED or slot.endswith(("_scale", "_rest"))
+        clash = slot in _RESERVED or slot.endswith(("_scale", "_rest", "_spare", "_"))
         if clash or not slot.isidentifier() or keyword.iskeyword(slot):
             wrong(f"state cannot be named {slot!r}, which means something else. Use another letter.")
         if called in ("step", "rest", AVERAGE) or called.endswith(("_scale", "_codes")):
@@ -283,6 +285,10 @@ class _Sentence:
                     if one.id in VOCABULARY:
                         self.wrong(
                             f"{one.id} is a word of the vocabulary. Give the number another name.", one
+                        )
+                    if one.id in _CALLED:
+                        self.wrong(
+                            f"{one.id} is a function of the kernels. Give the number another name.", one
                         )
                     self.known.add(one.id)
                 return
