@@ -441,6 +441,16 @@ def _check_coefficients(rule: Rule, variant: str) -> None:
     function = _update_of(type(rule), variant)
     assert function is not None
     needed = tuple(inspect.signature(function).parameters)[2 + len(rule.slots) :]
+    if any(word in function.__code__.co_names for word in MATRIX):
+        try:
+            rule.iterations  # noqa: B018 (whether there are any)
+        except NotImplementedError as error:
+            _Mistake(type(rule), function)(
+                "orthogonal needs polynomials. Write a property iterations that returns (a, b, c) of each iteration, as "
+                "((1.5, -0.5, 0.0),) * 10.",
+                None,
+                error,
+            )
     first = rule.initial()
     unknown = [name for name in first if name not in (*rule.slots, *rule.scalars)]
     if unknown:
