@@ -158,7 +158,7 @@ class _Array:
 
 def measures(passes: Passes | None) -> tuple[str, ...]:
     """What a row says besides of an update in passes: where its sums, its tensor's numbers and its matrices are."""
-    return ("sums", "found", *(word.name for word in passes.matrices)) if passes else ()
+    return ("sums_", "found_", *(word.name for word in passes.matrices)) if passes else ()
 
 
 def scalars(formula: Formula, kept: tuple[str, ...]) -> tuple[str, ...]:
@@ -263,7 +263,7 @@ def _sums(formula: Formula, passes: Passes, arrays: Sequence[_Array], level: int
     return [
         *(f"{one.name}_ = 0.0" for one in numbers),
         *(_by_block(scales, lines) if blocks else ["for i in range(length):", *_indented(lines, 4)]),
-        *(f"write_float64(at_sums, {passes.numbers.index(one)}, {one.name}_)" for one in numbers),
+        *(f"write_float64(at_sums_, {passes.numbers.index(one)}, {one.name}_)" for one in numbers),
     ]
 
 
@@ -297,7 +297,7 @@ def _row(memory: Sequence[Column], numbers: Sequence[str], passes: Passes | None
             for k, name in enumerate(numbers)
         ),
         *(
-            f"{word.name}_ = real(read_float64(at_found, {passes.numbers.index(word)}))"
+            f"{word.name}_ = real(read_float64(at_found_, {passes.numbers.index(word)}))"
             for word in known
             if passes
         ),

@@ -206,7 +206,7 @@ class Launch:
         self.place = rows, slice(1 + len(formula.rule.scalars))
         self.written: bytes | None = None
         self.library: Callable[[Array], Any] = np.asarray  # whose products of matrices are taken
-        self.rules: Sequence[Rule] | Mapping[int, Rule] = ()
+        self.products: dict[int, tuple[matrices.Polynomials, float]] = {}
         self.call: tuple[int, functools.partial[None]] | None = None
 
     def stands(self, ledger: Array) -> bool:
@@ -240,7 +240,10 @@ class Launch:
         """
         if not self.stands(ledger):
             self._gather(ledger[self.place])
-        self.written, self.rules = None, rules  # until this step is taken
+        self.written = None  # until this step is taken
+        if self.formula.of_matrices:
+            groups = {group for group, _ in self.cohorts}
+            self.products = {k: (rules[k].iterations, rules[k].smallest_norm) for k in groups}
         for row, (group, history) in enumerate(self.cohorts):
             self.matrix[row], after = numbers(self.formula, self.drawn, rules[group], history, terms[group])
             self.cohorts[row] = group, after
@@ -295,10 +298,10 @@ class Launch:
 
     def _multiply(self, word: Word, batch: Batch) -> None:
         """Put the product of matrices that the word is in the place of its argument."""
-        table, rule = self.table, self.rules[batch.group]
+        table = self.table
         assert isinstance(table, WholeTensors)
         given = table.products[word.name][: math.prod(batch.shape)].reshape(batch.shape)
-        given[...] = matrices.orthogonal(self.library(given), rule.iterations, rule.smallest_norm)
+        given[...] = matrices.orthogonal(self.library(given), *self.products[batch.group])
 
     def taken(self, ledger: Array) -> None:
         """Note that the step which was prepared is taken and counted."""

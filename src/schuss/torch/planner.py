@@ -51,11 +51,12 @@ class Planner:
         group_of = [k for k, group in enumerate(groups) for _ in group["params"]]
         present = [k for k, gradient in enumerate(gradients) if gradient is not None]
         whole = {k for k in present if gradients[k].layout != torch.sparse_coo}
+        formulas = [formula_of(rule, group) for rule, group in zip(rules, groups, strict=True)]
         for k in present:
             kind = self.kinds.of(groups[group_of[k]])
             names = [*(kind.row.names[slot] for slot in rules[group_of[k]].slots), AVERAGE]
             check_matrix(
-                formula(rules[group_of[k]]),
+                formulas[group_of[k]],
                 f"Weight {k}",
                 weights[k].shape,
                 weights[k].is_complex(),
@@ -65,7 +66,6 @@ class Planner:
             entry = optimizer.state.get(weights[k], {})
             checks.check(k, weights[k], gradients[k], entry, names, kind.check.parts, kind.together)
         found = self._begin(optimizer, present, whole)
-        formulas = [formula_of(rule, group) for rule, group in zip(rules, groups, strict=True)]
         items = [
             Item(weights[k], slots, stored, formulas[group_of[k]], group_of[k], k)
             for k, (stored, slots) in zip(present, found, strict=True)
