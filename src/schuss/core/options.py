@@ -42,7 +42,8 @@ _OWN = {
         None,
         Any,
         "of new state: None (float32 for 16-bit weights, else the weight's own), 'float64', 'float32', "
-        "'bfloat16' or 'int8' (block-wise quantized)",
+        "'bfloat16' or 'int8' (block-wise quantized); state that holds weights (Schedule-Free's z) keeps "
+        "at least 32 bits",
         choice(*STATE_DTYPES),
     ),
     "ema_decay": _Option(

@@ -254,17 +254,24 @@ class Optimizer(OfRule):
     def averaged(self, params: Any) -> AbstractContextManager[None]:
         """Put the averaged weights into the arrays of `params`, until the `with` block is left, however it is left.
 
-        For this `ema_decay` must be given. The average of an array is renewed at each of its steps, in the same pass
-        over memory: average ← average + (1 − ema_decay) · (array − average), the first one being the array itself. Of
-        an array whose gradient is `(indices, values)`, only the average of these rows is renewed. An array that has
+        Schedule-Free optimizers have an average of their own, which is what they evaluate: see `evaluates_average`. For
+        the others `ema_decay` must be given. The average of an array is then renewed at each of its steps, in the same
+        pass over memory: average ← average + (1 − ema_decay) · (array − average), the first one being the array itself.
+        Of an array whose gradient is `(indices, values)`, only the average of these rows is renewed. An array that has
         had no step stays as it is. The arrays are those that `update` is given, or some of them under the same keys.
 
-        Raises `ValueError` without `ema_decay`, `KeyMismatchError` for an array that `update` has not seen,
+        Raises `ValueError` where there is no average, `KeyMismatchError` for an array that `update` has not seen,
         `RuntimeError` inside another such block.
         """
-        averaged = self._group["ema_decay"] is not None
-        pairs = partial(self._state.averages, params) if averaged else None
+        averaged = self._group["ema_decay"] is not None or self.evaluates_average
+        rule = self._hyperparameters.rule(self._group)
+        pairs = partial(self._state.averages, params, rule) if averaged else None
         return self._averages.swapped(type(self).__name__, pairs, np.array, np.copyto)
+
+    @property
+    def evaluates_average(self) -> bool:
+        """Whether to evaluate inside `averaged`: the rule trains other weights than it evaluates (Schedule-Free)."""
+        return self.row.rule.has_evaluated()
 
     # Checkpoints
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 
 from schuss.compile.formula import AVERAGE, Formula
 from schuss.core import checkpoint
+from schuss.core.averages import Pair
 from schuss.core.matrices import check_matrix
 from schuss.core.storage import weight_storage
 from schuss.numpy import storage
@@ -94,10 +96,10 @@ class State:
         counts[counts[:, 0] == 0] = first_row(rule)
         return Plan(formula, paths, weights, gradients, items), State(counts, entries)
 
-    def averages(self, params: Any) -> list[tuple[Array, Array]]:
-        """The arrays of `params` that have an average, each with its own."""
+    def averages(self, params: Any, rule: Rule) -> list[Pair]:
+        """The arrays of `params` that have an average, each with what works it out."""
         paths, weights, _ = pair(params, None)
-        pairs: list[tuple[Array, Array]] = []
+        pairs: list[Pair] = []
         for path, key, weight in zip(paths, flat_keys(paths), weights, strict=True):
             entry = self.entries.get(key)
             if self.entries and entry is None:
@@ -105,10 +107,13 @@ class State:
                     f"{name('params', path)} has no average: update has seen {', '.join(map(repr, self.entries))}. "
                     "Give the same dict as to update, or a part of it under the same keys."
                 )
-            if entry is not None and AVERAGE in entry.slots:
+            names = rule.slots if rule.has_evaluated() else (AVERAGE,)
+            if entry is not None and self.counts[entry.index, 0] and all(one in entry.slots for one in names):
                 array = check_weight(path, weight)
                 check_shape(path, array, entry)
-                pairs.append((array, entry.slots[AVERAGE]))
+                slots = [entry.slots[one] for one in names]
+                average = partial(rule.evaluated, array) if rule.has_evaluated() else np.asarray
+                pairs.append((array, partial(average, *slots)))
         return pairs
 
 
@@ -130,7 +135,8 @@ def _with_slots(
             if slot == AVERAGE:
                 found[slot] = weight.astype(storage.new_dtype(weight, None))
                 continue
-            value, dtype = first.get(slot, 0.0), storage.new_dtype(weight, state_dtype, whole)
+            value = first.get(slot, 0.0)
+            dtype = storage.new_dtype(weight, state_dtype, whole, slot in rule.precise)
             # Both parts of a complex number start alike: each is a number of its own to the rules.
             first_value = complex(value, value) if dtype.startswith("complex") else value
             found |= storage.new(slot, weight, dtype, first_value)

@@ -31,9 +31,9 @@ def name_of(array: Array) -> str:
     return _NAMES[array.dtype.name]
 
 
-def new_dtype(weight: Array, state_dtype: str | None, whole: bool = True) -> str:
-    """The dtype of a new slot; int8 needs the `whole` of a gradient."""
-    return slot_dtype(weight.dtype.name, state_dtype, weight.size, whole)
+def new_dtype(weight: Array, state_dtype: str | None, whole: bool = True, precise: bool = False) -> str:
+    """The dtype of a new slot; int8 needs the `whole` of a gradient, and a slot that need not stay `precise`."""
+    return slot_dtype(weight.dtype.name, state_dtype, weight.size, whole, precise)
 
 
 def new(name: str, weight: Array, dtype: str, value: complex) -> dict[str, Array]:

@@ -153,7 +153,8 @@ class Rule:
 
     `state` names what is remembered of each weight, in the order in which `update` takes and returns it;
     `variants` does so where an option changes it. `scalars` names what is remembered of a whole tensor. `bounds` says
-    between which two numbers each of these stays: a checkpoint with others is damaged.
+    between which two numbers each of these stays: a checkpoint with others is damaged. `precise` names the slots that
+    hold weights, which have no meaning in fewer bits than float32 has.
 
     What else a rule may say: `tuples`, the hyperparameters that a constructor takes together, as
     `{"betas": ("beta1", "beta2")}`; `state_names`, what a checkpoint calls its state, where not by the rule's letters;
@@ -165,6 +166,7 @@ class Rule:
     variants: ClassVar[dict[str, tuple[str, ...]]] = {"": ()}
     scalars: ClassVar[tuple[str, ...]] = ()
     bounds: ClassVar[dict[str, tuple[float, float]]] = {}
+    precise: ClassVar[tuple[str, ...]] = ()
     tuples: ClassVar[dict[str, tuple[str, ...]]] = {}
     state_names: ClassVar[dict[str, str]] = {}
     space: ClassVar[dict[str, tuple[float, float] | tuple[float, float, bool]]] = {}
@@ -201,6 +203,16 @@ class Rule:
     def slots(self) -> tuple[str, ...]:
         """The state of this variant, by name."""
         return self.variants[self.variant]
+
+    @classmethod
+    def has_evaluated(cls) -> bool:
+        """Whether the weights to evaluate are others than those that are trained."""
+        return cls.evaluated is not Rule.evaluated
+
+    def evaluated(self, w: Any, *slots: Any) -> Any:
+        """The weights to evaluate, from those that are trained and the state in the order of `slots`."""
+        del slots
+        return w
 
     @property
     def iterations(self) -> tuple[tuple[float, float, float], ...]:

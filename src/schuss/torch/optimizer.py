@@ -23,7 +23,7 @@ from schuss.compile import device
 from schuss.compile.formula import AVERAGE, formula
 from schuss.core import checkpoint
 from schuss.core.arguments import Kind, OfRule, for_sparse
-from schuss.core.averages import Averages
+from schuss.core.averages import Averages, Pair
 from schuss.core.hyperparameters import Group
 from schuss.core.matrices import check_matrix
 from schuss.core.options import (
@@ -377,19 +377,44 @@ class Optimizer(OfRule, torch.optim.Optimizer):
     def averaged(self) -> AbstractContextManager[None]:
         """Put the averaged weights in the place of the weights, until the `with` block is left, however it is left.
 
-        For this `ema_decay` must be given. The average of a weight is renewed at each of its steps, in the same pass
-        over memory: average ← average + (1 − ema_decay) · (weight − average), the first one being the weight itself, as
-        torch.optim.swa_utils.AveragedModel has it. Buffers, such as BatchNorm's statistics, stay the model's own.
+        Schedule-Free optimizers have an average of their own, which is what they evaluate: see `evaluates_average`. For
+        the others `ema_decay` must be given. The average of a weight is then renewed at each of its steps, in the same
+        pass over memory: average ← average + (1 − ema_decay) · (weight − average), the first one being the weight
+        itself, as torch.optim.swa_utils.AveragedModel has it. Weights of a group that has neither, and those that had
+        no step, stay as they are. So do buffers, such as BatchNorm's statistics. A copy of the optimizer that is made
+        inside the block is outside of it: its weights are the trained ones.
 
-        Raises `ValueError` without `ema_decay`, `RuntimeError` inside another such block.
+        Raises `ValueError` where no group has an average, `RuntimeError` inside another such block.
         """
         averaged = any(group["ema_decay"] is not None for group in self.param_groups)
-        pairs = self._average_pairs if averaged else None
-        return self._averages.swapped(type(self).__name__, pairs, lambda w: w.detach().clone(), _write)
+        pairs = self._average_pairs if averaged or self.evaluates_average else None
+        return self._averages.swapped(type(self).__name__, pairs, _copy, _write)
 
-    def _average_pairs(self) -> list[tuple[Tensor, Tensor]]:
-        entries = [(w, self.state.get(w, {})) for group in self.param_groups for w in group["params"]]
-        return [(weight, entry[AVERAGE]) for weight, entry in entries if AVERAGE in entry]
+    @property
+    def evaluates_average(self) -> bool:
+        """Whether to evaluate inside `averaged()`: a rule trains other weights than it evaluates (Schedule-Free)."""
+        return any(self._kinds.of(group).row.rule.has_evaluated() for group in self.param_groups)
+
+    def _average_pairs(self) -> list[Pair]:
+        self._device_steps.settle()
+        return [
+            (weight, average)
+            for group in self.param_groups
+            for weight in group["params"]
+            if (average := self._average_of(weight, group)) is not None
+        ]
+
+    def _average_of(self, weight: Tensor, group: Group) -> Callable[[], Tensor] | None:
+        """What works out a weight's average; None if it has none."""
+        entry, row = self.state.get(weight, {}), self._kinds.of(group).row
+        if not row.rule.has_evaluated():
+            return partial(entry.__getitem__, AVERAGE) if AVERAGE in entry else None
+        rule = self._hyperparameters.rule(group)
+        names = [row.names[slot] for slot in rule.slots]
+        begun = all(name in entry for name in names) and id(weight) not in self._counts.unmoved
+        if not begun or not float(entry.get("step", 1)):  # state that a dry step has made means nothing yet
+            return None
+        return partial(rule.evaluated, weight.detach(), *(entry[name] for name in names))
 
     def _step_hooks(self) -> bool:
         return bool(
@@ -449,16 +474,25 @@ class Optimizer(OfRule, torch.optim.Optimizer):
         self._device_steps.settle()
         self._counts.part(self.state)
         more = {"_skipped": self.skipped, "_held": self._gate.held, "_rules": self._kinds.rules()}
+        more |= {"_averages": self._averages} if self._averages.in_place else {}
         return {**super().__getstate__(), **more}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         given = dict(state)
         self.defaults = given.get("defaults") or self.defaults
         skipped, held, rules = given.pop("_skipped", 0), given.pop("_held", None), given.pop("_rules", ())
+        averages = given.pop("_averages", None)
         if "_kinds" not in self.__dict__:
             self._assemble(held or sharded.Held(), rules)
         super().__setstate__(given)
         self._put(self.state, self.param_groups, skipped)
+        if averages is not None:  # of an optimizer that was copied inside its block `averaged()`
+            self._averages = averages
+            averages.put_back(_write)
+
+
+def _copy(weight: Tensor) -> Tensor:
+    return weight.detach().clone()
 
 
 @torch.no_grad()

@@ -101,7 +101,9 @@ class Planner:
                 entry = state[weight]
                 # An average that begins alone takes no count with it: the weight has its own.
                 begun = bool(slots) or entry.get(AVERAGE) is not None
-                new = storage.begin(entry, weight, slots, averaged, group["state_dtype"], k in whole)
+                precise = [row.names[slot] for slot in rule.precise]
+                asked = group["state_dtype"]
+                new = storage.begin(entry, weight, slots, averaged, asked, k in whole, precise)
                 new = new or id(weight) in self.counts.unmoved
                 steps = max(group["step"], begun) if begun or not averaged else 0
                 self.counts.remember(k, entry, row, first, new, steps)
