@@ -35,6 +35,9 @@ SHORT, AHEAD = 256, 4
 # Products may fuse with sums. NaN, infinity, signed zeros and the order of operations stay what they are.
 _FLAGS = 'error_model="numpy", fastmath={"contract"}'
 
+# The words that are of squares.
+SQUARED = ("norm", "root_mean_square")
+
 # The same for sums over a row, which may be taken in any order, so that several numbers are added at once.
 _FREE_SUMS = 'error_model="numpy", fastmath={"contract", "reassoc"}'
 
@@ -155,7 +158,7 @@ class _Array:
 
 def measures(passes: Passes | None) -> tuple[str, ...]:
     """What a row says besides of an update in passes: where its sums, its tensor's numbers and its matrices are."""
-    return ("sums", "found", *(word.name for word in passes.matrices)) if passes else ()
+    return ("sums_", "found_", *(word.name for word in passes.matrices)) if passes else ()
 
 
 def scalars(formula: Formula, kept: tuple[str, ...]) -> tuple[str, ...]:
@@ -248,19 +251,19 @@ def _sums(formula: Formula, passes: Passes, arrays: Sequence[_Array], level: int
     """The lines that sum over a row what the words of this level need, in float64."""
     words = passes.at(level)
     arrays = arrays[: 2 + len(formula.page_slots)]  # not the average, which no word is of
-    lines = _called(formula.page_coefficients, arrays, f"measure_{level}", passes.known(level))
+    lines = _called(formula.own_coefficients, arrays, f"measure_{level}", passes.known(level))
     for k, one in enumerate(words):
         if one.matrix:
             lines.append(f"store_{one.name}(at_{one.name}, i, new[{k}])")
         else:
-            lines += [f"x = float64(new[{k}])", f"{one.name}_ += {'x * x' if one.word == 'norm' else 'x'}"]
+            lines += [f"x = float64(new[{k}])", f"{one.name}_ += {'x * x' if one.word in SQUARED else 'x'}"]
     numbers = [one for one in words if not one.matrix]
     blocks = any(array.blocks for array in arrays)
     scales = [array.before_block()[0] for array in arrays if array.blocks]
     return [
         *(f"{one.name}_ = 0.0" for one in numbers),
         *(_by_block(scales, lines) if blocks else ["for i in range(length):", *_indented(lines, 4)]),
-        *(f"write_float64(at_sums, {passes.numbers.index(one)}, {one.name}_)" for one in numbers),
+        *(f"write_float64(at_sums_, {passes.numbers.index(one)}, {one.name}_)" for one in numbers),
     ]
 
 
@@ -294,7 +297,7 @@ def _row(memory: Sequence[Column], numbers: Sequence[str], passes: Passes | None
             for k, name in enumerate(numbers)
         ),
         *(
-            f"{word.name}_ = real(read_float64(at_found, {passes.numbers.index(word)}))"
+            f"{word.name}_ = real(read_float64(at_found_, {passes.numbers.index(word)}))"
             for word in known
             if passes
         ),
@@ -353,7 +356,12 @@ def _measuring(
     formula: Formula, passes: Passes, arrays: Sequence[_Array], level: int, reading: list[str], columns: int
 ) -> list[str]:
     """The functions that sum over a row, and over the rows of a tensor in their order: so for any number of threads."""
-    finished = {"norm": "root({})", "mean": "{} / count", "total": "{}"}
+    finished = {
+        "mean": "{} / count",
+        "norm": "root({})",
+        "root_mean_square": "root({} / count)",
+        "total": "{}",
+    }
     words = [(word, passes.numbers.index(word)) for word in passes.at(level) if not word.matrix]
     stride = columns + len(measures(passes)) + 3
     return [

@@ -22,6 +22,7 @@ WORDS: dict[str, Any] = {
     "mean": np.mean,
     "minimum": np.minimum,
     "norm": lambda x: np.linalg.norm(np.ravel(x)),
+    "root_mean_square": lambda x: np.linalg.norm(np.ravel(x)) / max(np.size(x), 1) ** 0.5,
     "sign": np.sign,
     "sqrt": np.sqrt,
     "total": np.sum,
@@ -38,8 +39,11 @@ class Reference:
     array([0.9, 2.1])
     """
 
-    def __init__(self, rule: Rule, w: Array) -> None:
-        self.rule = rule
+    def __init__(
+        self, rule: Rule, w: Array, *, cautious: bool = False, max_update: float | None = None
+    ) -> None:
+        self.rule, self.max_update = rule, max_update
+        self.formula = formula(rule, cautious=cautious, limited=max_update is not None)
         self.w = np.array(w, dtype=np.float64)
         self.steps = 0
         first = rule.initial()
@@ -51,13 +55,14 @@ class Reference:
         self.steps += 1
         scalars = self.rule.coefficients(self.steps, **self.scalars)
         self.scalars = {name: scalars[name] for name in self.rule.scalars}
-        one_step = formula(self.rule)
+        if not self.w.size:
+            return self.w
         with np.errstate(all="ignore"):
-            self.w, *self.state = one_step.bind(WORDS | words(self.rule, self.w.shape))(
+            self.w, *self.state = self.formula.bind(WORDS | words(self.rule, self.w.shape))(
                 self.w,
                 np.asarray(g, dtype=np.float64),
                 *self.state,
-                *(scalars[name] for name in one_step.coefficients),
+                *self.formula.values(self.rule, scalars, self.max_update),
             )
         return self.w
 

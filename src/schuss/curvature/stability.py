@@ -310,6 +310,14 @@ def _states(optimizer: Any) -> Iterator[tuple[Group, Tensor | None, State]]:
 
 def _linear(row: Row, group: Group, state: State) -> Linear:
     """The linear iteration of one weight tensor."""
+    for name in ("cautious", "max_update"):
+        if group.get(name):
+            raise refusal(
+                name,
+                group[name],
+                "possible here: the step is then not linear, and has no stability limit",
+                "Measure without the option, or the curvature itself with extreme_eigenvalues.",
+            )
     steps = int(float(state["step"])) if row.counts_steps and "step" in state else 0
     names = {field.name for field in fields(row.rule)} | row.rule.tuples.keys()
     # A schedule counts finished steps.

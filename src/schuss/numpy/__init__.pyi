@@ -24,6 +24,7 @@ __all__ = [
     "Adamax",
     "Adan",
     "Lion",
+    "Muon",
     "NAdam",
     "RAdam",
     "RMSprop",
@@ -53,6 +54,8 @@ class SGD(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -71,6 +74,8 @@ class SGD(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -90,6 +95,8 @@ class Adagrad(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -107,6 +114,8 @@ class Adagrad(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -124,6 +133,8 @@ class Adadelta(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -139,6 +150,8 @@ class Adadelta(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -160,6 +173,8 @@ class RMSprop(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -179,6 +194,8 @@ class RMSprop(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -199,6 +216,8 @@ class Adam(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -217,6 +236,8 @@ class Adam(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -237,6 +258,8 @@ class AdamW(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -255,6 +278,8 @@ class AdamW(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -274,6 +299,8 @@ class NAdam(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -291,6 +318,8 @@ class NAdam(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -309,6 +338,8 @@ class RAdam(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -325,6 +356,8 @@ class RAdam(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -342,6 +375,8 @@ class Adamax(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -357,6 +392,8 @@ class Adamax(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -373,6 +410,8 @@ class Rprop(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -387,6 +426,8 @@ class Rprop(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -405,6 +446,8 @@ class ASGD(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -421,6 +464,8 @@ class ASGD(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -437,6 +482,8 @@ class Lion(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -451,6 +498,8 @@ class Lion(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -472,6 +521,8 @@ class LARS(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -491,6 +542,8 @@ class LARS(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -509,6 +562,8 @@ class LAMB(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -525,6 +580,8 @@ class LAMB(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -543,6 +600,8 @@ class MARS(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -559,6 +618,8 @@ class MARS(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -578,6 +639,8 @@ class ScheduleFreeSGD(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -595,6 +658,8 @@ class ScheduleFreeSGD(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -615,6 +680,8 @@ class ScheduleFreeAdamW(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -633,6 +700,8 @@ class ScheduleFreeAdamW(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -654,6 +723,8 @@ class ScheduleFreeRAdam(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -673,6 +744,8 @@ class ScheduleFreeRAdam(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -691,6 +764,8 @@ class Adan(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -707,6 +782,8 @@ class Adan(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -726,6 +803,8 @@ class AdaBelief(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -743,6 +822,8 @@ class AdaBelief(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -762,6 +843,8 @@ class ADOPT(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -779,6 +862,8 @@ class ADOPT(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -799,6 +884,8 @@ class AdEMAMix(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -817,6 +904,54 @@ class AdEMAMix(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        seed: int = 0,
+    ) -> None: ...
+
+class Muon(Optimizer):
+    """Step along the average gradient of a matrix, stretched so that it moves equally far in each of its directions."""
+
+    lr: Number
+    weight_decay: Number
+    momentum: Number
+    nesterov: bool
+    ns_coefficients: tuple[Number, Number, Number]
+    eps: Number
+    ns_steps: Number
+    adjust_lr_fn: Literal[None, "original", "match_rms_adamw", "spectral_unclamped"]
+    maximize: bool
+    polynomials: Literal["given", "quintic5", "polar_express", "quintic8"]
+    rounding: Literal["nearest", "stochastic"]
+    compensated: bool
+    state_dtype: Any
+    ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
+    max_norm: float | None
+    skip_nonfinite: bool
+    seed: int
+    def __init__(
+        self,
+        lr: Number = 0.001,
+        weight_decay: Number = 0.1,
+        momentum: Number = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: tuple[Number, Number, Number] = (3.4445, -4.775, 2.0315),
+        eps: Number = 1e-07,
+        ns_steps: Number = 5,
+        adjust_lr_fn: Literal[None, "original", "match_rms_adamw", "spectral_unclamped"] = None,
+        *,
+        maximize: bool = False,
+        polynomials: Literal["given", "quintic5", "polar_express", "quintic8"] = "given",
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        compensated: bool = False,
+        state_dtype: Any = None,
+        ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,

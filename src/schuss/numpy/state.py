@@ -12,6 +12,7 @@ import numpy as np
 from schuss.compile.formula import AVERAGE, Formula
 from schuss.core import checkpoint
 from schuss.core.averages import Pair
+from schuss.core.matrices import check_matrix
 from schuss.core.storage import weight_storage
 from schuss.numpy import storage
 from schuss.numpy.layout import KERNEL_NAMES
@@ -20,6 +21,9 @@ from schuss.numpy.tree import KeyMismatchError, Path, flat_key, name, pair
 from schuss.rules import Rule
 
 Array = np.ndarray[Any, Any]
+
+# What to do with what is no matrix.
+ALONE = "Give such arrays to an optimizer of their own, as AdamW."
 
 
 @dataclass
@@ -61,7 +65,11 @@ class State:
         }
         check_apart([paths[k] for k in moving], list(moving.values()))
         for k, weight in moving.items():
-            if not isinstance(gradients[k], tuple):
+            sparse = isinstance(gradients[k], tuple)
+            check_matrix(
+                formula, name("params", paths[k]), weight.shape, weight.dtype.kind == "c", ALONE, sparse
+            )
+            if not sparse:
                 check_gradient(paths[k], weight, gradients[k])
         entries = dict(self.entries)
         for key in keys:
@@ -75,7 +83,13 @@ class State:
             entries[keys[k]] = Entry(weight.shape, entry.index, slots)
             stored = weight_storage(KERNEL_NAMES[weight.dtype.name], group["rounding"], group["compensated"])
             items.append(
-                Item(paths[k], weight, *storage.arrays(weight, stored, slots, formula.slots), k, entry.index)
+                Item(
+                    paths[k],
+                    weight,
+                    *storage.arrays(weight, stored, slots, formula.slots, formula.of_matrices),
+                    k,
+                    entry.index,
+                )
             )
         counts = np.zeros((len(entries), self.counts.shape[1]))
         counts[: len(self.counts)] = self.counts

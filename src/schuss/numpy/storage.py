@@ -75,11 +75,12 @@ def _store(slots: Slots, name: str, value: Array, dtype: str) -> None:
 
 
 def arrays(
-    weight: Array, stored: str, slots: Slots, names: Sequence[str]
+    weight: Array, stored: str, slots: Slots, names: Sequence[str], by_rows: bool = False
 ) -> tuple[tuple[int, ...], tuple[str, ...], list[Array]]:
     """The order of axes in which a weight and all its arrays lie, the storage of it and its slots, and these arrays.
 
-    That is, the slots by `names`, then the compensation term and the scales. All in `slots` is made to lie so.
+    That is, the slots by `names`, then the compensation term and the scales. All in `slots` is made to lie so: row by
+    row if asked for, or else as the weight does.
     """
     rest = STORAGES[stored].beside
     if rest is None:
@@ -88,7 +89,7 @@ def arrays(
         slots[REST] = np.zeros(weight.shape, rest.dtype)
     storage = (stored, *(slot_storage(name_of(slots[name])) for name in names))
     # Blocks are counted row by row, however the weight lies.
-    axes = tuple(range(weight.ndim)) if "int8" in storage else axes_of(weight)
+    axes = tuple(range(weight.ndim)) if by_rows or "int8" in storage else axes_of(weight)
     stretched = [*names, *([REST] if rest else [])]
     for name in stretched:
         slots[name] = laid(slots[name], axes)

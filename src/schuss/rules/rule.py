@@ -7,10 +7,10 @@ A page is a frozen dataclass. Its fields are hyperparameters; `state` names what
 page can be read and run by hand; each backend binds the same names to its own. There is no `if` in an `update`:
 a convention is a coefficient, and what changes the *state* is a variant with an `update_<variant>` of its own.
 
-`norm(x)`, `mean(x)` and `total(x)` are of a whole tensor. The compiler makes passes over memory of them: one that
-measures for each that another one depends on, and the last one, which alone writes. `orthogonal(x)` is of a whole
-matrix: the library's products make it between two passes, as `Rule.iterations` say. `rows(w)` and `columns(w)` are
-known of its shape.
+`norm(x)`, `mean(x)`, `root_mean_square(x)` and `total(x)` are of a whole tensor. The compiler makes passes over memory
+of them: one that measures for each that another one depends on, and the last one, which alone writes. `orthogonal(x)`
+is of a whole matrix: the library's products make it between two passes, as `Rule.iterations` say. `rows(w)` and
+`columns(w)` are known of its shape.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ __all__ = [
     "number",
     "option",
     "orthogonal",
+    "root_mean_square",
     "rows",
     "sign",
     "sqrt",
@@ -83,6 +84,11 @@ def mean(a: Any) -> Any:
     return a
 
 
+def root_mean_square(a: Any) -> Any:
+    """The root of the mean square over a whole tensor."""
+    return abs(a)
+
+
 def total(a: Any) -> Any:
     """The sum over a whole tensor."""
     return a
@@ -106,7 +112,8 @@ def orthogonal(a: Any) -> Any:
 
 
 # Those that give one number for a tensor, those that are known of its shape, and those that give a matrix.
-MEASURED, SHAPES, MATRIX = ("mean", "norm", "total"), ("rows", "columns"), ("orthogonal",)
+MEASURED = ("mean", "norm", "root_mean_square", "total")
+SHAPES, MATRIX = ("rows", "columns"), ("orthogonal",)
 WHOLE_TENSOR = (*MEASURED, *SHAPES, *MATRIX)
 # The names that a backend binds anew. `abs` is Python's own.
 VOCABULARY = ("abs", "exp", "log", "maximum", "minimum", "sign", "sqrt", "where", *WHOLE_TENSOR)
@@ -130,8 +137,8 @@ def option(default: bool) -> Any:
     return field(default=default, metadata={"domain": Domain(kind=bool)})
 
 
-def choice(*choices: str, advice: str = "") -> Any:
-    """A hyperparameter that is one of several words; the first is the default."""
+def choice(*choices: str | None, advice: str = "") -> Any:
+    """A hyperparameter that is one of several words, or None; the first is the default."""
     return field(default=choices[0], metadata={"domain": Domain(choices=choices, advice=advice)})
 
 

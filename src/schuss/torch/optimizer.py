@@ -20,12 +20,21 @@ import torch
 import torch.optim.optimizer as base
 
 from schuss.compile import device
-from schuss.compile.formula import AVERAGE
+from schuss.compile.formula import AVERAGE, formula
 from schuss.core import checkpoint
 from schuss.core.arguments import Kind, OfRule, for_sparse
 from schuss.core.averages import Averages, Pair
 from schuss.core.hyperparameters import Group
-from schuss.core.options import OPTIONS, WHOLE, check_options, step_options
+from schuss.core.matrices import check_matrix
+from schuss.core.options import (
+    MODES,
+    NUMBERS,
+    OPTIONS,
+    WHOLE,
+    check_options,
+    formula_of,
+    step_options,
+)
 from schuss.core.storage import dtype_name
 from schuss.rules import Rule
 from schuss.torch import checkpoints, sharded
@@ -35,7 +44,7 @@ from schuss.torch.gate import Gate
 from schuss.torch.hyperparameters import Hyperparameters, rate
 from schuss.torch.kinds import Kinds, of_row
 from schuss.torch.plan import Plan
-from schuss.torch.planner import Planner
+from schuss.torch.planner import GROUPS, Planner
 from schuss.torch.state import State, changes
 
 Tensor = torch.Tensor
@@ -171,7 +180,9 @@ class Optimizer(OfRule, torch.optim.Optimizer):
         group["schedules"] = dict(cast(dict[str, Any], group["schedules"]))
         self._hyperparameters.drop(group)
         try:
-            self._hyperparameters.rule(group)
+            rule = self._hyperparameters.rule(group)
+            self._check_matrices(group, rule)
+            formula_of(rule, group)
             _torch("add_param_group")(self, group)
         except BaseException:
             self._hyperparameters.drop(group)
@@ -196,6 +207,16 @@ class Optimizer(OfRule, torch.optim.Optimizer):
                     f"Give it to the constructor."
                 )
         check_options(group)
+
+    def _check_matrices(self, group: Group, rule: Rule) -> None:
+        """Refuse weights that a rule of matrices could never move, before any of the group is added."""
+        one, first = formula(rule), sum(len(others["params"]) for others in self.param_groups)
+        given = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
+        for k, param in enumerate(given if one.of_matrices else ()):
+            name, weight = param if isinstance(param, tuple) else ("", param)
+            if isinstance(weight, Tensor):
+                where = f"Weight {first + k}{f' ({name})' if name else ''}"
+                check_matrix(one, where, weight.shape, weight.is_complex(), GROUPS)
 
     # One step
 
@@ -268,7 +289,7 @@ class Optimizer(OfRule, torch.optim.Optimizer):
         sparse_rules: dict[int, Rule] = {}
         for item in plan.sparse:
             sparse_rules[item.group] = for_sparse(
-                rules[item.group], self._kinds.of(groups[item.group]).sparse
+                rules[item.group], self._kinds.of(groups[item.group]).sparse, item.formula
             )
         if counts.shared:
             counts.take_shared()
@@ -302,7 +323,12 @@ class Optimizer(OfRule, torch.optim.Optimizer):
     def _key(self, weights: list[Tensor], rules: list[Rule]) -> Any:
         """What a plan depends on, other than the memory itself."""
         modes = [
-            (type(rule), rule.variant, group["rounding"], group["compensated"], group["ema_decay"] is None)
+            (
+                type(rule),
+                rule.variant,
+                *[group[name] for name in MODES],
+                *[group[name] is None for name in NUMBERS],
+            )
             for rule, group in zip(rules, self.param_groups, strict=True)
         ]
         return changes(), id(self.state), list(map(id, weights)), modes

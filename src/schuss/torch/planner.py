@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
-from schuss.compile.formula import AVERAGE, formula
+from schuss.compile.formula import AVERAGE
 from schuss.core.hyperparameters import Group
+from schuss.core.matrices import check_matrix
+from schuss.core.options import formula_of
 from schuss.core.storage import weight_storage
 from schuss.rules import Rule
 from schuss.torch import checkpoints, checks, storage
@@ -20,6 +22,12 @@ from schuss.torch.plan import Item, Plan
 from schuss.torch.state import State
 
 Tensor = torch.Tensor
+
+# What to do with what is no matrix.
+GROUPS = (
+    "schuss.torch.groups(model, matrix='auto') gives AdamW what is none; or give such weights a group with a rule of "
+    "their own: {'params': ..., 'rule': 'AdamW', 'lr': 1e-3}."
+)
 
 
 class Planner:
@@ -43,17 +51,23 @@ class Planner:
         group_of = [k for k, group in enumerate(groups) for _ in group["params"]]
         present = [k for k, gradient in enumerate(gradients) if gradient is not None]
         whole = {k for k in present if gradients[k].layout != torch.sparse_coo}
+        formulas = [formula_of(rule, group) for rule, group in zip(rules, groups, strict=True)]
         for k in present:
             kind = self.kinds.of(groups[group_of[k]])
             names = [*(kind.row.names[slot] for slot in rules[group_of[k]].slots), AVERAGE]
+            check_matrix(
+                formulas[group_of[k]],
+                f"Weight {k}",
+                weights[k].shape,
+                weights[k].is_complex(),
+                GROUPS,
+                k not in whole,
+            )
             entry = optimizer.state.get(weights[k], {})
             checks.check(k, weights[k], gradients[k], entry, names, kind.check.parts, kind.together)
         found = self._begin(optimizer, present, whole)
-        averaged = [group["ema_decay"] is not None for group in groups]
         items = [
-            Item(
-                weights[k], slots, stored, formula(rules[group_of[k]], averaged[group_of[k]]), group_of[k], k
-            )
+            Item(weights[k], slots, stored, formulas[group_of[k]], group_of[k], k)
             for k, (stored, slots) in zip(present, found, strict=True)
         ]
         plan = Plan(items, gradients)
