@@ -113,7 +113,7 @@ def _strides(row: Row, options: Options) -> Finding:
         return steps.equal(weights[:1], weights[1:])
     # Products of matrices are taken by another path then.
     wides, eps = ([steps.wide(g)] for g in given), float(np.finfo(np.float32).eps)
-    start = np.linspace(-1, 1, 20 * 30, dtype=np.float32).reshape(30, 20)
+    start = np.linspace(-1, 1, 20 * 30, dtype=np.float32).reshape(30, 20).astype(np.float64)
     return steps.within(steps.roundings(rule, [start], wides, [steps.wide(weights[1])], eps))
 
 
