@@ -18,7 +18,11 @@ def test_a_rule_of_matrices_shares_its_rate_with_adamw():
         matrices, vectors = optimizer.param_groups
         assert [w.ndim for w in matrices["params"] + vectors["params"]] == [2, 2, 1, 1]
         assert (vectors["rule"], vectors["lr"], vectors["weight_decay"]) == ("AdamW", 0.01, 0.0)
-        assert (matrices["lr"], matrices["momentum"], matrices["adjust_lr_fn"]) == (0.01, 0.9, "match_rms_adamw")
+        assert (matrices["lr"], matrices["momentum"], matrices["adjust_lr_fn"]) == (
+            0.01,
+            0.9,
+            "match_rms_adamw",
+        )
     with pytest.raises(ValueError, match="Muon moves matrices"):
         entry.build([torch.zeros(2, requires_grad=True)], point)
     only = entry.build([torch.zeros(2, 2, requires_grad=True)], point)
