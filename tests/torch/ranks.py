@@ -30,7 +30,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from schuss.torch import SGD, AdamW, ScheduleFreeAdamW, global_norm
+from schuss.torch import SGD, AdamW, Muon, ScheduleFreeAdamW, global_norm, groups
 
 MOST = 0.01  # every gradient here has a larger norm
 
@@ -341,7 +341,19 @@ def averages():
     assert not any(map(torch.equal, inside, alone.parameters()))
 
 
+def matrices():
+    """Muon's products are of whole matrices, wide, tall and a convolution's, however they are divided."""
+    torch.manual_seed(0)
+    layers = nn.Conv1d(1, 5, 2), nn.Flatten(), nn.Linear(15, 6), nn.Tanh(), nn.Linear(6, 9), nn.Linear(9, 1)
+    alone = nn.Sequential(nn.Unflatten(1, (1, 4)), *layers).double()
+    divided = fully_shard(copy.deepcopy(alone))
+    for module in (divided, alone):
+        train(module, Muon(groups(module, matrix="auto"), lr=0.02, max_norm=MOST))
+    assert_same_weights(divided, alone)
+
+
 CHECKS = {
+    "matrices": matrices,
     "fully_sharded": fully_sharded,
     "infinity": infinity,
     "without_gradient": without_gradient,

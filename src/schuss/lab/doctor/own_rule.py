@@ -105,6 +105,7 @@ def _strides(row: Row, options: Options) -> Finding:
     """A weight and a gradient that lie otherwise in memory."""
     straight = torch.linspace(-1, 1, 20 * 30).reshape(30, 20).clone()
     weights = [straight.requires_grad_(), straight.detach().t().contiguous().t().requires_grad_()]
+    start = steps.wide(straight)
     given = [g.t().contiguous().t() if k % 2 else g for k, (g,) in enumerate(steps.gradients([straight]))]
     for w in weights:
         steps.stepped(row, options, [w], ([g] for g in given))
@@ -113,7 +114,6 @@ def _strides(row: Row, options: Options) -> Finding:
         return steps.equal(weights[:1], weights[1:])
     # Products of matrices are taken by another path then.
     wides, eps = ([steps.wide(g)] for g in given), float(np.finfo(np.float32).eps)
-    start = np.linspace(-1, 1, 20 * 30, dtype=np.float32).reshape(30, 20).astype(np.float64)
     return steps.within(steps.roundings(rule, [start], wides, [steps.wide(weights[1])], eps))
 
 
