@@ -305,6 +305,19 @@ def configuration():
     raises("DTensors need no process_group", lambda: train(divided, optimizer, 1))
 
 
+def held_back():
+    """The options of a change are of whole tensors, whoever holds them."""
+    options = dict(lr=0.1, weight_decay=0.1, cautious=True, max_update=0.5)
+    divided, alone = fully_shard(model()), model()
+    train(divided, AdamW(divided.parameters(), **options))
+    train(alone, AdamW(alone.parameters(), **options))
+    assert_same_weights(divided, alone)
+    for one in (True, False):
+        parts = flattened(one)
+        optimizer = AdamW(parts.parameters(), **options)
+        raises("Use fully_shard", lambda parts=parts, optimizer=optimizer: train(parts, optimizer, 1))
+
+
 def dry_step():
     """A checkpoint made before the first step, ranks with empty shards among them, counts and moves nothing."""
     divided = fully_shard(model())
@@ -368,6 +381,7 @@ CHECKS = {
     "configuration": configuration,
     "dry_step": dry_step,
     "averages": averages,
+    "held_back": held_back,
 }
 # What two ranks do not show.
 FOUR = {name: CHECKS[name] for name in ("fully_sharded", "several_meshes")} | {

@@ -230,6 +230,20 @@ def _options(row: Row) -> Finding:
     )
 
 
+def _held_back(row: Row) -> Finding:
+    """The options of the change, where they have a meaning."""
+    options: Options = {"cautious": True} | ({"max_update": 0.1} if hasattr(row.rule(), "lr") else {})
+    w, rule = steps.leaf(63, torch.float64), row.rule()
+    start, given = steps.wide(w), steps.gradients([w])
+    try:
+        steps.stepped(row, {}, [w], given, **options)
+    except ValueError as error:
+        return Finding("", "refused or as written down", f"refused: {error}")
+    return steps.within(
+        steps.roundings(rule, [start], ([steps.wide(g)] for (g,) in given), [steps.wide(w)], **options)
+    )
+
+
 def _sparse(row: Row) -> Finding:
     try:
         return steps.sparse(row)
@@ -268,6 +282,7 @@ _OF_VARIANTS: dict[str, Callable[[Row, Options], Finding]] = {
 }
 _OF_RULES: dict[str, Callable[[Row], Finding]] = {
     "clipping, average, schedule": _options,
+    "cautious, max_update": _held_back,
     "sparse gradients": _sparse,
     "GPU kernel": _gpu,
 }
