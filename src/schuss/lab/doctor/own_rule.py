@@ -17,7 +17,7 @@ import torch
 import schuss.numpy
 import schuss.torch
 from schuss.compile import cpu, eager, gpu
-from schuss.compile.formula import formula
+from schuss.compile.formula import AVERAGE, formula
 from schuss.compile.grammar import check, options_of_variants
 from schuss.compile.launch import Terms, numbers
 from schuss.compile.reference import Reference
@@ -222,8 +222,7 @@ def _options(row: Row) -> Finding:
     start, scaled = steps.wide(w), steps.wide(g / (torch.linalg.vector_norm(g) + 1e-6))
     optimizer = schuss.torch.optimizer(row.rule)([w], max_norm=1.0, ema_decay=0.5, **schedule)
     steps.go_on(optimizer, [w], [[g]])
-    with optimizer.averaged():
-        average = steps.wide(w)
+    average = steps.wide(optimizer.state[w][AVERAGE])
     rule = row.rule(**lr)
     return steps.within(
         max(steps.roundings(rule, [start], [[scaled]], [found]) for found in (steps.wide(w), average))
