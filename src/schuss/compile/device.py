@@ -223,7 +223,8 @@ class DeviceLaunch(Launch):
     """All tensors on one device that one kernel moves in one call.
 
     `kept` says how weights, gradients and slots are kept; `lengths`, `groups` and `members` are tensor by tensor, as of
-    `Launch`. Scalars are computed on the host and sent along; nothing waits for the device.
+    `Launch`, and so are their `shapes` as matrices, of which an update may speak. Scalars are computed on the host and
+    sent along; nothing waits for the device.
     """
 
     def __init__(
@@ -234,6 +235,7 @@ class DeviceLaunch(Launch):
         groups: Sequence[int],
         members: Sequence[int],
         device: torch.device,
+        shapes: Sequence[tuple[int, int]] = (),
     ) -> None:
         if capturing(device):
             raise RuntimeError(_UNPREPARED)
@@ -249,6 +251,8 @@ class DeviceLaunch(Launch):
         width = len(formula.passes.numbers) if formula.passes else 0
         self.sums = torch.empty((self.programs, width), dtype=torch.float64, device=device)
         self.found = torch.empty((len(lengths), width), dtype=self.real, device=device)
+        for k, known in formula.passes.of_shapes(shapes).items() if formula.passes else ():
+            self.found[:, k] = torch.tensor(known, dtype=self.real, device=device)
         self.measures = (self.sums, self.found) if width else ()
         self.square: _Program | None = None
         self.coefficients = self.window = _Sent((0,), self.real, device)

@@ -253,7 +253,7 @@ def moved(
     w, g, *slots = (_read(storages[name], arrays[name], besides[name]).to(wide) for name in names)
     scale, *coefficients = numbers
     chance = tuple(coefficients[len(formula.coefficients) :])
-    vocabulary = _words(wide) if rule is None else {**_words(wide), **words(rule, w.shape)}
+    vocabulary = _words(wide) if rule is None else {**_words(wide), **words(rule, memory[0].shape)}
     new = formula.bind(vocabulary)(w, scale * g, *slots, *coefficients[: len(formula.coefficients)])
     found: list[tuple[Tensor, Tensor]] = []
     for value, name in zip(new, ("w", *formula.slots), strict=True):

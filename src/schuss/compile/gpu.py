@@ -256,7 +256,7 @@ def source(formula: Formula, kept: tuple[str, ...]) -> str:
 
     Raises `ValueError` for a formula of matrices, which has none.
     """
-    if formula.of_matrices:
+    if formula.passes and formula.passes.matrices:
         raise ValueError(
             f"{formula.rule.__name__} has no GPU kernel: it uses {formula.passes.matrices[0].word}, which is made of "
             "products of matrices. On a GPU it takes the eager path, by PyTorch's own kernels."

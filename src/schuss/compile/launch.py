@@ -112,9 +112,8 @@ class WholeTensors(Table):
         ]
         numbers = len(passes.numbers)
         self.sums, self.found = np.zeros((len(owner), numbers)), np.zeros((len(whole), numbers))
-        for k, word in enumerate(passes.numbers):
-            if word.level == 0:
-                self.found[:, k] = [shape[word.word == "columns"] for shape in shapes]
+        for k, known in passes.of_shapes(shapes).items():
+            self.found[:, k] = known
         self.cells[:, len(columns)] = self.sums.ctypes.data + self.sums.strides[0] * np.arange(len(owner))
         self.cells[:, len(columns) + 1] = self.found.ctypes.data + self.found.strides[0] * owner
         # Where the matrices of one batch are, one after the other, and then those of the next.

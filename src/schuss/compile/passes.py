@@ -14,6 +14,7 @@ then nothing has changed. What a pass does not need the compiler removes from it
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from schuss.rules.rule import MATRIX, SHAPES, WHOLE_TENSOR
@@ -142,6 +143,14 @@ class Passes:
     def matrices(self) -> tuple[Word, ...]:
         """The words that give a matrix."""
         return tuple(word for word in self.words if word.matrix)
+
+    def of_shapes(self, shapes: Sequence[tuple[int, int]]) -> dict[int, list[float]]:
+        """What is known of the shapes of matrices, by the place of the word among `numbers`."""
+        return {
+            k: [float(shape[word.word == "columns"]) for shape in shapes]
+            for k, word in enumerate(self.numbers)
+            if word.level == 0
+        }
 
     @property
     def levels(self) -> int:
