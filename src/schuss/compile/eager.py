@@ -52,17 +52,23 @@ def _words(wide: torch.dtype) -> dict[str, Any]:
         """A number of a whole tensor, summed in float64."""
         return lambda x: function(x, dtype=torch.float64).to(wide)
 
+    def elementwise(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
+        """The function, of one plain number too: of coefficients and of the weight's shape."""
+        return lambda x: (
+            function(x) if isinstance(x, Tensor) else function(torch.tensor(x, dtype=wide)).item()
+        )
+
     return {
-        "abs": torch.abs,
-        "exp": torch.exp,
-        "log": torch.log,
+        "abs": abs,
+        "exp": elementwise(torch.exp),
+        "log": elementwise(torch.log),
         "maximum": over_tensors(maximum),
         "mean": whole(torch.mean),
         "norm": whole(torch.linalg.vector_norm),
         "total": whole(torch.sum),
         "minimum": over_tensors(minimum),
         "sign": over_tensors(sign),
-        "sqrt": torch.sqrt,
+        "sqrt": elementwise(torch.sqrt),
         "where": where,
     }
 
@@ -229,6 +235,8 @@ def moved(
     stretches of the weight of equal length start: one for a whole weight, one a row for some rows. A formula of
     matrices needs the `rule`.
     """
+    if not memory[0].numel():
+        return []
     names = ("w", "g", *formula.slots)
     cells = columns(names, kept)
     arrays = {column.name: _real(array) for column, array in zip(cells, memory, strict=True)}
