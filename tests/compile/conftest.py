@@ -134,7 +134,9 @@ def anywhere():
 
 
 def _beside(name):
-    spec = importlib.util.spec_from_file_location(f"compile_test_{name}", Path(__file__).parent / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(
+        f"compile_test_{name}", Path(__file__).parent / f"{name}.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

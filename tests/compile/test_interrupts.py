@@ -19,7 +19,9 @@ SMALL, LARGE = (5, 7), (3, 17 * ROW, 40)
 
 @pytest.fixture
 def matrix_rule(written_update):
-    return written_update(["m = 0.5 * m + g", "w = w - lr * norm(w) * orthogonal(m / norm(m))", "return w, m"])
+    return written_update(
+        ["m = 0.5 * m + g", "w = w - lr * norm(w) * orthogonal(m / norm(m))", "return w, m"]
+    )
 
 
 def by_torch(rule, sizes):

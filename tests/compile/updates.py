@@ -73,7 +73,9 @@ class _Writer:
             return f"sqrt({self.each(depth - 1)})"
         if kind == 6:
             return f"where({self.condition(depth - 1)}, {self.each(depth - 1)}, {self.either(depth - 1)})"
-        return f"{self.random.choice(['maximum', 'minimum'])}({self.each(depth - 1)}, {self.either(depth - 1)})"
+        return (
+            f"{self.random.choice(['maximum', 'minimum'])}({self.each(depth - 1)}, {self.either(depth - 1)})"
+        )
 
     def either(self, depth):
         return self.random.choice([self.each, self.one])(depth)

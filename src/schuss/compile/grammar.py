@@ -446,8 +446,8 @@ def _check_coefficients(rule: Rule, variant: str) -> None:
             rule.iterations  # noqa: B018 (whether there are any)
         except NotImplementedError as error:
             _Mistake(type(rule), function)(
-                "orthogonal needs polynomials. Write a property iterations that returns (a, b, c) of each iteration, as "
-                "((1.5, -0.5, 0.0),) * 10.",
+                "orthogonal needs polynomials. Write a property iterations that returns (a, b, c) of each iteration, "
+                "as ((1.5, -0.5, 0.0),) * 10.",
                 None,
                 error,
             )
