@@ -49,8 +49,14 @@ def _words(wide: torch.dtype) -> dict[str, Any]:
         return types.FunctionType(function.__code__, {**function.__globals__, "where": where})
 
     def whole(function: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
-        """A number of a whole tensor, summed in float64."""
-        return lambda x: function(x, dtype=torch.float64).to(wide)
+        """A number of a whole tensor, of conditions too, summed in float64."""
+        return lambda x: function(x.to(wide), dtype=torch.float64).to(wide)
+
+    def elementwise(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
+        """The function, of one plain number too: of coefficients and of the weight's shape."""
+        return lambda x: (
+            function(x) if isinstance(x, Tensor) else function(torch.tensor(x, dtype=wide)).item()
+        )
 
     def elementwise(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
         """The function, of one plain number too: of coefficients and of the weight's shape."""
@@ -256,7 +262,9 @@ def moved(
     vocabulary = _words(wide) if rule is None else {**_words(wide), **words(rule, memory[0].shape)}
     new = formula.bind(vocabulary)(w, scale * g, *slots, *coefficients[: len(formula.coefficients)])
     found: list[tuple[Tensor, Tensor]] = []
-    for value, name in zip(new, ("w", *formula.slots), strict=True):
+    for one, name in zip(new, ("w", *formula.slots), strict=True):
+        # It may be one number for the whole tensor.
+        value = torch.as_tensor(one, dtype=wide, device=w.device).expand(w.shape)
 
         def drawn(number: int = names.index(name), value: Tensor = value) -> Tensor:
             assert starts is not None
