@@ -1,7 +1,7 @@
 """Muon: momentum for matrices, with all directions of equal length.
 
 Sources: Jordan and others 2024, "Muon: An optimizer for hidden layers in neural networks"; Liu, Su and others 2025,
-"Muon is Scalable for LLM Training" (weight decay, and steps of AdamW's size: equation 4).
+"Muon is Scalable for LLM Training" (weight decay, and steps of AdamW's size).
 """
 
 from __future__ import annotations
