@@ -154,6 +154,9 @@ LISTED = (
     Case("AdEMAMix"),
     Case("AdEMAMix", dict(lr=0.02, betas=(0.8, 0.95, 0.99), eps=1e-3, weight_decay=0.1, alpha=3.0)),
     Case("AdEMAMix", dict(lr=0.02, beta3_warmup=6, alpha_warmup=5)),
+    Case("Adafactor"),
+    Case("Adafactor", dict(lr=0.5, beta2_decay=-0.5, eps=(0.5, 5.0), d=2.0, weight_decay=0.1)),
+    Case("Adafactor", dict(lr=0.02, eps=(1e-3, 1e-2))),
 )
 
 

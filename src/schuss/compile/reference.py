@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from schuss.compile.formula import formula
-from schuss.compile.matrices import words
+from schuss.compile.matrices import slot_shape, words
+from schuss.compile.storage import EPSILONS
 from schuss.rules.rule import Rule
 
 Array = np.ndarray[Any, Any]
@@ -16,12 +17,15 @@ Array = np.ndarray[Any, Any]
 
 WORDS: dict[str, Any] = {
     "abs": np.abs,
+    "column_mean": lambda x: np.mean(x, axis=-2, keepdims=True),
     "exp": np.exp,
     "log": np.log,
+    "machine_epsilon": lambda x: EPSILONS["float64"],
     "maximum": np.maximum,
     "mean": np.mean,
     "minimum": np.minimum,
     "norm": lambda x: np.linalg.norm(np.ravel(x)),
+    "row_mean": lambda x: np.mean(x, axis=-1, keepdims=True),
     "sign": np.sign,
     "sqrt": np.sqrt,
     "total": np.sum,
@@ -32,18 +36,24 @@ WORDS: dict[str, Any] = {
 class Reference:
     """A weight array of any shape and all its state, stepped in float64.
 
+    `dtype` is what the weights are said to be of, to rules that ask (`machine_epsilon`).
+
     >>> from schuss.rules import Adam
     >>> reference = Reference(Adam(lr=0.1), np.array([1.0, 2.0]))
     >>> reference.step(np.array([3.0, -4.0])).round(6)
     array([0.9, 2.1])
     """
 
-    def __init__(self, rule: Rule, w: Array) -> None:
+    def __init__(self, rule: Rule, w: Array, dtype: str = "float64") -> None:
         self.rule = rule
         self.w = np.array(w, dtype=np.float64)
         self.steps = 0
         first = rule.initial()
-        self.state: list[Array] = [np.full_like(self.w, first.get(name, 0.0)) for name in rule.slots]
+        self.state: list[Array] = [
+            np.full(slot_shape(self.w.shape, rule.shapes.get(name)), first.get(name, 0.0))
+            for name in rule.slots_of(self.w.ndim)
+        ]
+        self.epsilon = EPSILONS[dtype]
         self.scalars = {name: first.get(name, 0.0) for name in rule.scalars}
 
     def step(self, g: Array) -> Array:
@@ -51,9 +61,10 @@ class Reference:
         self.steps += 1
         scalars = self.rule.coefficients(self.steps, **self.scalars)
         self.scalars = {name: scalars[name] for name in self.rule.scalars}
-        one_step = formula(self.rule)
+        one_step = formula(self.rule, dimensions=self.w.ndim)
+        vocabulary = WORDS | words(self.rule, self.w.shape) | {"machine_epsilon": lambda x: self.epsilon}
         with np.errstate(all="ignore"):
-            self.w, *self.state = one_step.bind(WORDS | words(self.rule, self.w.shape))(
+            self.w, *self.state = one_step.bind(vocabulary)(
                 self.w,
                 np.asarray(g, dtype=np.float64),
                 *self.state,

@@ -9,8 +9,9 @@ from typing import Any, cast
 import numpy as np
 
 from schuss.compile.formula import AVERAGE, Formula
+from schuss.compile.formula import formula as formula_of
 from schuss.core import checkpoint
-from schuss.core.storage import weight_storage
+from schuss.core.storage import WIDE, weight_storage
 from schuss.numpy import storage
 from schuss.numpy.layout import KERNEL_NAMES
 from schuss.numpy.plan import Item, Plan, check_apart, check_gradient, check_weight
@@ -69,12 +70,12 @@ class State:
             entry = entries[keys[k]]
             check_shape(paths[k], weight, entry)
             whole = not isinstance(gradients[k], tuple)
-            slots = _with_slots(entry.slots, rule, formula, paths[k], weight, whole, group["state_dtype"])
+            own = formula_of(rule, formula.averaged, weight.ndim)
+            slots = _with_slots(entry.slots, rule, own, paths[k], weight, whole, group["state_dtype"])
             entries[keys[k]] = Entry(weight.shape, entry.index, slots)
             stored = weight_storage(KERNEL_NAMES[weight.dtype.name], group["rounding"], group["compensated"])
-            items.append(
-                Item(paths[k], weight, *storage.arrays(weight, stored, slots, formula.slots), k, entry.index)
-            )
+            arrays = storage.arrays(weight, stored, slots, own.slots, own.by_shape)
+            items.append(Item(paths[k], weight, own, *arrays, k, entry.index))
         counts = np.zeros((len(entries), self.counts.shape[1]))
         counts[: len(self.counts)] = self.counts
         counts[counts[:, 0] == 0] = first_row(rule)
@@ -109,10 +110,22 @@ def _with_slots(
 ) -> dict[str, Array]:
     """What is remembered of an array, with every slot of the rule; int8 only if its gradient is `whole`."""
     first, found = rule.initial(), dict(slots)
+    if rule.shapes and weight.dtype.kind == "c":
+        raise ValueError(
+            f"{name('params', path)} is {weight.dtype.name}, but {type(rule).__name__} takes means over rows and "
+            "columns of real numbers. Give it the array's real and imaginary part as two arrays."
+        )
+    whole = whole and not formula.of_rows  # blocks would cross from row to row
     if not formula.averaged:
         found.pop(AVERAGE, None)  # of no meaning once the array has moved without it
     for slot in formula.slots:
-        if slot not in found:
+        if slot in rule.shapes:
+            dtype = storage.shaped_dtype(weight, state_dtype)
+            if slot not in found:
+                found |= storage.new(slot, weight, dtype, first.get(slot, 0.0), rule.shapes[slot])
+            elif storage.name_of(found[slot]) not in WIDE:
+                storage.convert(found, slot, dtype)
+        elif slot not in found:
             if slot == AVERAGE:
                 found[slot] = weight.astype(storage.new_dtype(weight, None))
                 continue

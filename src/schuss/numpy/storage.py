@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from schuss.compile.matrices import slot_shape
 from schuss.compile.narrow import from_levels, to_levels, upper_half
 from schuss.compile.storage import BLOCK, STORAGES
 from schuss.core.checkpoint import REST, scale_of
-from schuss.core.storage import slot_dtype, slot_storage
+from schuss.core.storage import WIDE, slot_dtype, slot_storage
 from schuss.numpy.layout import KERNEL_NAMES, axes_of, empty, laid
 
 Array = np.ndarray[Any, Any]
@@ -36,8 +37,18 @@ def new_dtype(weight: Array, state_dtype: str | None, whole: bool = True) -> str
     return slot_dtype(weight.dtype.name, state_dtype, weight.size, whole)
 
 
-def new(name: str, weight: Array, dtype: str, value: complex) -> dict[str, Array]:
-    """A slot before the first step, every number of it `value`, laid out as its weight (blocks: row by row)."""
+def shaped_dtype(weight: Array, state_dtype: str | None) -> str:
+    """The dtype of a slot by rows or columns, of which there are few."""
+    return new_dtype(weight, state_dtype if state_dtype in WIDE else None)
+
+
+def new(name: str, weight: Array, dtype: str, value: complex, shape: str = "") -> dict[str, Array]:
+    """A slot before the first step, every number of it `value`, laid out as its weight (blocks: row by row).
+
+    With a `shape`, one number for each "row" or "column".
+    """
+    if shape:
+        return {name: np.full(slot_shape(weight.shape, shape), value, dtype)}
     one: dict[str, Array] = {}  # a block, which all others are like
     _store(one, name, np.full(BLOCK, value), dtype)
     axes = range(weight.ndim) if dtype == "int8" else axes_of(weight)
@@ -75,11 +86,12 @@ def _store(slots: Slots, name: str, value: Array, dtype: str) -> None:
 
 
 def arrays(
-    weight: Array, stored: str, slots: Slots, names: Sequence[str]
+    weight: Array, stored: str, slots: Slots, names: Sequence[str], straight: bool = False
 ) -> tuple[tuple[int, ...], tuple[str, ...], list[Array]]:
     """The order of axes in which a weight and all its arrays lie, the storage of it and its slots, and these arrays.
 
-    That is, the slots by `names`, then the compensation term and the scales. All in `slots` is made to lie so.
+    That is, the slots by `names`, then the compensation term and the scales. All in `slots` is made to lie so. With
+    `straight` the axes stand in their own order.
     """
     rest = STORAGES[stored].beside
     if rest is None:
@@ -88,7 +100,7 @@ def arrays(
         slots[REST] = np.zeros(weight.shape, rest.dtype)
     storage = (stored, *(slot_storage(name_of(slots[name])) for name in names))
     # Blocks are counted row by row, however the weight lies.
-    axes = tuple(range(weight.ndim)) if "int8" in storage else axes_of(weight)
+    axes = tuple(range(weight.ndim)) if straight or "int8" in storage else axes_of(weight)
     stretched = [*names, *([REST] if rest else [])]
     for name in stretched:
         slots[name] = laid(slots[name], axes)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 
 from schuss.rules.adabelief import AdaBelief
 from schuss.rules.adadelta import Adadelta
+from schuss.rules.adafactor import Adafactor
 from schuss.rules.adagrad import Adagrad
 from schuss.rules.adam import Adam
 from schuss.rules.adamax import Adamax
@@ -29,9 +30,11 @@ from schuss.rules.rprop import Rprop
 from schuss.rules.rule import (
     Rule,
     choice,
+    column_mean,
     columns,
     exp,
     log,
+    machine_epsilon,
     maximum,
     mean,
     minimum,
@@ -39,6 +42,7 @@ from schuss.rules.rule import (
     number,
     option,
     orthogonal,
+    row_mean,
     rows,
     sign,
     sqrt,
@@ -59,6 +63,7 @@ __all__ = [
     "AdEMAMix",
     "AdaBelief",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
@@ -75,9 +80,11 @@ __all__ = [
     "ScheduleFreeRAdam",
     "ScheduleFreeSGD",
     "choice",
+    "column_mean",
     "columns",
     "exp",
     "log",
+    "machine_epsilon",
     "maximum",
     "mean",
     "minimum",
@@ -85,6 +92,7 @@ __all__ = [
     "number",
     "option",
     "orthogonal",
+    "row_mean",
     "row_of",
     "rows",
     "sign",
@@ -227,6 +235,11 @@ TABLE: dict[str, Row] = {
             ADOPT,
             "lr betas eps | weight_decay decoupled_weight_decay maximize foreach capturable differentiable fused",
             _MOMENTS,
+        ),
+        Row(
+            Adafactor,
+            "lr beta2_decay eps d weight_decay | foreach maximize",
+            {"v": "variance", "r": "row_var", "c": "col_var"},
         ),
         Row(
             AdEMAMix,

@@ -44,15 +44,24 @@ class Planner:
         present = [k for k, gradient in enumerate(gradients) if gradient is not None]
         whole = {k for k in present if gradients[k].layout != torch.sparse_coo}
         for k in present:
-            kind = self.kinds.of(groups[group_of[k]])
-            names = [*(kind.row.names[slot] for slot in rules[group_of[k]].slots), AVERAGE]
+            kind, rule = self.kinds.of(groups[group_of[k]]), rules[group_of[k]]
+            shape_chooses = rule.variant_of(weights[k].dim()) != rule.variant or rule.shapes
+            names = [kind.row.names[slot] for slot in rule.slots_of(weights[k].dim())]
+            together = [*kind.together, *(name for name in names if shape_chooses)]
             entry = optimizer.state.get(weights[k], {})
-            checks.check(k, weights[k], gradients[k], entry, names, kind.check.parts, kind.together)
+            if rule.shapes:
+                checks.check_real(k, weights[k], kind.row.name)
+            checks.check(k, weights[k], gradients[k], entry, [*names, AVERAGE], kind.check.parts, together)
         found = self._begin(optimizer, present, whole)
         averaged = [group["ema_decay"] is not None for group in groups]
         items = [
             Item(
-                weights[k], slots, stored, formula(rules[group_of[k]], averaged[group_of[k]]), group_of[k], k
+                weights[k],
+                slots,
+                stored,
+                formula(rules[group_of[k]], averaged[group_of[k]], weights[k].dim()),
+                group_of[k],
+                k,
             )
             for k, (stored, slots) in zip(present, found, strict=True)
         ]
@@ -79,15 +88,19 @@ class Planner:
         for k in present:
             weight, group = weights[k], group_of[k]
             row, rule = self.kinds.of(group).row, self.hyperparameters.rule(group)
+            averaged = group["ema_decay"] is not None
             first = self.hyperparameters.start(group, rule).initial()
             stored = weight_storage(storage.name_of(weight), group["rounding"], group["compensated"])
-            slots = {row.names[slot]: first.get(slot, 0.0) for slot in rule.slots}
-            averaged = group["ema_decay"] is not None
+            own = rule.slots_of(weight.dim())
+            slots = {row.names[slot]: first.get(slot, 0.0) for slot in own}
+            shapes = {row.names[slot]: rule.shapes[slot] for slot in own if slot in rule.shapes}
+            # Blocks would cross from row to row.
+            in_blocks = k in whole and not formula(rule, averaged, weight.dim()).of_rows
             if slots or averaged or row.counts_steps or storage.rest_dtype(stored) or weight in state:
                 entry = state[weight]
                 # An average that begins alone takes no count with it: the weight has its own.
                 begun = bool(slots) or entry.get(AVERAGE) is not None
-                new = storage.begin(entry, weight, slots, averaged, group["state_dtype"], k in whole)
+                new = storage.begin(entry, weight, slots, shapes, averaged, group["state_dtype"], in_blocks)
                 new = new or id(weight) in self.counts.unmoved
                 steps = max(group["step"], begun) if begun or not averaged else 0
                 self.counts.remember(k, entry, row, first, new, steps)
