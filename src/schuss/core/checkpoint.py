@@ -197,10 +197,10 @@ class Check:
             kind = self.parts[name].shape
             if not kind:
                 return shape
-            if found is None or len(found) != len(shape) or len(shape) < 2:
+            if len(shape) < 2 or found is None or len(found) != len(shape):
                 found = shape
             elif kind == "row":
-                found = (*shape[:-1], found[-1])
+                found = (*shape[:-1], *found[-1:])
             else:
                 found = (*found[:-1], shape[-1])
         return found
