@@ -56,13 +56,12 @@ def test_any_layout_is_the_reference(layout):
     }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("state_dtype", [None, "int8", "bfloat16"])
-def test_rows_and_columns_are_in_float32(dtype, state_dtype):
-    params = {"w": noise((80, 60)).astype(dtype)}
+def test_rows_and_columns_are_in_float32(state_dtype):
+    params = {"w": noise((80, 60)).astype(np.float32)}
     subject = Adafactor(lr=0.1, state_dtype=state_dtype)
     for step in range(3):
-        subject.update(params, {"w": noise((80, 60), step).astype(dtype)})
+        subject.update(params, {"w": noise((80, 60), step).astype(np.float32)})
     state = subject.state_dict()
     assert (state["w/r"].dtype, state["w/c"].dtype) == (np.float32, np.float32)
     assert state["w/r"].shape == (80, 1)
@@ -146,13 +145,6 @@ def test_a_rule_of_ones_own_takes_the_words(shape):
     state = subject.state_dict()
     for name, expected in zip(("m", "r", "c"), reference.state, strict=True):
         np.testing.assert_allclose(state[f"w/{name}"], expected, rtol=1e-11, atol=1e-12)
-
-
-def test_its_state_of_each_element_is_not_in_blocks():
-    params = {"w": noise((80, 60)).astype(np.float32)}
-    subject = optimizer(Scaled)(state_dtype="int8")
-    subject.update(params, {"w": noise((80, 60)).astype(np.float32)})
-    assert subject.state_dict()["w/m"].dtype == np.float32
 
 
 def test_a_vector_has_no_rows():

@@ -118,17 +118,17 @@ def check(rule: type[Rule]) -> None:
     _check_state(rule)
     for variant in rule.variants:
         _check_update(rule, variant)
-    by_options = options_of_variants(rule)
-    for variant, options in by_options.items():
-        _check_coefficients(rule(**options), variant)
-    for dimensions in (0, 1, 2, 3, 4):  # variants that a weight's shape chooses
-        variant = rule().variant_of(dimensions)
+    default, by_options = rule(), options_of_variants(rule)
+    by_shape = {dimensions: default.variant_of(dimensions) for dimensions in range(5)}
+    for dimensions, variant in by_shape.items():
         if variant not in rule.variants:
             _Mistake(rule, rule.variant_of)(
                 f"variant_of({dimensions}) is {variant!r}, which is none of {', '.join(map(repr, rule.variants))}."
             )
-        if variant not in by_options:
-            _check_coefficients(rule(), variant)
+    for variant, options in by_options.items():
+        _check_coefficients(rule(**options), variant)
+    for variant in set(by_shape.values()) - by_options.keys():
+        _check_coefficients(default, variant)
 
 
 # Fields
