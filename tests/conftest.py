@@ -59,6 +59,13 @@ class Case:
         return not self.own and hasattr(torch.optim, self.name)
 
     @property
+    def of_matrices(self):
+        """Whether the rule moves matrices alone."""
+        from schuss.compile.formula import formula
+
+        return formula(self.rule).of_matrices
+
+    @property
     def feels_untouched_rows(self):
         """Whether L2 decay moves weights that have no gradient."""
         return self.rule.coefficients(1, **dict.fromkeys(self.rule.scalars, 1.0)).get("l2", 0) != 0
@@ -157,6 +164,15 @@ LISTED = (
     Case("Adafactor"),
     Case("Adafactor", dict(lr=0.5, beta2_decay=-0.5, eps=(0.5, 5.0), d=2.0, weight_decay=0.1)),
     Case("Adafactor", dict(lr=0.02, eps=(1e-3, 1e-2))),
+    Case("Muon"),
+    Case("Muon", dict(lr=0.02, momentum=0.8, nesterov=False, weight_decay=0.3, eps=0.3)),
+    Case("Muon", dict(lr=0.02, ns_coefficients=(3.0, -3.2, 1.2), ns_steps=3, adjust_lr_fn="match_rms_adamw")),
+    Case("Muon", dict(lr=0.02, momentum=0.0), dict(polynomials="polar_express")),
+    Case(
+        "Muon",
+        dict(lr=0.02, weight_decay=0.0),
+        dict(polynomials="quintic8", adjust_lr_fn="spectral_unclamped"),
+    ),
 )
 
 
@@ -180,14 +196,20 @@ def _first_of_each(cases, key):
     return tuple(found.values())
 
 
-# What a test may ask for: every case, those that torch.optim has too, one for each kernel, one for each rule, and
-# where the question is one of memory and not of maths, a stateless rule, a usual one and one that counts by tensor.
+# Rules that move weights of every shape, and rules of matrices.
+OF_ANY_SHAPE = tuple(case for case in CASES if not case.of_matrices)
+OF_MATRICES = tuple(case for case in CASES if case.of_matrices)
+
+# What a test may ask for: of rules for weights of every shape every case, those that torch.optim has too, one for each
+# kernel, one for each rule, and where the question is one of memory and not of maths, a stateless rule, a usual one and
+# one that counts by tensor; and every case of the rules of matrices.
 PARAMETERS = {
-    "case": CASES,
-    "torch_case": tuple(case for case in CASES if case.in_torch),
-    "variant": _first_of_each(CASES, lambda case: (case.name, case.rule.variant)),
-    "plain": _first_of_each(CASES, lambda case: case.name),
-    "sample": tuple(case for case in CASES if str(case) in ("SGD", "AdamW", "NAdam")),
+    "case": OF_ANY_SHAPE,
+    "torch_case": tuple(case for case in OF_ANY_SHAPE if case.in_torch),
+    "variant": _first_of_each(OF_ANY_SHAPE, lambda case: (case.name, case.rule.variant)),
+    "plain": _first_of_each(OF_ANY_SHAPE, lambda case: case.name),
+    "sample": tuple(case for case in OF_ANY_SHAPE if str(case) in ("SGD", "AdamW", "NAdam")),
+    "matrix_case": OF_MATRICES,
 }
 
 

@@ -279,6 +279,53 @@ def test_steps_and_blocks_inside_a_block_are_refused(api):
     np.testing.assert_array_equal(subject.weights()[0], before)
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, np.complex64], ids=str)
+def test_schedule_free_evaluates_an_average_of_the_iterates_z(api, dtype):
+    """By hand: x is the average of all z, weighted by the squared rates, which are 1, 2 and 3 thirds."""
+    start = noise(30, seed=4).astype(dtype)
+    subject = api("ScheduleFreeSGD", [start, start], lr=0.3, momentum=0.8, warmup_steps=3, ema_decay=0.5)
+    z, x, weights = start.astype(np.complex128), 0.0, 0.0
+    np.testing.assert_array_equal(subject.averages()[0], start)
+    for step in (1, 2, 3):
+        g = noise(30, seed=step).astype(dtype)
+        subject.step(g, None)
+        z = z - 0.1 * step * g
+        x, weights = x + step**2 * z, weights + step**2
+    own = subject.weights()
+    found, untouched = subject.averages()
+    eps = np.finfo(dtype).eps
+    np.testing.assert_allclose(found, x / weights, rtol=0, atol=20 * eps)
+    assert (found != own[0]).any()
+    np.testing.assert_array_equal(untouched, start)
+    np.testing.assert_array_equal(subject.weights(), own)
+
+
+@pytest.mark.parametrize("state_dtype", ["int8", "bfloat16", "float32", "float64", None])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16], ids=str)
+def test_state_that_holds_weights_has_at_least_32_bits(api, dtype, state_dtype):
+    make = {"lr": 0.01, "state_dtype": state_dtype}
+    subject = api("ScheduleFreeAdamW", [noise(LARGE, dtype=dtype)], **make)
+    for seed in (1, 2):
+        subject.step(noise(LARGE, seed=seed, dtype=dtype))
+    wide = np.promote_types(dtype, np.float32)
+    asked = {"int8": np.int8, "bfloat16": np.uint16, None: wide}
+    z = subject.values(0, "z")
+    assert z.dtype == np.dtype(wide if state_dtype in asked else state_dtype)
+    assert subject.values(0, "v").dtype == np.dtype(asked.get(state_dtype, state_dtype))
+    again = subject.again()
+    again.load(subject.saved())
+    np.testing.assert_array_equal(again.values(0, "z"), z)
+    np.testing.assert_array_equal(again.averages(), subject.averages())
+    again.step(noise(LARGE, dtype=dtype))
+    # What was stored in few bits, as weights of 16 bits are by others, is wide from then on.
+    for narrow, stored in (("bfloat16", np.uint16), ("int8", np.int8)):
+        if state_dtype is None:
+            other = subject.again(state_dtype=narrow)
+            other.load(subject.saved())
+            assert other.values(0, "z").dtype == wide
+            assert other.values(0, "v").dtype == stored
+
+
 def test_without_a_decay_there_is_no_average(api):
     subject = api("SGD", [np.ones(3)])
     subject.step(np.ones(3))

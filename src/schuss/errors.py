@@ -89,7 +89,7 @@ class Domain:
     high: float = math.inf
     below: float = math.inf
     above: float = -math.inf
-    choices: tuple[str, ...] = ()
+    choices: tuple[str | None, ...] = ()
     kind: type = float
     advice: str = ""
     optional: bool = False

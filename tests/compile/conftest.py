@@ -33,10 +33,7 @@ def pytest_collection_modifyitems(items):
 def gpus():
     """The functions beside this file that compile and launch GPU kernels; tests of them are skipped without Triton."""
     pytest.importorskip("triton", reason="Triton is not installed")
-    spec = importlib.util.spec_from_file_location("compile_test_gpus", Path(__file__).parent / "gpus.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return _beside("gpus")
 
 
 @pytest.fixture(autouse=INTERPRETED)
@@ -137,3 +134,24 @@ def anywhere():
     return lambda rule: st.fixed_dictionaries(
         {f.name: _hyperparameter(f.metadata["domain"]) for f in fields(rule)}
     )
+
+
+def _beside(name):
+    spec = importlib.util.spec_from_file_location(
+        f"compile_test_{name}", Path(__file__).parent / f"{name}.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def updates():
+    """The functions beside this file that write random updates."""
+    return _beside("updates")
+
+
+@pytest.fixture(scope="session")
+def written_update(updates):
+    """`written_update(lines)`: the rule with the state m whose `update` has these lines."""
+    return updates.rule_of

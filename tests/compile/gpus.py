@@ -39,9 +39,9 @@ def torch_dtype(column):
 class Arrays:
     """A launch's memory for weights of some lengths, `kept` so: tensors by column, then by weight."""
 
-    def __init__(self, rules, kept, lengths, averaged=False):
+    def __init__(self, rules, kept, lengths, **options):
         self.rules, self.kept, self.lengths = rules, kept, lengths
-        self.formula = formula(rules[0], averaged=averaged)
+        self.formula = formula(rules[0], **options)
         self.columns = columns(("w", "g", *self.formula.slots), kept)
         self.tensors = [
             [torch.zeros(-(-n // c.per), dtype=torch_dtype(c)) for n in lengths] for c in self.columns

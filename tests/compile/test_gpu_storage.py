@@ -201,6 +201,21 @@ def test_interpreted_every_page(variant, gpus):
     assert not torch.equal(found.named("w")[0].double(), torch.as_tensor(start[0]))
 
 
+@pytest.mark.parametrize(("name", "limit"), [("int8", 50.0), ("compensated", 0.2)])
+def test_interpreted_a_change_that_is_held_back(name, limit, gpus):
+    """The options of the change: measured over tensors of several programs, and of one number."""
+    lengths, lr = (gpu.ROW + 130, 1), 0.1
+    random = np.random.default_rng(3)
+    rule, kept = Adam(lr=lr), kept_by(Adam(), name)
+    arrays = gpus.Arrays([rule], kept, lengths, cautious=True, limited=True)
+    steps = [[random.choice([-1.0, 1.0], n) * random.uniform(0.5, 2, n) for n in lengths] for _ in range(2)]
+    cpu, found = both(arrays, (1, 0), steps, 2, gpus, Terms(seed=11, max_update=limit))
+    for a, b in zip(cpu.named("w"), found.named("w"), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-2, atol=0.02 * float(a.abs().max()))
+        far = float(b.double().square().mean().sqrt())
+        assert (0 < far <= len(steps) * limit * lr * 1.01) if limit < 1 else far > lr
+
+
 @pytest.mark.parametrize("length", [1, BLOCK - 1, BLOCK, BLOCK + 1, gpu.BLOCK + 3 * BLOCK, gpu.ROW + 1])
 def test_interpreted_scales_end_with_their_tensor(length, gpus):
     """Neither codes nor scales beyond the last are read or written."""

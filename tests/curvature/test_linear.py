@@ -12,6 +12,7 @@ import torch
 
 import schuss.numpy
 import schuss.torch
+from schuss.compile.formula import formula
 from schuss.curvature import stability_limit
 from schuss.rules import (
     ASGD,
@@ -228,17 +229,31 @@ def test_the_rule_itself_shrinks_w_just_below_the_limit_and_grows_it_just_above(
 
 def test_every_rule_of_the_table_and_each_variant_has_a_case_or_a_refusal():
     done = {(type(rule).__name__, rule.variant) for rule, *_ in CASES.values()}
-    signs = {"Lion", "Rprop"}
+    refused = dict.fromkeys(("Lion", "Rprop"), "is not linear in small gradients. It uses only the sign")
+    for name, row in TABLE.items():
+        if formula(row.rule).passes:
+            refused[name] = (
+                f"is not .* by itself. '{name}' measures whole tensors, so it has no limit for one"
+            )
+        elif row.rule.has_evaluated():
+            refused[name] = (
+                "is not .* the same limit. The average that it evaluates takes less of each new step"
+            )
     missing = {
-        (row.name, v) for row in TABLE.values() for v in row.rule.variants if row.name not in signs
+        (row.name, v) for row in TABLE.values() for v in row.rule.variants if row.name not in refused
     } - done
     assert missing == {("AdamW", "amsgrad")}  # which is Adam's
-    for name in signs:
-        optimizer = getattr(schuss.torch, name)([torch.zeros(1, requires_grad=True)])
-        with pytest.raises(
-            ValueError, match=f"'{name}' is not linear in small gradients. It uses only the sign"
-        ):
+    for name, words in refused.items():
+        shape = (1, 1) if formula(TABLE[name].rule).of_matrices else (1,)
+        optimizer = getattr(schuss.torch, name)([torch.zeros(shape, requires_grad=True)])
+        with pytest.raises(ValueError, match=f"'{name}' {words}"):
             stability_limit(optimizer)
+
+
+@pytest.mark.parametrize("name", [name for name, row in TABLE.items() if formula(row.rule).passes])
+def test_rules_of_whole_tensors_are_refused(name):
+    with pytest.raises(ValueError, match=f"'{name}' is not linear in small gradients: its steps depend on"):
+        stability_limit(getattr(schuss.torch, name)([torch.zeros(2, 2, requires_grad=True)]))
 
 
 def of(rule, **options):

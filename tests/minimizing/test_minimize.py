@@ -255,7 +255,7 @@ def test_a_run_that_explodes_returns_its_best_point():
     [
         (
             lambda: minimize(rosenbrock, X0, method="simplex"),
-            "method='simplex' is not one of adadelta, .*newton-cg, radam",
+            "method='simplex' is not one of adabelief, adadelta, .*newton-cg, .*radam",
         ),
         (lambda: minimize(rosenbrock, X0, options={"rate": 1}), "Allowed besides maxiter: lr, history_size"),
         (lambda: minimize(rosenbrock, X0, tol=-1.0), "tol=-1.0 is not a number ≥ 0"),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import schuss.numpy
 from schuss.compile import cpu
+from schuss.compile.formula import formula
 from schuss.compile.reference import Reference
 from schuss.core.arguments import own_names
 from schuss.core.options import OPTIONS as OPTIONS_OF_ALL
@@ -44,6 +45,8 @@ OPTIONS = [
 
 def cases():
     for name, row in TABLE.items():
+        if formula(row.rule).of_matrices:
+            continue
         own = {f.name: f.metadata["domain"] for f in fields(row.rule)} | {"maximize": None}
         yield name, {"lr": 0.05}
         for option, value in OPTIONS:

@@ -329,6 +329,29 @@ def ademamix(w, t, gs, past, o):
     return w - o["lr"] * ((fast + alpha * slow) / (root + o["eps"]) + o["weight_decay"] * w)
 
 
+# Rules of matrices, by the singular values: `g` are all gradients so far.
+
+
+def muon(w, g, o):
+    mu, t = o.momentum, len(g)
+    b = sum((1 - mu) * mu ** (t - i) * x for i, x in enumerate(g, 1))
+    n = (1 - mu) * g[-1] + mu * b if o.nesterov else b
+    left, values, right = np.linalg.svd(n.reshape(len(n), -1), full_matrices=False)
+    values = values / max(np.sqrt(np.sum(values**2)), o.eps)
+    for a, b, c in o.iterations:
+        values = values * (a + values**2 * (b + values**2 * c))
+    rows, columns = left.shape[0], right.shape[1]
+    size = {
+        "match_rms_adamw": 0.2 * max(rows, columns) ** 0.5,
+        "spectral_unclamped": (rows / columns) ** 0.5,
+    }.get(o.adjust_lr_fn, max(1.0, rows / columns) ** 0.5)
+    step = o.lr * o.weight_decay * w + o.lr * size * ((left * values) @ right).reshape(w.shape)
+    return w - step
+
+
+MATRIX_PAPERS = {"Muon": muon}
+
+
 # Those whose decay never goes through the gradient.
 DECOUPLED = ("Lion", "Adan", "AdEMAMix", "ScheduleFreeSGD", "ScheduleFreeAdamW", "ScheduleFreeRAdam")
 
@@ -364,6 +387,11 @@ def paper():
     """`paper(name, rule, w, gradients)`: where the paper takes each weight, step by step."""
 
     def path(name, rule, start, gradients):
+        if name in MATRIX_PAPERS:
+            found = [start]
+            for t in range(1, len(gradients) + 1):
+                found.append(MATRIX_PAPERS[name](found[-1], gradients[:t], rule))
+            return np.array(found[1:])
         options = {key: exact(value) for key, value in vars(rule).items()}
         coupled = not options.get("decoupled_weight_decay", name in DECOUPLED)
         found = np.empty(gradients.shape)
@@ -388,6 +416,15 @@ def paper():
         return found
 
     return path
+
+
+@pytest.fixture(scope="session")
+def matrices():
+    """Weights of two axes and more to start from, wide, tall, square and a convolution's; one a row, one a column."""
+    random = np.random.default_rng(9)
+    return [
+        random.standard_normal(s) for s in ((3, 5), (6, 2), (4, 4), (2, 13), (3, 2, 2, 2), (1, 4), (4, 1))
+    ]
 
 
 @pytest.fixture(scope="session")

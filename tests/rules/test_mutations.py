@@ -145,6 +145,22 @@ MUTATIONS = [
         "keep=1 - self.lr * self.weight_decay",
     ),  # at the first step too
     ("ADOPT", "v = decay2 * v + gain2 * g * g", "v = decay2 * v + gain2 * x * x"),
+    ("Muon", "keep=1 - self.lr * self.weight_decay", "keep=1 - self.weight_decay"),
+    ("Muon", "w = keep * w - lr * size * orthogonal(n)", "w = keep * (w - lr * size * orthogonal(n))"),
+    ("Muon", "ahead_b=self.momentum if self.nesterov else 1.0", "ahead_b=self.momentum"),
+    ("Muon", "ahead_g=fresh if self.nesterov else 0.0", "ahead_g=0.0"),
+    ("Muon", "ahead_g=fresh if", "ahead_g=1.0 if"),
+    ("Muon", "fresh = 1 - self.momentum", "fresh = 1.0"),  # shows where N is below ε
+    ("Muon", "sqrt(maximum(rows(w) / columns(w), least))", "sqrt(maximum(columns(w) / rows(w), least))"),
+    ("Muon", "sqrt(maximum(rows(w) / columns(w), least))", "maximum(rows(w) / columns(w), least)"),
+    ("Muon", "sqrt(maximum(rows(w), columns(w)))", "sqrt(rows(w))"),
+    ("Muon", "rms=0.2", "rms=1.0"),
+    ("Muon", "least=0.0 if", "least=1.0 if"),
+    ("Muon", "b = decay * b + gain * g", "b = decay * b + gain * orthogonal(g)"),
+    ("Muon", "return w, b", "return w, n"),
+    ("Muon", "return self.eps", "return 1e-7"),
+    ("Muon", "* int(self.ns_steps)", "* 5"),
+    ("Muon", "return POLYNOMIALS[self.polynomials]", 'return POLYNOMIALS["quintic"]'),
     ("AdEMAMix", "alpha *= step / self.alpha_warmup", "alpha *= (step - 1) / self.alpha_warmup"),
     ("AdEMAMix", "if step < self.alpha_warmup", "if False"),
     ("AdEMAMix", "beta3 = math.exp(-1 / memory) if memory > 0 else 0.0", "beta3 = self.beta3"),
@@ -190,42 +206,49 @@ def mutant(name, words, mistake, folder):
 
 
 @pytest.fixture(scope="module")
-def expected(cases_of, decades, starts, paper):
-    """`expected(case)`: gradients, and the paper's path with them."""
+def compared(cases_of, decades, starts, matrices, paper, close):
+    """`compared(case, page)`: compare the page's path with the paper's; for matrices a wide and a tall one."""
     kept = {}
 
     def find(case):
-        if str(case) not in kept:
-            gradients = decades(8, len(starts), 11, -6, 6)
-            kept[str(case)] = gradients, paper(case.name, case.rule, starts, gradients)
-        return kept[str(case)]
+        if case.of_matrices:
+            random, given = np.random.default_rng(11), []
+            for start in matrices[:2]:
+                sizes = 10.0 ** random.uniform(-2, 2, (8, *[1] * start.ndim))
+                given.append((start, sizes * random.standard_normal((8, *start.shape))))
+        else:
+            given = [(starts, decades(8, len(starts), 11, -6, 6))]
+        return [(start, gs, paper(case.name, case.rule, start, gs)) for start, gs in given]
 
-    return find
+    def compare(case, page):
+        if str(case) not in kept:
+            kept[str(case)] = find(case)
+        for start, gradients, right in kept[str(case)]:
+            reference = Reference(page(**vars(case.rule)), start)
+            path = np.array([reference.step(g) for g in gradients])
+            close(path, right, 1e-9 if case.of_matrices else 1e-12)
+
+    return compare
 
 
 @pytest.mark.parametrize(("name", "words", "mistake"), MUTATIONS)
-def test_a_mistake_is_caught(name, words, mistake, cases_of, expected, starts, close, tmp_path):
+def test_a_mistake_is_caught(name, words, mistake, cases_of, compared, tmp_path):
     page = mutant(name, words, mistake, tmp_path)
     caught = []
     for case in cases_of(name):
-        gradients, right = expected(case)
-        reference = Reference(page(**vars(case.rule)), starts)
-        path = np.array([reference.step(g) for g in gradients])
         try:
-            close(path, right, 1e-12)
+            compared(case, page)
         except AssertionError:
             caught.append(case)
     assert caught
 
 
 @pytest.mark.parametrize("name", sorted({name for name, *_ in MUTATIONS}))
-def test_the_page_itself_is_not_caught(name, cases_of, expected, starts, close, tmp_path):
+def test_the_page_itself_is_not_caught(name, cases_of, compared, tmp_path):
     """The same comparison passes a page without a mistake."""
     page = mutant(name, "self", "self", tmp_path)
     for case in cases_of(name):
-        gradients, right = expected(case)
-        reference = Reference(page(**vars(case.rule)), starts)
-        close(np.array([reference.step(g) for g in gradients]), right, 1e-12)
+        compared(case, page)
 
 
 def test_every_page_has_mistakes_on_the_list():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from schuss.compile.formula import formula
+from schuss.compile.matrices import words
 from schuss.compile.reference import WORDS, Reference
 from schuss.rules import TABLE
 from schuss.rules.adam import left_to_average
@@ -206,13 +207,15 @@ def test_every_coefficient_moves_something(name, cases_of, start, decades):
     gradients = decades(STEPS, SIZE, 5, -2, 2)
 
     def walk(rule, changed=None):
-        one, state = formula(rule), [np.full(SIZE, rule.initial().get(slot, 0.0)) for slot in rule.slots]
-        w, scalars, found = start, scalars_of(rule), []
-        for step, g in enumerate(gradients, 1):
+        one = formula(rule)
+        shape = (SIZE // 4, 4) if one.of_matrices else (SIZE,)
+        state = [np.full(shape, rule.initial().get(slot, 0.0)) for slot in rule.slots]
+        w, scalars, found = start.reshape(shape), scalars_of(rule), []
+        for step, g in enumerate(gradients.reshape(-1, *shape), 1):
             values = rule.coefficients(step, **scalars)
             scalars = {scalar: values[scalar] for scalar in rule.scalars}
             numbers = [1e-3 - values[c] if c == changed else values[c] for c in one.coefficients]
-            w, *state = one.bind(WORDS)(w, g, *state, *numbers)
+            w, *state = one.bind(WORDS | words(rule, shape))(w, g, *state, *numbers)
             found.append(np.array([w, *state]))
         return np.array(found)
 

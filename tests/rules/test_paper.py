@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from schuss.compile.matrices import POLYNOMIALS, orthogonal
 from schuss.compile.reference import Reference
-from schuss.rules import ASGD, TABLE
+from schuss.rules import ASGD, TABLE, Muon
 
 STEPS = 9
 
@@ -71,3 +72,35 @@ def test_mars_bounds_long_gradients_only():
     mars, adamw = TABLE["MARS"].rule(gamma=0.0, **same), TABLE["AdamW"].rule(**same)
     assert np.allclose(path(mars, start, gradients), path(adamw, start, gradients), rtol=1e-13, atol=0)
     assert not np.allclose(path(mars, start, 1e3 * gradients), path(adamw, start, 1e3 * gradients), rtol=1e-6)
+
+
+def test_matrices_move_as_the_singular_values_say(matrix_case, matrices, paper, close):
+    """Gradients of sizes from 1e-6 to 1e6, one of them of rank 1."""
+    random = np.random.default_rng(8)
+    for start in matrices:
+        gradients = random.standard_normal((STEPS, *start.shape)) * 10.0 ** np.linspace(-6, 6, STEPS).reshape(
+            -1, *[1] * start.ndim
+        )
+        gradients[3, 1:] = gradients[3, :1]
+        expected = paper(matrix_case.name, matrix_case.rule, start, gradients)
+        close(path(matrix_case.rule, start, gradients), expected, 1e-9)
+
+
+def test_without_momentum_many_iterations_step_along_the_polar_factor():
+    gradient = np.random.default_rng(3).standard_normal((5, 8))
+    left, _, right = np.linalg.svd(gradient, full_matrices=False)
+    rule = Muon(lr=0.5, momentum=0.0, weight_decay=0.0, ns_a=1.5, ns_b=-0.5, ns_c=0.0, ns_steps=40)
+    assert np.allclose(
+        path(rule, np.zeros((5, 8)), [gradient])[0], -0.5 * left @ right, rtol=1e-12, atol=1e-12
+    )
+
+
+def test_the_sum_of_gradients_steps_as_their_average_does():
+    """The paper's B ← μ B + G is this one's B over 1 − μ, and O forgets the scale."""
+    random = np.random.default_rng(5)
+    gradients, w, b = random.standard_normal((6, 3, 4)), np.ones((3, 4)), 0.0
+    found = path(Muon(lr=0.02, weight_decay=0.0, polynomials="quintic8"), w, gradients)
+    for g, at in zip(gradients, found, strict=True):
+        b = 0.95 * b + g
+        w = w - 0.02 * orthogonal(g + 0.95 * b, POLYNOMIALS["quintic8"])
+        assert np.allclose(at, w, rtol=1e-12)

@@ -30,7 +30,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from schuss.torch import SGD, AdamW, global_norm
+from schuss.torch import SGD, AdamW, ScheduleFreeAdamW, global_norm
 
 MOST = 0.01  # every gradient here has a larger norm
 
@@ -321,6 +321,26 @@ def dry_step():
     assert_same_weights(divided, alone)
 
 
+def averages():
+    """Schedule-Free's weights to evaluate, of divided weights; a checkpoint's dry step first."""
+    divided, alone = fully_shard(model()), model()
+    optimizer, expected = (
+        ScheduleFreeAdamW(m.parameters(), lr=0.05, max_norm=MOST) for m in (divided, alone)
+    )
+    get_optimizer_state_dict(divided, optimizer)
+    with optimizer.averaged():
+        assert_same_weights(divided, alone)
+    agreed(train(divided, optimizer))
+    train(alone, expected)
+    with optimizer.averaged(), expected.averaged():
+        inside = [w.detach().clone() for w in alone.parameters()]
+        assert_same_weights(divided, alone)
+        with pytest.raises(RuntimeError, match="would be taken from the averaged weights"):
+            optimizer.step()
+    assert_same_weights(divided, alone)
+    assert not any(map(torch.equal, inside, alone.parameters()))
+
+
 CHECKS = {
     "fully_sharded": fully_sharded,
     "infinity": infinity,
@@ -335,6 +355,7 @@ CHECKS = {
     "stages": stages,
     "configuration": configuration,
     "dry_step": dry_step,
+    "averages": averages,
 }
 # What two ranks do not show.
 FOUR = {name: CHECKS[name] for name in ("fully_sharded", "several_meshes")} | {

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import schuss.torch
+from schuss.compile.formula import formula
 from schuss.rules import TABLE
 
 STEPS = 9
@@ -70,7 +71,8 @@ def test_arguments_and_defaults_are_torchs(name):
 
 @pytest.mark.parametrize("name", IN_TORCH)
 def test_groups_hold_torchs_defaults(name):
-    ours, theirs = getattr(schuss.torch, name)(weights()), getattr(torch.optim, name)(weights())
+    params = weights()[:1]
+    ours, theirs = getattr(schuss.torch, name)(params), getattr(torch.optim, name)(params)
     for key, value in theirs.defaults.items():
         assert ours.defaults[key] == value
         if key != "params":
@@ -147,7 +149,7 @@ def test_a_real_network_trains_alike(torch_case):
     torch.testing.assert_close(train(torch_case.ours), train(torch_case.theirs), rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", sorted(name for name in TABLE if hasattr(torch.optim, name)))
+@pytest.mark.parametrize("name", sorted(n for n in IN_TORCH if not formula(TABLE[n].rule).of_matrices))
 def test_a_gradient_whose_square_overflows_is_borne_as_torch_bears_it(name):
     """g² is ∞ in float32 for g = 1e38: it stays in the denominator, where it does no harm."""
     ends = []

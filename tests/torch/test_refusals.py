@@ -259,7 +259,8 @@ def test_keys_that_schedulers_and_frameworks_put_into_groups_are_taken(name):
         *("max_lr", "min_lr", "max_momentum", "base_momentum", "use_muon", "lr_mult", "wd_mult", "is_expert"),
         *("finished_steps", "momentum_buffer", "fix_decay"),
     ]
-    optimizer = getattr(schuss.torch, name)([{"params": [weight()], **dict.fromkeys(theirs, 1)}])
+    matrix = torch.nn.Parameter(torch.ones(2, 3))
+    optimizer = getattr(schuss.torch, name)([{"params": [matrix], **dict.fromkeys(theirs, 1)}])
     assert all(optimizer.param_groups[0][key] == 1 for key in theirs if key != "param_names")
 
 

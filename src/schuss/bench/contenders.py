@@ -15,6 +15,7 @@ import torch
 import schuss.torch
 from schuss.bench import check
 from schuss.bench.check import Make
+from schuss.compile.formula import formula
 from schuss.rules import TABLE, Rule
 
 OURS = "schuss"
@@ -23,6 +24,18 @@ IMPLEMENTATIONS: dict[str, dict[str, Any]] = {
     "torch fused": dict(fused=True),
     "torch foreach": dict(foreach=True),
     "torch default": dict(),
+}
+# Whose optimizer of the same name does something else, and what: nobody would be compared with the like.
+LEFT_OUT: dict[tuple[str, str], str] = {
+    ("LARS", "pytorch_optimizer"): "overwrites the gradients, and moves vectors by plain SGD",
+    ("ScheduleFreeAdamW", "pytorch_optimizer"): "overwrites the gradients",
+    ("ScheduleFreeRAdam", "pytorch_optimizer"): "overwrites the gradients",
+}
+# What makes pytorch_optimizer's of a name the same as ours.
+ALIKE: dict[str, dict[str, Any]] = {
+    # It counts the first step, which moves nothing, among those whose fourth root it clips by.
+    "ADOPT": {"clip_lambda": lambda step: (step - 1) ** 0.25},
+    "MARS": {"optimize_1d": True},  # else AdamW moves vectors
 }
 # What torch.optim fuses on the CPU.
 FUSED = ("SGD", "Adam", "AdamW", "Adagrad")
@@ -49,7 +62,9 @@ class Case:
 
 
 HEADLINE = Case("AdamW")
-CASES = (HEADLINE, *(Case(name) for name in TABLE if name != "AdamW"), Case("SGD", {"momentum": 0.9}))
+# Of rules of matrices a step is products of matrices, whose time says nothing of memory.
+_NAMES = tuple(name for name, row in TABLE.items() if not formula(row.rule).of_matrices)
+CASES = (HEADLINE, *(Case(name) for name in _NAMES if name != "AdamW"), Case("SGD", {"momentum": 0.9}))
 
 
 def _like(case: Case, package: Any) -> Make | None:
@@ -76,15 +91,15 @@ def contenders(case: Case) -> dict[str, Make]:
             if name != "torch fused" or case.optimizer in FUSED:
                 found[name] = functools.partial(theirs, **how)
     for package in ("optimi", *(["pytorch_optimizer"] if theirs is None else [])):
+        if (case.optimizer, package) in LEFT_OUT:
+            continue
         try:
             found[package] = _like(case, importlib.import_module(package))
         except ImportError:
             continue
     theirs = found.get("pytorch_optimizer")
-    if case.optimizer == "ADOPT" and theirs is not None:
-        # It counts the first step, which moves nothing, among those whose fourth root it clips by.
-        clip: dict[str, Any] = {"clip_lambda": lambda step: (step - 1) ** 0.25}
-        found["pytorch_optimizer"] = functools.partial(theirs, **clip)
+    if theirs is not None:
+        found["pytorch_optimizer"] = functools.partial(theirs, **ALIKE.get(case.optimizer, {}))
     return {name: make for name, make in found.items() if make is not None}
 
 

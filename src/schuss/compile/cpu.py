@@ -35,6 +35,9 @@ SHORT, AHEAD = 256, 4
 # Products may fuse with sums. NaN, infinity, signed zeros and the order of operations stay what they are.
 _FLAGS = 'error_model="numpy", fastmath={"contract"}'
 
+# The words that are of squares.
+SQUARED = ("norm", "root_mean_square")
+
 # The same for sums over a row, which may be taken in any order, so that several numbers are added at once.
 _FREE_SUMS = 'error_model="numpy", fastmath={"contract", "reassoc"}'
 
@@ -161,7 +164,7 @@ def measures(passes: Passes | None) -> tuple[str, ...]:
     """What a row says besides of an update in passes: where its sums, its tensor's numbers and its matrices are."""
     if passes is None:
         return ()
-    names = "sums", "found", *(word.name for word in passes.matrices)
+    names = "sums_", "found_", *(word.name for word in passes.matrices)
     if not passes.of_rows:
         return names
     vectors = *(word.name for word in passes.vectors), *map(part_of, column_words(passes))
@@ -304,7 +307,7 @@ def _shaped_state(formula: Formula, passes: Passes, arrays: Sequence[_Array]) ->
             (
                 *("real(0)", "real(0)"),
                 *map(slot, arrays[2:]),
-                *(f"{name}_" for name in formula.page_coefficients),
+                *(f"{name}_" for name in formula.own_coefficients),
                 *map(word, passes.words),
             )
         )
@@ -362,7 +365,7 @@ def _sums(formula: Formula, passes: Passes, arrays: Sequence[_Array], level: int
     """The lines that sum over a row what the words of this level need, in float64."""
     words = passes.at(level)
     arrays = arrays[: 2 + len(formula.page_slots)]  # not the average, which no word is of
-    lines = _called(formula.page_coefficients, arrays, f"measure_{level}", passes.known(level))
+    lines = _called(formula.own_coefficients, arrays, f"measure_{level}", passes.known(level))
     for k, one in enumerate(words):
         if one.matrix:
             lines.append(f"store_{one.name}(at_{one.name}, i, new[{k}])")
@@ -370,7 +373,7 @@ def _sums(formula: Formula, passes: Passes, arrays: Sequence[_Array], level: int
             at = f"at_{part_of(one)}, i - shift"
             lines.append(f"write_float64({at}, read_float64({at}) + float64(new[{k}]))")
         else:
-            lines += [f"x = float64(new[{k}])", f"{one.name}_ += {'x * x' if one.word == 'norm' else 'x'}"]
+            lines += [f"x = float64(new[{k}])", f"{one.name}_ += {'x * x' if one.word in SQUARED else 'x'}"]
     numbers = [one for one in words if not one.matrix and not one.vector]
     of_rows = [one for one in words if one.vector == "row"]
     of_columns = [one for one in words if one.vector == "column"]
@@ -404,7 +407,7 @@ def _sums(formula: Formula, passes: Passes, arrays: Sequence[_Array], level: int
                 f"    write_float64(at_{part_of(one)}, i, read_float64(at_{part_of(one)}, i // width * width))",
             )
         ),
-        *(f"write_float64(at_sums, {passes.numbers.index(one)}, {one.name}_)" for one in numbers),
+        *(f"write_float64(at_sums_, {passes.numbers.index(one)}, {one.name}_)" for one in numbers),
     ]
 
 
@@ -440,7 +443,7 @@ def _row(memory: Sequence[Column], numbers: Sequence[str], passes: Passes | None
             for k, name in enumerate(numbers)
         ),
         *(
-            f"{word.name}_ = real(read_float64(at_found, {passes.numbers.index(word)}))"
+            f"{word.name}_ = real(read_float64(at_found_, {passes.numbers.index(word)}))"
             for word in known
             if passes
         ),
@@ -503,7 +506,12 @@ def _measuring(
     formula: Formula, passes: Passes, arrays: Sequence[_Array], level: int, reading: list[str], columns: int
 ) -> list[str]:
     """The functions that sum over a row, and over the rows of a tensor in their order: so for any number of threads."""
-    finished = {"norm": "root({})", "mean": "{} / count", "total": "{}"}
+    finished = {
+        "mean": "{} / count",
+        "norm": "root({})",
+        "root_mean_square": "root({} / count)",
+        "total": "{}",
+    }
     words = [(word, passes.numbers.index(word)) for word in passes.at(level) if word in passes.numbers]
     stride = columns + len(measures(passes)) + 3
     return [

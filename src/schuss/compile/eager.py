@@ -53,19 +53,29 @@ def _words(wide: torch.dtype) -> dict[str, Any]:
         """A number of a whole tensor, or of each row or column, summed in float64."""
         return lambda x: function(x, **axis, dtype=torch.float64).to(wide)
 
+    def elementwise(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
+        """The function, of one plain number too: of coefficients and of the weight's shape."""
+        return lambda x: (
+            function(x) if isinstance(x, Tensor) else function(torch.tensor(x, dtype=wide)).item()
+        )
+
+    def root_mean_square(x: Tensor, dtype: torch.dtype) -> Tensor:
+        return torch.linalg.vector_norm(x, dtype=dtype) / max(x.numel(), 1) ** 0.5
+
     return {
-        "abs": torch.abs,
+        "abs": abs,
         "column_mean": whole(torch.mean, dim=-2, keepdim=True),
-        "exp": torch.exp,
-        "log": torch.log,
+        "exp": elementwise(torch.exp),
+        "log": elementwise(torch.log),
         "maximum": over_tensors(maximum),
         "mean": whole(torch.mean),
         "norm": whole(torch.linalg.vector_norm),
+        "root_mean_square": whole(root_mean_square),
         "total": whole(torch.sum),
         "minimum": over_tensors(minimum),
         "row_mean": whole(torch.mean, dim=-1, keepdim=True),
         "sign": over_tensors(sign),
-        "sqrt": torch.sqrt,
+        "sqrt": elementwise(torch.sqrt),
         "where": where,
     }
 
@@ -232,6 +242,8 @@ def moved(
     stretches of the weight of equal length start: one for a whole weight, one a row for some rows. A formula of
     matrices needs the `rule`.
     """
+    if not memory[0].numel():
+        return []
     names = ("w", "g", *formula.slots)
     cells = columns(names, kept)
     arrays = {column.name: _real(array) for column, array in zip(cells, memory, strict=True)}

@@ -209,10 +209,10 @@ def _places(blocks: bool, whole: bool) -> list[str]:
 def _moves(formula: Formula, arrays: list[_Array]) -> list[str]:
     """Read all arrays, work out the new numbers, write them."""
     scalars = (f"{name}_" for name in (*formula.coefficients, *_known(formula)))
-    arguments = ("w", "scale * g", *formula.slots, *scalars)
+    arguments = ("w_", "scale * g_", *(f"{name}_" for name in formula.slots), *scalars)
     written = [array for array in arrays if array.name != "g"]
     return [
-        *(f"{array.name} = {array.read()}" for array in arrays),
+        *(f"{array.name}_ = {array.read()}" for array in arrays),
         f"new = {'moved' if formula.averaged else 'update'}({', '.join(arguments)})",
         *(line for k, array in enumerate(written) for line in array.write(f"new[{k}]")),
     ]
@@ -221,12 +221,12 @@ def _moves(formula: Formula, arrays: list[_Array]) -> list[str]:
 def _sums(formula: Formula, passes: Passes, level: int, arrays: list[_Array], whole: bool) -> list[str]:
     """Read the rule's own arrays, and add up what the words of this level need, in float64."""
     slots = formula.page_slots
-    scalars = (f"{name}_" for name in (*formula.page_coefficients, *_known(formula, level)))
-    lines = [f"{array.name} = {array.read()}" for array in arrays[: 2 + len(slots)]]
-    lines.append(f"new = measure_{level}({', '.join(('w', 'scale * g', *slots, *scalars))})")
+    others = (f"{name}_" for name in (*slots, *formula.own_coefficients, *_known(formula, level)))
+    lines = [f"{array.name}_ = {array.read()}" for array in arrays[: 2 + len(slots)]]
+    lines.append(f"new = measure_{level}({', '.join(('w_', 'scale * g_', *others))})")
     for k, word in enumerate(passes.at(level)):
         lines.append(f"x = {f'new[{k}]' if whole else f'tl.where(inside, new[{k}], 0)'}.to(tl.float64)")
-        lines.append(f"{word.name}_ += {'x * x' if word.word == 'norm' else 'x'}")
+        lines.append(f"{word.name}_ += {'x * x' if word.word in cpu.SQUARED else 'x'}")
     return lines
 
 
@@ -252,7 +252,15 @@ _MEMORY = (
 
 
 def source(formula: Formula, kept: tuple[str, ...]) -> str:
-    """The kernel's source: for weights, gradients and each slot `kept` so (names as in `storage`)."""
+    """The kernel's source: for weights, gradients and each slot `kept` so (names as in `storage`).
+
+    Raises `ValueError` for a formula of matrices, which has none.
+    """
+    if formula.passes and formula.passes.matrices:
+        raise ValueError(
+            f"{formula.rule.__name__} has no GPU kernel: it uses {formula.passes.matrices[0].word}, which is made of "
+            "products of matrices. On a GPU it takes the eager path, by PyTorch's own kernels."
+        )
     last = formula.passes.levels + 1 if formula.passes else 1
     stretches = [
         line
@@ -361,7 +369,8 @@ def _entries(formula: Formula, width: int, real: str) -> list[str]:
 def _finish(formula: Formula, level: int) -> list[str]:
     """The kernel that adds up a tensor's sums, a program for each, in the order of its stretches."""
     assert formula.passes
-    finished = {"norm": "tl.sqrt({})", "mean": "{} / length.to(tl.float64)", "total": "{}"}
+    mean = "{} / length.to(tl.float64)"
+    finished = {"mean": mean, "norm": "tl.sqrt({})", "root_mean_square": f"tl.sqrt({mean})", "total": "{}"}
     count, words = len(_known(formula)), formula.passes.at(level)
     lines = [
         "@triton.jit",

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from schuss.compile.passes import axes_of, varying
+from schuss.compile.restraint import LARGEST
 from schuss.errors import RuleError
-from schuss.rules.rule import VECTORS, VOCABULARY, WHOLE_TENSOR, Rule
+from schuss.rules.rule import MATRIX, VECTORS, VOCABULARY, WHOLE_TENSOR, Rule
 
 # The names of the running average of the weights, and of the part of it that each step renews.
 AVERAGE, RENEWED = "average", "renewed"
@@ -40,12 +41,16 @@ RESERVED_FIELDS = (
     "compensated",
     "state_dtype",
     "ema_decay",
+    "cautious",
+    "max_update",
     "max_norm",
     "skip_nonfinite",
     "seed",
 )
+# What an update's own text calls in a kernel, beside the vocabulary: its numbers and its quotients.
+_CALLED = ("real", "divide")
 # What kernels call something else.
-_RESERVED = ("w", "g", "scale", "key1", "key2", "real", AVERAGE, RENEWED, *VOCABULARY)
+_RESERVED = ("w", "g", "scale", "key1", "key2", AVERAGE, RENEWED, LARGEST, *_CALLED, *VOCABULARY)
 
 _ARGUMENTS = {"maximum": 2, "minimum": 2, "where": 3}  # of the vocabulary's words; all others take one
 _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.BitAnd, ast.BitOr)
@@ -193,7 +198,7 @@ def _check_state(rule: type[Rule]) -> None:
         every |= dict.fromkeys(names)
     for slot in every:
         called = rule.state_names.get(slot, slot)
-        clash = slot in _RESERVED or slot.endswith(("_scale", "_rest"))
+        clash = slot in _RESERVED or slot.endswith(("_scale", "_rest", "_spare", "_"))
         if clash or not slot.isidentifier() or keyword.iskeyword(slot):
             wrong(f"state cannot be named {slot!r}, which means something else. Use another letter.")
         if called in ("step", "rest", AVERAGE) or called.endswith(("_scale", "_codes")):
@@ -299,6 +304,10 @@ class _Sentence:
                     if one.id in VOCABULARY:
                         self.wrong(
                             f"{one.id} is a word of the vocabulary. Give the number another name.", one
+                        )
+                    if one.id in _CALLED:
+                        self.wrong(
+                            f"{one.id} is a function of the kernels. Give the number another name.", one
                         )
                     self.known.add(one.id)
                 return
@@ -459,6 +468,16 @@ def _check_coefficients(rule: Rule, variant: str) -> None:
     assert function is not None
     slots = rule.variants[variant]
     needed = tuple(inspect.signature(function).parameters)[2 + len(slots) :]
+    if any(word in function.__code__.co_names for word in MATRIX):
+        try:
+            rule.iterations  # noqa: B018 (whether there are any)
+        except NotImplementedError as error:
+            _Mistake(type(rule), function)(
+                "orthogonal needs polynomials. Write a property iterations that returns (a, b, c) of each iteration, "
+                "as ((1.5, -0.5, 0.0),) * 10.",
+                None,
+                error,
+            )
     first = rule.initial()
     shaped = {slot for k in range(5) for slot in rule.slots_of(k)}
     unknown = [name for name in first if name not in (*slots, *shaped, *rule.scalars)]

@@ -208,12 +208,13 @@ class TouchedRows(Table):
 @dataclass(frozen=True, slots=True)
 class Terms:
     """On what terms a group takes a step: what its gradients are multiplied by, the part of the running average that
-    is renewed, and what chance starts from.
+    is renewed, what chance starts from, and the largest change in units of the learning rate, where one is set.
     """
 
     scale: float = 1.0
     renewed: float = 1.0
     seed: int = 0
+    max_update: float | None = None
 
 
 def numbers(
@@ -229,7 +230,7 @@ def numbers(
         if names
         else rule.coefficients(step)
     )
-    found = [terms.scale, *formula.pick(values)]
+    found = [terms.scale, *formula.values(rule, values, terms.max_update)]
     if formula.averaged:  # the first average is the weight itself
         found.append(terms.renewed if step > 1 else 1.0)
     if drawn:
@@ -263,7 +264,7 @@ class Launch:
         self.place = rows, slice(1 + len(formula.rule.scalars))
         self.written: bytes | None = None
         self.library: Callable[[Array], Any] = np.asarray  # whose products of matrices are taken
-        self.rules: Sequence[Rule] | Mapping[int, Rule] = ()
+        self.products: dict[int, tuple[matrices.Polynomials, float]] = {}
         self.call: tuple[int, functools.partial[None]] | None = None
 
     def stands(self, ledger: Array) -> bool:
@@ -297,7 +298,10 @@ class Launch:
         """
         if not self.stands(ledger):
             self._gather(ledger[self.place])
-        self.written, self.rules = None, rules  # until this step is taken
+        self.written = None  # until this step is taken
+        if self.formula.of_matrices:
+            groups = {group for group, _ in self.cohorts}
+            self.products = {k: (rules[k].iterations, rules[k].smallest_norm) for k in groups}
         for row, (group, history) in enumerate(self.cohorts):
             self.matrix[row], after = numbers(self.formula, self.drawn, rules[group], history, terms[group])
             self.cohorts[row] = group, after
@@ -354,10 +358,10 @@ class Launch:
 
     def _multiply(self, word: Word, batch: Batch) -> None:
         """Put the product of matrices that the word is in the place of its argument."""
-        table, rule = self.table, self.rules[batch.group]
+        table = self.table
         assert isinstance(table, WholeTensors)
         given = table.products[word.name][: math.prod(batch.shape)].reshape(batch.shape)
-        given[...] = matrices.orthogonal(self.library(given), rule.iterations, rule.smallest_norm)
+        given[...] = matrices.orthogonal(self.library(given), *self.products[batch.group])
 
     def taken(self, ledger: Array) -> None:
         """Note that the step which was prepared is taken and counted."""

@@ -8,8 +8,8 @@ Wide matrices (or tall ones, turned) take the Gram form: with Q = a I + b A + c 
 square matrices, A ← Q A Q and R ← Q R, and X is multiplied once by R; and once in the middle, where it starts anew, so
 that what rounding did to A is not multiplied further.
 
-Sources: Björck and Bowie 1971 (the iteration); Jordan and others 2024, Muon (`quintic`); Amsel, Persson, Musco and
-Gower 2025, the Polar Express (`polar_express`); the tables of coefficients as published with them.
+Source: Björck and Bowie 1971, "An iterative algorithm for computing the best estimate of an orthogonal matrix". The
+polynomials are in `schuss.rules.polynomials`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from schuss.errors import refusal
+from schuss.rules.polynomials import POLYNOMIALS, Polynomials
 from schuss.rules.rule import Rule
 
 __all__ = [
@@ -33,28 +34,6 @@ __all__ = [
     "slot_shape",
     "words",
 ]
-
-Polynomials = tuple[tuple[float, float, float], ...]
-
-_QUINTIC = (3.4445, -4.7750, 2.0315)
-POLYNOMIALS: dict[str, Polynomials] = {
-    "quintic": (_QUINTIC,) * 5,
-    "quintic5": (
-        (4.0848, -6.8946, 2.9270),
-        (3.9505, -6.3029, 2.6377),
-        (3.7418, -5.5913, 2.3037),
-        (2.8769, -3.1427, 1.2046),
-        (2.8366, -3.0525, 1.2012),
-    ),
-    "polar_express": (
-        (8.15655, -22.48329, 15.87877),
-        (4.04293, -2.80892, 0.50002),
-        (3.89167, -2.77248, 0.50606),
-        (3.28575, -2.36813, 0.46449),
-        (2.34654, -1.70978, 0.42324),
-    ),
-    "quintic8": ((_QUINTIC,) * 8 + ((2.0, -1.5, 0.5),) * 2),
-}
 
 # Matrices at least so many times wider than tall take the Gram form.
 WIDE = 2
@@ -110,8 +89,16 @@ def orthogonal(matrices: Any, iterations: Polynomials, eps: float = 1e-7) -> Any
     """Matrices (..., rows, columns), NumPy's or torch's, with their singular values near 1; new ones of the same dtype.
 
     A matrix whose norm is below `eps` is divided by `eps`. Rows and columns are turned so that products are small.
+    An empty one is returned as it is.
     """
+    if 0 in matrices.shape:
+        return matrices
     library = _NumPy if isinstance(matrices, np.ndarray) else _Torch
+    with np.errstate(all="ignore"):  # an infinite gradient makes NaN, as everywhere
+        return _driven(matrices, iterations, eps, library)
+
+
+def _driven(matrices: Any, iterations: Polynomials, eps: float, library: Any) -> Any:
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = library.unit(matrices.mT if tall else matrices, eps)
     if x.shape[-1] >= WIDE * x.shape[-2]:

@@ -97,9 +97,9 @@ class _Hoist(ast.NodeTransformer):
         self.lines.append(_Line(name, value, self.levels[name]))
 
     def free(self, name: str) -> str:
-        while name in self.taken:
+        while name in self.taken or _argument(name) in self.taken:
             name += "_"
-        self.taken.add(name)
+        self.taken |= {name, _argument(name)}
         return name
 
     def visit_Call(self, node: ast.Call) -> ast.expr:

@@ -26,6 +26,7 @@ WORDS: dict[str, Any] = {
     "minimum": np.minimum,
     "norm": lambda x: np.linalg.norm(np.ravel(x)),
     "row_mean": lambda x: np.mean(x, axis=-1, keepdims=True),
+    "root_mean_square": lambda x: np.linalg.norm(np.ravel(x)) / max(np.size(x), 1) ** 0.5,
     "sign": np.sign,
     "sqrt": np.sqrt,
     "total": np.sum,
@@ -44,8 +45,17 @@ class Reference:
     array([0.9, 2.1])
     """
 
-    def __init__(self, rule: Rule, w: Array, dtype: str = "float64") -> None:
-        self.rule = rule
+    def __init__(
+        self,
+        rule: Rule,
+        w: Array,
+        dtype: str = "float64",
+        *,
+        cautious: bool = False,
+        max_update: float | None = None,
+    ) -> None:
+        self.rule, self.max_update = rule, max_update
+        self.formula = formula(rule, cautious=cautious, limited=max_update is not None, dimensions=np.ndim(w))
         self.w = np.array(w, dtype=np.float64)
         self.steps = 0
         first = rule.initial()
@@ -61,14 +71,15 @@ class Reference:
         self.steps += 1
         scalars = self.rule.coefficients(self.steps, **self.scalars)
         self.scalars = {name: scalars[name] for name in self.rule.scalars}
-        one_step = formula(self.rule, dimensions=self.w.ndim)
+        if not self.w.size:
+            return self.w
         vocabulary = WORDS | words(self.rule, self.w.shape) | {"machine_epsilon": lambda x: self.epsilon}
         with np.errstate(all="ignore"):
-            self.w, *self.state = one_step.bind(vocabulary)(
+            self.w, *self.state = self.formula.bind(vocabulary)(
                 self.w,
                 np.asarray(g, dtype=np.float64),
                 *self.state,
-                *(scalars[name] for name in one_step.coefficients),
+                *self.formula.values(self.rule, scalars, self.max_update),
             )
         return self.w
 

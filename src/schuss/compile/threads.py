@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import signal
+import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -97,17 +99,44 @@ def run(kernel: Kernel, table: int, matrix: int, rows: int, elements: int, worke
 
 
 def together(actions: Iterable[functools.partial[Any]]) -> None:
-    """Call each of these in turn, to the end.
+    """Call each of these in turn, to the end: an interrupt finds all of them done, or none.
 
-    Between functions of C no signal's handler runs: an interrupt finds all of them done, or none. One that arrives
-    within a function of Python is raised when the rest is done too.
+    Between functions of C no signal's handler runs. Where any is of Python, Ctrl-C is held back until all are done.
     """
+    actions = list(actions)
+    own = signal.getsignal(signal.SIGINT) if _OF_PYTHON.intersection(map(_kind, actions)) else None
+    if not callable(own):
+        _all(actions)
+        return
+    arrived: list[Any] = []
+    try:
+        signal.signal(signal.SIGINT, lambda *given: arrived.append(given))
+    except ValueError:  # not the main thread, which alone is interrupted
+        _all(actions)
+        return
+    try:
+        _all(actions)
+    finally:
+        signal.signal(signal.SIGINT, own)
+        if arrived:
+            signal.raise_signal(signal.SIGINT)
+
+
+def _all(actions: Iterable[functools.partial[Any]]) -> None:
+    """Call each of these; an interrupt that a function of Python lets through is raised when the rest is done too."""
     rest = iter(actions)
     try:
         list(map(_call, rest))
     except KeyboardInterrupt:
         list(map(_call, rest))
         raise
+
+
+_OF_PYTHON = {types.FunctionType, types.MethodType}
+
+
+def _kind(action: functools.partial[Any]) -> type:
+    return type(action.func)
 
 
 _call = functools.partial.__call__

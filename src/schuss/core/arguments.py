@@ -10,7 +10,7 @@ from inspect import Parameter, Signature, signature
 from operator import itemgetter
 from typing import Any, ClassVar, Literal, Self, cast
 
-from schuss.compile.formula import formula
+from schuss.compile.formula import Formula, formula
 from schuss.compile.grammar import check
 from schuss.core.checkpoint import Check
 from schuss.core.options import KNOWN, OPTIONS, SWITCHES, Number
@@ -268,12 +268,18 @@ def _show_arguments(cls: Any, kind: Kind) -> None:
 
 
 @functools.lru_cache(maxsize=1024)
-def for_sparse(rule: Rule, conventions: tuple[tuple[str, Any], ...]) -> Rule:
+def for_sparse(rule: Rule, conventions: tuple[tuple[str, Any], ...], one: Formula) -> Rule:
     """The rule for gradients of some rows: PyTorch's `conventions` for them, where nothing else was asked for.
 
-    Raises `RuntimeError` if the rule would need the untouched rows.
+    `one` is its formula with options. Raises `RuntimeError` if it would need the untouched rows.
     """
-    if formula(rule).passes:
+    if one.restrained and not formula(rule).passes:
+        option = "cautious=True" if one.cautious else "max_update"
+        raise RuntimeError(
+            f"{option} measures whole tensors, of which a sparse gradient has only some rows. Give dense gradients "
+            "(nn.Embedding(..., sparse=False)), or these weights a group without it."
+        )
+    if one.passes:
         raise RuntimeError(
             f"{type(rule).__name__} measures whole tensors, of which a sparse gradient has only some rows. Give dense "
             "gradients (nn.Embedding(..., sparse=False)), or these weights a group with another rule."

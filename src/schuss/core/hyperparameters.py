@@ -17,7 +17,7 @@ def _immutable(value: Any) -> bool:
     """Whether a hyperparameter that compares equal is what it was; a tensor can change in place."""
     if isinstance(value, tuple):
         return all(map(_immutable, cast(tuple[Any, ...], value)))
-    return isinstance(value, float | int | str)
+    return value is None or isinstance(value, float | int | str)
 
 
 class Hyperparameters:

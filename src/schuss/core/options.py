@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
+from schuss.compile.formula import Formula, formula
 from schuss.compile.launch import Terms
 from schuss.core.schedules import at, plain_number
 from schuss.core.storage import STATE_DTYPES, dtype_name
 from schuss.errors import refusal
-from schuss.rules.rule import choice, number, option
+from schuss.rules.rule import Rule, choice, number, option
 
 Schedule = Callable[[int], float]
 Number = float | Schedule
@@ -41,7 +42,8 @@ _OWN = {
         None,
         Any,
         "of new state: None (float32 for 16-bit weights, else the weight's own), 'float64', 'float32', "
-        "'bfloat16' or 'int8' (block-wise quantized)",
+        "'bfloat16' or 'int8' (block-wise quantized); state that holds weights (Schedule-Free's z) keeps "
+        "at least 32 bits",
         choice(*STATE_DTYPES),
     ),
     "ema_decay": _Option(
@@ -49,6 +51,18 @@ _OWN = {
         Number | None,
         "None, or in [0, 1]: store a running average of the weights; see averaged",
         number(0.0, low=0, high=1, advice="Try 0.999: an average over about 1000 steps."),
+    ),
+    "cautious": _Option(
+        False,
+        bool,
+        "leave out of each change what goes against the negative gradient, and scale up the rest",
+        option(False),
+    ),
+    "max_update": _Option(
+        None,
+        float | None,
+        "None, or > 0: the largest root mean square of a tensor's change, in units of lr (update clipping)",
+        number(1.0, above=0, advice="Try 1.0, as in Adafactor."),
     ),
     "max_norm": _Option(
         None,
@@ -91,6 +105,8 @@ OPTIONS: Mapping[str, Any] = {name: one.default for name, one in _OWN.items()}
 SWITCHES: Mapping[str, Any] = {name: one.default for name, one in _SWITCHES.items()}
 # Those that are the whole optimizer's; the others are a group's.
 WHOLE = ("max_norm", "skip_nonfinite", "seed")
+# A group's options that choose its kernel: by what they are, and by whether they are there.
+MODES, NUMBERS = ("rounding", "compensated", "cautious"), ("ema_decay", "max_update")
 _DOMAINS = {name: one.field.metadata["domain"] for name, one in KNOWN.items() if one.field is not None}
 
 
@@ -138,4 +154,29 @@ _made = functools.lru_cache(maxsize=8)(Terms)  # the same for step after step, u
 
 def step_options(group: Mapping[str, Any], finished: int, scale: float, seed: int) -> Terms:
     """The options of a group's step after `finished` ones, with gradients multiplied by `scale`."""
-    return _made(-scale if group["maximize"] else scale, ema_weight(group["ema_decay"], finished), seed)
+    ema = ema_weight(group["ema_decay"], finished)
+    return _made(-scale if group["maximize"] else scale, ema, seed, group["max_update"])
+
+
+def formula_of(rule: Rule, group: Mapping[str, Any]) -> Formula:
+    """The formula of a group's rule with its options; refuses options that have no meaning for this rule."""
+    cautious, max_update = group["cautious"], group["max_update"]
+    if cautious or max_update is not None:
+        _check_change(rule, f"cautious={cautious}" if cautious else f"max_update={max_update!r}", max_update)
+    averaged, limited = group["ema_decay"] is not None, max_update is not None
+    return formula(rule, averaged, cautious=cautious, limited=limited)
+
+
+def _check_change(rule: Rule, given: str, max_update: float | None) -> None:
+    """Refuse to hold back the change of a rule for whose change that means nothing."""
+    name = type(rule).__name__
+    if hasattr(rule, "evaluated"):
+        raise ValueError(
+            f"{given} is not possible with {name}: its weights lie between two others, one of them an average, and "
+            "would lie elsewhere if their change alone were held back. Leave the option out, or try AdamW with it."
+        )
+    if max_update is not None and not hasattr(rule, "lr"):
+        raise ValueError(
+            f"max_update={max_update!r} is in units of lr, which {name} does not have. Leave it out, or give the rule "
+            "a hyperparameter lr."
+        )

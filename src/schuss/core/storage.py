@@ -9,6 +9,7 @@ from typing import Any
 SMALL = 4096
 STATE_DTYPES = ("float64", "float32", "bfloat16", "int8")
 WIDE, NARROW = ("float64", "float32"), ("bfloat16", "float16")
+IMPRECISE = (*NARROW, "int8")
 
 
 def dtype_name(dtype: Any) -> str:
@@ -31,17 +32,23 @@ def slot_storage(dtype: str) -> str:
     return f"{dtype} stochastic" if dtype in NARROW else dtype
 
 
-def slot_dtype(weight: str, state_dtype: Any, length: int, whole: bool = True) -> str:
+def slot_dtype(weight: str, state_dtype: Any, length: int, whole: bool = True, precise: bool = False) -> str:
     """The dtype of a new slot for a weight of dtype `weight`; at least float32, unless something else is asked for.
 
-    Complex weights have complex state. int8 is for large weights, whose gradients come `whole`.
+    Complex weights have complex state. int8 is for large weights, whose gradients come `whole`. A slot that must stay
+    `precise` has at least float32 whatever is asked for.
     """
     if weight.startswith("complex"):
         return weight
-    if state_dtype is None:
+    if state_dtype is None or (precise and dtype_name(state_dtype) in IMPRECISE):
         return "float32" if weight in NARROW else weight
     asked = dtype_name(state_dtype)
     return "float32" if asked == "int8" and (length < SMALL or not whole) else asked
+
+
+def widened(dtype: str) -> str:
+    """The dtype of a slot that must stay precise, where it was stored as `dtype`."""
+    return "float32" if dtype in IMPRECISE else dtype
 
 
 def apart(shape: Sequence[int], strides: Sequence[int], unit: int) -> bool:

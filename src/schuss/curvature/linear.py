@@ -179,6 +179,22 @@ class Iteration:
             return np.asarray(self.reference / (w / _SMALL))
 
 
+def _check_kind(name: str, rule: Rule, one: Formula) -> None:
+    """Refuse a rule of which the step of one weight, at one time, does not tell the limit."""
+    if one.passes:
+        advice = (
+            f"{name!r} measures whole tensors, so it has no limit for one weight. Measure the curvature itself with "
+            "extreme_eigenvalues."
+        )
+        raise refusal("optimizer", name, "a method that moves each weight by itself", advice)
+    if rule.has_evaluated():
+        advice = (
+            "The average that it evaluates takes less of each new step, so its limit is another at every step. Measure "
+            "the curvature itself with extreme_eigenvalues."
+        )
+        raise refusal("optimizer", name, "a method whose steps all have the same limit", advice)
+
+
 def _momenta(update: _Update) -> tuple[str, ...]:
     """The fewest slots with which (w, M) is at rest at 0 without a gradient, and moves linearly near it."""
     advice = "Its weights move even at a minimum."
@@ -262,6 +278,7 @@ def _edge(name: str, matrix: Array, a: Array, c: Array) -> float:
 def iteration(rule: Rule, values: Mapping[str, float]) -> Iteration:
     """The linear iteration of a rule with the coefficients `values`; `ValueError` says why there is none."""
     one, name = formula(rule), type(rule).__name__
+    _check_kind(name, rule, one)
     update = _Update(name, one, tuple(float(value) for value in one.pick(values)))
     momenta = _momenta(update)
     l2 = _l2(update.responses(momenta)[1])

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from schuss.compile.eager import from_levels
+from schuss.compile.formula import formula
 from schuss.core.arguments import own_names
 from schuss.core.checkpoint import scale_of
 from schuss.core.schedules import at, plain_number
@@ -310,11 +311,23 @@ def _states(optimizer: Any) -> Iterator[tuple[Group, Tensor | None, State]]:
 
 def _linear(row: Row, group: Group, state: State) -> Linear:
     """The linear iteration of one weight tensor."""
+    for name in ("cautious", "max_update"):
+        if group.get(name):
+            raise refusal(
+                name,
+                group[name],
+                "possible here: the step is then not linear, and has no stability limit",
+                "Measure without the option, or the curvature itself with extreme_eigenvalues.",
+            )
     steps = int(float(state["step"])) if row.counts_steps and "step" in state else 0
     names = {field.name for field in fields(row.rule)} | row.rule.tuples.keys()
     # A schedule counts finished steps.
     chosen = {name: plain_number(at(value, steps)) for name, value in group.items() if name in names}
     rule = row.rule(**own_names(row, chosen))
+    if formula(rule).passes:
+        allowed = "linear in small gradients: its steps depend on norms of whole tensors, or on their directions alone"
+        advice = "Measure the curvature itself with extreme_eigenvalues."
+        raise refusal("optimizer", row.name, allowed, advice)
     first = rule.initial()
     scalars = tuple((n, float(state.get(row.names[n], first.get(n, 0.0)))) for n in rule.scalars)
     limit, now, scale = _iterations(rule, steps, scalars)

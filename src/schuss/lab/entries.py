@@ -6,7 +6,8 @@ follow them: the same width, round the values that the optimizer's own paper use
 
 Source: Dahl et al., "Benchmarking neural network training algorithms", 2023,
 https://arxiv.org/abs/2306.07179; Chen et al., "Symbolic discovery of optimization algorithms", 2023,
-section 5 (Lion: a learning rate 3 to 10 times smaller than AdamW's, decay as many times larger).
+section 5 (Lion: a learning rate 3 to 10 times smaller than AdamW's, decay as many times larger); Liu, Su et al.,
+"Muon is Scalable for LLM Training", 2025, section 2.2 (Muon with AdamW's learning rate and decay).
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from dataclasses import dataclass, field, fields, replace
 from math import isfinite, log10
 from typing import Any, Literal, cast, get_args
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 import schuss.torch as optimizers
+from schuss.compile.formula import formula
 from schuss.errors import real, refusal, unknown
 from schuss.lab.files import UserCode, load_own
 from schuss.lab.names import check_entry, divide, is_own
@@ -123,7 +126,29 @@ class Entry:
 
     def build(self, weights: Iterable[Any], parameters: Mapping[str, float]) -> Optimizer:
         """The optimizer over these weights at a point of the search space."""
-        return self.optimizer(weights, **self.arguments(parameters))
+        return self.over(weights, self.arguments(parameters))
+
+    def over(self, weights: Iterable[Any], arguments: Mapping[str, Any]) -> Optimizer:
+        """The optimizer with these arguments. Of a rule of matrices AdamW moves the vectors, at the same rate."""
+        return self.optimizer(
+            by_shape(weights, arguments["lr"]) if self.of_matrices else weights, **arguments
+        )
+
+    @property
+    def of_matrices(self) -> bool:
+        """Whether the optimizer's rule moves matrices alone."""
+        row = getattr(self.optimizer, "row", None)
+        return row is not None and formula(row.rule).of_matrices
+
+
+def by_shape(weights: Iterable[Any], lr: float) -> list[Any]:
+    """Groups for a rule of matrices: the matrices for itself, vectors and numbers for AdamW without decay."""
+    given = list(weights)
+    vectors = [w for w in given if isinstance(w, Tensor) and w.ndim < 2]
+    matrices = [w for w in given if not (isinstance(w, Tensor) and w.ndim < 2)]
+    if not matrices or not vectors:
+        return given
+    return [{"params": matrices}, {"params": vectors, "rule": "AdamW", "lr": lr, "weight_decay": 0.0}]
 
 
 def _check_range(name: str, bounds: Any) -> None:
@@ -204,6 +229,8 @@ _OFFERED = (
     _entry("nadam", "NAdam", _ADAM, 2e-3, beta1=BETA1),
     _entry("radam", "RAdam", _ADAM, 1e-3, beta1=BETA1),
     _entry("asgd", "ASGD", _SGD, 1e-2, kind="gradient"),
+    # Steps of AdamW's size: so one rate does for matrices and for the vectors that AdamW moves.
+    _entry("muon", "Muon", _ADAM, 1e-3, DECOUPLED, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw"),
     _curved("newton-cg", "NewtonCG"),
     _curved("lbfgs", "LBFGS"),
     _curved("gauss-newton", "GaussNewton", solver="cg"),  # a dense J is as many products as outputs

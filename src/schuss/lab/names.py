@@ -24,7 +24,7 @@ TASKS = {
 SURFACES = ("rosenbrock", "himmelblau", "saddle", "beale", "quadratic")
 _ENTRIES = (
     *("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "nadamw", "lion", "adadelta"),
-    *("adamax", "nadam", "radam", "asgd", "newton-cg", "lbfgs", "gauss-newton"),
+    *("adamax", "nadam", "radam", "asgd", "muon", "newton-cg", "lbfgs", "gauss-newton"),
 )
 # And every rule of the table that has none of these names.
 ENTRIES = (*_ENTRIES, *(name.lower() for name in TABLE if name.lower() not in _ENTRIES))

@@ -25,6 +25,7 @@ __all__ = [
     "Adamax",
     "Adan",
     "Lion",
+    "Muon",
     "NAdam",
     "RAdam",
     "RMSprop",
@@ -54,6 +55,8 @@ class SGD(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -72,6 +75,8 @@ class SGD(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -91,6 +96,8 @@ class Adagrad(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -108,6 +115,8 @@ class Adagrad(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -125,6 +134,8 @@ class Adadelta(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -140,6 +151,8 @@ class Adadelta(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -161,6 +174,8 @@ class RMSprop(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -180,6 +195,8 @@ class RMSprop(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -200,6 +217,8 @@ class Adam(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -218,6 +237,8 @@ class Adam(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -238,6 +259,8 @@ class AdamW(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -256,6 +279,8 @@ class AdamW(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -275,6 +300,8 @@ class NAdam(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -292,6 +319,8 @@ class NAdam(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -310,6 +339,8 @@ class RAdam(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -326,6 +357,8 @@ class RAdam(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -343,6 +376,8 @@ class Adamax(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -358,6 +393,8 @@ class Adamax(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -374,6 +411,8 @@ class Rprop(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -388,6 +427,8 @@ class Rprop(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -406,6 +447,8 @@ class ASGD(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -422,6 +465,8 @@ class ASGD(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -438,6 +483,8 @@ class Lion(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -452,6 +499,8 @@ class Lion(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -473,6 +522,8 @@ class LARS(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -492,6 +543,8 @@ class LARS(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -510,6 +563,8 @@ class LAMB(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -526,6 +581,8 @@ class LAMB(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -544,6 +601,8 @@ class MARS(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -560,6 +619,8 @@ class MARS(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -579,6 +640,8 @@ class ScheduleFreeSGD(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -596,6 +659,8 @@ class ScheduleFreeSGD(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -616,6 +681,8 @@ class ScheduleFreeAdamW(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -634,6 +701,8 @@ class ScheduleFreeAdamW(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -655,6 +724,8 @@ class ScheduleFreeRAdam(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -674,6 +745,8 @@ class ScheduleFreeRAdam(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -692,6 +765,8 @@ class Adan(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -708,6 +783,8 @@ class Adan(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -727,6 +804,8 @@ class AdaBelief(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -744,6 +823,8 @@ class AdaBelief(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -763,6 +844,8 @@ class ADOPT(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -780,6 +863,8 @@ class ADOPT(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -798,6 +883,8 @@ class Adafactor(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -814,6 +901,8 @@ class Adafactor(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
@@ -834,6 +923,8 @@ class AdEMAMix(Optimizer):
     compensated: bool
     state_dtype: Any
     ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
     max_norm: float | None
     skip_nonfinite: bool
     seed: int
@@ -852,6 +943,54 @@ class AdEMAMix(Optimizer):
         compensated: bool = False,
         state_dtype: Any = None,
         ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        seed: int = 0,
+    ) -> None: ...
+
+class Muon(Optimizer):
+    """Step along the average gradient of a matrix, stretched so that it moves equally far in each of its directions."""
+
+    lr: Number
+    weight_decay: Number
+    momentum: Number
+    nesterov: bool
+    ns_coefficients: tuple[Number, Number, Number]
+    eps: Number
+    ns_steps: Number
+    adjust_lr_fn: Literal[None, "original", "match_rms_adamw", "spectral_unclamped"]
+    maximize: bool
+    polynomials: Literal["given", "quintic5", "polar_express", "quintic8"]
+    rounding: Literal["nearest", "stochastic"]
+    compensated: bool
+    state_dtype: Any
+    ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
+    max_norm: float | None
+    skip_nonfinite: bool
+    seed: int
+    def __init__(
+        self,
+        lr: Number = 0.001,
+        weight_decay: Number = 0.1,
+        momentum: Number = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: tuple[Number, Number, Number] = (3.4445, -4.775, 2.0315),
+        eps: Number = 1e-07,
+        ns_steps: Number = 5,
+        adjust_lr_fn: Literal[None, "original", "match_rms_adamw", "spectral_unclamped"] = None,
+        *,
+        maximize: bool = False,
+        polynomials: Literal["given", "quintic5", "polar_express", "quintic8"] = "given",
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        compensated: bool = False,
+        state_dtype: Any = None,
+        ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,

@@ -21,6 +21,7 @@ from schuss.core.checkpoint import (
     check_count,
     settle,
 )
+from schuss.core.storage import IMPRECISE, widened
 from schuss.numpy import storage
 from schuss.numpy.layout import native
 from schuss.numpy.state import Entry, State, differing, first_row
@@ -160,12 +161,12 @@ def loaded(
         }
         shape = check.shape_of(slots)
         for slot in [one for one in slots if check.parts[one].kind == "slot"]:
-            dtype = storage.name_of(slots[slot])
-            if state_dtype is not None:
+            dtype, precise = storage.name_of(slots[slot]), slot in (*rule.precise, *rule.shapes)
+            if state_dtype is not None and not (precise and state_dtype in IMPRECISE):
                 asked = storage.new_dtype(slots[slot], state_dtype)
                 # Where others are in blocks already, what is not had a reason: it is small, or has gradients of rows.
                 dtype = dtype if asked == "int8" and in_blocks is not None else asked
-            storage.convert(slots, slot, dtype, block)
+            storage.convert(slots, slot, widened(dtype) if precise else dtype, block)
         new.entries[key] = Entry(about.shape if shape is None else shape, index, slots)
     lost += settle(_lost(counts, found, now.entries), strict, KeyMismatchError)
     new.counts = new.counts[: len(new.entries)]

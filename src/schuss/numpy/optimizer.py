@@ -14,13 +14,12 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from schuss.compile.formula import formula
 from schuss.core import checkpoint
 from schuss.core.arguments import Kind, OfRule
 from schuss.core.averages import Averages
 from schuss.core.hyperparameters import Group, Hyperparameters
 from schuss.core.norm import limited
-from schuss.core.options import KNOWN, check_options, step_options
+from schuss.core.options import KNOWN, check_options, formula_of, step_options
 from schuss.core.schedules import at, is_schedule, plain_number
 from schuss.core.storage import dtype_name
 from schuss.machine import cores
@@ -53,6 +52,9 @@ class Optimizer(OfRule):
     | option           | domain                  | meaning                                                             |
     |------------------|-------------------------|---------------------------------------------------------------------|
     | `ema_decay`      | None, [0, 1]; schedule  | a running average of each array: see `averaged`                     |
+    | `cautious`       | True, False             | leave out of each change what goes against −gradient, scale up the  |
+    |                  |                         | rest: Δ · mask / max(mean(mask), 0.001), mask = [Δ · gradient < 0]  |
+    | `max_update`     | None, > 0               | a change of an array has a root mean square of at most this · lr    |
     | `max_norm`       | None, > 0               | gradients are multiplied by min(1, max_norm / (norm + 1e-6))        |
     | `skip_nonfinite` | True, False             | leave out updates with an infinity or NaN in a gradient: `skipped`  |
     | `rounding`       | "nearest", "stochastic" | how float16 arrays are rounded; stochastic rounding is unbiased     |
@@ -65,7 +67,8 @@ class Optimizer(OfRule):
     numbers and those with gradients `(indices, values)` then have state in float32. Complex arrays always have complex
     state. The average is of the array's dtype, at least float32.
 
-    None of them changes a gradient.
+    `cautious` and `max_update` are of the change without decoupled decay: see `schuss.torch` for what that means for
+    which rule. None of these options changes a gradient.
 
     >>> from schuss.numpy import Adam
     >>> params = {"W": np.ones((2, 3)), "b": np.zeros(3)}
@@ -133,7 +136,7 @@ class Optimizer(OfRule):
         if not KNOWN.keys().isdisjoint(changes):
             check_options(group)
         try:
-            hyperparameters.rule(group, like=old)
+            formula_of(hyperparameters.rule(group, like=old), group)
             step_options(group, group["step"], 1.0, group["seed"])
         except BaseException:
             hyperparameters.drop(group)
@@ -228,11 +231,11 @@ class Optimizer(OfRule):
         group, workers = self._group, cores()
         finished = group["step"]
         rule, scale = self._hyperparameters.rule(group), 1.0
-        ema_formula = formula(rule, group["ema_decay"] is not None)
+        one = formula_of(rule, group)
         leaves = paths, weights, gradients = pair(params, grads)
         plan, state = self._plan, self._state
-        if plan is None or not plan.fits(ema_formula, paths, weights, gradients):
-            plan, state = state.planned(rule, ema_formula, group, leaves)
+        if plan is None or not plan.fits(one, paths, weights, gradients):
+            plan, state = state.planned(rule, one, group, leaves)
         work = plan.prepare(gradients, rule, self.kind.sparse)
         options = step_options(group, finished, scale, group["seed"])
         # Nothing was refused: from here on things change.
@@ -251,17 +254,24 @@ class Optimizer(OfRule):
     def averaged(self, params: Any) -> AbstractContextManager[None]:
         """Put the averaged weights into the arrays of `params`, until the `with` block is left, however it is left.
 
-        For this `ema_decay` must be given. The average of an array is renewed at each of its steps, in the same pass
-        over memory: average ← average + (1 − ema_decay) · (array − average), the first one being the array itself. Of
-        an array whose gradient is `(indices, values)`, only the average of these rows is renewed. An array that has
+        Schedule-Free optimizers have an average of their own, which is what they evaluate: see `evaluates_average`. For
+        the others `ema_decay` must be given. The average of an array is then renewed at each of its steps, in the same
+        pass over memory: average ← average + (1 − ema_decay) · (array − average), the first one being the array itself.
+        Of an array whose gradient is `(indices, values)`, only the average of these rows is renewed. An array that has
         had no step stays as it is. The arrays are those that `update` is given, or some of them under the same keys.
 
-        Raises `ValueError` without `ema_decay`, `KeyMismatchError` for an array that `update` has not seen,
+        Raises `ValueError` where there is no average, `KeyMismatchError` for an array that `update` has not seen,
         `RuntimeError` inside another such block.
         """
-        averaged = self._group["ema_decay"] is not None
-        pairs = partial(self._state.averages, params) if averaged else None
+        averaged = self._group["ema_decay"] is not None or self.evaluates_average
+        rule = self._hyperparameters.rule(self._group)
+        pairs = partial(self._state.averages, params, rule) if averaged else None
         return self._averages.swapped(type(self).__name__, pairs, np.array, np.copyto)
+
+    @property
+    def evaluates_average(self) -> bool:
+        """Whether to evaluate inside `averaged`: the rule trains other weights than it evaluates (Schedule-Free)."""
+        return self.row.rule.has_evaluated()
 
     # Checkpoints
 

@@ -334,7 +334,7 @@ class Plan:
         """What is to be moved, and by which rule. Refuses all that can be refused; no weight has moved then."""
         work: Work = []
         if self.sparse:
-            lazy = for_sparse(rule, conventions)
+            lazy = for_sparse(rule, conventions, self.formula)
             work = [(_Touched(item, gradients[item.leaf], self.memory), lazy) for item in self.sparse]
         for batch in self.dense:
             batch.prepare(gradients)

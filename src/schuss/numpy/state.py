@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 
 from schuss.compile.formula import AVERAGE, Formula
-from schuss.compile.formula import formula as formula_of
 from schuss.core import checkpoint
+from schuss.core.averages import Pair
+from schuss.core.matrices import check_matrix
 from schuss.core.storage import WIDE, weight_storage
 from schuss.numpy import storage
 from schuss.numpy.layout import KERNEL_NAMES
@@ -19,6 +21,9 @@ from schuss.numpy.tree import KeyMismatchError, Path, flat_key, name, pair
 from schuss.rules import Rule
 
 Array = np.ndarray[Any, Any]
+
+# What to do with what is no matrix.
+ALONE = "Give such arrays to an optimizer of their own, as AdamW."
 
 
 @dataclass
@@ -60,7 +65,11 @@ class State:
         }
         check_apart([paths[k] for k in moving], list(moving.values()))
         for k, weight in moving.items():
-            if not isinstance(gradients[k], tuple):
+            sparse = isinstance(gradients[k], tuple)
+            check_matrix(
+                formula, name("params", paths[k]), weight.shape, weight.dtype.kind == "c", ALONE, sparse
+            )
+            if not sparse:
                 check_gradient(paths[k], weight, gradients[k])
         entries = dict(self.entries)
         for key in keys:
@@ -70,7 +79,7 @@ class State:
             entry = entries[keys[k]]
             check_shape(paths[k], weight, entry)
             whole = not isinstance(gradients[k], tuple)
-            own = formula_of(rule, formula.averaged, weight.ndim)
+            own = formula.for_axes(rule, weight.ndim)
             slots = _with_slots(entry.slots, rule, own, paths[k], weight, whole, group["state_dtype"])
             entries[keys[k]] = Entry(weight.shape, entry.index, slots)
             stored = weight_storage(KERNEL_NAMES[weight.dtype.name], group["rounding"], group["compensated"])
@@ -81,10 +90,10 @@ class State:
         counts[counts[:, 0] == 0] = first_row(rule)
         return Plan(formula, paths, weights, gradients, items), State(counts, entries)
 
-    def averages(self, params: Any) -> list[tuple[Array, Array]]:
-        """The arrays of `params` that have an average, each with its own."""
+    def averages(self, params: Any, rule: Rule) -> list[Pair]:
+        """The arrays of `params` that have an average, each with what works it out."""
         paths, weights, _ = pair(params, None)
-        pairs: list[tuple[Array, Array]] = []
+        pairs: list[Pair] = []
         for path, key, weight in zip(paths, flat_keys(paths), weights, strict=True):
             entry = self.entries.get(key)
             if self.entries and entry is None:
@@ -92,10 +101,13 @@ class State:
                     f"{name('params', path)} has no average: update has seen {', '.join(map(repr, self.entries))}. "
                     "Give the same dict as to update, or a part of it under the same keys."
                 )
-            if entry is not None and AVERAGE in entry.slots:
+            names = rule.slots if rule.has_evaluated() else (AVERAGE,)
+            if entry is not None and self.counts[entry.index, 0] and all(one in entry.slots for one in names):
                 array = check_weight(path, weight)
                 check_shape(path, array, entry)
-                pairs.append((array, entry.slots[AVERAGE]))
+                slots = [entry.slots[one] for one in names]
+                average = partial(rule.evaluated, array) if rule.has_evaluated() else np.asarray
+                pairs.append((array, partial(average, *slots)))
         return pairs
 
 
@@ -119,20 +131,17 @@ def _with_slots(
     if not formula.averaged:
         found.pop(AVERAGE, None)  # of no meaning once the array has moved without it
     for slot in formula.slots:
-        if slot in rule.shapes:
-            dtype = storage.shaped_dtype(weight, state_dtype)
-            if slot not in found:
-                found |= storage.new(slot, weight, dtype, first.get(slot, 0.0), rule.shapes[slot])
-            elif storage.name_of(found[slot]) not in WIDE:
-                storage.convert(found, slot, dtype)
-        elif slot not in found:
+        if slot not in found:
             if slot == AVERAGE:
                 found[slot] = weight.astype(storage.new_dtype(weight, None))
                 continue
-            value, dtype = first.get(slot, 0.0), storage.new_dtype(weight, state_dtype, whole)
+            value = first.get(slot, 0.0)
+            dtype = storage.new_dtype(weight, state_dtype, whole, slot in (*rule.precise, *rule.shapes))
             # Both parts of a complex number start alike: each is a number of its own to the rules.
             first_value = complex(value, value) if dtype.startswith("complex") else value
-            found |= storage.new(slot, weight, dtype, first_value)
+            found |= storage.new(slot, weight, dtype, first_value, rule.shapes.get(slot, ""))
+        elif slot in rule.shapes and storage.name_of(found[slot]) not in WIDE:
+            storage.convert(found, slot, "float32")
         elif (found[slot].dtype.kind == "c") != (weight.dtype.kind == "c"):
             raise ValueError(
                 f"{name('params', path)} is {weight.dtype.name}, but its state {found[slot].dtype.name}. "

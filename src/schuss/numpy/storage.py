@@ -15,7 +15,7 @@ from schuss.compile.matrices import slot_shape
 from schuss.compile.narrow import from_levels, to_levels, upper_half
 from schuss.compile.storage import BLOCK, STORAGES
 from schuss.core.checkpoint import REST, scale_of
-from schuss.core.storage import WIDE, slot_dtype, slot_storage
+from schuss.core.storage import slot_dtype, slot_storage
 from schuss.numpy.layout import KERNEL_NAMES, axes_of, empty, laid
 
 Array = np.ndarray[Any, Any]
@@ -32,14 +32,9 @@ def name_of(array: Array) -> str:
     return _NAMES[array.dtype.name]
 
 
-def new_dtype(weight: Array, state_dtype: str | None, whole: bool = True) -> str:
-    """The dtype of a new slot; int8 needs the `whole` of a gradient."""
-    return slot_dtype(weight.dtype.name, state_dtype, weight.size, whole)
-
-
-def shaped_dtype(weight: Array, state_dtype: str | None) -> str:
-    """The dtype of a slot by rows or columns, of which there are few."""
-    return new_dtype(weight, state_dtype if state_dtype in WIDE else None)
+def new_dtype(weight: Array, state_dtype: str | None, whole: bool = True, precise: bool = False) -> str:
+    """The dtype of a new slot; int8 needs the `whole` of a gradient, and a slot that need not stay `precise`."""
+    return slot_dtype(weight.dtype.name, state_dtype, weight.size, whole, precise)
 
 
 def new(name: str, weight: Array, dtype: str, value: complex, shape: str = "") -> dict[str, Array]:
@@ -86,12 +81,12 @@ def _store(slots: Slots, name: str, value: Array, dtype: str) -> None:
 
 
 def arrays(
-    weight: Array, stored: str, slots: Slots, names: Sequence[str], straight: bool = False
+    weight: Array, stored: str, slots: Slots, names: Sequence[str], by_rows: bool = False
 ) -> tuple[tuple[int, ...], tuple[str, ...], list[Array]]:
     """The order of axes in which a weight and all its arrays lie, the storage of it and its slots, and these arrays.
 
-    That is, the slots by `names`, then the compensation term and the scales. All in `slots` is made to lie so. With
-    `straight` the axes stand in their own order.
+    That is, the slots by `names`, then the compensation term and the scales. All in `slots` is made to lie so: row by
+    row if asked for, or else as the weight does.
     """
     rest = STORAGES[stored].beside
     if rest is None:
@@ -100,7 +95,7 @@ def arrays(
         slots[REST] = np.zeros(weight.shape, rest.dtype)
     storage = (stored, *(slot_storage(name_of(slots[name])) for name in names))
     # Blocks are counted row by row, however the weight lies.
-    axes = tuple(range(weight.ndim)) if straight or "int8" in storage else axes_of(weight)
+    axes = tuple(range(weight.ndim)) if by_rows or "int8" in storage else axes_of(weight)
     stretched = [*names, *([REST] if rest else [])]
     for name in stretched:
         slots[name] = laid(slots[name], axes)

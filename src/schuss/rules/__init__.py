@@ -23,6 +23,7 @@ from schuss.rules.lamb import LAMB
 from schuss.rules.lars import LARS
 from schuss.rules.lion import Lion
 from schuss.rules.mars import MARS
+from schuss.rules.muon import Muon
 from schuss.rules.nadam import NAdam
 from schuss.rules.radam import RAdam
 from schuss.rules.rmsprop import RMSprop
@@ -42,6 +43,7 @@ from schuss.rules.rule import (
     number,
     option,
     orthogonal,
+    root_mean_square,
     row_mean,
     rows,
     sign,
@@ -70,6 +72,7 @@ __all__ = [
     "Adamax",
     "Adan",
     "Lion",
+    "Muon",
     "NAdam",
     "RAdam",
     "RMSprop",
@@ -92,6 +95,7 @@ __all__ = [
     "number",
     "option",
     "orthogonal",
+    "root_mean_square",
     "row_mean",
     "row_of",
     "rows",
@@ -246,6 +250,13 @@ TABLE: dict[str, Row] = {
             "lr betas alpha beta3_warmup alpha_warmup eps weight_decay | "
             "maximize foreach capturable differentiable fused",
             {"m1": "exp_avg_fast", "m2": "exp_avg_slow", "v": "exp_avg_sq"},
+        ),
+        Row(
+            Muon,
+            "lr weight_decay momentum nesterov ns_coefficients eps ns_steps adjust_lr_fn | "
+            f"maximize {_SWITCHES}",
+            {"b": "momentum_buffer"},
+            counts_steps=False,
         ),
     )
 }

@@ -7,10 +7,10 @@ A page is a frozen dataclass. Its fields are hyperparameters; `state` names what
 page can be read and run by hand; each backend binds the same names to its own. There is no `if` in an `update`:
 a convention is a coefficient, and what changes the *state* is a variant with an `update_<variant>` of its own.
 
-`norm(x)`, `mean(x)` and `total(x)` are of a whole tensor. The compiler makes passes over memory of them: one that
-measures for each that another one depends on, and the last one, which alone writes. `orthogonal(x)` is of a whole
-matrix: the library's products make it between two passes, as `Rule.iterations` say. `rows(w)` and `columns(w)` are
-known of its shape, `machine_epsilon(w)` of its dtype.
+`norm(x)`, `mean(x)`, `root_mean_square(x)` and `total(x)` are of a whole tensor. The compiler makes passes over memory
+of them: one that measures for each that another one depends on, and the last one, which alone writes. `orthogonal(x)`
+is of a whole matrix: the library's products make it between two passes, as `Rule.iterations` say. `rows(w)` and
+`columns(w)` are known of its shape, `machine_epsilon(w)` of its dtype.
 
 `row_mean(x)` and `column_mean(x)` are over the last axis and the one before: a number for each row, one for each
 column. A slot can have as many, and no more (`shapes`).
@@ -48,6 +48,7 @@ __all__ = [
     "number",
     "option",
     "orthogonal",
+    "root_mean_square",
     "row_mean",
     "rows",
     "sign",
@@ -90,6 +91,11 @@ def mean(a: Any) -> Any:
     return a
 
 
+def root_mean_square(a: Any) -> Any:
+    """The root of the mean square over a whole tensor."""
+    return abs(a)
+
+
 def total(a: Any) -> Any:
     """The sum over a whole tensor."""
     return a
@@ -130,7 +136,8 @@ def column_mean(a: Any) -> Any:
 
 # Those that give one number for a tensor, those that are known without looking at its numbers, those that give a
 # matrix, and those that give a number for each row or column.
-MEASURED, SHAPES = ("mean", "norm", "total"), ("rows", "columns", "machine_epsilon")
+MEASURED = ("mean", "norm", "root_mean_square", "total")
+SHAPES = ("rows", "columns", "machine_epsilon")
 MATRIX, VECTORS = ("orthogonal",), {"row_mean": "row", "column_mean": "column"}
 WHOLE_TENSOR = (*MEASURED, *SHAPES, *MATRIX, *VECTORS)
 # The names that a backend binds anew. `abs` is Python's own.
@@ -157,8 +164,8 @@ def option(default: bool) -> Any:
     return field(default=default, metadata={"domain": Domain(kind=bool)})
 
 
-def choice(*choices: str, advice: str = "") -> Any:
-    """A hyperparameter that is one of several words; the first is the default."""
+def choice(*choices: str | None, advice: str = "") -> Any:
+    """A hyperparameter that is one of several words, or None; the first is the default."""
     return field(default=choices[0], metadata={"domain": Domain(choices=choices, advice=advice)})
 
 
@@ -174,7 +181,8 @@ class Rule:
     `state` names what is remembered of each weight, in the order in which `update` takes and returns it;
     `variants` does so where an option changes it. `scalars` names what is remembered of a whole tensor. `bounds` says
     between which two numbers each of these stays: a checkpoint with others is damaged. `shapes` names the slots that
-    have one number for each "row" or "column", as `row_mean` and `column_mean` give them.
+    have one number for each "row" or "column", as `row_mean` and `column_mean` give them. `precise` names the slots
+    that hold weights, which have no meaning in fewer bits than float32 has; those with `shapes` have as many.
 
     What else a rule may say: `tuples`, the hyperparameters that a constructor takes together, as
     `{"betas": ("beta1", "beta2")}`; `state_names`, what a checkpoint calls its state, where not by the rule's letters;
@@ -187,6 +195,7 @@ class Rule:
     shapes: ClassVar[dict[str, str]] = {}
     scalars: ClassVar[tuple[str, ...]] = ()
     bounds: ClassVar[dict[str, tuple[float, float]]] = {}
+    precise: ClassVar[tuple[str, ...]] = ()
     tuples: ClassVar[dict[str, tuple[str, ...]]] = {}
     state_names: ClassVar[dict[str, str]] = {}
     space: ClassVar[dict[str, tuple[float, float] | tuple[float, float, bool]]] = {}
@@ -232,6 +241,16 @@ class Rule:
     def slots_of(self, dimensions: int) -> tuple[str, ...]:
         """The state of a weight with so many axes, by name."""
         return self.variants[self.variant_of(dimensions)]
+
+    @classmethod
+    def has_evaluated(cls) -> bool:
+        """Whether the weights to evaluate are others than those that are trained."""
+        return cls.evaluated is not Rule.evaluated
+
+    def evaluated(self, w: Any, *slots: Any) -> Any:
+        """The weights to evaluate, from those that are trained and the state in the order of `slots`."""
+        del slots
+        return w
 
     @property
     def iterations(self) -> tuple[tuple[float, float, float], ...]:

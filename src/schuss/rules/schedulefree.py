@@ -32,6 +32,7 @@ class _ScheduleFree(Rule):
     weight_lr_power: float = number(2.0, low=0)
 
     scalars = ("weight_sum", "fastest")
+    precise = ("z",)
     bounds = {"v": (0, math.inf), "weight_sum": (0, math.inf), "fastest": (0, math.inf)}
 
     def averaging(
@@ -101,9 +102,9 @@ class ScheduleFreeSGD(_ScheduleFree):
         """The scalars of one step."""
         return self.averaging(step, self.warm(self.lr, step), self.momentum, weight_sum, fastest)
 
-    def evaluated(self, w: Any, z: Any) -> Any:
-        """The weights to evaluate."""
-        return _average(w, z, self.momentum)
+    def evaluated(self, w: Any, *slots: Any) -> Any:
+        """The average x of all z."""
+        return _average(w, slots[0], self.momentum)
 
     @staticmethod
     def update(w, g, z, start, decay, toward, rate_y, rate_z):
@@ -170,9 +171,9 @@ class ScheduleFreeAdamW(_ScheduleFree):
         root = 1 / math.sqrt(left_to_average(self.beta2, step))
         return found | dict(decay2=self.beta2, gain2=1 - self.beta2, root=root, eps=self.eps)
 
-    def evaluated(self, w: Any, z: Any, v: Any) -> Any:
-        """The weights to evaluate."""
-        return _average(w, z, self.beta1)
+    def evaluated(self, w: Any, *slots: Any) -> Any:
+        """The average x of all z."""
+        return _average(w, slots[0], self.beta1)
 
     @staticmethod
     def update(w, g, z, v, start, decay, toward, rate_y, rate_z, decay2, gain2, root, eps):

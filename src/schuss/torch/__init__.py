@@ -17,6 +17,8 @@ Every optimizer takes these too, by keyword; those above the line may differ by 
 | `state_dtype`    | `None`      | of new state: float32 for 16-bit weights, else the weight's own; or float64,        |
 |                  |             | float32, bfloat16 (rounded stochastically) or `"int8"` (block-wise quantized)       |
 | `ema_decay`      | `None`      | in [0, 1], or a schedule: average ← decay · average + (1 − decay) · weight          |
+| `cautious`       | `False`     | leave out of each change what goes against the negative gradient; scale up the rest |
+| `max_update`     | `None`      | update clipping: a tensor's change has a root mean square of at most this times lr  |
 |------------------|-------------|-------------------------------------------------------------------------------------|
 | `max_norm`       | `None`      | scale all gradients down to this norm together, as torch.nn.utils.clip_grad_norm_   |
 | `skip_nonfinite` | `False`     | leave out a step whose gradients are not all finite, and count it in `skipped`      |
@@ -27,6 +29,18 @@ Every optimizer takes these too, by keyword; those above the line may differ by 
 State in int8 stays in float32 for tensors of fewer than 4096 weights, and for those with sparse gradients; `groups(...,
 state_dtype="int8")` leaves embeddings in float32 too. Complex weights have state of their own dtype. These options are
 the constructor's and not in a checkpoint; the numbers that they lead to are.
+
+`cautious` and `max_update` hold back the change Δ that a rule makes of a weight. Both are of a whole tensor, so its
+memory is read once more. g is the gradient after clipping, without L2 decay:
+
+    cautious      Δ ← Δ · mask / max(mean(mask), 0.001), with mask = 1 where Δ · g < 0, else 0
+    max_update    Δ ← Δ / max(1, RMS(Δ) / (max_update · lr)), after `cautious`
+
+Δ is without decoupled decay, which moves every weight: AdamW and Lion with `cautious=True` are C-AdamW and C-Lion, at
+the scale of timm (the authors' Lion has n / (n · mean(mask) + 1)). Where decay is within the step, as of LAMB, LARS and
+all L2 decay, it is part of Δ. `max_update` counts all of Δ, with momentum, bias correction and trust ratio; with Rprop,
+lr is the first step size. Momenta go on as without these options. Schedule-Free methods refuse both: their weights lie
+between two others. So do sparse gradients, which have only some rows.
 
 `max_norm` and `skip_nonfinite` go by one norm for all ranks, which clip and skip together. DTensors (`fully_shard`,
 tensor parallel) and `ZeroRedundancyOptimizer` need nothing for it; FSDP1 and pipeline stages need `process_group=`.

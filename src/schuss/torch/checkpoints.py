@@ -33,7 +33,7 @@ from schuss.core.checkpoint import (
 from schuss.core.hyperparameters import Group
 from schuss.core.options import OPTIONS, SWITCHES
 from schuss.core.schedules import is_schedule
-from schuss.core.storage import dtype_name
+from schuss.core.storage import dtype_name, widened
 from schuss.errors import refusal
 from schuss.rules import Row, Rule
 from schuss.torch import storage
@@ -357,12 +357,14 @@ class Loaded:
             if missing:
                 continue
             state[weight] = _copied(entry, weight, kind.check.parts, saved.block)
-            if group["state_dtype"] is not None:
-                asked = storage.new_dtype(weight, group["state_dtype"])
-                if asked == "int8" and saved.in_blocks:
-                    continue  # what is not in blocks, as others are, had a reason: it has gradients of rows
-                for name in kind.slot_names & state[weight].keys():
-                    storage.convert(state[weight], name, asked)
+            precise = {kind.row.names[slot] for slot in (*rule.precise, *rule.shapes)}
+            for name in kind.slot_names & state[weight].keys():
+                dtype = dtype_name(state[weight][name].dtype)
+                if group["state_dtype"] is not None:
+                    asked = storage.new_dtype(weight, group["state_dtype"], precise=name in precise)
+                    # Where others are in blocks already, what is not had a reason: it has gradients of rows.
+                    dtype = dtype if asked == "int8" and saved.in_blocks else asked
+                storage.convert(state[weight], name, widened(dtype) if name in precise else dtype)
         return state, lost + settle(saved.problems, strict)
 
 

@@ -15,6 +15,9 @@ from schuss.torch.gate import Gate
 from schuss.torch.hyperparameters import Hyperparameters
 from schuss.torch.plan import Plan
 
+# A group's options that its steps' coefficients follow from.
+_OF_STEPS = ("ema_decay", "max_update", "maximize")
+
 
 class DeviceSteps:
     """The steps that a device has taken since it was asked to decide; the host learns of them later."""
@@ -94,7 +97,7 @@ class DeviceSteps:
     def _key(self) -> Any:
         """What rules and options of steps to come follow from: equal as long as nothing was changed."""
         return self.gate.defaults["seed"], [
-            (self.hyperparameters.key(group), group["ema_decay"], group["maximize"], self.begun[id(group)])
+            (self.hyperparameters.key(group), *(group[name] for name in _OF_STEPS), self.begun[id(group)])
             for group in self.groups
         ]
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from math import inf
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -21,17 +21,27 @@ _NORMS = (
     nn.LocalResponseNorm,
     nn.RMSNorm,
 )
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+# Layers all of whose weights of two axes and more are matrices between what comes in and what goes out.
+_LAYERS = (
+    nn.Linear,
+    nn.modules.conv._ConvNd,  # pyright: ignore[reportPrivateUsage]
+    nn.RNNBase,
+    nn.MultiheadAttention,
+)
 
 
 def groups(
     model: nn.Module,
-    weight_decay: float,
+    weight_decay: float | None = None,
     *,
     no_decay: Sequence[str] = (),
     lr: float | None = None,
     layer_decay: float | None = None,
     state_dtype: Any = None,
     rules: Mapping[str, Mapping[str, Any]] | None = None,
+    matrix: Literal["auto"] | None = None,
+    others: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Split a model's trainable weights into groups for any optimizer: with decay, and without.
 
@@ -49,12 +59,22 @@ def groups(
     With `rules` weights whose names match a pattern, the first that does, get these settings, a `rule` of their own
     among them: `{"*embed*": {"rule": "AdamW", "lr": 3e-4}}`.
 
-    >>> model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    With `matrix="auto"` only the matrices of hidden layers are left to an optimizer of matrices, such as Muon, with
+    `lr` where it is given. All else gets `"rule": "AdamW"` and the settings `others`: embeddings, weights that several
+    layers share, the layer that the model lists last, norms, biases, and whatever else is no matrix of a layer.
+    `weight_decay` may then be left out: each rule decays by its own default. A second head or another exception is
+    one of `rules`; `param_names` says what became of each weight.
+
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     >>> [(g["weight_decay"], g["param_names"]) for g in groups(model, 0.1)]
-    [(0.1, ['0.weight']), (0.0, ['0.bias', '1.weight', '1.bias'])]
+    [(0.1, ['0.weight', '2.weight']), (0.0, ['0.bias', '1.weight', '1.bias', '2.bias'])]
+    >>> hidden, vectors, last = groups(model, matrix="auto", others={"lr": 3e-4})
+    >>> hidden["param_names"], last["param_names"], last["rule"], last["lr"]
+    (['0.weight'], ['2.weight'], 'AdamW', 0.0003)
     """
-    rules = rules or {}
+    rules, others = rules or {}, others or {}
     _check(model, weight_decay, no_decay, lr, layer_decay, state_dtype, rules)
+    _check_matrix(matrix, others, weight_decay, layer_decay)
     named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     if not named:
         raise ValueError(
@@ -63,10 +83,11 @@ def groups(
     names = [name for name, _ in named]
     _check_patterns("no_decay", no_decay, names)
     _check_patterns("rules", list(rules), names)
-    embedded = _weights_of(model, (nn.Embedding, nn.EmbeddingBag)) if state_dtype is not None else set()
+    embedded = _weights_of(model, _EMBEDDINGS) if state_dtype is not None else set()
+    hidden = _hidden(model) if matrix else {id(weight) for _, weight in named}
     normed = _weights_of(model, _NORMS)
     depths = _depths(names)
-    found: dict[tuple[str, int, bool, bool], list[tuple[str, torch.Tensor]]] = {}
+    found: dict[tuple[str, int, bool, bool, bool], list[tuple[str, torch.Tensor]]] = {}
     for (name, weight), depth in zip(named, depths, strict=True):
         plain = (
             weight.ndim < 2
@@ -75,21 +96,69 @@ def groups(
             or any(fnmatchcase(name, pattern) for pattern in no_decay)
         )
         own = next((pattern for pattern in rules if fnmatchcase(name, pattern)), "")
-        key = (own, depth if layer_decay is not None else 0, plain, id(weight) in embedded)
+        key = (
+            own,
+            depth if layer_decay is not None else 0,
+            plain,
+            id(weight) in embedded,
+            id(weight) in hidden,
+        )
         found.setdefault(key, []).append((name, weight))
     made: list[dict[str, Any]] = []
-    for (own, depth, plain, wide), pairs in found.items():
+    for (own, depth, plain, wide, inner), pairs in found.items():
         group: dict[str, Any] = {
             "params": [weight for _, weight in pairs],
             "param_names": [name for name, _ in pairs],
-            "weight_decay": 0.0 if plain else weight_decay,
         }
+        if not inner:
+            group |= {"rule": "AdamW", **others}
+        if plain or weight_decay is not None:
+            group["weight_decay"] = 0.0 if plain else weight_decay
         if state_dtype is not None:
             group["state_dtype"] = "float32" if wide else state_dtype
-        if lr is not None:
-            group["lr"] = lr * (layer_decay or 1.0) ** (max(depths) - depth)
+        if inner and lr is not None:
+            group["lr"] = lr
+        if layer_decay is not None and "lr" in group:
+            group["lr"] *= layer_decay ** (max(depths) - depth)
         made.append(group | dict(rules.get(own, {})))
     return made
+
+
+def _check_matrix(matrix: Any, others: Any, weight_decay: Any, layer_decay: Any) -> None:
+    if matrix not in (None, "auto"):
+        raise refusal(
+            "matrix", matrix, "None or 'auto'", "To say it by name, give rules={'*pattern*': {...}}."
+        )
+    if not isinstance(others, Mapping):
+        raise refusal("others", others, "a dict of settings", "Try others={'lr': 3e-4}.")
+    if others and matrix is None:
+        raise refusal(
+            "others", dict(cast(Mapping[str, Any], others)), "of use without matrix='auto'", "Try rules=."
+        )
+    if matrix is None and weight_decay is None:
+        raise refusal("weight_decay", None, "a finite number ≥ 0", "It may be left out with matrix='auto'.")
+    if layer_decay is not None and "lr" in others:
+        real("others['lr']", others["lr"], "a finite number ≥ 0", lambda x: 0 <= x < inf)
+
+
+def _hidden(model: nn.Module) -> set[int]:
+    """The matrices of hidden layers, by id: what `matrix="auto"` leaves to the optimizer's own rule."""
+    found, shared, last = set[int](), set[int](), set[int]()
+    seen = set[int]()
+    for module in model.modules():
+        own = list(module.named_parameters(recurse=False))
+        shared |= seen & {id(weight) for _, weight in own}
+        seen |= {id(weight) for _, weight in own}
+        here = {id(weight) for name, weight in own if _is_matrix(module, name, weight)}
+        last, found = here or last, found | here
+    return found - shared - last - _weights_of(model, (*_EMBEDDINGS, *_NORMS))
+
+
+def _is_matrix(module: nn.Module, name: str, weight: torch.Tensor) -> bool:
+    """Whether a module's own weight is a matrix, of a layer that is known or in a class of someone's own."""
+    if weight.ndim < 2 or weight.is_complex() or "bias" in name:
+        return False
+    return isinstance(module, _LAYERS) or (weight.ndim == 2 and name.endswith("weight"))
 
 
 def _check(
@@ -107,7 +176,8 @@ def _check(
         and all(isinstance(pattern, str) for pattern in cast(Iterable[object], no_decay))
     ):
         raise refusal("no_decay", no_decay, "a list of patterns", "Try no_decay=['*embed*'].")
-    real("weight_decay", weight_decay, "a finite number ≥ 0", lambda x: 0 <= x < inf)
+    if weight_decay is not None:
+        real("weight_decay", weight_decay, "a finite number ≥ 0", lambda x: 0 <= x < inf)
     if lr is not None:
         real("lr", lr, "a finite number ≥ 0", lambda x: 0 <= x < inf)
     if layer_decay is not None:

@@ -20,12 +20,21 @@ import torch
 import torch.optim.optimizer as base
 
 from schuss.compile import device
-from schuss.compile.formula import AVERAGE
+from schuss.compile.formula import AVERAGE, formula
 from schuss.core import checkpoint
 from schuss.core.arguments import Kind, OfRule, for_sparse
-from schuss.core.averages import Averages
+from schuss.core.averages import Averages, Pair
 from schuss.core.hyperparameters import Group
-from schuss.core.options import OPTIONS, WHOLE, check_options, step_options
+from schuss.core.matrices import check_matrix
+from schuss.core.options import (
+    MODES,
+    NUMBERS,
+    OPTIONS,
+    WHOLE,
+    check_options,
+    formula_of,
+    step_options,
+)
 from schuss.core.storage import dtype_name
 from schuss.rules import Rule
 from schuss.torch import checkpoints, sharded
@@ -35,7 +44,7 @@ from schuss.torch.gate import Gate
 from schuss.torch.hyperparameters import Hyperparameters, rate
 from schuss.torch.kinds import Kinds, of_row
 from schuss.torch.plan import Plan
-from schuss.torch.planner import Planner
+from schuss.torch.planner import GROUPS, Planner
 from schuss.torch.state import State, changes
 
 Tensor = torch.Tensor
@@ -171,7 +180,9 @@ class Optimizer(OfRule, torch.optim.Optimizer):
         group["schedules"] = dict(cast(dict[str, Any], group["schedules"]))
         self._hyperparameters.drop(group)
         try:
-            self._hyperparameters.rule(group)
+            rule = self._hyperparameters.rule(group)
+            self._check_matrices(group, rule)
+            formula_of(rule, group)
             _torch("add_param_group")(self, group)
         except BaseException:
             self._hyperparameters.drop(group)
@@ -196,6 +207,16 @@ class Optimizer(OfRule, torch.optim.Optimizer):
                     f"Give it to the constructor."
                 )
         check_options(group)
+
+    def _check_matrices(self, group: Group, rule: Rule) -> None:
+        """Refuse weights that a rule of matrices could never move, before any of the group is added."""
+        one, first = formula(rule), sum(len(others["params"]) for others in self.param_groups)
+        given = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
+        for k, param in enumerate(given if one.of_matrices else ()):
+            name, weight = param if isinstance(param, tuple) else ("", param)
+            if isinstance(weight, Tensor):
+                where = f"Weight {first + k}{f' ({name})' if name else ''}"
+                check_matrix(one, where, weight.shape, weight.is_complex(), GROUPS)
 
     # One step
 
@@ -268,7 +289,7 @@ class Optimizer(OfRule, torch.optim.Optimizer):
         sparse_rules: dict[int, Rule] = {}
         for item in plan.sparse:
             sparse_rules[item.group] = for_sparse(
-                rules[item.group], self._kinds.of(groups[item.group]).sparse
+                rules[item.group], self._kinds.of(groups[item.group]).sparse, item.formula
             )
         if counts.shared:
             counts.take_shared()
@@ -302,7 +323,12 @@ class Optimizer(OfRule, torch.optim.Optimizer):
     def _key(self, weights: list[Tensor], rules: list[Rule]) -> Any:
         """What a plan depends on, other than the memory itself."""
         modes = [
-            (type(rule), rule.variant, group["rounding"], group["compensated"], group["ema_decay"] is None)
+            (
+                type(rule),
+                rule.variant,
+                *[group[name] for name in MODES],
+                *[group[name] is None for name in NUMBERS],
+            )
             for rule, group in zip(rules, self.param_groups, strict=True)
         ]
         return changes(), id(self.state), list(map(id, weights)), modes
@@ -351,19 +377,44 @@ class Optimizer(OfRule, torch.optim.Optimizer):
     def averaged(self) -> AbstractContextManager[None]:
         """Put the averaged weights in the place of the weights, until the `with` block is left, however it is left.
 
-        For this `ema_decay` must be given. The average of a weight is renewed at each of its steps, in the same pass
-        over memory: average ← average + (1 − ema_decay) · (weight − average), the first one being the weight itself, as
-        torch.optim.swa_utils.AveragedModel has it. Buffers, such as BatchNorm's statistics, stay the model's own.
+        Schedule-Free optimizers have an average of their own, which is what they evaluate: see `evaluates_average`. For
+        the others `ema_decay` must be given. The average of a weight is then renewed at each of its steps, in the same
+        pass over memory: average ← average + (1 − ema_decay) · (weight − average), the first one being the weight
+        itself, as torch.optim.swa_utils.AveragedModel has it. Weights of a group that has neither, and those that had
+        no step, stay as they are. So do buffers, such as BatchNorm's statistics. A copy of the optimizer that is made
+        inside the block is outside of it: its weights are the trained ones.
 
-        Raises `ValueError` without `ema_decay`, `RuntimeError` inside another such block.
+        Raises `ValueError` where no group has an average, `RuntimeError` inside another such block.
         """
         averaged = any(group["ema_decay"] is not None for group in self.param_groups)
-        pairs = self._average_pairs if averaged else None
-        return self._averages.swapped(type(self).__name__, pairs, lambda w: w.detach().clone(), _write)
+        pairs = self._average_pairs if averaged or self.evaluates_average else None
+        return self._averages.swapped(type(self).__name__, pairs, _copy, _write)
 
-    def _average_pairs(self) -> list[tuple[Tensor, Tensor]]:
-        entries = [(w, self.state.get(w, {})) for group in self.param_groups for w in group["params"]]
-        return [(weight, entry[AVERAGE]) for weight, entry in entries if AVERAGE in entry]
+    @property
+    def evaluates_average(self) -> bool:
+        """Whether to evaluate inside `averaged()`: a rule trains other weights than it evaluates (Schedule-Free)."""
+        return any(self._kinds.of(group).row.rule.has_evaluated() for group in self.param_groups)
+
+    def _average_pairs(self) -> list[Pair]:
+        self._device_steps.settle()
+        return [
+            (weight, average)
+            for group in self.param_groups
+            for weight in group["params"]
+            if (average := self._average_of(weight, group)) is not None
+        ]
+
+    def _average_of(self, weight: Tensor, group: Group) -> Callable[[], Tensor] | None:
+        """What works out a weight's average; None if it has none."""
+        entry, row = self.state.get(weight, {}), self._kinds.of(group).row
+        if not row.rule.has_evaluated():
+            return partial(entry.__getitem__, AVERAGE) if AVERAGE in entry else None
+        rule = self._hyperparameters.rule(group)
+        names = [row.names[slot] for slot in rule.slots]
+        begun = all(name in entry for name in names) and id(weight) not in self._counts.unmoved
+        if not begun or not float(entry.get("step", 1)):  # state that a dry step has made means nothing yet
+            return None
+        return partial(rule.evaluated, weight.detach(), *(entry[name] for name in names))
 
     def _step_hooks(self) -> bool:
         return bool(
@@ -423,16 +474,25 @@ class Optimizer(OfRule, torch.optim.Optimizer):
         self._device_steps.settle()
         self._counts.part(self.state)
         more = {"_skipped": self.skipped, "_held": self._gate.held, "_rules": self._kinds.rules()}
+        more |= {"_averages": self._averages} if self._averages.in_place else {}
         return {**super().__getstate__(), **more}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         given = dict(state)
         self.defaults = given.get("defaults") or self.defaults
         skipped, held, rules = given.pop("_skipped", 0), given.pop("_held", None), given.pop("_rules", ())
+        averages = given.pop("_averages", None)
         if "_kinds" not in self.__dict__:
             self._assemble(held or sharded.Held(), rules)
         super().__setstate__(given)
         self._put(self.state, self.param_groups, skipped)
+        if averages is not None:  # of an optimizer that was copied inside its block `averaged()`
+            self._averages = averages
+            averages.put_back(_write)
+
+
+def _copy(weight: Tensor) -> Tensor:
+    return weight.detach().clone()
 
 
 @torch.no_grad()

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
-from schuss.compile.formula import AVERAGE, formula
+from schuss.compile.formula import AVERAGE, Formula
 from schuss.core.hyperparameters import Group
+from schuss.core.matrices import check_matrix
+from schuss.core.options import formula_of
 from schuss.core.storage import weight_storage
 from schuss.rules import Rule
 from schuss.torch import checkpoints, checks, storage
@@ -20,6 +22,12 @@ from schuss.torch.plan import Item, Plan
 from schuss.torch.state import State
 
 Tensor = torch.Tensor
+
+# What to do with what is no matrix.
+GROUPS = (
+    "schuss.torch.groups(model, matrix='auto') gives AdamW what is none; or give such weights a group with a rule of "
+    "their own: {'params': ..., 'rule': 'AdamW', 'lr': 1e-3}."
+)
 
 
 class Planner:
@@ -43,26 +51,29 @@ class Planner:
         group_of = [k for k, group in enumerate(groups) for _ in group["params"]]
         present = [k for k, gradient in enumerate(gradients) if gradient is not None]
         whole = {k for k in present if gradients[k].layout != torch.sparse_coo}
+        of_group = [formula_of(rule, group) for rule, group in zip(rules, groups, strict=True)]
+        formulas: dict[int, Formula] = {}
         for k in present:
             kind, rule = self.kinds.of(groups[group_of[k]]), rules[group_of[k]]
             shape_chooses = rule.variant_of(weights[k].dim()) != rule.variant or rule.shapes
             names = [kind.row.names[slot] for slot in rule.slots_of(weights[k].dim())]
             together = [*kind.together, *(name for name in names if shape_chooses)]
+            formulas[k] = of_group[group_of[k]].for_axes(rule, weights[k].dim())
+            check_matrix(
+                formulas[k],
+                f"Weight {k}",
+                weights[k].shape,
+                weights[k].is_complex(),
+                GROUPS,
+                k not in whole,
+            )
             entry = optimizer.state.get(weights[k], {})
             if rule.shapes:
                 checks.check_real(k, weights[k], kind.row.name)
             checks.check(k, weights[k], gradients[k], entry, [*names, AVERAGE], kind.check.parts, together)
         found = self._begin(optimizer, present, whole)
-        averaged = [group["ema_decay"] is not None for group in groups]
         items = [
-            Item(
-                weights[k],
-                slots,
-                stored,
-                formula(rules[group_of[k]], averaged[group_of[k]], weights[k].dim()),
-                group_of[k],
-                k,
-            )
+            Item(weights[k], slots, stored, formulas[k], group_of[k], k)
             for k, (stored, slots) in zip(present, found, strict=True)
         ]
         plan = Plan(items, gradients)
@@ -95,12 +106,14 @@ class Planner:
             slots = {row.names[slot]: first.get(slot, 0.0) for slot in own}
             shapes = {row.names[slot]: rule.shapes[slot] for slot in own if slot in rule.shapes}
             # Blocks would cross from row to row.
-            in_blocks = k in whole and not formula(rule, averaged, weight.dim()).of_rows
+            in_blocks = k in whole and not formula_of(rule, group).for_axes(rule, weight.dim()).of_rows
             if slots or averaged or row.counts_steps or storage.rest_dtype(stored) or weight in state:
                 entry = state[weight]
                 # An average that begins alone takes no count with it: the weight has its own.
                 begun = bool(slots) or entry.get(AVERAGE) is not None
-                new = storage.begin(entry, weight, slots, shapes, averaged, group["state_dtype"], in_blocks)
+                precise = [row.names[slot] for slot in (*rule.precise, *rule.shapes)]
+                asked = group["state_dtype"]
+                new = storage.begin(entry, weight, slots, averaged, asked, in_blocks, precise, shapes)
                 new = new or id(weight) in self.counts.unmoved
                 steps = max(group["step"], begun) if begun or not averaged else 0
                 self.counts.remember(k, entry, row, first, new, steps)

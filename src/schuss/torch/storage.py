@@ -8,7 +8,7 @@ In a checkpoint, codes stand under `exp_avg_codes`: torch.optim would take them 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Container, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -46,14 +46,9 @@ def rest_dtype(stored: str) -> str | None:
     return buffer.dtype if buffer else None
 
 
-def new_dtype(weight: Tensor, state_dtype: Any, whole: bool = True) -> str:
-    """The dtype of a new slot; int8 needs the `whole` of a gradient."""
-    return slot_dtype(dtype_name(weight.dtype), state_dtype, weight.numel(), whole)
-
-
-def shaped_dtype(weight: Tensor, state_dtype: Any) -> str:
-    """The dtype of a slot by rows or columns, of which there are few."""
-    return new_dtype(weight, state_dtype if state_dtype in WIDE else None)
+def new_dtype(weight: Tensor, state_dtype: Any, whole: bool = True, precise: bool = False) -> str:
+    """The dtype of a new slot; int8 needs the `whole` of a gradient, and a slot that need not stay `precise`."""
+    return slot_dtype(dtype_name(weight.dtype), state_dtype, weight.numel(), whole, precise)
 
 
 def create(name: str, weight: Tensor, dtype: str, value: float, shape: str = "") -> dict[str, Tensor]:
@@ -113,27 +108,27 @@ def begin(
     entry: MutableMapping[str, Any],
     weight: Tensor,
     slots: Mapping[str, float],
-    shapes: Mapping[str, str],
     averaged: bool,
     state_dtype: Any,
     whole: bool,
+    precise: Container[str] = (),
+    shapes: Mapping[str, str] | None = None,
 ) -> bool:
     """Give a weight the state that it has not; return whether its rule had none.
 
-    `slots` are the names of its state with their first values, of which `shapes` have a number for each row or column:
-    in 32 bits at least. State in int8 needs the `whole` of a gradient: where rows come alone, it is in float32.
+    `slots` are the names of its state with their first values; those that are `precise` have 32 bits at least, and
+    `shapes` have a number for each row or column. State in int8 needs the `whole` of a gradient: where rows come alone,
+    it is in float32.
     """
     new = bool(slots) and all(entry.get(name) is None for name in (*slots, AVERAGE))
+    shapes = shapes or {}
     for name, first in slots.items():
-        if name in shapes:
-            dtype = shaped_dtype(weight, state_dtype)
-            if entry.get(name) is None:
-                entry.update(create(name, weight, dtype, first, shapes[name]))
-            elif name_of(entry[name]) not in WIDE:
-                convert(entry, name, dtype)
-        elif entry.get(name) is None:
-            entry.update(create(name, weight, new_dtype(weight, state_dtype, whole), first))
-        elif entry[name].dtype == torch.int8 and not whole:
+        if entry.get(name) is None:
+            dtype = new_dtype(weight, state_dtype, whole, name in precise)
+            entry.update(create(name, weight, dtype, first, shapes.get(name, "")))
+        elif (name in shapes and name_of(entry[name]) not in WIDE) or (
+            entry[name].dtype == torch.int8 and not whole
+        ):
             convert(entry, name, "float32")
     if not averaged:  # of no meaning once the weight has moved without it
         entry.pop(AVERAGE, None)

@@ -2,9 +2,11 @@ import math
 from functools import partial
 
 import pytest
+import schedulefree
 import torch
 from torch import nn
 
+import schuss.torch
 from schuss.lab.entries import ENTRIES, find
 from schuss.lab.tasks import load
 from schuss.lab.tasks.task import Task
@@ -86,6 +88,48 @@ def test_closure_calls_are_counted_and_use_up_the_horizon():
     assert outcome.last.gradients > outcome.last.steps
     assert outcome.last.gradients >= a_line().total_steps()
     assert outcome.last.validation_loss < 1e-6
+
+
+def test_schedule_free_is_measured_on_its_average():
+    """Not on the weights that it trains, which are worse here: loss, metric and test, at every evaluation."""
+    task, kept = a_line(metric=lambda model, batch: (model(batch[0]) - batch[1]).abs().mean()), []
+
+    def make(weights):
+        kept[:] = [list(weights)]
+        kept.append(schuss.torch.ScheduleFreeAdamW(kept[0], lr=0.5, betas=(0.5, 0.9)))
+        return kept[1]
+
+    outcome = train(task, make, 0, open_test=True)
+    x, y = task.train
+    w, b = kept[0]
+
+    def measured(split):
+        rows = task.rows(split).index
+        error = (x[rows] @ w.T + b - y[rows]).detach().double()
+        return error.square().mean().item(), error.abs().mean().item()
+
+    last, trained = outcome.last, measured("validation")
+    with kept[1].averaged():
+        assert (last.validation_loss, last.metric) == pytest.approx(measured("validation"), rel=1e-5)
+        assert outcome.test == pytest.approx(measured("test"), rel=1e-5)
+    assert (last.validation_loss, last.metric) != pytest.approx(trained, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("schedulefreesgd", schedulefree.SGDScheduleFree),
+        ("schedulefreeadamw", schedulefree.AdamWScheduleFree),
+        ("schedulefreeradam", schedulefree.RAdamScheduleFree),
+    ],
+)
+def test_a_schedule_free_entry_reports_what_its_authors_evaluate(name, theirs):
+    """Their optimizers put the average in place by themselves, where they are switched."""
+    task, lr = a_line(), 0.3
+    found, expected = (train(task, make, 3) for make in (built(name, lr=lr), partial(theirs, lr=lr)))
+    curve, other = ([(p.train_loss, p.metric) for p in one.curve] for one in (found, expected))
+    assert found.last.validation_loss < 0.9 * found.curve[0].validation_loss
+    assert curve == [pytest.approx(point, rel=1e-3) for point in other]
 
 
 def test_the_test_split_is_opened_only_when_asked(monkeypatch):

@@ -79,20 +79,21 @@ def _kernel(dtype: torch.dtype, row: Row, options: Options) -> Finding:
 
 def _eager(row: Row, options: Options) -> Finding:
     """Whole tensors, one operation after another: the path of devices and dtypes without a kernel."""
-    rule, w = row.rule(**options), steps.leaf(63, torch.float64).detach()
+    rule, w = row.rule(**options), steps.leaf(row.rule, 63, torch.float64).detach()
     one, first, start, given = formula(rule), rule.initial(), steps.wide(w), steps.gradients([w])
     slots = [torch.full_like(w, first.get(name, 0.0)) for name in rule.slots]
     remembered = [0.0, *(first.get(name, 0.0) for name in rule.scalars)]
     for (g,) in given:
         values, remembered = numbers(one, False, rule, remembered, Terms())
-        eager.step(one, ("float64",) * (2 + len(slots)), [w, g.clone(), *slots], values)
+        eager.step(one, ("float64",) * (2 + len(slots)), [w, g.clone(), *slots], values, rule=rule)
     return steps.within(steps.roundings(rule, [start], ([steps.wide(g)] for (g,) in given), [steps.wide(w)]))
 
 
 def _numpy(row: Row, options: Options) -> Finding:
     """The NumPy API, arrays of every size at once."""
-    starts = [np.linspace(-1, 1, size) for size in SIZES]
-    given = [[steps.wide(steps.gradient(size, step)) for size in SIZES] for step in range(STEPS)]
+    weights = [steps.leaf(row.rule, size, torch.float64) for size in SIZES]
+    starts = [steps.wide(w) for w in weights]
+    given = [[steps.wide(g) for g in step] for step in steps.gradients(weights)]
     params = {str(k): start.copy() for k, start in enumerate(starts)}
     optimizer = schuss.numpy.optimizer(row.rule)(**steps.arguments(row.rule, options))
     for step in given:
@@ -107,12 +108,20 @@ def _strides(row: Row, options: Options) -> Finding:
     given = [g.t().contiguous().t() if k % 2 else g for k, (g,) in enumerate(steps.gradients([straight]))]
     for w in weights:
         steps.stepped(row, options, [w], ([g] for g in given))
-    return steps.equal(weights[:1], weights[1:])
+    rule = row.rule(**options)
+    if not formula(rule).of_matrices:
+        return steps.equal(weights[:1], weights[1:])
+    # Products of matrices are taken by another path then.
+    wides, eps = ([steps.wide(g)] for g in given), float(np.finfo(np.float32).eps)
+    start = np.linspace(-1, 1, 20 * 30, dtype=np.float32).reshape(30, 20).astype(np.float64)
+    return steps.within(steps.roundings(rule, [start], wides, [steps.wide(weights[1])], eps))
 
 
 def _cut(row: Row, options: Options) -> Finding:
     """One tensor, and the same numbers in several."""
-    whole, sizes = steps.leaf(1000), (1, 62, 937)
+    if formula(row.rule(**options)).passes:
+        return Finding("", "", "parts of a tensor are other tensors: its words are of whole ones")
+    whole, sizes = steps.leaf(row.rule, 1000), (1, 62, 937)
     parts = [part.clone().requires_grad_() for part in whole.detach().split(sizes)]
     steps.stepped(
         row, options, parts, ([g.clone() for g in one.split(sizes)] for (one,) in steps.gradients([whole]))
@@ -123,13 +132,15 @@ def _cut(row: Row, options: Options) -> Finding:
 
 def _nan(row: Row, options: Options) -> Finding:
     """A NaN or an infinity in one gradient: the kernel has it where the reference has, and its neighbours go on."""
-    w = steps.leaf(70, torch.float64)
+    w = steps.leaf(row.rule, 70, torch.float64)
     reference, given = Reference(row.rule(**options), steps.wide(w)), steps.gradients([w])
-    given[1][0][[33, 50, 66]] = torch.tensor([math.nan, math.inf, -math.inf], dtype=torch.float64)
+    given[1][0].view(-1)[[33, 50, 66]] = torch.tensor([math.nan, math.inf, -math.inf], dtype=torch.float64)
     meant = reference.run([steps.wide(g) for (g,) in given])
     steps.stepped(row, options, [w], given)
     found = steps.wide(w)
-    same = np.array_equal(np.isnan(found), np.isnan(meant)) and bool(np.isnan(found[33]))
+    same = np.array_equal(np.isnan(found), np.isnan(meant)) and bool(np.isnan(found.flat[33]))
+    if formula(reference.rule).passes:  # of which a whole tensor has one number
+        return judged("", "seen", f"{'as the reference' if same else 'NOT as the reference'}", same)
     others = bool(np.isfinite(np.delete(found, [33, 50, 66])).all())
     measured = (
         f"{'as the reference' if same else 'NOT as the reference'}, others {'go on' if others else 'SPOILED'}"
@@ -139,7 +150,10 @@ def _nan(row: Row, options: Options) -> Finding:
 
 def _continued(row: Row, options: Options) -> Finding:
     """Saved to a file, loaded, and gone on with: the same as never stopped; both APIs."""
-    never, stopped = [steps.leaf(size) for size in SIZES], [steps.leaf(size) for size in SIZES]
+    never, stopped = (
+        [steps.leaf(row.rule, size) for size in SIZES],
+        [steps.leaf(row.rule, size) for size in SIZES],
+    )
     steps.stepped(row, options, never, [*steps.gradients(never), *steps.gradients(never, STEPS)])
     saved = io.BytesIO()
     torch.save(steps.stepped(row, options, stopped, steps.gradients(stopped)).state_dict(), saved)
@@ -147,9 +161,10 @@ def _continued(row: Row, options: Options) -> Finding:
     fresh = steps.stepped(row, options, stopped, [])
     fresh.load_state_dict(torch.load(saved, weights_only=True))
     steps.go_on(fresh, stopped, steps.gradients(stopped, STEPS))
-    first, second = ({"w": steps.wide(steps.gradient(63, step))} for step in (0, 1))
+    shape = steps.shape_of(row.rule, 63)
+    first, second = ({"w": steps.wide(steps.gradient(63, step)).reshape(shape)} for step in (0, 1))
     ours, again = (schuss.numpy.optimizer(row.rule)(**steps.arguments(row.rule, options)) for _ in range(2))
-    params = {"w": np.linspace(-1, 1, 63)}
+    params = {"w": np.linspace(-1, 1, 63).reshape(shape)}
     ours.update(params, first)
     other = copy.deepcopy(params)
     again.load_state_dict(ours.state_dict())
@@ -162,13 +177,13 @@ def _continued(row: Row, options: Options) -> Finding:
 
 def _recompiles(row: Row, options: Options) -> Finding:
     """Another learning rate, another shape, another layer: the kernels that there are."""
-    weights = [steps.leaf(64)]
+    weights = [steps.leaf(row.rule, 64)]
     optimizer = steps.stepped(row, options, weights, steps.gradients(weights))
     before = cpu.count()
     for group in optimizer.param_groups:
         if isinstance(group.get("lr"), float):
             group["lr"] *= 0.5
-    more = [steps.leaf(size) for size in (5, 77)]
+    more = [steps.leaf(row.rule, size) for size in (5, 77)]
     optimizer.add_param_group({"params": more})
     steps.go_on(optimizer, [*weights, *more], steps.gradients([*weights, *more]))
     made = cpu.count() - before
@@ -186,7 +201,7 @@ def _low_precision(row: Row, options: Options) -> Finding:
         ("stochastic", torch.bfloat16, {"rounding": "stochastic"}),
         ("compensated", torch.bfloat16, {"compensated": True}),
     ):
-        w = torch.zeros(8192, dtype=dtype).requires_grad_()
+        w = torch.zeros(steps.shape_of(row.rule, 8192), dtype=dtype).requires_grad_()
         steps.stepped(row, options, [w], [[torch.full_like(w, 0.5)]] * 20, **more)
         distance[name] = float(w.detach().double().mean())
     whole = distance.pop("float32")
@@ -200,7 +215,10 @@ def _options(row: Row) -> Finding:
     """Clipping, averaging and a schedule, in one step: the reference with the gradient scaled."""
     lr = {"lr": 0.1} if "lr" in schuss.torch.optimizer(row.rule).arguments() else {}
     schedule = {name: lambda n: 0.1 / (1 + n) for name in lr}
-    w, g = steps.leaf(63, torch.float64), steps.gradient(63, 0)
+    w, g = (
+        steps.leaf(row.rule, 63, torch.float64),
+        steps.gradient(63, 0).reshape(steps.shape_of(row.rule, 63)),
+    )
     start, scaled = steps.wide(w), steps.wide(g / (torch.linalg.vector_norm(g) + 1e-6))
     optimizer = schuss.torch.optimizer(row.rule)([w], max_norm=1.0, ema_decay=0.5, **schedule)
     steps.go_on(optimizer, [w], [[g]])
@@ -221,6 +239,8 @@ def _sparse(row: Row) -> Finding:
 
 def _gpu(row: Row) -> Finding:
     """Machine code for an NVIDIA GPU, from the same text; no GPU is needed for it."""
+    if formula(row.rule).of_matrices:
+        return Finding("", "", "none: products of matrices take the eager path there")
     if importlib.util.find_spec("triton") is None:
         return Finding("", "PTX compiles", "Triton is not installed")
     lines = 0

@@ -23,10 +23,21 @@ def code(entry: Entry, schedule_name: str, parameters: Mapping[str, float], step
     if scheduled:
         lines.append("from schuss.schedules import *")
     arguments = ", ".join(f"{key}={value!r}" for key, value in entry.arguments(parameters).items())
-    lines.append(f"optimizer = {name}(model.parameters(), {arguments})")
+    weights = "model.parameters()"
+    if entry.of_matrices:
+        weights = "groups"
+        lines += [
+            "matrices = [w for w in model.parameters() if w.ndim > 1]",
+            "vectors = [w for w in model.parameters() if w.ndim < 2]",
+            f'rest = {{"params": vectors, "rule": "AdamW", "lr": {parameters["lr"]!r}, "weight_decay": 0.0}}',
+            'groups = [{"params": matrices}, rest]',
+        ]
+    lines.append(f"optimizer = {name}({weights}, {arguments})")
     if entry.kind == "curvature":
         lines.append("# optimizer.step(closure), where closure() returns the loss over all training data")
     if scheduled:
         lines.append(f"schedule = {schedule(schedule_name, parameters['lr'], steps)!r}")
-        lines.append('# before step n = 0, 1, 2, ...: optimizer.param_groups[0]["lr"] = schedule(n)')
+        each = ", for group in optimizer.param_groups" if entry.of_matrices else ""
+        which = "group" if entry.of_matrices else "optimizer.param_groups[0]"
+        lines.append(f'# before step n = 0, 1, 2, ...: {which}["lr"] = schedule(n){each}')
     return "\n".join(lines)

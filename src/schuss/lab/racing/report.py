@@ -50,8 +50,8 @@ class Report:
 
     def optimizer(self, parameters: Iterable[Any], task: str | None = None) -> Any:
         """The best optimizer at its best settings, over these parameters."""
-        cls, arguments = self.recipe(task)
-        return cls(parameters, **arguments)
+        name, row = self.task(task)["name"], self.best(task)
+        return self._contestants[name, row["entry"]].entry.build(parameters, row["parameters"])
 
     def table(self, task: str | None = None) -> Any:
         """The ranking as a DataFrame where pandas is there, else as a list of dicts."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from itertools import islice
 from typing import Any, Literal, cast
@@ -237,10 +238,8 @@ class Running:
 
     def measure(self, split: str, whole: bool = False) -> tuple[float, float]:
         """Loss and metric over a split, on the weights that the optimizer evaluates on."""
-        _switch(self.optimizer, "eval")
-        found = measure(self.task, self.model, split, whole, self.device)
-        _switch(self.optimizer, "train")
-        return found
+        with evaluating(self.optimizer):
+            return measure(self.task, self.model, split, whole, self.device)
 
 
 @torch.no_grad()
@@ -302,8 +301,22 @@ def scalar(task: Task, loss: Any) -> Tensor:
     return loss
 
 
+@contextmanager
+def evaluating(optimizer: Optimizer) -> Generator[None]:
+    """The weights that the optimizer evaluates on, which for Schedule-Free are an average, in the weights' place.
+
+    Those of other packages have `eval()` and `train()` for that.
+    """
+    if getattr(optimizer, "evaluates_average", False):
+        with cast(Any, optimizer).averaged():
+            yield
+        return
+    _switch(optimizer, "eval")
+    yield
+    _switch(optimizer, "train")
+
+
 def _switch(optimizer: Optimizer, mode: str) -> None:
-    """Optimizers that evaluate on an average (Schedule-Free) have `train()` and `eval()`."""
     if callable(switch := getattr(optimizer, mode, None)):
         switch()
 
