@@ -12,6 +12,7 @@ test: .venv/ready lint
 
 stubs: .venv/ready
 	$(PY) tools/stubs.py
+	$(PY) tools/readme.py
 
 lint: .venv/ready
 	$(PY) -m ruff format --check .

@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from schuss.compile.facts import markdown
+from schuss.rules import TABLE
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -49,3 +52,8 @@ def test_files_that_it_names_are_there() -> None:
     assert named
     for path in named:
         assert (ROOT / path).exists(), path
+
+
+def test_the_table_of_optimizers_is_that_of_the_rules() -> None:
+    assert README.count("| optimizer |") == 1
+    assert markdown({name: row.rule for name, row in TABLE.items()}) + "\n" in README, "Run: make stubs"

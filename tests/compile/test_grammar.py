@@ -89,6 +89,13 @@ MISTAKES = [
     ),
     (
         'state = ("m",)',
+        'state = ("m",)\n    precise = ("q",)',
+        18,
+        "precise has 'q', which is no state. State: m.",
+    ),
+    ('state = ("m",)', 'state = ("m",)\n    precise = ("m")', 18, "precise = 'm' is not a tuple of names"),
+    (
+        'state = ("m",)',
         'state = ("m",)\n    tuples = {"betas": ("b",)}',
         18,
         "Each name on the right must be a field",

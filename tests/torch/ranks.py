@@ -30,7 +30,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from schuss.torch import SGD, AdamW, ScheduleFreeAdamW, global_norm
+from schuss.torch import SGD, AdamW, Muon, ScheduleFreeAdamW, global_norm, groups
 
 MOST = 0.01  # every gradient here has a larger norm
 
@@ -305,6 +305,19 @@ def configuration():
     raises("DTensors need no process_group", lambda: train(divided, optimizer, 1))
 
 
+def held_back():
+    """The options of a change are of whole tensors, whoever holds them."""
+    options = dict(lr=0.1, weight_decay=0.1, cautious=True, max_update=0.5)
+    divided, alone = fully_shard(model()), model()
+    train(divided, AdamW(divided.parameters(), **options))
+    train(alone, AdamW(alone.parameters(), **options))
+    assert_same_weights(divided, alone)
+    for one in (True, False):
+        parts = flattened(one)
+        optimizer = AdamW(parts.parameters(), **options)
+        raises("Use fully_shard", lambda parts=parts, optimizer=optimizer: train(parts, optimizer, 1))
+
+
 def dry_step():
     """A checkpoint made before the first step, ranks with empty shards among them, counts and moves nothing."""
     divided = fully_shard(model())
@@ -341,7 +354,19 @@ def averages():
     assert not any(map(torch.equal, inside, alone.parameters()))
 
 
+def matrices():
+    """Muon's products are of whole matrices, wide, tall and a convolution's, however they are divided."""
+    torch.manual_seed(0)
+    layers = nn.Conv1d(1, 5, 2), nn.Flatten(), nn.Linear(15, 6), nn.Tanh(), nn.Linear(6, 9), nn.Linear(9, 1)
+    alone = nn.Sequential(nn.Unflatten(1, (1, 4)), *layers).double()
+    divided = fully_shard(copy.deepcopy(alone))
+    for module in (divided, alone):
+        train(module, Muon(groups(module, matrix="auto"), lr=0.02, max_norm=MOST))
+    assert_same_weights(divided, alone)
+
+
 CHECKS = {
+    "matrices": matrices,
     "fully_sharded": fully_sharded,
     "infinity": infinity,
     "without_gradient": without_gradient,
@@ -356,6 +381,7 @@ CHECKS = {
     "configuration": configuration,
     "dry_step": dry_step,
     "averages": averages,
+    "held_back": held_back,
 }
 # What two ranks do not show.
 FOUR = {name: CHECKS[name] for name in ("fully_sharded", "several_meshes")} | {

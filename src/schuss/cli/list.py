@@ -1,4 +1,4 @@
-"""`schuss list`: what can be raced."""
+"""`schuss list`: the optimizers, and what can be raced."""
 
 from __future__ import annotations
 
@@ -11,13 +11,24 @@ from rich.table import Table
 
 @click.command
 def command() -> None:
-    """Show the built-in tasks, the entries with their search spaces, and the schedules."""
+    """Show the optimizers, the built-in tasks, the entries with their search spaces, and the schedules.
+
+    An optimizer's state is in bytes per float32 weight. Its passes are how often a step reads the weights, their
+    gradients and their state.
+    """
+    from schuss.compile import facts
     from schuss.lab.entries import DEFAULT, ENTRIES
     from schuss.lab.names import TASKS
     from schuss.lab.schedules import names
     from schuss.lab.tasks import builder
+    from schuss.rules import TABLE
 
     console = Console()
+    heads, *rows = facts.table({name: row.rule for name, row in TABLE.items()})
+    optimizers = Table(*heads, title="Optimizers", title_justify="left")
+    for row in rows:
+        optimizers.add_row(*row)
+    console.print(optimizers)
     tasks = Table("task", "what", "settings", title="Tasks", title_justify="left")
     for name in TASKS:
         build = builder(name)

@@ -47,7 +47,7 @@ import torch
 from schuss.compile import gpu
 from schuss.compile.formula import Formula
 from schuss.compile.launch import TENSOR_BITS, Launch, Terms, numbers
-from schuss.compile.storage import EPSILONS, STORAGES, Column, columns, compute_dtype
+from schuss.compile.storage import STORAGES, Column, columns, compute_dtype
 from schuss.rules.rule import Rule
 
 Array = np.ndarray[Any, Any]
@@ -223,7 +223,8 @@ class DeviceLaunch(Launch):
     """All tensors on one device that one kernel moves in one call.
 
     `kept` says how weights, gradients and slots are kept; `lengths`, `groups` and `members` are tensor by tensor, as of
-    `Launch`. Scalars are computed on the host and sent along; nothing waits for the device.
+    `Launch`, and so are their `shapes` as matrices, of which an update may speak. Scalars are computed on the host and
+    sent along; nothing waits for the device.
     """
 
     def __init__(
@@ -234,6 +235,7 @@ class DeviceLaunch(Launch):
         groups: Sequence[int],
         members: Sequence[int],
         device: torch.device,
+        shapes: Sequence[tuple[int, int]] = (),
     ) -> None:
         if capturing(device):
             raise RuntimeError(_UNPREPARED)
@@ -249,9 +251,9 @@ class DeviceLaunch(Launch):
         width = len(formula.passes.numbers) if formula.passes else 0
         self.sums = torch.empty((self.programs, width), dtype=torch.float64, device=device)
         self.found = torch.empty((len(lengths), width), dtype=self.real, device=device)
-        for k, word in enumerate(formula.passes.numbers if formula.passes else ()):
-            if word.word == "machine_epsilon":
-                self.found[:, k] = EPSILONS[STORAGES[kept[0]].dtype]
+        known = formula.passes.known_before(shapes, STORAGES[kept[0]].dtype) if formula.passes else {}
+        for k, values in known.items():
+            self.found[:, k] = torch.tensor(values, dtype=self.real, device=device)
         self.measures = (self.sums, self.found) if width else ()
         self.square: _Program | None = None
         self.coefficients = self.window = _Sent((0,), self.real, device)

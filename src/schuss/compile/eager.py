@@ -259,7 +259,7 @@ def moved(
     epsilon = EPSILONS[storages["w"].dtype]
     vocabulary = {**_words(wide), "machine_epsilon": lambda x: epsilon}
     if rule is not None:
-        vocabulary |= words(rule, w.shape)
+        vocabulary |= words(rule, memory[0].shape)
     new = formula.bind(vocabulary)(w, scale * g, *slots, *coefficients[: len(formula.coefficients)])
     found: list[tuple[Tensor, Tensor]] = []
     for value, name in zip(new, ("w", *formula.slots), strict=True):

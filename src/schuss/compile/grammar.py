@@ -183,6 +183,15 @@ def _check_fields(rule: type[Rule]) -> None:
 # State
 
 
+def _check_precise(rule: type[Rule], every: Iterable[str], wrong: _Mistake) -> None:
+    slots = [slot for slot in every if slot not in rule.scalars]
+    if isinstance(rule.precise, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        wrong(f"precise = {rule.precise!r} is not a tuple of names. Write precise = ({rule.precise!r},).")
+    for slot in rule.precise:
+        if slot not in slots:
+            wrong(f"precise has {slot!r}, which is no state. State: {', '.join(slots) or 'none'}.")
+
+
 def _check_state(rule: type[Rule]) -> None:
     wrong = _Mistake(rule, _anywhere(rule))
     every: dict[str, None] = {}
@@ -215,6 +224,7 @@ def _check_state(rule: type[Rule]) -> None:
     called = [rule.state_names.get(slot, slot) for slot in every]
     if unknown:
         wrong(f"state_names has {unknown[0]!r}, which is no state. State: {', '.join(every) or 'none'}.")
+    _check_precise(rule, every, wrong)
     if len(set(called)) < len(called):
         wrong(f"state_names = {rule.state_names!r} gives two the same name. Give each its own.")
 

@@ -68,9 +68,20 @@ def words(rule: Rule, shape: Sequence[int]) -> dict[str, Any]:
     rows, columns = matrix_shape(shape)
 
     def of_matrix(x: Any) -> Any:
-        return orthogonal(x.reshape(rows, columns), rule.iterations, rule.smallest_norm).reshape(shape)
+        whole = x.full_tensor() if hasattr(x, "full_tensor") else x
+        found = orthogonal(whole.reshape(rows, columns), rule.iterations, rule.smallest_norm).reshape(shape)
+        return found if whole is x else _divided_like(x, found)
 
     return {"orthogonal": of_matrix, "rows": lambda x: float(rows), "columns": lambda x: float(columns)}
+
+
+def _divided_like(given: Any, whole: Any) -> Any:
+    """What every rank has worked out as a whole, divided between them as a DTensor is: each keeps its part."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    everywhere = [Replicate()] * given.device_mesh.ndim
+    replicated = DTensor.from_local(whole, given.device_mesh, everywhere, run_check=False)
+    return replicated.redistribute(placements=given.placements)
 
 
 def range_of(iterations: Polynomials, low: float) -> tuple[float, float]:

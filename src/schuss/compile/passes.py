@@ -17,9 +17,10 @@ elements have moved.
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from schuss.compile.storage import EPSILONS
 from schuss.rules.rule import MATRIX, SHAPES, VECTORS, WHOLE_TENSOR
 
 __all__ = ["BOTH", "Axes", "Passes", "Word", "axes_of", "varying"]
@@ -180,6 +181,24 @@ class Passes:
     def matrices(self) -> tuple[Word, ...]:
         """The words that give a matrix."""
         return tuple(word for word in self.words if word.matrix)
+
+    def known_before(self, shapes: Sequence[tuple[int, int]], dtype: str) -> dict[int, list[float]]:
+        """What is known of the shapes of matrices and of their dtype, by the place of the word among `numbers`."""
+
+        def known(word: str, shape: tuple[int, int]) -> float:
+            return EPSILONS[dtype] if word == "machine_epsilon" else float(shape[word == "columns"])
+
+        return {
+            k: [known(word.word, shape) for shape in shapes]
+            for k, word in enumerate(self.numbers)
+            if word.level == 0
+        }
+
+    @property
+    def readings(self) -> int:
+        """How many passes read the weight, the gradient or state of each element."""
+        levels = range(1, self.levels + 1)
+        return 1 + sum(any(not (one.alike and one.vector) for one in self.at(level)) for level in levels)
 
     @property
     def vectors(self) -> tuple[Word, ...]:

@@ -170,7 +170,7 @@ def formula_of(rule: Rule, group: Mapping[str, Any]) -> Formula:
 def _check_change(rule: Rule, given: str, max_update: float | None) -> None:
     """Refuse to hold back the change of a rule for whose change that means nothing."""
     name = type(rule).__name__
-    if hasattr(rule, "evaluated"):
+    if rule.has_evaluated():
         raise ValueError(
             f"{given} is not possible with {name}: its weights lie between two others, one of them an average, and "
             "would lie elsewhere if their change alone were held back. Leave the option out, or try AdamW with it."

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from schuss.compile.eager import from_levels
-from schuss.compile.formula import formula
 from schuss.core.arguments import own_names
 from schuss.core.checkpoint import scale_of
 from schuss.core.schedules import at, plain_number
@@ -324,10 +323,6 @@ def _linear(row: Row, group: Group, state: State) -> Linear:
     # A schedule counts finished steps.
     chosen = {name: plain_number(at(value, steps)) for name, value in group.items() if name in names}
     rule = row.rule(**own_names(row, chosen))
-    if formula(rule).passes:
-        allowed = "linear in small gradients: its steps depend on norms of whole tensors, or on their directions alone"
-        advice = "Measure the curvature itself with extreme_eigenvalues."
-        raise refusal("optimizer", row.name, allowed, advice)
     first = rule.initial()
     scalars = tuple((n, float(state.get(row.names[n], first.get(n, 0.0)))) for n in rule.scalars)
     limit, now, scale = _iterations(rule, steps, scalars)

@@ -64,8 +64,9 @@ class Optimizer(OfRule):
 
     `state_dtype` is "float64", "float32", "bfloat16" (rounded stochastically; NumPy has no such dtype: state is its
     bits, in uint16) or "int8" (block-wise quantized, a float32 scale for each 128). Arrays of fewer than 4096
-    numbers and those with gradients `(indices, values)` then have state in float32. Complex arrays always have complex
-    state. The average is of the array's dtype, at least float32.
+    numbers and those with gradients `(indices, values)` then have state in float32. Schedule-Free's z, which holds
+    weights, has 32 bits at least. Complex arrays always have complex state. The average is of the array's dtype, at
+    least float32.
 
     `cautious` and `max_update` are of the change without decoupled decay: see `schuss.torch` for what that means for
     which rule. None of these options changes a gradient.

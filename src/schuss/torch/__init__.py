@@ -27,8 +27,9 @@ Every optimizer takes these too, by keyword; those above the line may differ by 
 | `capturable`     | `False`     | a step on a GPU can be captured in a CUDA graph, after an ordinary one              |
 
 State in int8 stays in float32 for tensors of fewer than 4096 weights, and for those with sparse gradients; `groups(...,
-state_dtype="int8")` leaves embeddings in float32 too. Complex weights have state of their own dtype. These options are
-the constructor's and not in a checkpoint; the numbers that they lead to are.
+state_dtype="int8")` leaves embeddings in float32 too. Schedule-Free's z, which holds weights, has 32 bits at least.
+Complex weights have state of their own dtype. These options are the constructor's and not in a checkpoint; the numbers
+that they lead to are.
 
 `cautious` and `max_update` hold back the change Δ that a rule makes of a weight. Both are of a whole tensor, so its
 memory is read once more. g is the gradient after clipping, without L2 decay:

@@ -212,6 +212,7 @@ class _Device(_Plain):
             [item.group for item in items],
             [item.index for item in items],
             self.weights[0].device,
+            [matrix_shape(item.weight.shape) for item in items],
         )
         return launch.tensors, launch
 

@@ -14,7 +14,7 @@ from schuss.core.matrices import check_matrix
 from schuss.core.options import formula_of
 from schuss.core.storage import weight_storage
 from schuss.rules import Rule
-from schuss.torch import checkpoints, checks, storage
+from schuss.torch import checkpoints, checks, sharded, storage
 from schuss.torch.counts import Counts
 from schuss.torch.hyperparameters import Hyperparameters
 from schuss.torch.kinds import Kinds
@@ -52,6 +52,7 @@ class Planner:
         present = [k for k, gradient in enumerate(gradients) if gradient is not None]
         whole = {k for k in present if gradients[k].layout != torch.sparse_coo}
         of_group = [formula_of(rule, group) for rule, group in zip(rules, groups, strict=True)]
+        sharded.check_whole([weights[k] for k in present if of_group[group_of[k]].passes])
         formulas: dict[int, Formula] = {}
         for k in present:
             kind, rule = self.kinds.of(groups[group_of[k]]), rules[group_of[k]]

@@ -67,6 +67,15 @@ def _dtensor() -> Any:
     return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ())
 
 
+def check_whole(weights: Sequence[Tensor]) -> None:
+    """Refuse weights of which a rank has a part that does not know its tensor, where whole tensors are measured."""
+    if _several() and any(map(_is_flat, weights)):
+        raise ValueError(
+            "FSDP has divided these weights between ranks without regard to their tensors, and this rule, or cautious "
+            "or max_update, measures whole tensors. Use fully_shard, with which every step is exact."
+        )
+
+
 class Shards:
     """Between which processes some weights are divided."""
 

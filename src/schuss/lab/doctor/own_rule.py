@@ -17,7 +17,7 @@ import torch
 import schuss.numpy
 import schuss.torch
 from schuss.compile import cpu, eager, gpu
-from schuss.compile.formula import formula
+from schuss.compile.formula import AVERAGE, formula
 from schuss.compile.grammar import check, options_of_variants
 from schuss.compile.launch import Terms, numbers
 from schuss.compile.reference import Reference
@@ -105,6 +105,7 @@ def _strides(row: Row, options: Options) -> Finding:
     """A weight and a gradient that lie otherwise in memory."""
     straight = torch.linspace(-1, 1, 20 * 30).reshape(30, 20).clone()
     weights = [straight.requires_grad_(), straight.detach().t().contiguous().t().requires_grad_()]
+    start = steps.wide(straight)
     given = [g.t().contiguous().t() if k % 2 else g for k, (g,) in enumerate(steps.gradients([straight]))]
     for w in weights:
         steps.stepped(row, options, [w], ([g] for g in given))
@@ -113,7 +114,6 @@ def _strides(row: Row, options: Options) -> Finding:
         return steps.equal(weights[:1], weights[1:])
     # Products of matrices are taken by another path then.
     wides, eps = ([steps.wide(g)] for g in given), float(np.finfo(np.float32).eps)
-    start = np.linspace(-1, 1, 20 * 30, dtype=np.float32).reshape(30, 20).astype(np.float64)
     return steps.within(steps.roundings(rule, [start], wides, [steps.wide(weights[1])], eps))
 
 
@@ -222,11 +222,24 @@ def _options(row: Row) -> Finding:
     start, scaled = steps.wide(w), steps.wide(g / (torch.linalg.vector_norm(g) + 1e-6))
     optimizer = schuss.torch.optimizer(row.rule)([w], max_norm=1.0, ema_decay=0.5, **schedule)
     steps.go_on(optimizer, [w], [[g]])
-    with optimizer.averaged():
-        average = steps.wide(w)
+    average = steps.wide(optimizer.state[w][AVERAGE])
     rule = row.rule(**lr)
     return steps.within(
         max(steps.roundings(rule, [start], [[scaled]], [found]) for found in (steps.wide(w), average))
+    )
+
+
+def _held_back(row: Row) -> Finding:
+    """The options of the change, where they have a meaning."""
+    options: Options = {"cautious": True} | ({"max_update": 0.1} if hasattr(row.rule(), "lr") else {})
+    w, rule = steps.leaf(63, torch.float64), row.rule()
+    start, given = steps.wide(w), steps.gradients([w])
+    try:
+        steps.stepped(row, {}, [w], given, **options)
+    except ValueError as error:
+        return Finding("", "refused or as written down", f"refused: {error}")
+    return steps.within(
+        steps.roundings(rule, [start], ([steps.wide(g)] for (g,) in given), [steps.wide(w)], **options)
     )
 
 
@@ -268,6 +281,7 @@ _OF_VARIANTS: dict[str, Callable[[Row, Options], Finding]] = {
 }
 _OF_RULES: dict[str, Callable[[Row], Finding]] = {
     "clipping, average, schedule": _options,
+    "cautious, max_update": _held_back,
     "sparse gradients": _sparse,
     "GPU kernel": _gpu,
 }

@@ -94,13 +94,15 @@ def roundings(
     found: Sequence[Array],
     eps: float = float(np.finfo(np.float64).eps),
     least: float = 1.0,
+    **options: Any,
 ) -> float:
     """The largest distance from the reference, in units of the rounding of the largest weight on its trajectory.
 
     Infinite where NaN. `least` is what the largest weight counts at least. Products of matrices are rounded too.
+    `options` are those of the change.
     """
     eps += _of_products(rule) * min(eps, float(np.finfo(np.float32).eps))
-    references = [Reference(rule, start) for start in starts]
+    references = [Reference(rule, start, **options) for start in starts]
     scales = [max(least, np.abs(start).max(initial=0.0)) for start in starts]
     for step in given:
         for i, (reference, g) in enumerate(zip(references, step, strict=True)):
