@@ -236,7 +236,7 @@ def _options(row: Row) -> Finding:
 def _held_back(row: Row) -> Finding:
     """The options of the change, where they have a meaning."""
     options: Options = {"cautious": True} | ({"max_update": 0.1} if hasattr(row.rule(), "lr") else {})
-    w, rule = steps.leaf(63, torch.float64), row.rule()
+    w, rule = steps.leaf(row.rule, 63, torch.float64), row.rule()
     start, given = steps.wide(w), steps.gradients([w])
     try:
         steps.stepped(row, {}, [w], given, **options)
