@@ -20,7 +20,7 @@ class Facts(NamedTuple):
     """Of a rule's variants, from the least to the most that one needs.
 
     | `kind`   | "elementwise"; "whole tensor": it measures tensors first; "matrix": it multiplies matrices too |
-    | `state`  | bytes per float32 weight                                                                       |
+    | `state`  | bytes per float32 weight; a number for a whole row or column counts for none                   |
     | `passes` | how often a step reads the weight, its gradient and its state                                  |
     | `source` | the first that the rule's module names, by authors and year                                    |
     """
@@ -47,10 +47,11 @@ def facts(rule: type[Rule]) -> Facts:
     >>> facts(LAMB).cells()[:3]
     ('whole tensor', '8', '2')
     """
-    every = [formula(rule(**options)) for options in options_of_variants(rule).values()]
+    chosen = [rule(**options) for options in options_of_variants(rule).values()]
+    every = [formula(one, dimensions=axes) for one in chosen for axes in (None, 2)]
     kind = max((_kind(one) for one in every), key=_KINDS.index)
-    state = [4 * len(one.slots) for one in every]
-    passes = [1 + (one.passes.levels if one.passes else 0) for one in every]
+    state = [4 * sum(slot not in rule.shapes for slot in one.slots) for one in every]
+    passes = [one.passes.readings if one.passes else 1 for one in every]
     return Facts(kind, (min(state), max(state)), (min(passes), max(passes)), _source(rule))
 
 
