@@ -54,12 +54,16 @@ def _type(row: Row, name: str) -> Any:
     """The type of a constructor's argument."""
     if name in KNOWN:
         return KNOWN[name].kind
+    domains = {f.name: f.metadata["domain"] for f in fields(row.rule)}
     if name in row.rule.tuples:
-        return tuple[(Number,) * len(row.rule.tuples[name])]  # type: ignore[misc]  # made as the program runs
-    domain = next(f.metadata["domain"] for f in fields(row.rule) if f.name == name)
+        parts = (Number | None if domains[part].optional else Number for part in row.rule.tuples[name])
+        return tuple[tuple(parts)]  # type: ignore[misc]  # made as the program runs
+    domain = domains[name]
     if domain.kind is bool:
         return bool
-    return Literal[domain.choices] if domain.choices else Number
+    if domain.choices:
+        return Literal[domain.choices]
+    return Number | None if domain.optional else Number
 
 
 def _table_rows(rule: type[Rule]) -> dict[str, tuple[str, str]]:
