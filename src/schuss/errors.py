@@ -92,8 +92,12 @@ class Domain:
     choices: tuple[str | None, ...] = ()
     kind: type = float
     advice: str = ""
+    optional: bool = False
 
     def __str__(self) -> str:
+        return f"None or {self._numbers()}" if self.optional else self._numbers()
+
+    def _numbers(self) -> str:
         if self.kind is bool:
             return "True or False"
         if self.choices:
@@ -113,6 +117,8 @@ class Domain:
             return isinstance(value, bool)
         if self.choices:
             return value in self.choices
+        if value is None:
+            return self.optional
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         return math.isfinite(value) and self.low <= value <= self.high and self.above < value < self.below

@@ -107,6 +107,22 @@ MISTAKES = [
     ("    @staticmethod\n", "", 17, "is no static method. Write @staticmethod above it"),
     ("gain, lr):", "gain, lr=1):", 17, "by name, without defaults"),
     ("decay, gain, lr):", "decay, scale, lr):", 17, "a coefficient cannot be named 'scale'"),
+    (
+        'state = ("m",)',
+        'state = ("m",)\n    shapes = {"m": "row"}',
+        22,
+        "m is one number for each row, but what update returns for it differs within a row. Take row_mean(...) of it",
+    ),
+    ('state = ("m",)', 'state = ("m",)\n    shapes = {"m": "rows"}', 18, "each with one of 'row', 'column'"),
+    ('state = ("m",)', 'state = ("m",)\n    shapes = {"q": "row"}', 18, "It names state"),
+    (MOVE, "w = w - lr * row_mean(row_mean(m))", 20, "which is one number for each row already"),
+    (MOVE, "w = w - lr * row_mean(norm(m))", 20, "which is one number for the whole tensor"),
+    (
+        'state = ("m",)',
+        'state = ("m",)\n    def variant_of(self, dimensions): return "flat"',
+        13,
+        "variant_of(0) is 'flat', which is none of ''",
+    ),
 ]
 
 
@@ -179,7 +195,8 @@ def test_every_rule_here_may_be_written_as_it_is_and_every_variant_can_be_chosen
     rule = TABLE[name].rule
     check(rule)
     chosen = options_of_variants(rule)
-    assert chosen.keys() == rule.variants.keys()
+    by_shape = {rule().variant_of(dimensions) for dimensions in range(5)}
+    assert chosen.keys() | by_shape == rule.variants.keys()
     for variant, options in chosen.items():
         assert rule(**options).variant == variant
 

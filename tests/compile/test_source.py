@@ -19,7 +19,12 @@ def test_the_page_stands_in_its_kernel(variant):
     assert lines
     assert "return" in last
     for line in lines:
+        if re.search(
+            r"\b(mean|norm|total)\(\w+ ", line
+        ):  # of more than a name: numbered where it is measured
+            continue
         measured = re.sub(r"\b(mean|norm|total)\((\w+)\)", r"\1_\2", line.strip())
+        measured = measured.replace("machine_epsilon(w)", "number_of_machine_epsilon")
         assert measured in plain
 
 

@@ -178,7 +178,59 @@ def mars(ws, t, gs, past, o):
     return [adam(w, t, [c[k] for c in clipped], {}, adam_only) for k, w in enumerate(decayed)]
 
 
-TENSOR_PAPERS = {"LAMB": lamb, "LARS": lars, "MARS": mars}
+def bounded_step(ws, us, t, o):
+    """Adafactor's step along u: as long as the weights, and no longer than d allows."""
+    count = Decimal(len(ws))
+    size, reach = length(ws) / count.sqrt(), length(us) / count.sqrt() / o["d"]
+    rate = min(o["lr"], ONE / Decimal(t).sqrt()) * max(size, o["eps2"]) / max(reach, ONE)
+    return [w - o["lr"] * o["weight_decay"] * w - rate * u for w, u in zip(ws, us, strict=True)]
+
+
+def growing_average(xs, k):
+    """Σ aᵢ xᵢ, where step i has weight iᵏ and leaves the part 1 − iᵏ to those before it."""
+    gains = [Decimal(i) ** k for i in range(1, len(xs) + 1)]
+    total = Decimal(0)
+    for i, x in enumerate(xs):
+        left = ONE
+        for later in gains[i + 1 :]:
+            left *= ONE - later
+        total += left * gains[i] * x
+    return total
+
+
+def least_of(o):
+    return Decimal(2) ** -52 if o["eps1"] is None else o["eps1"]
+
+
+def adafactor(ws, t, gs, past, o):
+    us = []
+    for k in range(len(ws)):
+        v = growing_average([g[k] * g[k] for g in gs], o["beta2_decay"])
+        us.append(gs[-1][k] / max(v.sqrt(), least_of(o)))
+    return bounded_step(ws, us, t, o)
+
+
+def adafactor_of_matrices(shape):
+    """The same of matrices, whose numbers stand one after the other: v is rᵢ cⱼ over the mean of r."""
+    rows, columns = shape[-2:]
+
+    def paper(ws, t, gs, past, o):
+        squares = [growing_average([g[k] * g[k] for g in gs], o["beta2_decay"]) for k in range(len(ws))]
+        us = []
+        for k, g in enumerate(gs[-1]):
+            first = k - k % (rows * columns)
+            i, j = divmod(k - first, columns)
+            row = sum(squares[first + i * columns + q] for q in range(columns))
+            column = sum(squares[first + p * columns + j] for p in range(rows))
+            mean = sum(squares[first : first + rows * columns]) / (rows * columns)
+            v = row / columns * column / rows / max(mean, least_of(o))
+            us.append(g / max(v.sqrt(), least_of(o)))
+        return bounded_step(ws, us, t, o)
+
+    return paper
+
+
+TENSOR_PAPERS = {"LAMB": lamb, "LARS": lars, "MARS": mars, "Adafactor": adafactor}
 
 
 def schedule_free(w, t, rate, u, beta, past, o):
@@ -346,11 +398,12 @@ def paper():
         with localcontext() as context:
             context.prec = 60
             if name in TENSOR_PAPERS:
-                ws, gs, past = [Decimal(w) for w in start.tolist()], [], {}
-                for t, g in enumerate(gradients.tolist(), 1):
-                    gs.append([Decimal(x) for x in g])
-                    ws = TENSOR_PAPERS[name](ws, t, gs, past, options)
-                    found[t - 1] = [float(w) for w in ws]
+                page = TENSOR_PAPERS[name] if start.ndim < 2 else adafactor_of_matrices(start.shape)
+                ws, gs, past = [Decimal(w) for w in start.ravel().tolist()], [], {}
+                for t, g in enumerate(gradients, 1):
+                    gs.append([Decimal(x) for x in g.ravel().tolist()])
+                    ws = page(ws, t, gs, past, options)
+                    found[t - 1] = np.reshape([float(w) for w in ws], start.shape)
                 return found
             for k, first in enumerate(start.tolist()):
                 w, gs, past = Decimal(first), [], {}

@@ -172,6 +172,22 @@ MUTATIONS = [
     ("AdEMAMix", "step2=self.lr * alpha", "step2=self.lr * alpha / left_to_average(self.beta3, step)"),
     ("AdEMAMix", "gain3=1 - beta3", "gain3=1 - self.beta1"),
     ("AdEMAMix", "keep=1 - self.lr * self.weight_decay", "keep=1 - self.weight_decay"),
+    ("Adafactor", "v = decay * v + gain * g * g", "v = gain * v + decay * g * g"),
+    ("Adafactor", "float(step) ** self.beta2_decay", "float(step + 1) ** self.beta2_decay"),
+    ("Adafactor", "step=min(self.lr, 1 / math.sqrt(step))", "step=self.lr"),
+    (
+        "Adafactor",
+        "keep=1 - self.lr * self.weight_decay",
+        "keep=1 - min(self.lr, 1 / math.sqrt(step)) * self.weight_decay",
+    ),
+    (
+        "Adafactor",
+        "length = sqrt(mean(u * u))\n        size = sqrt(mean(w * w))",
+        "length = sqrt(mean(abs(u)))\n        size = sqrt(mean(w * w))",
+    ),
+    ("Adafactor", "maximum(length / longest, 1.0)", "maximum(length, longest)"),
+    ("Adafactor", "eps=self.eps1 or 0.0", "eps=0.0"),
+    ("Adafactor", "maximum(size, smallest)", "(size + smallest)"),
 ]
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from schuss.compile.reference import Reference
+from schuss.core.storage import dtype_name
 
 collect_ignore = ["ranks.py"]  # a program of its own, for several processes
 
@@ -23,7 +24,7 @@ def oracle():
     """`oracle(rule, weight, gradients)`: where the float64 reference takes a tensor."""
 
     def run(rule, weight, gradients):
-        reference = Reference(rule, weight.detach().double().numpy())
+        reference = Reference(rule, weight.detach().double().numpy(), dtype_name(weight.dtype))
         return torch.from_numpy(
             np.array(reference.run([g.double().resolve_neg().numpy() for g in gradients]))
         )

@@ -116,9 +116,9 @@ def test_state_is_never_cast(dtype, plain, fresh, steps):
     second = copies(first)
     loaded = plain.ours(second)
     loaded.load_state_dict(through_a_file(saved.state_dict()))
-    for slot in plain.rule.slots:
-        name = plain.row.names[slot]
-        for w, v in zip(first, second, strict=True):
+    for w, v in zip(first, second, strict=True):
+        for slot in plain.rule.slots_of(w.dim()):
+            name = plain.row.names[slot]
             assert loaded.state[v][name].dtype == torch.float32
             assert torch.equal(loaded.state[v][name], saved.state[w][name])
     steps(loaded, second, 3, 6)
@@ -267,21 +267,21 @@ def compare_after(change, torch_case, fresh, steps):
     assert_same(*found, exactly=False)
 
 
-def slot_names(case):
-    return [case.row.names[slot] for slot in case.rule.slots]
+def slot_names(case, weight):
+    return [case.row.names[slot] for slot in case.rule.slots_of(weight.dim())]
 
 
 def test_a_replaced_slot_is_honoured(torch_case, fresh, steps):
     def change(optimizer, weights):
-        for name in slot_names(torch_case):
-            optimizer.state[weights[1]][name] = torch.full_like(weights[1], 0.25)
+        for name in slot_names(torch_case, weights[1]):
+            optimizer.state[weights[1]][name] = torch.full_like(optimizer.state[weights[1]][name], 0.25)
 
     compare_after(change, torch_case, fresh, steps)
 
 
 def test_a_slot_changed_in_place_is_honoured(torch_case, fresh, steps):
     def change(optimizer, weights):
-        for name in slot_names(torch_case):
+        for name in slot_names(torch_case, weights[0]):
             optimizer.state[weights[0]][name].mul_(0.5)
 
     compare_after(change, torch_case, fresh, steps)
@@ -291,7 +291,7 @@ def test_an_entry_that_is_a_new_dict_is_honoured(torch_case, fresh, steps):
     def change(optimizer, weights):
         old = optimizer.state[weights[0]]
         optimizer.state[weights[0]] = {k: v.clone() * 1 if v is not None else v for k, v in old.items()}
-        for name in slot_names(torch_case):
+        for name in slot_names(torch_case, weights[0]):
             optimizer.state[weights[0]][name].zero_()
 
     if torch_case.row.rule.state or torch_case.rule.slots:

@@ -83,7 +83,7 @@ def test_hyperparameters_are_read_at_every_step(torch_case, pair):
             if "betas" in group:
                 group["betas"] = (0.5 + 0.05 * seed, 0.9)
             if "eps" in group:
-                group["eps"] = 10.0**-seed
+                group["eps"] = (10.0**-seed, 1e-3) if isinstance(group["eps"], tuple) else 10.0**-seed
             if seed == 3 and "weight_decay" in group:
                 group["weight_decay"] = 0.2
             optimizer.step()

@@ -428,12 +428,12 @@ def test_an_int8_checkpoint_that_was_cast_is_refused():
 
 def test_a_slot_of_every_rule(variant, noise):
     """Whatever a rule remembers is looked at."""
-    for place in range(len(variant.rule.slots)):
+    for slot in variant.rule.slots_of(len(SHAPE)):
         weight = noise(*SHAPE).requires_grad_()
         optimizer = variant.ours([weight])
         weight.grad = noise(*SHAPE, seed=1)
         optimizer.step()
-        name = variant.row.names[variant.rule.slots[place]]
+        name = variant.row.names[slot]
         optimizer.state[weight][name].data = noise(3, seed=2)
         refused(optimizer, f"The state '{name}' of weight 0, of shape (6, 5), is float64 of shape (3,)")
 

@@ -47,4 +47,9 @@ def source(
             f"{', '.join(('w', 'g', *chosen.slots))}; also "
             f"{', '.join(one for one in STORAGES if one not in PLAIN)}, but for g (int8: for slots alone)."
         )
+    if device == "gpu" and chosen.of_rows:
+        raise ValueError(
+            f"{chosen.title} takes means over rows and columns, for which there is no GPU kernel: it takes the eager "
+            "path there. Try device='cpu'."
+        )
     return (cpu if device == "cpu" else gpu).source(chosen, each)

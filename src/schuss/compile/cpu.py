@@ -83,8 +83,8 @@ def functions(formula: Formula) -> list[str]:
 class _Array:
     """The lines by which a kernel reads and writes one array, and what is beside it."""
 
-    def __init__(self, index: int, column: Column, beside: int, where: int) -> None:
-        self.name, self.storage = column.name, column.storage
+    def __init__(self, index: int, column: Column, beside: int, where: int, shape: str = "") -> None:
+        self.name, self.storage, self.shape = column.name, column.storage, shape
         self.index, self.beside, self.where = index, beside, where
         self.blocks = self.storage.name == "int8"
 
@@ -124,6 +124,10 @@ class _Array:
 
     def read(self) -> str:
         """Its number at `i`."""
+        if self.shape:
+            return (
+                f"{self.name}_row" if self.shape == "row" else f"load_{self.name}(at_{self.name}, i - shift)"
+            )
         if self.blocks:
             return f"load_{self.name}(at_{self.name}, i, {self.name}_scale)"
         beside = f"at_{self.name}_{self.storage.beside.name}, " if self.storage.beside else ""
@@ -158,7 +162,23 @@ class _Array:
 
 def measures(passes: Passes | None) -> tuple[str, ...]:
     """What a row says besides of an update in passes: where its sums, its tensor's numbers and its matrices are."""
-    return ("sums_", "found_", *(word.name for word in passes.matrices)) if passes else ()
+    if passes is None:
+        return ()
+    names = "sums_", "found_", *(word.name for word in passes.matrices)
+    if not passes.of_rows:
+        return names
+    vectors = *(word.name for word in passes.vectors), *map(part_of, column_words(passes))
+    return (*names, *vectors, "width", "height", "top")
+
+
+def column_words(passes: Passes) -> list[Word]:
+    """The words that give a number for each column."""
+    return [word for word in passes.vectors if word.vector == "column"]
+
+
+def part_of(word: Word) -> str:
+    """The name of what a row of the table adds to a number for each column."""
+    return f"{word.name}_part"
 
 
 def scalars(formula: Formula, kept: tuple[str, ...]) -> tuple[str, ...]:
@@ -182,7 +202,7 @@ def _indented(lines: Iterable[str], by: int) -> list[str]:
     return [" " * by + line for line in lines]
 
 
-def _arrays(names: Sequence[str], memory: Sequence[Column]) -> list[_Array]:
+def _arrays(names: Sequence[str], memory: Sequence[Column], passes: Passes | None) -> list[_Array]:
     """The named arrays of a kernel's columns. Those in blocks have a place for a block's numbers after all columns."""
     place_of = {column.name: k for k, column in enumerate(memory)}
     own = memory[: len(names)]
@@ -193,6 +213,7 @@ def _arrays(names: Sequence[str], memory: Sequence[Column]) -> list[_Array]:
             column,
             place_of[f"{column.name}_{column.storage.beside.name}"] if column.storage.beside else -1,
             len(memory) + (blocks.index(column.name) if column.name in blocks else 0),
+            passes.shapes.get(column.name, "") if passes else "",
         )
         for k, column in enumerate(own)
     ]
@@ -215,9 +236,99 @@ def _called(
         f"    scale_ * {gradient.read()},",
         *(f"    {slot.read()}," for slot in slots),
         *(f"    {name}_," for name in coefficients),
-        *(f"    load_{one.name}(at_{one.name}, i)," if one.matrix else f"    {one.name}_," for one in known),
+        *(f"    {_read(one)}," for one in known),
         ")",
     ]
+
+
+def _read(word: Word) -> str:
+    """What was measured, as it applies to the element at `i`."""
+    if word.matrix:
+        return f"load_{word.name}(at_{word.name}, i)"
+    if word.vector == "column":
+        return f"real(read_float64(at_{word.name}, i - shift))"
+    return f"{word.name}_row" if word.vector else f"{word.name}_"
+
+
+def _each(
+    passes: Passes | None,
+    arrays: Sequence[_Array],
+    known: Sequence[Word],
+    lines: list[str],
+    before: Sequence[str] = (),
+    after: Sequence[str] = (),
+    inner: bool = True,
+) -> list[str]:
+    """These lines for each element of a row of the table; where rows of a matrix are told apart, with what to do
+    before and after each. Without `inner`, for the first element of each row of the matrix alone.
+    """
+    if passes is None or not passes.of_rows:
+        return ["for i in range(length):", *_indented(lines, 4)]
+    return [
+        "for k in range(length // width):",
+        "    base = k * width",
+        "    shift = base - k // height * width  # of the first column of this matrix",
+        *_indented(_row_numbers(arrays, known), 4),
+        *_indented(before, 4),
+        f"    {'for i in range(base, base + width):' if inner else 'i = base'}",
+        *_indented(lines, 8 if inner else 4),
+        *_indented(after, 4),
+    ]
+
+
+def _row_numbers(arrays: Sequence[_Array], known: Sequence[Word]) -> list[str]:
+    """What is read once for row `k` of a matrix."""
+    slots = [array.name for array in arrays if array.shape == "row"]
+    words = [word.name for word in known if word.vector == "row"]
+    return [
+        *(f"{name}_row = load_{name}(at_{name}, k)" for name in slots),
+        *(f"{name}_row = real(read_float64(at_{name}, k))" for name in words),
+    ]
+
+
+# How many numbers the columns of a row's matrices have: of those that begin in it.
+_COLUMNS = "((length // width - 1) // height + 1) * width"
+
+
+def _shaped_state(formula: Formula, passes: Passes, arrays: Sequence[_Array]) -> list[str]:
+    """The lines that write the slots with a number for each row or column, after all elements have moved."""
+    arrays, lines = arrays[: 2 + len(formula.page_slots)], list[str]()
+
+    def called(kind: str) -> list[str]:
+        """The update, of which only what is one number for each of this kind is asked: all else may be anything."""
+
+        def slot(array: _Array) -> str:
+            return array.read() if array.shape == kind else "real(0)"
+
+        def word(one: Word) -> str:
+            return "real(0)" if one.matrix or one.vector not in ("", kind) else _read(one)
+
+        arguments = ", ".join(
+            (
+                *("real(0)", "real(0)"),
+                *map(slot, arrays[2:]),
+                *(f"{name}_" for name in formula.own_coefficients),
+                *map(word, passes.words),
+            )
+        )
+        stores = [
+            f"store_{array.name}(at_{array.name}, {'k' if kind == 'row' else 'i'}, new[{number}])"
+            for number, array in enumerate(arrays[2:], 1)
+            if array.shape == kind
+        ]
+        return [f"new = update({arguments})", *stores]
+
+    if "row" in passes.shapes.values():
+        reading = _row_numbers(arrays, passes.words)
+        lines += ["for k in range(length // width):", *_indented([*reading, *called("row")], 4)]
+    if "column" in passes.shapes.values():
+        lines += [
+            "if top != 0:",
+            "    shift = 0",
+            f"    for i in range({_COLUMNS}):",
+            *_indented(called("column"), 8),
+        ]
+    return lines
 
 
 def _loop(formula: Formula, arrays: Sequence[_Array]) -> list[str]:
@@ -227,9 +338,12 @@ def _loop(formula: Formula, arrays: Sequence[_Array]) -> list[str]:
     function = "moved" if formula.averaged else "update"
     known = formula.passes.words if formula.passes else ()
     moved = _called(formula.coefficients, arrays, function, known)
-    lines = [*moved, *(line for k, array in enumerate(written) for line in array.write(f"new[{k}]"))]
+    lines = [
+        *moved,
+        *(line for k, array in enumerate(written) if not array.shape for line in array.write(f"new[{k}]")),
+    ]
     if not any(array.blocks for array in arrays):
-        return ["for i in range(length):", *_indented(lines, 4)]
+        return _each(formula.passes, arrays, known, lines)
     return [
         *_by_block([line for array in written for line in array.before_block()], lines),
         *_indented([line for array in written for line in array.after_block()], 4),
@@ -255,14 +369,43 @@ def _sums(formula: Formula, passes: Passes, arrays: Sequence[_Array], level: int
     for k, one in enumerate(words):
         if one.matrix:
             lines.append(f"store_{one.name}(at_{one.name}, i, new[{k}])")
+        elif one.vector == "column":
+            at = f"at_{part_of(one)}, i - shift"
+            lines.append(f"write_float64({at}, read_float64({at}) + float64(new[{k}]))")
         else:
             lines += [f"x = float64(new[{k}])", f"{one.name}_ += {'x * x' if one.word in SQUARED else 'x'}"]
-    numbers = [one for one in words if not one.matrix]
+    numbers = [one for one in words if not one.matrix and not one.vector]
+    of_rows = [one for one in words if one.vector == "row"]
+    of_columns = [one for one in words if one.vector == "column"]
+    inner = passes.reads(level)
+    each = _each(
+        passes,
+        arrays,
+        passes.known(level),
+        lines,
+        [f"{one.name}_ = 0.0" for one in of_rows],
+        [f"write_float64(at_{one.name}, k, {one.name}_ / width)" for one in of_rows],
+        inner,
+    )
     blocks = any(array.blocks for array in arrays)
     scales = [array.before_block()[0] for array in arrays if array.blocks]
     return [
         *(f"{one.name}_ = 0.0" for one in numbers),
-        *(_by_block(scales, lines) if blocks else ["for i in range(length):", *_indented(lines, 4)]),
+        *(
+            line
+            for one in of_columns
+            for line in (f"for i in range({_COLUMNS}):", f"    write_float64(at_{part_of(one)}, i, 0.0)")
+        ),
+        *(_by_block(scales, lines) if blocks else each),
+        *(
+            line
+            for one in of_columns
+            if not inner
+            for line in (
+                f"for i in range({_COLUMNS}):",
+                f"    write_float64(at_{part_of(one)}, i, read_float64(at_{part_of(one)}, i // width * width))",
+            )
+        ),
         *(f"write_float64(at_sums_, {passes.numbers.index(one)}, {one.name}_)" for one in numbers),
     ]
 
@@ -270,12 +413,14 @@ def _sums(formula: Formula, passes: Passes, arrays: Sequence[_Array], level: int
 def _row(memory: Sequence[Column], numbers: Sequence[str], passes: Passes | None, level: int) -> list[str]:
     """The lines that read a row of the table, its coefficients, and what earlier passes measured of its tensor."""
     more = measures(passes)
-    known = [word for word in passes.known(level) if not word.matrix] if passes else []
+    known = [word for word in passes.known(level) if word in passes.numbers] if passes else []
+    own = passes.shapes if passes else {}
+    sizes = {"width", "height", "top"} if passes and passes.of_rows else set[str]()
     stride, keys = len(memory) + len(more) + 3, ("key1", "key2")
     return [
         *(f"at_{column.name} = read_int64(table, {stride} * row + {k})" for k, column in enumerate(memory)),
         *(
-            f"at_{name} = read_int64(table, {stride} * row + {len(memory) + k})"
+            f"{'' if name in sizes else 'at_'}{name} = read_int64(table, {stride} * row + {len(memory) + k})"
             for k, name in enumerate(more)
         ),
         f"place = read_int64(table, {stride} * row + {stride - 3})",
@@ -285,7 +430,7 @@ def _row(memory: Sequence[Column], numbers: Sequence[str], passes: Passes | None
         *(
             line
             for k, column in enumerate(memory)
-            if column.per == 1
+            if column.per == 1 and column.name not in own
             for line in (
                 f"    for line in range(0, length * {column.itemsize}, 64):",
                 f"        prefetch(read_int64(table, ahead + {k}) + line)",
@@ -308,10 +453,10 @@ def source(formula: Formula, kept: tuple[str, ...]) -> str:
     """The kernel's source: for weights, gradients and each slot `kept` so (names as in `storage`)."""
     names, real = ("w", "g", *formula.slots), compute_dtype(kept)
     memory = columns(names, kept)
-    arrays = _arrays(names, memory)
+    passes = formula.passes
+    arrays = _arrays(names, memory, passes)
     weight, _, *slots = arrays
     blocks = sum(array.blocks for array in arrays)
-    passes = formula.passes
     products = passes.matrices if passes else ()
     moving = [
         *_row(memory, scalars(formula, kept), passes, passes.levels + 1 if passes else 0),
@@ -348,7 +493,11 @@ def source(formula: Formula, kept: tuple[str, ...]) -> str:
         for level in range(1, passes.levels + 1):
             reading = _row(memory, scalars(formula, kept), passes, level)
             lines += _measuring(formula, passes, arrays, level, reading, len(memory))
-        lines += _in_turn(passes, moving, len(memory))
+        finishing: list[str] = []
+        if passes.shapes:
+            reading = _row(memory, scalars(formula, kept), passes, passes.levels + 1)
+            finishing = [*reading, *_shaped_state(formula, passes, arrays)]
+        lines += _in_turn(passes, moving, finishing, len(memory))
     return "\n".join([*lines, ""])
 
 
@@ -362,7 +511,7 @@ def _measuring(
         "root_mean_square": "root({} / count)",
         "total": "{}",
     }
-    words = [(word, passes.numbers.index(word)) for word in passes.at(level) if not word.matrix]
+    words = [(word, passes.numbers.index(word)) for word in passes.at(level) if word in passes.numbers]
     stride = columns + len(measures(passes)) + 3
     return [
         f"@njit({_FREE_SUMS})",
@@ -383,16 +532,61 @@ def _measuring(
             f"    write_float64(at_found, {k}, {finished[word.word].format(f'{word.name}_')})"
             for word, k in words
         ),
+        *_indented(_column_sums(passes, level, columns), 4),
         "",
         "",
     ]
 
 
-def _in_turn(passes: Passes, moving: list[str], columns: int) -> list[str]:
+def _column_sums(passes: Passes, level: int, columns: int) -> list[str]:
+    """The lines that add up what rows of the table have summed for each column, in their order.
+
+    The first row of a matrix has summed where the mean is to be.
+    """
+    words = [word for word in column_words(passes) if word.level == level]
+    if not words:
+        return []
+    more = measures(passes)
+    stride = columns + len(more) + 3
+
+    def cell(name: str) -> str:
+        return f"read_int64(table, {stride} * row + {columns + more.index(name)})"
+
+    return [
+        "for row in range(first, last):",
+        f"    width = {cell('width')}",
+        f"    if {cell('top')} == 0:",
+        *(
+            line
+            for word in words
+            for line in (
+                f"        at_sum, at_part = {cell(word.name)}, {cell(part_of(word))}",
+                "        for i in range(width):",
+                "            write_float64(at_sum, i, read_float64(at_sum, i) + read_float64(at_part, i))",
+            )
+        ),
+        "for row in range(first, last):",
+        f"    width, height, length = {cell('width')}, {cell('height')}, "
+        f"read_int64(table, {stride} * row + {stride - 2})",
+        f"    if {cell('top')} != 0:",
+        *(
+            line
+            for word in words
+            for line in (
+                f"        at_sum = {cell(word.name)}",
+                f"        for i in range({_COLUMNS}):",
+                "            write_float64(at_sum, i, read_float64(at_sum, i) / height)",
+            )
+        ),
+    ]
+
+
+def _in_turn(passes: Passes, moving: list[str], finishing: list[str], columns: int) -> list[str]:
     """The kernel of an update in passes. Phase 0 takes one tensor after the other through all of them.
 
     Of the other phases each is one pass over rows: 1 sums over rows, 2 over tensors, 3 over rows for the next level,
-    ...; the last one moves. Phase 0 and the even ones are given whole tensors.
+    ...; the last one moves, but for one that writes state by rows and columns where there is any (`finishing`). Phase 0
+    and those over tensors are given whole ones.
     """
     stride = columns + len(measures(passes)) + 3
     phases: list[tuple[int, str]] = []
@@ -404,6 +598,17 @@ def _in_turn(passes: Passes, moving: list[str], columns: int) -> list[str]:
         *_indented(moving, 4),
         "",
         "",
+        *(
+            [
+                f"@njit({_FLAGS})",
+                "def finish(table, coefficients, row, last_row):",
+                *_indented(finishing, 4),
+                "",
+                "",
+            ]
+            if finishing
+            else []
+        ),
         f"@njit({_FLAGS})",
         "def end_of(table, first, last_row):",
         f"    found = read_int64(table, {stride} * first + {columns + 1})",
@@ -431,6 +636,14 @@ def _in_turn(passes: Passes, moving: list[str], columns: int) -> list[str]:
     lines += [
         "            for row in range(first, last):",
         "                move(table, coefficients, row, last)",
+        *(
+            [
+                "            for row in range(first, last):",
+                "                finish(table, coefficients, row, last)",
+            ]
+            if finishing
+            else []
+        ),
         "            first = last",
     ]
     for phase, function in phases:
@@ -448,6 +661,12 @@ def _in_turn(passes: Passes, moving: list[str], columns: int) -> list[str]:
                 f"            {function}(table, first, last)",
                 "            first = last",
             ]
+    if finishing:
+        lines += [
+            f"    elif phase == {2 * passes.levels + 2}:",
+            "        for row in range(first_row, last_row):",
+            "            finish(table, coefficients, row, last_row)",
+        ]
     return [
         *lines,
         "    else:",

@@ -16,6 +16,7 @@ from schuss.compile.formula import Formula
 from schuss.compile.matrices import words
 from schuss.compile.storage import (
     BLOCK,
+    EPSILONS,
     FIRST,
     GOLDEN,
     LEVEL_BITS,
@@ -48,9 +49,9 @@ def _words(wide: torch.dtype) -> dict[str, Any]:
         """The vocabulary's own definition, with its `where` choosing elementwise."""
         return types.FunctionType(function.__code__, {**function.__globals__, "where": where})
 
-    def whole(function: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
-        """A number of a whole tensor, summed in float64."""
-        return lambda x: function(x, dtype=torch.float64).to(wide)
+    def whole(function: Callable[..., Tensor], **axis: Any) -> Callable[[Tensor], Tensor]:
+        """A number of a whole tensor, or of each row or column, summed in float64."""
+        return lambda x: function(x, **axis, dtype=torch.float64).to(wide)
 
     def elementwise(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
         """The function, of one plain number too: of coefficients and of the weight's shape."""
@@ -63,6 +64,7 @@ def _words(wide: torch.dtype) -> dict[str, Any]:
 
     return {
         "abs": abs,
+        "column_mean": whole(torch.mean, dim=-2, keepdim=True),
         "exp": elementwise(torch.exp),
         "log": elementwise(torch.log),
         "maximum": over_tensors(maximum),
@@ -71,6 +73,7 @@ def _words(wide: torch.dtype) -> dict[str, Any]:
         "root_mean_square": whole(root_mean_square),
         "total": whole(torch.sum),
         "minimum": over_tensors(minimum),
+        "row_mean": whole(torch.mean, dim=-1, keepdim=True),
         "sign": over_tensors(sign),
         "sqrt": elementwise(torch.sqrt),
         "where": where,
@@ -253,7 +256,10 @@ def moved(
     w, g, *slots = (_read(storages[name], arrays[name], besides[name]).to(wide) for name in names)
     scale, *coefficients = numbers
     chance = tuple(coefficients[len(formula.coefficients) :])
-    vocabulary = _words(wide) if rule is None else {**_words(wide), **words(rule, memory[0].shape)}
+    epsilon = EPSILONS[storages["w"].dtype]
+    vocabulary = {**_words(wide), "machine_epsilon": lambda x: epsilon}
+    if rule is not None:
+        vocabulary |= words(rule, memory[0].shape)
     new = formula.bind(vocabulary)(w, scale * g, *slots, *coefficients[: len(formula.coefficients)])
     found: list[tuple[Tensor, Tensor]] = []
     for value, name in zip(new, ("w", *formula.slots), strict=True):

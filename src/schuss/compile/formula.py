@@ -115,12 +115,30 @@ class Formula:
     @functools.cached_property
     def passes(self) -> Passes | None:
         """How the update is cut where it needs whole tensors; None if it does not."""
-        return Passes(self.source()) if any(word in WHOLE_TENSOR for word in self.words()) else None
+        shaped = any(slot in self.rule.shapes for slot in self.page_slots)
+        if not shaped and not any(word in WHOLE_TENSOR for word in self.words()):
+            return None
+        return Passes(self.source(), self.page_slots, self.rule.shapes)
 
     @property
     def of_matrices(self) -> bool:
         """Whether the update needs products of matrices."""
         return self.passes is not None and bool(self.passes.matrices)
+
+    def for_axes(self, rule: Rule, dimensions: int) -> Formula:
+        """The same of `rule` for weights with so many axes."""
+        options = {"cautious": self.cautious, "limited": self.limited}
+        return formula(rule, self.averaged, **options, dimensions=dimensions)
+
+    @property
+    def by_shape(self) -> bool:
+        """Whether the update needs to know which elements are of one row or column."""
+        return self.of_rows or self.of_matrices
+
+    @property
+    def of_rows(self) -> bool:
+        """Whether the update tells rows and columns of the weight apart."""
+        return self.passes is not None and self.passes.of_rows
 
     def with_average(self, measured: tuple[str, ...] = ()) -> str:
         """The text of `moved`: the page's `update`, which may take what was measured, and the average's."""
@@ -154,14 +172,27 @@ def _formula(rule: type[Rule], variant: str, averaged: bool, cautious: bool, lim
 
 
 def formula(
-    rule: Rule | type[Rule], averaged: bool = False, *, cautious: bool = False, limited: bool = False
+    rule: Rule | type[Rule],
+    averaged: bool = False,
+    *,
+    cautious: bool = False,
+    limited: bool = False,
+    dimensions: int | None = None,
 ) -> Formula:
     """The formula of a rule: of the variant that an instance chooses, of the plain one for a class.
 
     If `averaged`, with the running average of the weights: `average ← average + renewed · (w − average)`. If `cautious`
-    or `limited`, with these options of the change: see `restraint`.
+    or `limited`, with these options of the change: see `restraint`. With `dimensions`, the one for weights with so many
+    axes; `ValueError` if it has none for them.
     """
     if isinstance(rule, type):
         check(rule)
         rule = rule()
-    return _formula(type(rule), rule.variant, averaged, cautious, limited)
+    variant = rule.variant if dimensions is None else rule.variant_of(dimensions)
+    found = _formula(type(rule), variant, averaged, cautious, limited)
+    if dimensions is not None and dimensions < 2 and found.of_rows:
+        raise ValueError(
+            f"{type(rule).__name__} takes means over rows and columns, and a weight with {dimensions} axes has none. "
+            "Give it a variant for these weights, and say so in variant_of(dimensions)."
+        )
+    return found

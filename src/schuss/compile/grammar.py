@@ -21,9 +21,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+from schuss.compile.passes import axes_of, varying
 from schuss.compile.restraint import LARGEST
 from schuss.errors import RuleError
-from schuss.rules.rule import MATRIX, VOCABULARY, WHOLE_TENSOR, Rule
+from schuss.rules.rule import MATRIX, VECTORS, VOCABULARY, WHOLE_TENSOR, Rule
 
 # The names of the running average of the weights, and of the part of it that each step renews.
 AVERAGE, RENEWED = "average", "renewed"
@@ -122,8 +123,17 @@ def check(rule: type[Rule]) -> None:
     _check_state(rule)
     for variant in rule.variants:
         _check_update(rule, variant)
-    for variant, options in options_of_variants(rule).items():
+    default, by_options = rule(), options_of_variants(rule)
+    by_shape = {dimensions: default.variant_of(dimensions) for dimensions in range(5)}
+    for dimensions, variant in by_shape.items():
+        if variant not in rule.variants:
+            _Mistake(rule, rule.variant_of)(
+                f"variant_of({dimensions}) is {variant!r}, which is none of {', '.join(map(repr, rule.variants))}."
+            )
+    for variant, options in by_options.items():
         _check_coefficients(rule(**options), variant)
+    for variant in set(by_shape.values()) - by_options.keys():
+        _check_coefficients(default, variant)
 
 
 # Fields
@@ -204,6 +214,12 @@ def _check_state(rule: type[Rule]) -> None:
             wrong(
                 f"the checkpoint's name {called!r} of {slot!r} means something else there. Use another name."
             )
+    for slot, kind in rule.shapes.items():
+        if slot not in every or slot in rule.scalars or kind not in VECTORS.values():
+            wrong(
+                f"shapes = {rule.shapes!r} does not fit. It names state, each with one of "
+                f"{', '.join(map(repr, VECTORS.values()))}."
+            )
     unknown = [slot for slot in rule.state_names if slot not in every]
     called = [rule.state_names.get(slot, slot) for slot in every]
     if unknown:
@@ -265,7 +281,7 @@ class _Sentence:
     ) -> None:
         self.wrong, self.rule, self.name, self.slots = wrong, rule, name, slots
         self.known = set(arguments)
-        self.varying = {"w", "g", *slots}  # what differs from element to element of a tensor
+        self.varying = varying(slots, rule.shapes)  # along which axes each name differs
 
     def check(self, body: list[ast.stmt]) -> None:
         """Every statement, of which the last returns the new weight and state."""
@@ -292,9 +308,9 @@ class _Sentence:
             if all(isinstance(one, ast.Name) for one in targets) and len(targets) == len(values):
                 for one in values:
                     self._expression(one)
-                differ = [self._varies(one) for one in values]
-                for one, differs in zip(cast(list[ast.Name], targets), differ, strict=True):
-                    (self.varying.add if differs else self.varying.discard)(one.id)
+                axes = [axes_of(one, self.varying) for one in values]
+                for one, differs in zip(cast(list[ast.Name], targets), axes, strict=True):
+                    self.varying[one.id] = differs
                     if one.id in VOCABULARY:
                         self.wrong(
                             f"{one.id} is a word of the vocabulary. Give the number another name.", one
@@ -342,6 +358,14 @@ class _Sentence:
             )
         for one in value.elts:
             self._expression(one)
+        for slot, one in zip(self.slots, value.elts[1:], strict=True):
+            kind = self.rule.shapes.get(slot)
+            if kind is not None and not axes_of(one, self.varying) <= {kind}:
+                self.wrong(
+                    f"{slot} is one number for each {kind}, but what {self.name} returns for it differs within a "
+                    f"{kind}. Take {kind}_mean(...) of it.",
+                    statement,
+                )
         names = [one.id if isinstance(one, ast.Name) else None for one in value.elts]
         expected = ["w", *self.slots]
         if None not in names and names != expected and sorted(cast(list[str], names)) == sorted(expected):
@@ -424,20 +448,19 @@ class _Sentence:
             self.wrong(f"{ast.unparse(node)!r} does not fit: {word} takes {word}({arguments}).", node)
         for one in node.args:
             self._expression(one)
-        if word in WHOLE_TENSOR and not self._varies(node.args[0]):
+        axes = axes_of(node.args[0], self.varying)
+        if word in VECTORS and axes and axes <= {VECTORS[word]}:
+            self.wrong(
+                f"{ast.unparse(node)!r} is of {ast.unparse(node.args[0])}, which is one number for each "
+                f"{VECTORS[word]} already.",
+                node,
+            )
+        if word in WHOLE_TENSOR and not axes:
             self.wrong(
                 f"{ast.unparse(node)!r} is of {ast.unparse(node.args[0])}, which is one number for the whole tensor. "
                 f"Give {word} what differs from element to element, as w or g.",
                 node,
             )
-
-    def _varies(self, node: ast.AST) -> bool:
-        """Whether an expression differs from element to element: not if it is of coefficients and whole tensors."""
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in WHOLE_TENSOR:
-            return node.func.id in MATRIX
-        if isinstance(node, ast.Name):
-            return node.id in self.varying
-        return any(map(self._varies, ast.iter_child_nodes(node)))
 
 
 # Coefficients
@@ -453,7 +476,8 @@ def _check_coefficients(rule: Rule, variant: str) -> None:
         )
     function = _update_of(type(rule), variant)
     assert function is not None
-    needed = tuple(inspect.signature(function).parameters)[2 + len(rule.slots) :]
+    slots = rule.variants[variant]
+    needed = tuple(inspect.signature(function).parameters)[2 + len(slots) :]
     if any(word in function.__code__.co_names for word in MATRIX):
         try:
             rule.iterations  # noqa: B018 (whether there are any)
@@ -465,9 +489,10 @@ def _check_coefficients(rule: Rule, variant: str) -> None:
                 error,
             )
     first = rule.initial()
-    unknown = [name for name in first if name not in (*rule.slots, *rule.scalars)]
+    shaped = {slot for k in range(5) for slot in rule.slots_of(k)}
+    unknown = [name for name in first if name not in (*slots, *shaped, *rule.scalars)]
     if unknown:
-        wrong(f"initial() names {unknown[0]!r}, which is no state. State: {', '.join(rule.slots) or 'none'}.")
+        wrong(f"initial() names {unknown[0]!r}, which is no state. State: {', '.join(slots) or 'none'}.")
     scalars = {name: first.get(name, 0.0) for name in rule.scalars}
     for step in (1, 2, 3):
         try:

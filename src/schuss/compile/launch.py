@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from schuss.compile import matrices, threads
-from schuss.compile.cpu import Kernel
+from schuss.compile.cpu import Kernel, column_words, measures
 from schuss.compile.formula import Formula
 from schuss.compile.passes import Passes, Word
-from schuss.compile.storage import Column, keys
+from schuss.compile.storage import EPSILONS, Column, keys
 from schuss.rules.rule import Rule
 
 Array = np.ndarray[Any, Any]
@@ -23,6 +23,8 @@ Array = np.ndarray[Any, Any]
 ROW = 32768
 # A tensor of at most so many rows goes through all passes of an update before the next tensor.
 IN_CACHE = 16
+# Of the rows of a large matrix at least so many go together, so that sums for each column are few.
+TOGETHER = 64
 # A tensor has fewer than 2⁴⁰ numbers: above these bits of a place stands which tensor it is in.
 TENSOR_BITS = 40
 
@@ -67,11 +69,25 @@ class Batch:
     one_by_one: bool = False
 
 
+def _cut(whole: Array, units: Array, most: Array) -> tuple[Array, Array, Array]:
+    """Cut tensors of these lengths into rows of at most so many elements, each within one unit of its tensor.
+
+    Return which tensor each row is of, where in it the row starts, and its length.
+    """
+    each = -(-units // most)
+    rows_of = each * (whole // np.maximum(units, 1))
+    owner = np.repeat(np.arange(len(whole)), rows_of)
+    nth = np.arange(len(owner)) - (np.cumsum(rows_of) - rows_of)[owner]
+    inside = nth % each[owner] * most[owner]
+    return owner, nth // each[owner] * units[owner] + inside, np.minimum(units[owner] - inside, most[owner])
+
+
 class WholeTensors(Table):
     """A table over whole tensors, cut into rows of `ROW` elements.
 
     For an update in `passes` a row also says where its sums, its tensor's numbers and its tensor's matrices are; the
-    rows then stand in the order of `batches`. It needs the tensors' `shapes` as matrices, and their `groups`.
+    rows then stand in the order of `batches`. It needs the tensors' `shapes` as matrices, and their `groups`; and to
+    tell rows and columns apart `sides`, the last two axes of each.
     """
 
     def __init__(
@@ -82,25 +98,33 @@ class WholeTensors(Table):
         shapes: Sequence[tuple[int, int]] = (),
         groups: Sequence[int] = (),
         real: str = "float32",
+        sides: Sequence[Sequence[int]] = (),
     ) -> None:
         whole = np.asarray(lengths, dtype=np.int64)
-        rows_of = -(-whole // ROW)
-        owner = np.repeat(np.arange(len(whole)), rows_of)
-        first = np.cumsum(rows_of) - rows_of
-        offsets = (np.arange(len(owner)) - first[owner]) * ROW
+        units, most = whole, np.full_like(whole, ROW)
+        height = width = whole
+        if passes is not None and passes.of_rows:
+            height, width = np.array(sides, dtype=np.int64).reshape(-1, 2).T
+            one = height * width
+            # Whole matrices together, or some rows of one.
+            units = np.where(one <= ROW, whole, one)
+            few = np.maximum(ROW // np.maximum(width, 1), TOGETHER) * width
+            most = np.maximum(np.where(one <= ROW, ROW // np.maximum(one, 1) * one, few), 1)
+        owner, offsets, lengths_of = _cut(whole, units, most)
+        self.along: dict[str, Array] = {}  # where in state by rows and columns each row of the table starts
+        self.shapes = passes.shapes if passes else {}
         if passes is None:
-            super().__init__(columns, owner, offsets, np.minimum(whole[owner] - offsets, ROW))
+            super().__init__(columns, owner, offsets, lengths_of)
             return
         if passes.matrices:
             keys = [(*shape, group) for shape, group in zip(shapes, groups, strict=True)]
         else:  # those that fit in a cache come first
-            keys = [(int(rows > IN_CACHE), 0, 0) for rows in rows_of.tolist()]
+            keys = [(int(length > IN_CACHE * ROW), 0, 0) for length in whole.tolist()]
         every = sorted(set(keys))
         batch_of = np.array([every.index(key) for key in keys], dtype=np.int64)
         order = np.argsort(batch_of[owner], kind="stable")
         owner, offsets = owner[order], offsets[order]
-        lengths_of = np.minimum(whole[owner] - offsets, ROW)
-        super().__init__(columns, owner, offsets, lengths_of, 2 + len(passes.matrices))
+        super().__init__(columns, owner, offsets, lengths_of[order], len(measures(passes)))
         self.starts = np.flatnonzero(np.diff(owner, prepend=-1, append=-1))
         ends = np.searchsorted(batch_of[owner], np.arange(len(every) + 1))
         members = [np.flatnonzero(batch_of == k) for k in range(len(every))]
@@ -112,7 +136,7 @@ class WholeTensors(Table):
         ]
         numbers = len(passes.numbers)
         self.sums, self.found = np.zeros((len(owner), numbers)), np.zeros((len(whole), numbers))
-        for k, known in passes.of_shapes(shapes).items():
+        for k, known in passes.given(shapes, EPSILONS[columns[0].storage.dtype]).items():
             self.found[:, k] = known
         self.cells[:, len(columns)] = self.sums.ctypes.data + self.sums.strides[0] * np.arange(len(owner))
         self.cells[:, len(columns) + 1] = self.found.ctypes.data + self.found.strides[0] * owner
@@ -127,9 +151,41 @@ class WholeTensors(Table):
                 begun[owner] + offsets
             )
 
+        if passes.of_rows:
+            self._tell_rows_apart(passes, whole, height, width)
+
+    def _tell_rows_apart(self, passes: Passes, whole: Array, height: Array, width: Array) -> None:
+        """Say where the numbers for each row and column are that passes measure, and how large the matrices are."""
+        owner, one = self.owner, (height * width)[self.owner]
+        matrix = self.offsets // one
+        top = self.offsets == matrix * one
+        self.along = {"row": self.offsets // width[owner], "column": matrix * width[owner]}
+        counts = {
+            "row": whole // np.maximum(width, 1),
+            "column": whole // np.maximum(height, 1),
+        }
+        at = len(self.columns) + 2 + len(passes.matrices)
+        self.vectors: list[Array] = []  # the table holds addresses only: keep the memory alive
+        for word in passes.vectors:
+            count = counts[word.vector]
+            self.vectors.append(np.zeros(int(count.sum())))
+            begun = (np.cumsum(count) - count)[owner] + self.along[word.vector]
+            self.cells[:, at] = self.vectors[-1].ctypes.data + 8 * begun
+            at += 1
+        # What rows of the table other than a matrix's first sum for each column.
+        parts = np.where(top, 0, width[owner])
+        for word in column_words(passes):
+            self.vectors.append(np.zeros(int(parts.sum())))
+            of_word = self.cells[:, len(self.columns) + measures(passes).index(word.name)]
+            own = self.vectors[-1].ctypes.data + 8 * (np.cumsum(parts) - parts)
+            self.cells[:, at] = np.where(top, of_word, own)
+            at += 1
+        self.cells[:, at : at + 3] = np.column_stack([width[owner], height[owner], top])
+
     def place(self, column: int, addresses: Array) -> None:
         """Say where each tensor's memory of this column is."""
-        self.point(column, addresses[self.owner], self.offsets)
+        offsets = self.along.get(self.shapes.get(self.columns[column].name, ""), self.offsets)
+        self.point(column, addresses[self.owner], offsets)
 
 
 class TouchedRows(Table):
@@ -293,6 +349,8 @@ class Launch:
                     if word.matrix
                 ]
             run(2 * passes.levels + 1, batch)
+            if passes.shapes:
+                run(2 * passes.levels + 2, batch)
         return calls
 
     def _multiply(self, word: Word, batch: Batch) -> None:

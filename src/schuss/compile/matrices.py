@@ -24,7 +24,16 @@ from schuss.errors import refusal
 from schuss.rules.polynomials import POLYNOMIALS, Polynomials
 from schuss.rules.rule import Rule
 
-__all__ = ["POLYNOMIALS", "Polynomials", "matrix_shape", "orthogonal", "polynomials", "range_of", "words"]
+__all__ = [
+    "POLYNOMIALS",
+    "Polynomials",
+    "matrix_shape",
+    "orthogonal",
+    "polynomials",
+    "range_of",
+    "slot_shape",
+    "words",
+]
 
 # Matrices at least so many times wider than tall take the Gram form.
 WIDE = 2
@@ -41,6 +50,17 @@ def polynomials(name: str, steps: int | None = None) -> Polynomials:
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
     """A weight of this shape as a matrix: its first axis, and all others together."""
     return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+
+
+def slot_shape(shape: Sequence[int], kind: str | None) -> tuple[int, ...]:
+    """The shape of a slot with a number for each element, or each "row" or "column", of a weight of this shape.
+
+    >>> slot_shape((2, 3, 4), "row"), slot_shape((2, 3, 4), "column")
+    ((2, 3, 1), (2, 1, 4))
+    """
+    if kind == "row":
+        return (*shape[:-1], 1)
+    return (*shape[:-2], 1, shape[-1]) if kind == "column" else tuple(shape)
 
 
 def words(rule: Rule, shape: Sequence[int]) -> dict[str, Any]:

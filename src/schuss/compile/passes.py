@@ -9,34 +9,64 @@ gives the arguments of that level's words for one element, and `update` takes wh
 
 Every pass computes anew what it needs from the weight, the gradient and the old state. Only `update` writes: until
 then nothing has changed. What a pass does not need the compiler removes from it.
+
+Slots that have a number for each row or column (`shapes`) are read by every element of it. They are written once all
+elements have moved.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from schuss.rules.rule import MATRIX, SHAPES, WHOLE_TENSOR
+from schuss.rules.rule import MATRIX, SHAPES, VECTORS, WHOLE_TENSOR
 
-__all__ = ["Passes", "Word"]
+__all__ = ["BOTH", "Axes", "Passes", "Word", "axes_of", "varying"]
+
+# Along which axes of a matrix a number differs: one for each "row" has the axis "row".
+Axes = frozenset[str]
+BOTH, ALIKE = frozenset({"row", "column"}), frozenset[str]()
+
+
+def varying(slots: Mapping[str, str] | tuple[str, ...], shapes: Mapping[str, str]) -> dict[str, Axes]:
+    """Along which axes the weight, the gradient and these slots differ; coefficients do along none."""
+    return dict.fromkeys(("w", "g"), BOTH) | {
+        name: frozenset({shapes[name]}) if name in shapes else BOTH for name in slots
+    }
+
+
+def axes_of(node: ast.AST, known: Mapping[str, Axes]) -> Axes:
+    """Along which axes the value of an expression differs, of names `known` to."""
+    if isinstance(node, ast.Name):
+        return known.get(node.id, ALIKE)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in WHOLE_TENSOR:
+        word = node.func.id
+        return frozenset({VECTORS[word]}) if word in VECTORS else BOTH if word in MATRIX else ALIKE
+    return frozenset[str]().union(*(axes_of(child, known) for child in ast.iter_child_nodes(node)))
 
 
 @dataclass(frozen=True)
 class Word:
     """One whole-tensor word in an update: which, the name of what it gives, and the pass that measures it.
 
-    Level 0 is known of the weight's shape.
+    Level 0 is known without looking at numbers. `alike`: whether its argument is the same all along a row.
     """
 
     word: str
     name: str
     level: int
+    alike: bool = False
 
     @property
     def matrix(self) -> bool:
         """Whether it gives a number for each element, not one for the tensor."""
         return self.word in MATRIX
+
+    @property
+    def vector(self) -> str:
+        """What it gives a number for each of: "row", "column", or neither."""
+        return VECTORS.get(self.word, "")
 
 
 @dataclass(frozen=True)
@@ -51,8 +81,8 @@ class _Line:
 class _Hoist(ast.NodeTransformer):
     """Put a name in the place of each whole-tensor word, innermost first, and remember what it is of."""
 
-    def __init__(self, taken: set[str]) -> None:
-        self.taken = taken
+    def __init__(self, taken: set[str], axes: dict[str, Axes]) -> None:
+        self.taken, self.axes = taken, axes
         self.levels: dict[str, int] = {}
         self.words: list[Word] = []
         self.lines: list[_Line] = []
@@ -63,7 +93,7 @@ class _Hoist(ast.NodeTransformer):
 
     def assign(self, name: str, value: ast.expr) -> None:
         value = self.visit(value)
-        self.levels[name] = self.level(value)
+        self.levels[name], self.axes[name] = self.level(value), axes_of(value, self.axes)
         self.lines.append(_Line(name, value, self.levels[name]))
 
     def free(self, name: str) -> str:
@@ -84,7 +114,8 @@ class _Hoist(ast.NodeTransformer):
         of = argument.id if isinstance(argument, ast.Name) else str(len(self.words) + 1)
         name = self.free(f"{word}_{of}")
         self.levels[name] = level + 1
-        self.words.append(Word(word, name, level + 1))
+        self.words.append(Word(word, name, level + 1, axes_of(argument, self.axes) <= {"row"}))
+        self.axes[name] = axes_of(node, self.axes)
         self.lines.append(_Line(_argument(name), argument, level))
         return ast.Name(name, ast.Load())
 
@@ -102,6 +133,8 @@ def _argument(name: str) -> str:
 class Passes:
     """The passes of an update with this text: its `words`, and the text of each pass.
 
+    `slots` are its state; `shapes` says which of them have a number for each row or column.
+
     >>> passes = Passes("def update(w, g, lr):\\n    return (w - lr * norm(w) / norm(g) * g,)")
     >>> [(word.name, word.level) for word in passes.words]
     [('norm_w', 1), ('norm_g', 1)]
@@ -110,12 +143,16 @@ class Passes:
         return (w - lr * norm_w / norm_g * g,)
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(
+        self, text: str, slots: tuple[str, ...] = (), shapes: Mapping[str, str] | None = None
+    ) -> None:
+        self.shapes = {name: (shapes or {})[name] for name in slots if name in (shapes or {})}
         (function,) = ast.parse(text).body
         assert isinstance(function, ast.FunctionDef)
         self.arguments = [one.arg for one in function.args.args]
         hoist = _Hoist(
-            {node.id for node in ast.walk(function) if isinstance(node, ast.Name)} | set(self.arguments)
+            {node.id for node in ast.walk(function) if isinstance(node, ast.Name)} | set(self.arguments),
+            varying(slots, self.shapes),
         )
         for statement in function.body:
             match statement:
@@ -137,20 +174,35 @@ class Passes:
     @property
     def numbers(self) -> tuple[Word, ...]:
         """The words that give one number for a tensor."""
-        return tuple(word for word in self.words if not word.matrix)
+        return tuple(word for word in self.words if not word.matrix and not word.vector)
 
     @property
     def matrices(self) -> tuple[Word, ...]:
         """The words that give a matrix."""
         return tuple(word for word in self.words if word.matrix)
 
-    def of_shapes(self, shapes: Sequence[tuple[int, int]]) -> dict[int, list[float]]:
-        """What is known of the shapes of matrices, by the place of the word among `numbers`."""
+    def given(self, shapes: Sequence[tuple[int, int]], epsilon: float) -> dict[int, float | list[float]]:
+        """What is known without measuring, by the place of the word among `numbers`: for each tensor, or for all.
+
+        `shapes` are those of the tensors as matrices, and `epsilon` is the machine epsilon of them all.
+        """
         return {
-            k: [float(shape[word.word == "columns"]) for shape in shapes]
+            k: epsilon
+            if word.word == "machine_epsilon"
+            else [float(shape[word.word == "columns"]) for shape in shapes]
             for k, word in enumerate(self.numbers)
             if word.level == 0
         }
+
+    @property
+    def vectors(self) -> tuple[Word, ...]:
+        """The words that give a number for each row or column."""
+        return tuple(word for word in self.words if word.vector)
+
+    @property
+    def of_rows(self) -> bool:
+        """Whether rows and columns of the weight are told apart."""
+        return bool(self.vectors or self.shapes)
 
     @property
     def levels(self) -> int:
@@ -160,6 +212,13 @@ class Passes:
     def at(self, level: int) -> tuple[Word, ...]:
         """The words that the pass of this level measures."""
         return tuple(word for word in self.words if word.level == level)
+
+    def reads(self, level: int) -> bool:
+        """Whether the pass of this level reads every element.
+
+        What is the same all along a row is summed once for all columns.
+        """
+        return not all(word.vector == "column" and word.alike for word in self.at(level))
 
     def known(self, level: int) -> tuple[Word, ...]:
         """What has been measured before the pass of this level."""

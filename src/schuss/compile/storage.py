@@ -62,6 +62,9 @@ class Storage:
 PLAIN = ("float64", "float32", "bfloat16", "float16")
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int16": 2, "int8": 1}
 
+# The distance from 1 to the next number of each.
+EPSILONS = {"float64": 2.0**-52, "float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
+
 STORAGES = {
     storage.name: storage
     for storage in (

@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from schuss.compile.formula import AVERAGE
+from schuss.compile.matrices import slot_shape
 from schuss.compile.storage import LEVEL_MOST, PLAIN, STORAGES
 from schuss.errors import refusal
 from schuss.rules import Rule
@@ -83,6 +84,7 @@ class Part:
     low: float = -math.inf
     high: float = math.inf
     of: str = ""  # of scales: the slot whose codes they scale
+    shape: str = ""  # of a slot with a number for each "row" or "column"
 
     @property
     def domain(self) -> str:
@@ -140,15 +142,18 @@ class Check:
             self.parts[names.get(name, name)] = Part("number", *rule.bounds.get(name, _ANY))
         for slot in [slot for variant in rule.variants.values() for slot in variant]:
             name = names.get(slot, slot)
-            self.parts[name] = Part("slot", *rule.bounds.get(slot, _ANY))
+            self.parts[name] = Part("slot", *rule.bounds.get(slot, _ANY), shape=rule.shapes.get(slot, ""))
             self.parts[scale_of(name)] = Part("scale", low=0, of=name)
         self.parts |= {AVERAGE: Part("average"), REST: Part("rest")}
 
     def problems(self, weight: Weight, entry: Mapping[str, Any], rule: Rule, block: int) -> Iterator[Problem]:
         """What is wrong with one weight's state; nothing if it can be loaded as it is."""
         needed = [*(["step"] if self._counts else []), *self._scalars]
+        if weight.shape is None:
+            weight = replace(weight, shape=self.shape_of(entry))
         if not self._counts or self._read.count(entry.get("step")) != 0:
-            needed += [self._names.get(slot, slot) for slot in rule.slots]
+            slots = rule.slots if weight.shape is None else rule.slots_of(len(weight.shape))
+            needed += [self._names.get(slot, slot) for slot in slots]
         for name in needed:
             if name not in entry:
                 yield Problem(
@@ -173,13 +178,32 @@ class Check:
                     )
             else:
                 shape = self._read.shape(value)
-                if weight.shape is None:  # the array is not known yet: its state is of one shape at least
-                    weight = replace(weight, shape=shape)
                 if weight.dtype is None and one.kind != "rest" and shape is not None:
                     weight = replace(weight, dtype=self._read.dtype(value))
                 yield from self._array(where, one, weight, value)
                 if one.kind == "slot" and self._is_int8(value):
                     yield from self._scales(where, weight, name, entry, block)
+
+    def shape_of(self, entry: Mapping[str, Any]) -> tuple[int, ...] | None:
+        """The shape of an array that is not known yet: of its state, the first that has a number for each element.
+
+        If there is none, the number of axes is known, and the sizes that rows and columns tell.
+        """
+        found: tuple[int, ...] | None = None
+        for name, value in entry.items():
+            shape = self._read.shape(value) if self.parts[name].kind in ("slot", "average", "rest") else None
+            if shape is None:
+                continue
+            kind = self.parts[name].shape
+            if not kind:
+                return shape
+            if len(shape) < 2 or found is None or len(found) != len(shape):
+                found = shape
+            elif kind == "row":
+                found = (*shape[:-1], *found[-1:])
+            else:
+                found = (*found[:-1], shape[-1])
+        return found
 
     def _is_int8(self, value: Any) -> bool:
         return self._read.shape(value) is not None and self._read.dtype(value) == "int8"
@@ -197,9 +221,11 @@ class Check:
             yield Problem(_said(where, value, "an array"))
             return
         dtype, allowed = self._read.dtype(value), self._dtypes(one.kind, weight)
-        if shape != weight.shape:
+        needed = None if weight.shape is None else slot_shape(weight.shape, one.shape)
+        if shape != needed or (one.shape and len(shape) < 2):
+            more = f"; it needs {needed}" if one.shape else ""
             yield Problem(
-                f"{where} has shape {shape}, the weight {weight.shape}. Is the model the one that was saved?"
+                f"{where} has shape {shape}, the weight {weight.shape}{more}. Is the model the one that was saved?"
             )
         elif dtype not in allowed:
             yield Problem(f"{where}={dtype!r} is not of a dtype that state has: {', '.join(allowed)}.")

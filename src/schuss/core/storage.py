@@ -8,7 +8,7 @@ from typing import Any
 # A tensor with fewer weights has its state in float32 where int8 is asked for: it would save next to nothing.
 SMALL = 4096
 STATE_DTYPES = ("float64", "float32", "bfloat16", "int8")
-NARROW = ("bfloat16", "float16")
+WIDE, NARROW = ("float64", "float32"), ("bfloat16", "float16")
 IMPRECISE = (*NARROW, "int8")
 
 

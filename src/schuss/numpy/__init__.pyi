@@ -18,6 +18,7 @@ __all__ = [
     "AdEMAMix",
     "AdaBelief",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
@@ -858,6 +859,44 @@ class ADOPT(Optimizer):
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
         clip: bool = True,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        compensated: bool = False,
+        state_dtype: Any = None,
+        ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        seed: int = 0,
+    ) -> None: ...
+
+class Adafactor(Optimizer):
+    """Step along the gradient in units of its typical size, which rows and columns know; never far for its weights."""
+
+    lr: Number
+    beta2_decay: Number
+    eps: tuple[Number, Number]
+    d: Number
+    weight_decay: Number
+    maximize: bool
+    rounding: Literal["nearest", "stochastic"]
+    compensated: bool
+    state_dtype: Any
+    ema_decay: Number | None
+    cautious: bool
+    max_update: float | None
+    max_norm: float | None
+    skip_nonfinite: bool
+    seed: int
+    def __init__(
+        self,
+        lr: Number = 0.01,
+        beta2_decay: Number = -0.8,
+        eps: tuple[Number, Number] = (None, 0.001),
+        d: Number = 1.0,
+        weight_decay: Number = 0.0,
+        *,
+        maximize: bool = False,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         compensated: bool = False,
         state_dtype: Any = None,

@@ -159,15 +159,15 @@ def loaded(
             for name, array in parts.items()
             if check.parts[name].kind not in ("count", "number")
         }
-        shapes = [slots[name].shape for name in slots if check.parts[name].kind != "scale"]
+        shape = check.shape_of(slots)
         for slot in [one for one in slots if check.parts[one].kind == "slot"]:
-            dtype, precise = storage.name_of(slots[slot]), slot in rule.precise
+            dtype, precise = storage.name_of(slots[slot]), slot in (*rule.precise, *rule.shapes)
             if state_dtype is not None and not (precise and state_dtype in IMPRECISE):
                 asked = storage.new_dtype(slots[slot], state_dtype)
                 # Where others are in blocks already, what is not had a reason: it is small, or has gradients of rows.
                 dtype = dtype if asked == "int8" and in_blocks is not None else asked
             storage.convert(slots, slot, widened(dtype) if precise else dtype, block)
-        new.entries[key] = Entry(shapes[0] if shapes else about.shape, index, slots)
+        new.entries[key] = Entry(about.shape if shape is None else shape, index, slots)
     lost += settle(_lost(counts, found, now.entries), strict, KeyMismatchError)
     new.counts = new.counts[: len(new.entries)]
     new.unmatched = bool(new.entries) and strict

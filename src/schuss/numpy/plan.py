@@ -42,13 +42,15 @@ _strides = attrgetter("strides", "flags.aligned")
 
 @dataclass
 class Item:
-    """One weight with a gradient: its state, laid out in `axes`, its place among the leaves, and its row of the counts.
+    """One weight with a gradient: its formula, its state, laid out in `axes`, its place among the leaves, and its row
+    of the counts.
 
     `storage` is that of the weight and of each slot; `slots` are the arrays of the slots, then their auxiliary buffers.
     """
 
     path: Path
     weight: Array
+    formula: Formula
     axes: tuple[int, ...]
     storage: tuple[str, ...]
     slots: list[Array]
@@ -130,8 +132,8 @@ def _check_field(where: str, path: Path, weight: Array, gradient: Array) -> None
 Signature = tuple[Formula, tuple[str, ...]]
 
 
-def _signature(formula: Formula, item: Item, gradient: Array) -> Signature:
-    return formula, (item.storage[0], KERNEL_NAMES[gradient.dtype.name], *item.storage[1:])
+def _signature(item: Item, gradient: Array) -> Signature:
+    return item.formula, (item.storage[0], KERNEL_NAMES[gradient.dtype.name], *item.storage[1:])
 
 
 def _columns(signature: Signature) -> list[Column]:
@@ -167,7 +169,8 @@ class _Batch:
         shapes = [matrix_shape(item.weight.shape) for item in items]
         one, stored = signature
         real, groups = compute_dtype(stored), [0] * len(items)
-        self.table = WholeTensors(_columns(signature), lengths, one.passes, shapes, groups, real)
+        sides = [item.weight.shape[-2:] for item in items]
+        self.table = WholeTensors(_columns(signature), lengths, one.passes, shapes, groups, real, sides)
         indices = [item.index for item in items]
         self.launch = Launch(signature[0], cpu.kernel(*signature), self.table, groups, indices)
         self.weights_in: list[tuple[Array, Array]] = []
@@ -234,7 +237,7 @@ class _Batch:
 class _Touched:
     """One weight of which a sparse gradient moves some rows, at one update."""
 
-    def __init__(self, formula: Formula, item: Item, gradient: tuple[Any, ...], memory: _Memory) -> None:
+    def __init__(self, item: Item, gradient: tuple[Any, ...], memory: _Memory) -> None:
         where = name("grads", item.path)
         self.rows, values = touched(where, item.weight, gradient)
         _check_numbers(where, values)
@@ -249,13 +252,13 @@ class _Touched:
             array if lent is None else np.ascontiguousarray(array[self.rows], dtype=native(array))
             for array, lent in zip(arrays, self.lent, strict=True)
         ]
-        signature = _signature(formula, item, self.values)
+        signature = _signature(item, self.values)
         width = length(item.weight[:1]) if len(item.weight) else 0
         table = TouchedRows(_columns(signature), self.rows, width)
         table.place(1, address(self.values), packed=True)
         for column, array, lent in zip((0, *range(2, len(arrays) + 1)), self.here, self.lent, strict=True):
             table.place(column, address(array), packed=lent is not None)
-        self.launch = Launch(formula, cpu.kernel(*signature), table, [0], [item.index])
+        self.launch = Launch(item.formula, cpu.kernel(*signature), table, [0], [item.index])
 
     def given(self, gradients: Sequence[Any]) -> list[Array]:
         """The gradients that move these rows: of each row one."""
@@ -311,7 +314,7 @@ class Plan:
         for item in items:
             if not isinstance(gradients[item.leaf], tuple):
                 gradient = np.asarray(gradients[item.leaf])
-                batches.setdefault(_signature(formula, item, gradient), []).append(item)
+                batches.setdefault(_signature(item, gradient), []).append(item)
         self.dense = [_Batch(*batch, gradients, self.memory) for batch in batches.items()]
 
     def fits(self, formula: Formula, paths: list[Path], weights: list[Any], gradients: list[Any]) -> bool:
@@ -332,10 +335,7 @@ class Plan:
         work: Work = []
         if self.sparse:
             lazy = for_sparse(rule, conventions, self.formula)
-            work = [
-                (_Touched(self.formula, item, gradients[item.leaf], self.memory), lazy)
-                for item in self.sparse
-            ]
+            work = [(_Touched(item, gradients[item.leaf], self.memory), lazy) for item in self.sparse]
         for batch in self.dense:
             batch.prepare(gradients)
             work.append((batch, rule))

@@ -13,7 +13,7 @@ from schuss.compile.formula import AVERAGE, Formula
 from schuss.core import checkpoint
 from schuss.core.averages import Pair
 from schuss.core.matrices import check_matrix
-from schuss.core.storage import weight_storage
+from schuss.core.storage import WIDE, weight_storage
 from schuss.numpy import storage
 from schuss.numpy.layout import KERNEL_NAMES
 from schuss.numpy.plan import Item, Plan, check_apart, check_gradient, check_weight
@@ -79,18 +79,12 @@ class State:
             entry = entries[keys[k]]
             check_shape(paths[k], weight, entry)
             whole = not isinstance(gradients[k], tuple)
-            slots = _with_slots(entry.slots, rule, formula, paths[k], weight, whole, group["state_dtype"])
+            own = formula.for_axes(rule, weight.ndim)
+            slots = _with_slots(entry.slots, rule, own, paths[k], weight, whole, group["state_dtype"])
             entries[keys[k]] = Entry(weight.shape, entry.index, slots)
             stored = weight_storage(KERNEL_NAMES[weight.dtype.name], group["rounding"], group["compensated"])
-            items.append(
-                Item(
-                    paths[k],
-                    weight,
-                    *storage.arrays(weight, stored, slots, formula.slots, formula.of_matrices),
-                    k,
-                    entry.index,
-                )
-            )
+            arrays = storage.arrays(weight, stored, slots, own.slots, own.by_shape)
+            items.append(Item(paths[k], weight, own, *arrays, k, entry.index))
         counts = np.zeros((len(entries), self.counts.shape[1]))
         counts[: len(self.counts)] = self.counts
         counts[counts[:, 0] == 0] = first_row(rule)
@@ -128,6 +122,12 @@ def _with_slots(
 ) -> dict[str, Array]:
     """What is remembered of an array, with every slot of the rule; int8 only if its gradient is `whole`."""
     first, found = rule.initial(), dict(slots)
+    if rule.shapes and weight.dtype.kind == "c":
+        raise ValueError(
+            f"{name('params', path)} is {weight.dtype.name}, but {type(rule).__name__} takes means over rows and "
+            "columns of real numbers. Give it the array's real and imaginary part as two arrays."
+        )
+    whole = whole and not formula.of_rows  # blocks would cross from row to row
     if not formula.averaged:
         found.pop(AVERAGE, None)  # of no meaning once the array has moved without it
     for slot in formula.slots:
@@ -136,10 +136,12 @@ def _with_slots(
                 found[slot] = weight.astype(storage.new_dtype(weight, None))
                 continue
             value = first.get(slot, 0.0)
-            dtype = storage.new_dtype(weight, state_dtype, whole, slot in rule.precise)
+            dtype = storage.new_dtype(weight, state_dtype, whole, slot in (*rule.precise, *rule.shapes))
             # Both parts of a complex number start alike: each is a number of its own to the rules.
             first_value = complex(value, value) if dtype.startswith("complex") else value
-            found |= storage.new(slot, weight, dtype, first_value)
+            found |= storage.new(slot, weight, dtype, first_value, rule.shapes.get(slot, ""))
+        elif slot in rule.shapes and storage.name_of(found[slot]) not in WIDE:
+            storage.convert(found, slot, "float32")
         elif (found[slot].dtype.kind == "c") != (weight.dtype.kind == "c"):
             raise ValueError(
                 f"{name('params', path)} is {weight.dtype.name}, but its state {found[slot].dtype.name}. "

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from schuss.compile.matrices import slot_shape
 from schuss.compile.narrow import from_levels, to_levels, upper_half
 from schuss.compile.storage import BLOCK, STORAGES
 from schuss.core.checkpoint import REST, scale_of
@@ -36,8 +37,13 @@ def new_dtype(weight: Array, state_dtype: str | None, whole: bool = True, precis
     return slot_dtype(weight.dtype.name, state_dtype, weight.size, whole, precise)
 
 
-def new(name: str, weight: Array, dtype: str, value: complex) -> dict[str, Array]:
-    """A slot before the first step, every number of it `value`, laid out as its weight (blocks: row by row)."""
+def new(name: str, weight: Array, dtype: str, value: complex, shape: str = "") -> dict[str, Array]:
+    """A slot before the first step, every number of it `value`, laid out as its weight (blocks: row by row).
+
+    With a `shape`, one number for each "row" or "column".
+    """
+    if shape:
+        return {name: np.full(slot_shape(weight.shape, shape), value, dtype)}
     one: dict[str, Array] = {}  # a block, which all others are like
     _store(one, name, np.full(BLOCK, value), dtype)
     axes = range(weight.ndim) if dtype == "int8" else axes_of(weight)

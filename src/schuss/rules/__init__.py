@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 
 from schuss.rules.adabelief import AdaBelief
 from schuss.rules.adadelta import Adadelta
+from schuss.rules.adafactor import Adafactor
 from schuss.rules.adagrad import Adagrad
 from schuss.rules.adam import Adam
 from schuss.rules.adamax import Adamax
@@ -30,9 +31,11 @@ from schuss.rules.rprop import Rprop
 from schuss.rules.rule import (
     Rule,
     choice,
+    column_mean,
     columns,
     exp,
     log,
+    machine_epsilon,
     maximum,
     mean,
     minimum,
@@ -41,6 +44,7 @@ from schuss.rules.rule import (
     option,
     orthogonal,
     root_mean_square,
+    row_mean,
     rows,
     sign,
     sqrt,
@@ -61,6 +65,7 @@ __all__ = [
     "AdEMAMix",
     "AdaBelief",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
@@ -78,9 +83,11 @@ __all__ = [
     "ScheduleFreeRAdam",
     "ScheduleFreeSGD",
     "choice",
+    "column_mean",
     "columns",
     "exp",
     "log",
+    "machine_epsilon",
     "maximum",
     "mean",
     "minimum",
@@ -89,6 +96,7 @@ __all__ = [
     "option",
     "orthogonal",
     "root_mean_square",
+    "row_mean",
     "row_of",
     "rows",
     "sign",
@@ -231,6 +239,11 @@ TABLE: dict[str, Row] = {
             ADOPT,
             "lr betas eps | weight_decay decoupled_weight_decay maximize foreach capturable differentiable fused",
             _MOMENTS,
+        ),
+        Row(
+            Adafactor,
+            "lr beta2_decay eps d weight_decay | foreach maximize",
+            {"v": "variance", "r": "row_var", "c": "col_var"},
         ),
         Row(
             AdEMAMix,

@@ -10,7 +10,10 @@ a convention is a coefficient, and what changes the *state* is a variant with an
 `norm(x)`, `mean(x)`, `root_mean_square(x)` and `total(x)` are of a whole tensor. The compiler makes passes over memory
 of them: one that measures for each that another one depends on, and the last one, which alone writes. `orthogonal(x)`
 is of a whole matrix: the library's products make it between two passes, as `Rule.iterations` say. `rows(w)` and
-`columns(w)` are known of its shape.
+`columns(w)` are known of its shape, `machine_epsilon(w)` of its dtype.
+
+`row_mean(x)` and `column_mean(x)` are over the last axis and the one before: a number for each row, one for each
+column. A slot can have as many, and no more (`shapes`).
 """
 
 from __future__ import annotations
@@ -28,13 +31,16 @@ __all__ = [
     "MATRIX",
     "MEASURED",
     "SHAPES",
+    "VECTORS",
     "VOCABULARY",
     "WHOLE_TENSOR",
     "Rule",
     "choice",
+    "column_mean",
     "columns",
     "exp",
     "log",
+    "machine_epsilon",
     "maximum",
     "mean",
     "minimum",
@@ -43,6 +49,7 @@ __all__ = [
     "option",
     "orthogonal",
     "root_mean_square",
+    "row_mean",
     "rows",
     "sign",
     "sqrt",
@@ -106,30 +113,50 @@ def columns(a: Any) -> Any:
     return 1.0
 
 
+def machine_epsilon(a: Any) -> Any:
+    """The distance from 1 to the next number of the weight's dtype."""
+    del a
+    return 2.0**-52
+
+
 def orthogonal(a: Any) -> Any:
     """The matrix with all singular values driven to 1, by the rule's `iterations`."""
     return sign(a)
 
 
-# Those that give one number for a tensor, those that are known of its shape, and those that give a matrix.
+def row_mean(a: Any) -> Any:
+    """The mean over the last axis: a number for each row."""
+    return a
+
+
+def column_mean(a: Any) -> Any:
+    """The mean over the last axis but one: a number for each column, in each matrix of a tensor of more axes."""
+    return a
+
+
+# Those that give one number for a tensor, those that are known without looking at its numbers, those that give a
+# matrix, and those that give a number for each row or column.
 MEASURED = ("mean", "norm", "root_mean_square", "total")
-SHAPES, MATRIX = ("rows", "columns"), ("orthogonal",)
-WHOLE_TENSOR = (*MEASURED, *SHAPES, *MATRIX)
+SHAPES = ("rows", "columns", "machine_epsilon")
+MATRIX, VECTORS = ("orthogonal",), {"row_mean": "row", "column_mean": "column"}
+WHOLE_TENSOR = (*MEASURED, *SHAPES, *MATRIX, *VECTORS)
 # The names that a backend binds anew. `abs` is Python's own.
 VOCABULARY = ("abs", "exp", "log", "maximum", "minimum", "sign", "sqrt", "where", *WHOLE_TENSOR)
 
 
 def number(
-    default: float,
+    default: float | None,
     *,
     low: float = -math.inf,
     high: float = math.inf,
     below: float = math.inf,
     above: float = -math.inf,
     advice: str = "",
+    optional: bool = False,
 ) -> Any:
-    """A real hyperparameter: low ≤ it ≤ high, above < it < below."""
-    return field(default=default, metadata={"domain": Domain(low, high, below, above, advice=advice)})
+    """A real hyperparameter: low ≤ it ≤ high, above < it < below; or None, if it is `optional`."""
+    domain = Domain(low, high, below, above, advice=advice, optional=optional)
+    return field(default=default, metadata={"domain": domain})
 
 
 def option(default: bool) -> Any:
@@ -153,8 +180,9 @@ class Rule:
 
     `state` names what is remembered of each weight, in the order in which `update` takes and returns it;
     `variants` does so where an option changes it. `scalars` names what is remembered of a whole tensor. `bounds` says
-    between which two numbers each of these stays: a checkpoint with others is damaged. `precise` names the slots that
-    hold weights, which have no meaning in fewer bits than float32 has.
+    between which two numbers each of these stays: a checkpoint with others is damaged. `shapes` names the slots that
+    have one number for each "row" or "column", as `row_mean` and `column_mean` give them. `precise` names the slots
+    that hold weights, which have no meaning in fewer bits than float32 has; those with `shapes` have as many.
 
     What else a rule may say: `tuples`, the hyperparameters that a constructor takes together, as
     `{"betas": ("beta1", "beta2")}`; `state_names`, what a checkpoint calls its state, where not by the rule's letters;
@@ -164,6 +192,7 @@ class Rule:
 
     state: ClassVar[tuple[str, ...]] = ()
     variants: ClassVar[dict[str, tuple[str, ...]]] = {"": ()}
+    shapes: ClassVar[dict[str, str]] = {}
     scalars: ClassVar[tuple[str, ...]] = ()
     bounds: ClassVar[dict[str, tuple[float, float]]] = {}
     precise: ClassVar[tuple[str, ...]] = ()
@@ -203,6 +232,15 @@ class Rule:
     def slots(self) -> tuple[str, ...]:
         """The state of this variant, by name."""
         return self.variants[self.variant]
+
+    def variant_of(self, dimensions: int) -> str:
+        """Which of `variants` moves a weight with so many axes."""
+        del dimensions
+        return self.variant
+
+    def slots_of(self, dimensions: int) -> tuple[str, ...]:
+        """The state of a weight with so many axes, by name."""
+        return self.variants[self.variant_of(dimensions)]
 
     @classmethod
     def has_evaluated(cls) -> bool:

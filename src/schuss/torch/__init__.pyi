@@ -29,6 +29,7 @@ __all__ = [
     "AdEMAMix",
     "AdaBelief",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
@@ -650,6 +651,32 @@ class ADOPT(Optimizer):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         seed: int = 0,
+        process_group: Any = None,
+    ) -> None: ...
+
+class Adafactor(Optimizer):
+    """Step along the gradient in units of its typical size, which rows and columns know; never far for its weights."""
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.01,
+        beta2_decay: Number = -0.8,
+        eps: tuple[Number, Number] = (None, 0.001),
+        d: Number = 1.0,
+        weight_decay: Number = 0.0,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        compensated: bool = False,
+        state_dtype: Any = None,
+        ema_decay: Number | None = None,
+        cautious: bool = False,
+        max_update: float | None = None,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        seed: int = 0,
+        capturable: bool = False,
         process_group: Any = None,
     ) -> None: ...
 

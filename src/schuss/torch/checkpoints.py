@@ -357,7 +357,7 @@ class Loaded:
             if missing:
                 continue
             state[weight] = _copied(entry, weight, kind.check.parts, saved.block)
-            precise = {kind.row.names[slot] for slot in rule.precise}
+            precise = {kind.row.names[slot] for slot in (*rule.precise, *rule.shapes)}
             for name in kind.slot_names & state[weight].keys():
                 dtype = dtype_name(state[weight][name].dtype)
                 if group["state_dtype"] is not None:

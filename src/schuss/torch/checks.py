@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from schuss.compile.matrices import slot_shape
 from schuss.compile.storage import BLOCK, PLAIN
 from schuss.core.checkpoint import REST, Part, is_count, scale_of
 from schuss.core.storage import apart, dtype_name
@@ -51,13 +52,25 @@ def check(
     _check_together(where, entry, parts, together)
     for name in names:
         if (slot := entry.get(name)) is not None:
-            _check_slot(where, name, weight, slot, entry.get(scale_of(name)))
+            shape = slot_shape(weight.shape, parts[name].shape)
+            _check_slot(where, name, weight, slot, entry.get(scale_of(name)), shape)
     what, rest = _state(REST, where), entry.get(REST)
     if isinstance(rest, Tensor) and rest.shape == weight.shape and rest.layout == torch.strided:
         _check_written(what, rest)
     elif rest is not None:
         has = _shown(rest) if isinstance(rest, Tensor) else f"is of type {type(rest).__name__}"
         raise _refused(what, has, f"a dense tensor of shape {tuple(weight.shape)}")
+
+
+def check_real(key: int, weight: Tensor, rule: str) -> None:
+    """Refuse a complex weight to a rule whose state has rows and columns: pairs of real numbers would be its rows."""
+    if weight.is_complex():
+        raise _refused(
+            f"The weight {key}, of shape {tuple(weight.shape)}",
+            f"is {dtype_name(weight.dtype)}",
+            f"real numbers: {rule} takes means over rows and columns",
+            "Give it torch.view_as_real(weight), or a group with another rule.",
+        )
 
 
 def _refused(what: str, has: str, needs: str, advice: str = _GONE) -> ValueError:
@@ -95,23 +108,33 @@ def _check_written(what: str, tensor: Tensor) -> None:
         raise _refused(what, shared, "memory of its own for each", "Try `.data = .data.clone()`.")
 
 
-def _check_like(what: str, weight: Tensor, tensor: Tensor, advice: str, integers: bool = False) -> None:
-    """Refuse a tensor that does not match the weight, number by number."""
-    fits = (tensor.shape, tensor.device) == (weight.shape, weight.device)
+def _check_like(
+    what: str,
+    weight: Tensor,
+    tensor: Tensor,
+    advice: str,
+    integers: bool = False,
+    shape: tuple[int, ...] | None = None,
+) -> None:
+    """Refuse a tensor that does not match the weight, number by number, or has not this other `shape`."""
+    shape = tuple(weight.shape) if shape is None else shape
+    fits = (tuple(tensor.shape), tensor.device) == (shape, weight.device)
     kind = _has_numbers(tensor) or (integers and tensor.dtype == torch.int8)
     if not fits or not kind or tensor.is_complex() != weight.is_complex():
         numbers = _numbers_of("complex" if weight.is_complex() else "real")
-        needs = f"shape {tuple(weight.shape)} on {weight.device} and {numbers}"
+        needs = f"shape {shape} on {weight.device} and {numbers}"
         raise _refused(what, _shown(tensor), needs, advice)
     _check_held(what, tensor)
 
 
-def _check_slot(where: str, name: str, weight: Tensor, slot: Any, scales: Any) -> None:
+def _check_slot(
+    where: str, name: str, weight: Tensor, slot: Any, scales: Any, shape: tuple[int, ...]
+) -> None:
     what = _state(name, where)
     if not isinstance(slot, Tensor) or slot.layout != torch.strided:
         has = f"is {slot.layout}" if isinstance(slot, Tensor) else f"is of type {type(slot).__name__}"
         raise _refused(what, has, "a dense tensor")
-    _check_like(what, weight, slot, _GONE, integers=True)
+    _check_like(what, weight, slot, _GONE, integers=True, shape=shape)
     _check_written(what, slot)
     if slot.dtype == torch.int8:
         _check_scales(_state(scale_of(name), where), slot, scales)

@@ -67,7 +67,7 @@ class Item:
         if not all(one in STORAGES for one in self.storage) or not all(map(_has_kernel, tensors)):
             return "eager"
         straight = all(map(_contiguous, tensors)) and not any(map(lazy, tensors))
-        if self.formula.of_matrices and not (straight and self.weight.device.type == "cpu"):
+        if self.formula.by_shape and not (straight and self.weight.device.type == "cpu"):
             return "eager"
         if device.runs_on(self.weight.device):
             alike = not self.in_blocks and all(_lies_like(t, self.weight) for t in tensors)
@@ -152,7 +152,8 @@ def _whole(signature: Signature, items: Sequence[Item]) -> WholeTensors:
     shapes = [matrix_shape(item.weight.shape) for item in items]
     groups = [item.group for item in items]
     formula, kept = signature
-    return WholeTensors(_columns(signature), lengths, formula.passes, shapes, groups, compute_dtype(kept))
+    real, sides = compute_dtype(kept), [item.weight.shape[-2:] for item in items]
+    return WholeTensors(_columns(signature), lengths, formula.passes, shapes, groups, real, sides)
 
 
 class _Plain:

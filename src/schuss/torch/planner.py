@@ -51,13 +51,16 @@ class Planner:
         group_of = [k for k, group in enumerate(groups) for _ in group["params"]]
         present = [k for k, gradient in enumerate(gradients) if gradient is not None]
         whole = {k for k in present if gradients[k].layout != torch.sparse_coo}
-        formulas = [formula_of(rule, group) for rule, group in zip(rules, groups, strict=True)]
-        sharded.check_whole([weights[k] for k in present if formulas[group_of[k]].passes])
+        of_group = [formula_of(rule, group) for rule, group in zip(rules, groups, strict=True)]
+        formulas = {k: of_group[group_of[k]].for_axes(rules[group_of[k]], weights[k].dim()) for k in present}
+        sharded.check_whole([weights[k] for k in present if formulas[k].passes])
         for k in present:
-            kind = self.kinds.of(groups[group_of[k]])
-            names = [*(kind.row.names[slot] for slot in rules[group_of[k]].slots), AVERAGE]
+            kind, rule = self.kinds.of(groups[group_of[k]]), rules[group_of[k]]
+            shape_chooses = rule.variant_of(weights[k].dim()) != rule.variant or rule.shapes
+            names = [kind.row.names[slot] for slot in rule.slots_of(weights[k].dim())]
+            together = [*kind.together, *(name for name in names if shape_chooses)]
             check_matrix(
-                formulas[group_of[k]],
+                formulas[k],
                 f"Weight {k}",
                 weights[k].shape,
                 weights[k].is_complex(),
@@ -65,10 +68,12 @@ class Planner:
                 k not in whole,
             )
             entry = optimizer.state.get(weights[k], {})
-            checks.check(k, weights[k], gradients[k], entry, names, kind.check.parts, kind.together)
+            if rule.shapes or formulas[k].of_rows:
+                checks.check_real(k, weights[k], kind.row.name)
+            checks.check(k, weights[k], gradients[k], entry, [*names, AVERAGE], kind.check.parts, together)
         found = self._begin(optimizer, present, whole)
         items = [
-            Item(weights[k], slots, stored, formulas[group_of[k]], group_of[k], k)
+            Item(weights[k], slots, stored, formulas[k], group_of[k], k)
             for k, (stored, slots) in zip(present, found, strict=True)
         ]
         plan = Plan(items, gradients)
@@ -94,17 +99,21 @@ class Planner:
         for k in present:
             weight, group = weights[k], group_of[k]
             row, rule = self.kinds.of(group).row, self.hyperparameters.rule(group)
+            averaged = group["ema_decay"] is not None
             first = self.hyperparameters.start(group, rule).initial()
             stored = weight_storage(storage.name_of(weight), group["rounding"], group["compensated"])
-            slots = {row.names[slot]: first.get(slot, 0.0) for slot in rule.slots}
-            averaged = group["ema_decay"] is not None
+            own = rule.slots_of(weight.dim())
+            slots = {row.names[slot]: first.get(slot, 0.0) for slot in own}
+            shapes = {row.names[slot]: rule.shapes[slot] for slot in own if slot in rule.shapes}
+            # Blocks would cross from row to row.
+            in_blocks = k in whole and not formula_of(rule, group).for_axes(rule, weight.dim()).of_rows
             if slots or averaged or row.counts_steps or storage.rest_dtype(stored) or weight in state:
                 entry = state[weight]
                 # An average that begins alone takes no count with it: the weight has its own.
                 begun = bool(slots) or entry.get(AVERAGE) is not None
-                precise = [row.names[slot] for slot in rule.precise]
+                precise = [row.names[slot] for slot in (*rule.precise, *rule.shapes)]
                 asked = group["state_dtype"]
-                new = storage.begin(entry, weight, slots, averaged, asked, k in whole, precise)
+                new = storage.begin(entry, weight, slots, averaged, asked, in_blocks, precise, shapes)
                 new = new or id(weight) in self.counts.unmoved
                 steps = max(group["step"], begun) if begun or not averaged else 0
                 self.counts.remember(k, entry, row, first, new, steps)

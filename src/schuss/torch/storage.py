@@ -15,9 +15,10 @@ import torch
 
 from schuss.compile import eager
 from schuss.compile.formula import AVERAGE
+from schuss.compile.matrices import slot_shape
 from schuss.compile.storage import BLOCK, STORAGES
 from schuss.core.checkpoint import REST, scale_of
-from schuss.core.storage import dtype_name, slot_dtype, slot_storage
+from schuss.core.storage import WIDE, dtype_name, slot_dtype, slot_storage
 
 Tensor = torch.Tensor
 
@@ -50,8 +51,16 @@ def new_dtype(weight: Tensor, state_dtype: Any, whole: bool = True, precise: boo
     return slot_dtype(dtype_name(weight.dtype), state_dtype, weight.numel(), whole, precise)
 
 
-def create(name: str, weight: Tensor, dtype: str, value: float) -> dict[str, Tensor]:
-    """A slot before the first step, every number of it `value`, laid out as its weight (blocks: row by row)."""
+def create(name: str, weight: Tensor, dtype: str, value: float, shape: str = "") -> dict[str, Tensor]:
+    """A slot before the first step, every number of it `value`, laid out as its weight (blocks: row by row).
+
+    With a `shape`, one number for each "row" or "column".
+    """
+    if shape and 0 in weight.shape:
+        weight = weight.new_empty(slot_shape(weight.shape, shape))
+    elif shape:  # of a DTensor a part, which lies on the processes that it has to
+        one = weight.detach().narrow(-1 if shape == "row" else -2, 0, 1)
+        weight = one.clone(memory_format=torch.contiguous_format)
     if dtype == "int8":
         codes, scales = eager.to_levels(
             torch.full(weight.shape, value, dtype=torch.float32, device=weight.device)
@@ -103,18 +112,23 @@ def begin(
     state_dtype: Any,
     whole: bool,
     precise: Container[str] = (),
+    shapes: Mapping[str, str] | None = None,
 ) -> bool:
     """Give a weight the state that it has not; return whether its rule had none.
 
-    `slots` are the names of its state with their first values; those that are `precise` have 32 bits at least. State
-    in int8 needs the `whole` of a gradient: where rows come alone, it is in float32.
+    `slots` are the names of its state with their first values; those that are `precise` have 32 bits at least, and
+    `shapes` have a number for each row or column. State in int8 needs the `whole` of a gradient: where rows come alone,
+    it is in float32.
     """
     new = bool(slots) and all(entry.get(name) is None for name in (*slots, AVERAGE))
+    shapes = shapes or {}
     for name, first in slots.items():
         if entry.get(name) is None:
             dtype = new_dtype(weight, state_dtype, whole, name in precise)
-            entry.update(create(name, weight, dtype, first))
-        elif entry[name].dtype == torch.int8 and not whole:
+            entry.update(create(name, weight, dtype, first, shapes.get(name, "")))
+        elif (name in shapes and name_of(entry[name]) not in WIDE) or (
+            entry[name].dtype == torch.int8 and not whole
+        ):
             convert(entry, name, "float32")
     if not averaged:  # of no meaning once the weight has moved without it
         entry.pop(AVERAGE, None)

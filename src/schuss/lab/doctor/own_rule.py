@@ -232,7 +232,7 @@ def _options(row: Row) -> Finding:
 def _held_back(row: Row) -> Finding:
     """The options of the change, where they have a meaning."""
     options: Options = {"cautious": True} | ({"max_update": 0.1} if hasattr(row.rule(), "lr") else {})
-    w, rule = steps.leaf(63, torch.float64), row.rule()
+    w, rule = steps.leaf(row.rule, 63, torch.float64), row.rule()
     start, given = steps.wide(w), steps.gradients([w])
     try:
         steps.stepped(row, {}, [w], given, **options)
@@ -252,8 +252,8 @@ def _sparse(row: Row) -> Finding:
 
 def _gpu(row: Row) -> Finding:
     """Machine code for an NVIDIA GPU, from the same text; no GPU is needed for it."""
-    if formula(row.rule).of_matrices:
-        return Finding("", "", "none: products of matrices take the eager path there")
+    if formula(row.rule).by_shape:
+        return Finding("", "", "none: rows, columns and products of matrices take the eager path there")
     if importlib.util.find_spec("triton") is None:
         return Finding("", "PTX compiles", "Triton is not installed")
     lines = 0

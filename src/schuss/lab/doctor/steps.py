@@ -42,8 +42,8 @@ def gradients(weights: Sequence[Tensor], first: int = 0) -> list[list[Tensor]]:
 
 
 def shape_of(rule: type[Rule], size: int) -> tuple[int, ...]:
-    """The shape of a weight of so many numbers: a vector, or for a rule of matrices one that is nearly square."""
-    if not formula(rule).of_matrices:
+    """The shape of a weight of so many numbers: a vector, or nearly square for a rule of matrices or rows."""
+    if not formula(rule).by_shape:
         return (size,)
     rows = next((n for n in range(math.isqrt(size), 0, -1) if size % n == 0), 0)
     return (rows, size // rows) if rows else (0, 3)
