@@ -55,7 +55,8 @@ def _type(row: Row, name: str) -> Any:
     if name in KNOWN:
         return KNOWN[name].kind
     if name in row.rule.tuples:
-        return tuple[(Number,) * len(row.rule.tuples[name])]  # type: ignore[misc]  # made as the program runs
+        parts = [_type(row, part) for part in row.rule.tuples[name]]
+        return tuple[(*parts,)]  # type: ignore[misc]  # made as the program runs
     domain = next(f.metadata["domain"] for f in fields(row.rule) if f.name == name)
     if domain.kind is bool:
         return bool
