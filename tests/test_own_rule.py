@@ -204,7 +204,7 @@ def test_check_holds_it_to_all_that_the_built_in_rules_are_held_to():
         "GPU kernel",
     ):
         assert part in result.output
-    assert "16 of 16 hold" in result.output
+    assert "17 of 17 hold" in result.output
 
 
 def test_check_sees_a_rule_that_is_not_what_it_says(tmp_path, monkeypatch):

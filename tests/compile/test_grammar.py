@@ -106,6 +106,18 @@ MISTAKES = [
     ("@dataclass(frozen=True, kw_only=True)\n", "", 9, "no dataclass, so lr is no hyperparameter"),
     ("    @staticmethod\n", "", 17, "is no static method. Write @staticmethod above it"),
     ("gain, lr):", "gain, lr=1):", 17, "by name, without defaults"),
+    ("decay, gain, lr):", "decay, divide, lr):", 17, "a coefficient cannot be named 'divide'"),
+    ('state = ("m",)', 'state = ("m_",)', 17, "state cannot be named 'm_', which means something else"),
+    (MOVE, "real = w * lr", 20, "real is a function of the kernels. Give the number another name"),
+    (MOVE, "w = w - lr * norm(lr)", 20, "'norm(lr)' is of lr, which is one number for the whole tensor"),
+    (
+        MOVE,
+        "w = w - lr * mean(rows(w) + lr)",
+        20,
+        "Give mean what differs from element to element, as w or g",
+    ),
+    (MOVE, "w, q = w - total(norm(m) * lr), m", 20, "is of norm(m) * lr, which is one number"),
+    (MOVE, "w = orthogonal(m)", 17, "orthogonal needs polynomials. Write a property iterations"),
     ("decay, gain, lr):", "decay, scale, lr):", 17, "a coefficient cannot be named 'scale'"),
     (
         'state = ("m",)',
@@ -151,6 +163,18 @@ def test_each_mistake_is_named_with_its_file_line_and_remedy(api, written, old, 
     with pytest.raises(RuleError, match=rf"^my_rule\.py:{line}: .*{re.escape(said)}") as refused:
         api.optimizer(rule)
     assert "\n" not in str(refused.value)
+
+
+def test_one_number_for_the_tensor_stays_one_through_names(written):
+    """Also where a name is given anew: to what differs, it may be measured again."""
+    lines = "q = norm(m)\n        p = q * lr\n        "
+    for more, said in (("w = w - norm(p)", "is of p"), ("w, p = w - p, w\n        w = w - norm(p)", None)):
+        rule = written(GOOD.replace("number, sign", "norm, number, sign").replace(MOVE, lines + more))
+        if said is None:
+            check(rule)
+            continue
+        with pytest.raises(RuleError, match=rf"my_rule\.py:22: .*{said}, which is one number"):
+            check(rule)
 
 
 def test_what_has_no_mistake_is_taken(written):

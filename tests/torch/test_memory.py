@@ -619,7 +619,7 @@ def test_an_interrupt_waits_for_all_pieces_of_a_kernel():
 
     many = threads.ELEMENTS_A_THREAD * 2
     with pytest.raises(KeyboardInterrupt):
-        threads.together([threads.call(kernel, 0, 0, 50, many, 1), partial(later)])
+        threads.together([threads.call(kernel, 0, 0, slice(50), many, 1), partial(later)])
     assert sorted(walked, key=str) == sorted([*range(50), "later"], key=str)
 
 

@@ -377,7 +377,8 @@ def _sums(formula: Formula, passes: Passes, arrays: Sequence[_Array], level: int
     numbers = [one for one in words if not one.matrix and not one.vector]
     of_rows = [one for one in words if one.vector == "row"]
     of_columns = [one for one in words if one.vector == "column"]
-    inner = passes.reads(level)
+    # What is the same all along a row is summed once for all columns.
+    inner = len(of_columns) < len(words) or not all(one.alike for one in words)
     each = _each(
         passes,
         arrays,

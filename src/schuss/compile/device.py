@@ -47,7 +47,7 @@ import torch
 from schuss.compile import gpu
 from schuss.compile.formula import Formula
 from schuss.compile.launch import TENSOR_BITS, Launch, Terms, numbers
-from schuss.compile.storage import EPSILONS, STORAGES, Column, columns, compute_dtype
+from schuss.compile.storage import STORAGES, Column, columns, compute_dtype
 from schuss.rules.rule import Rule
 
 Array = np.ndarray[Any, Any]
@@ -251,9 +251,9 @@ class DeviceLaunch(Launch):
         width = len(formula.passes.numbers) if formula.passes else 0
         self.sums = torch.empty((self.programs, width), dtype=torch.float64, device=device)
         self.found = torch.empty((len(lengths), width), dtype=self.real, device=device)
-        epsilon = EPSILONS[STORAGES[kept[0]].dtype]
-        for k, known in formula.passes.given(shapes, epsilon).items() if formula.passes else ():
-            self.found[:, k] = torch.tensor(known, dtype=self.real, device=device)
+        known = formula.passes.known_before(shapes, STORAGES[kept[0]].dtype) if formula.passes else {}
+        for k, values in known.items():
+            self.found[:, k] = torch.tensor(values, dtype=self.real, device=device)
         self.measures = (self.sums, self.found) if width else ()
         self.square: _Program | None = None
         self.coefficients = self.window = _Sent((0,), self.real, device)

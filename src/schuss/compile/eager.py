@@ -50,8 +50,8 @@ def _words(wide: torch.dtype) -> dict[str, Any]:
         return types.FunctionType(function.__code__, {**function.__globals__, "where": where})
 
     def whole(function: Callable[..., Tensor], **axis: Any) -> Callable[[Tensor], Tensor]:
-        """A number of a whole tensor, or of each row or column, summed in float64."""
-        return lambda x: function(x, **axis, dtype=torch.float64).to(wide)
+        """A number of a whole tensor, or of each row or column, of conditions too, summed in float64."""
+        return lambda x: function(x.to(wide), **axis, dtype=torch.float64).to(wide)
 
     def elementwise(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
         """The function, of one plain number too: of coefficients and of the weight's shape."""
@@ -262,7 +262,9 @@ def moved(
         vocabulary |= words(rule, memory[0].shape)
     new = formula.bind(vocabulary)(w, scale * g, *slots, *coefficients[: len(formula.coefficients)])
     found: list[tuple[Tensor, Tensor]] = []
-    for value, name in zip(new, ("w", *formula.slots), strict=True):
+    for one, name in zip(new, ("w", *formula.slots), strict=True):
+        # It may be one number for the whole tensor.
+        value = torch.as_tensor(one, dtype=wide, device=w.device).expand(arrays[name].shape)
 
         def drawn(number: int = names.index(name), value: Tensor = value) -> Tensor:
             assert starts is not None

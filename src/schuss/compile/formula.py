@@ -132,8 +132,10 @@ class Formula:
 
     @property
     def by_shape(self) -> bool:
-        """Whether the update needs to know which elements are of one row or column."""
-        return self.of_rows or self.of_matrices
+        """Whether the update needs to know which elements are of one row or column, or how many of these there are."""
+        words = self.passes.words if self.passes else ()
+        shaped = any(word.word in ("rows", "columns") for word in words)
+        return shaped or self.of_rows or self.of_matrices
 
     @property
     def of_rows(self) -> bool:

@@ -14,7 +14,7 @@ from schuss.compile import matrices, threads
 from schuss.compile.cpu import Kernel, column_words, measures
 from schuss.compile.formula import Formula
 from schuss.compile.passes import Passes, Word
-from schuss.compile.storage import EPSILONS, Column, keys
+from schuss.compile.storage import Column, keys
 from schuss.rules.rule import Rule
 
 Array = np.ndarray[Any, Any]
@@ -136,7 +136,7 @@ class WholeTensors(Table):
         ]
         numbers = len(passes.numbers)
         self.sums, self.found = np.zeros((len(owner), numbers)), np.zeros((len(whole), numbers))
-        for k, known in passes.given(shapes, EPSILONS[columns[0].storage.dtype]).items():
+        for k, known in passes.known_before(shapes, columns[0].storage.dtype).items():
             self.found[:, k] = known
         self.cells[:, len(columns)] = self.sums.ctypes.data + self.sums.strides[0] * np.arange(len(owner))
         self.cells[:, len(columns) + 1] = self.found.ctypes.data + self.found.strides[0] * owner

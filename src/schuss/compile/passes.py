@@ -20,6 +20,7 @@ import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from schuss.compile.storage import EPSILONS
 from schuss.rules.rule import MATRIX, SHAPES, VECTORS, WHOLE_TENSOR
 
 __all__ = ["BOTH", "Axes", "Passes", "Word", "axes_of", "varying"]
@@ -181,18 +182,23 @@ class Passes:
         """The words that give a matrix."""
         return tuple(word for word in self.words if word.matrix)
 
-    def given(self, shapes: Sequence[tuple[int, int]], epsilon: float) -> dict[int, float | list[float]]:
-        """What is known without measuring, by the place of the word among `numbers`: for each tensor, or for all.
+    def known_before(self, shapes: Sequence[tuple[int, int]], dtype: str) -> dict[int, list[float]]:
+        """What is known of the shapes of matrices and of their dtype, by the place of the word among `numbers`."""
 
-        `shapes` are those of the tensors as matrices, and `epsilon` is the machine epsilon of them all.
-        """
+        def known(word: str, shape: tuple[int, int]) -> float:
+            return EPSILONS[dtype] if word == "machine_epsilon" else float(shape[word == "columns"])
+
         return {
-            k: epsilon
-            if word.word == "machine_epsilon"
-            else [float(shape[word.word == "columns"]) for shape in shapes]
+            k: [known(word.word, shape) for shape in shapes]
             for k, word in enumerate(self.numbers)
             if word.level == 0
         }
+
+    @property
+    def readings(self) -> int:
+        """How many passes read the weight, the gradient or state of each element."""
+        levels = range(1, self.levels + 1)
+        return 1 + sum(any(not (one.alike and one.vector) for one in self.at(level)) for level in levels)
 
     @property
     def vectors(self) -> tuple[Word, ...]:
@@ -212,13 +218,6 @@ class Passes:
     def at(self, level: int) -> tuple[Word, ...]:
         """The words that the pass of this level measures."""
         return tuple(word for word in self.words if word.level == level)
-
-    def reads(self, level: int) -> bool:
-        """Whether the pass of this level reads every element.
-
-        What is the same all along a row is summed once for all columns.
-        """
-        return not all(word.vector == "column" and word.alike for word in self.at(level))
 
     def known(self, level: int) -> tuple[Word, ...]:
         """What has been measured before the pass of this level."""

@@ -60,7 +60,9 @@ def _type(row: Row, name: str) -> Any:
     domain = next(f.metadata["domain"] for f in fields(row.rule) if f.name == name)
     if domain.kind is bool:
         return bool
-    return Literal[domain.choices] if domain.choices else Number
+    if domain.choices:
+        return Literal[domain.choices]
+    return Number | None if domain.optional else Number
 
 
 def _table_rows(rule: type[Rule]) -> dict[str, tuple[str, str]]:

@@ -875,7 +875,7 @@ class Adafactor(Optimizer):
 
     lr: Number
     beta2_decay: Number
-    eps: tuple[Number, Number]
+    eps: tuple[Number | None, Number]
     d: Number
     weight_decay: Number
     maximize: bool
@@ -892,7 +892,7 @@ class Adafactor(Optimizer):
         self,
         lr: Number = 0.01,
         beta2_decay: Number = -0.8,
-        eps: tuple[Number, Number] = (None, 0.001),
+        eps: tuple[Number | None, Number] = (None, 0.001),
         d: Number = 1.0,
         weight_decay: Number = 0.0,
         *,

@@ -10,10 +10,9 @@ divided by its norm before, so that no σ is above 1. What a set makes of σ fro
 | `polar_express` | 15       | 0.8589 to 1.1411 | 0.8589 to 1.1411 |
 | `quintic8`      | 30       | 1.0000 to 1.0005 | 1.0000 to 1.0005 |
 
-Sources: Jordan and others 2024, Muon (`quintic`); Cesista, You and Jordan 2025, "Squeezing 1-2 % efficiency gains out
-of Muon by optimizing the Newton-Schulz coefficients" (`quintic5`); Amsel, Persson, Musco and Gower 2025, "The Polar
-Express", with a margin for rounding (`polar_express`); DeepSeek 2026, V4 (`quintic8`: eight of `quintic`, then two that
-converge).
+Sources: Jordan and others 2024, Muon (`quintic`); You Jiacheng's table of five (`quintic5`); Amsel, Persson, Musco and
+Gower 2025, "The Polar Express", with a margin for rounding (`polar_express`); DeepSeek-V4 (`quintic8`: eight of
+`quintic`, then two that converge).
 """
 
 from __future__ import annotations

@@ -661,7 +661,7 @@ class Adafactor(Optimizer):
         params: ParamsT,
         lr: Number = 0.01,
         beta2_decay: Number = -0.8,
-        eps: tuple[Number, Number] = (None, 0.001),
+        eps: tuple[Number | None, Number] = (None, 0.001),
         d: Number = 1.0,
         weight_decay: Number = 0.0,
         *,

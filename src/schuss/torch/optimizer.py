@@ -396,7 +396,8 @@ class Optimizer(OfRule, torch.optim.Optimizer):
         return any(self._kinds.of(group).row.rule.has_evaluated() for group in self.param_groups)
 
     def _average_pairs(self) -> list[Pair]:
-        self._device_steps.settle()
+        if self.evaluates_average:  # which goes by the count of steps
+            self._device_steps.settle()
         return [
             (weight, average)
             for group in self.param_groups

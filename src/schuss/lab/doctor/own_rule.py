@@ -20,6 +20,7 @@ from schuss.compile import cpu, eager, gpu
 from schuss.compile.formula import AVERAGE, formula
 from schuss.compile.grammar import check, options_of_variants
 from schuss.compile.launch import Terms, numbers
+from schuss.compile.matrices import slot_shape
 from schuss.compile.reference import Reference
 from schuss.errors import refusal
 from schuss.lab.doctor import steps
@@ -59,7 +60,8 @@ def examine_rule(rule: type[Rule]) -> Iterator[Finding]:
         label = f" ({variant})" if variant else ""
         for about, examine in _OF_VARIANTS.items():
             yield _careful(about + label, partial(examine, row, options))
-    missing = [one for one in rule.variants if one not in options_of_variants(rule)]
+    by_shape = {rule().variant_of(dimensions) for dimensions in range(5)}
+    missing = [one for one in rule.variants if one not in {*options_of_variants(rule), *by_shape}]
     if missing:
         yield Finding("variants", "each can be chosen", f"{missing} not found: not checked")
     for about, examine in _OF_RULES.items():
@@ -80,8 +82,10 @@ def _kernel(dtype: torch.dtype, row: Row, options: Options) -> Finding:
 def _eager(row: Row, options: Options) -> Finding:
     """Whole tensors, one operation after another: the path of devices and dtypes without a kernel."""
     rule, w = row.rule(**options), steps.leaf(row.rule, 63, torch.float64).detach()
-    one, first, start, given = formula(rule), rule.initial(), steps.wide(w), steps.gradients([w])
-    slots = [torch.full_like(w, first.get(name, 0.0)) for name in rule.slots]
+    one, first, start = formula(rule, dimensions=w.dim()), rule.initial(), steps.wide(w)
+    given = steps.gradients([w])
+    shapes = {name: slot_shape(w.shape, rule.shapes.get(name)) for name in one.slots}
+    slots = [w.new_full(shapes[name], first.get(name, 0.0)) for name in one.slots]
     remembered = [0.0, *(first.get(name, 0.0) for name in rule.scalars)]
     for (g,) in given:
         values, remembered = numbers(one, False, rule, remembered, Terms())
@@ -110,7 +114,7 @@ def _strides(row: Row, options: Options) -> Finding:
     for w in weights:
         steps.stepped(row, options, [w], ([g] for g in given))
     rule = row.rule(**options)
-    if not formula(rule).of_matrices:
+    if not formula(rule, dimensions=2).by_shape:
         return steps.equal(weights[:1], weights[1:])
     # Products of matrices are taken by another path then.
     wides, eps = ([steps.wide(g)] for g in given), float(np.finfo(np.float32).eps)
@@ -252,8 +256,10 @@ def _sparse(row: Row) -> Finding:
 
 def _gpu(row: Row) -> Finding:
     """Machine code for an NVIDIA GPU, from the same text; no GPU is needed for it."""
-    if formula(row.rule).by_shape:
-        return Finding("", "", "none: rows, columns and products of matrices take the eager path there")
+    if formula(row.rule).of_rows:
+        return Finding("", "", "none: means over rows and columns take the eager path there")
+    if formula(row.rule).of_matrices:
+        return Finding("", "", "none: products of matrices take the eager path there")
     if importlib.util.find_spec("triton") is None:
         return Finding("", "PTX compiles", "Triton is not installed")
     lines = 0

@@ -42,8 +42,9 @@ def gradients(weights: Sequence[Tensor], first: int = 0) -> list[list[Tensor]]:
 
 
 def shape_of(rule: type[Rule], size: int) -> tuple[int, ...]:
-    """The shape of a weight of so many numbers: a vector, or nearly square for a rule of matrices or rows."""
-    if not formula(rule).by_shape:
+    """The shape of a weight of so many numbers: a vector, or for a rule of matrices or rows a matrix."""
+    one = formula(rule)
+    if not (one.of_matrices or one.of_rows or rule.shapes):
         return (size,)
     rows = next((n for n in range(math.isqrt(size), 0, -1) if size % n == 0), 0)
     return (rows, size // rows) if rows else (0, 3)
