@@ -1,5 +1,6 @@
 """Compiled kernels on disk: found again, renewed with their page, shared by processes, and never trusted blindly."""
 
+import ctypes
 import errno
 import hashlib
 import importlib.util
@@ -350,7 +351,7 @@ def test_nothing_compiles_when_numbers_or_shapes_change(monkeypatch):
 
 def test_a_kernel_is_a_readable_file(tmp_path, monkeypatch):
     monkeypatch.setenv("SCHUSS_CACHE_DIR", str(tmp_path))
-    kernel = cpu._load("sgd", cpu.source(formula(SGD), FLOAT64))
+    kernel = cpu._load("sgd", cpu.source(formula(SGD), FLOAT64), ctypes.CFUNCTYPE, 4)
     (path,) = tmp_path.glob("*.py")
     text = path.read_text(encoding="utf-8")
     compile(text, path.name, "exec")

@@ -15,6 +15,7 @@ class Sourceless(Rule):
     """A rule of matrices, in a module that names no source."""
 
     state = ("m",)
+    iterations = ((1.5, -0.5, 0.0),)
 
     def coefficients(self, step):
         return dict(lr=0.1)

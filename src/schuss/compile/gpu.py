@@ -48,8 +48,9 @@ _WORDS = {
     "abs": "def abs(x):\n    return tl.abs(x)",
     "exp": "def exp(x):\n    return tl.exp(x)",
     "log": "def log(x):\n    return tl.log(x)",
-    "maximum": "def maximum(a, b):\n    return tl.where((a > b) | (a != a), a, b)",
-    "minimum": "def minimum(a, b):\n    return tl.where((a < b) | (a != a), a, b)",
+    # A condition on scalars alone may stand beside a block only in `where`: the interpreter has no `|` of both.
+    "maximum": "def maximum(a, b):\n    return tl.where(a > b, a, tl.where(a != a, a, b))",
+    "minimum": "def minimum(a, b):\n    return tl.where(a < b, a, tl.where(a != a, a, b))",
     "sign": "def sign(a):\n    return tl.where(a > 0, real(1), tl.where(a < 0, real(-1), a))",
     "where": "def where(condition, yes, no):\n    return tl.where(condition, yes, no)",
 }
@@ -369,7 +370,8 @@ def _entries(formula: Formula, width: int, real: str) -> list[str]:
 def _finish(formula: Formula, level: int) -> list[str]:
     """The kernel that adds up a tensor's sums, a program for each, in the order of its stretches."""
     assert formula.passes
-    mean = "{} / length.to(tl.float64)"
+    # Of an empty tensor nobody reads it, but the interpreter warns of 0 / 0.
+    mean = "{} / tl.maximum(length, 1).to(tl.float64)"
     finished = {"mean": mean, "norm": "tl.sqrt({})", "root_mean_square": f"tl.sqrt({mean})", "total": "{}"}
     count, words = len(_known(formula)), formula.passes.at(level)
     lines = [

@@ -182,17 +182,18 @@ class Passes:
         """The words that give a matrix."""
         return tuple(word for word in self.words if word.matrix)
 
-    def known_before(self, shapes: Sequence[tuple[int, int]], dtype: str) -> dict[int, list[float]]:
-        """What is known of the shapes of matrices and of their dtype, by the place of the word among `numbers`."""
+    def known_before(self, shapes: Sequence[tuple[int, int]], dtype: str) -> dict[int, float | list[float]]:
+        """What is known of the shapes of matrices and of their dtype, by the place of the word among `numbers`.
 
-        def known(word: str, shape: tuple[int, int]) -> float:
-            return EPSILONS[dtype] if word == "machine_epsilon" else float(shape[word == "columns"])
+        Of the shapes a number for each tensor, of the dtype one for all.
+        """
 
-        return {
-            k: [known(word.word, shape) for shape in shapes]
-            for k, word in enumerate(self.numbers)
-            if word.level == 0
-        }
+        def known(word: str) -> float | list[float]:
+            if word == "machine_epsilon":
+                return EPSILONS[dtype]
+            return [float(shape[word == "columns"]) for shape in shapes]
+
+        return {k: known(word.word) for k, word in enumerate(self.numbers) if word.level == 0}
 
     @property
     def readings(self) -> int:

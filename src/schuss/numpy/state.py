@@ -122,7 +122,7 @@ def _with_slots(
 ) -> dict[str, Array]:
     """What is remembered of an array, with every slot of the rule; int8 only if its gradient is `whole`."""
     first, found = rule.initial(), dict(slots)
-    if rule.shapes and weight.dtype.kind == "c":
+    if (rule.shapes or formula.of_rows) and weight.dtype.kind == "c":
         raise ValueError(
             f"{name('params', path)} is {weight.dtype.name}, but {type(rule).__name__} takes means over rows and "
             "columns of real numbers. Give it the array's real and imaginary part as two arrays."

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from schuss.compile.formula import AVERAGE, Formula
+from schuss.compile.formula import AVERAGE
 from schuss.core.hyperparameters import Group
 from schuss.core.matrices import check_matrix
 from schuss.core.options import formula_of
@@ -52,14 +52,13 @@ class Planner:
         present = [k for k, gradient in enumerate(gradients) if gradient is not None]
         whole = {k for k in present if gradients[k].layout != torch.sparse_coo}
         of_group = [formula_of(rule, group) for rule, group in zip(rules, groups, strict=True)]
-        sharded.check_whole([weights[k] for k in present if of_group[group_of[k]].passes])
-        formulas: dict[int, Formula] = {}
+        formulas = {k: of_group[group_of[k]].for_axes(rules[group_of[k]], weights[k].dim()) for k in present}
+        sharded.check_whole([weights[k] for k in present if formulas[k].passes])
         for k in present:
             kind, rule = self.kinds.of(groups[group_of[k]]), rules[group_of[k]]
             shape_chooses = rule.variant_of(weights[k].dim()) != rule.variant or rule.shapes
             names = [kind.row.names[slot] for slot in rule.slots_of(weights[k].dim())]
             together = [*kind.together, *(name for name in names if shape_chooses)]
-            formulas[k] = of_group[group_of[k]].for_axes(rule, weights[k].dim())
             check_matrix(
                 formulas[k],
                 f"Weight {k}",
@@ -69,7 +68,7 @@ class Planner:
                 k not in whole,
             )
             entry = optimizer.state.get(weights[k], {})
-            if rule.shapes:
+            if rule.shapes or formulas[k].of_rows:
                 checks.check_real(k, weights[k], kind.row.name)
             checks.check(k, weights[k], gradients[k], entry, [*names, AVERAGE], kind.check.parts, together)
         found = self._begin(optimizer, present, whole)
