@@ -26,6 +26,8 @@ def command() -> None:
     console = Console()
     heads, *rows = facts.table({name: row.rule for name, row in TABLE.items()})
     optimizers = Table(*heads, title="Optimizers", title_justify="left")
+    optimizers.columns[0].no_wrap = True  # a name that is cut short cannot be copied
+    optimizers.columns[0].min_width = max(len(row[0]) for row in rows)
     for row in rows:
         optimizers.add_row(*row)
     console.print(optimizers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 import os
 import signal
 import types
@@ -104,7 +105,8 @@ def together(actions: Iterable[functools.partial[Any]]) -> None:
     Between functions of C no signal's handler runs. Where any is of Python, Ctrl-C is held back until all are done.
     """
     actions = list(actions)
-    own = signal.getsignal(signal.SIGINT) if _OF_PYTHON.intersection(map(_kind, actions)) else None
+    of_c = _OF_PYTHON.isdisjoint(map(type, map(_function, actions)))
+    own = None if of_c else signal.getsignal(signal.SIGINT)
     if not callable(own):
         _all(actions)
         return
@@ -133,10 +135,7 @@ def _all(actions: Iterable[functools.partial[Any]]) -> None:
 
 
 _OF_PYTHON = {types.FunctionType, types.MethodType}
-
-
-def _kind(action: functools.partial[Any]) -> type:
-    return type(action.func)
+_function = operator.attrgetter("func")
 
 
 _call = functools.partial.__call__
