@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
 from schuss.compile.formula import Formula, formula
@@ -105,8 +106,8 @@ OPTIONS: Mapping[str, Any] = {name: one.default for name, one in _OWN.items()}
 SWITCHES: Mapping[str, Any] = {name: one.default for name, one in _SWITCHES.items()}
 # Those that are the whole optimizer's; the others are a group's.
 WHOLE = ("max_norm", "skip_nonfinite", "seed")
-# A group's options that choose its kernel: by what they are, and by whether they are there.
-MODES, NUMBERS = ("rounding", "compensated", "cautious"), ("ema_decay", "max_update")
+# A group's options that choose its kernel by what they are; `ema_decay` and `max_update` do by whether they are there.
+kernel_options = itemgetter("rounding", "compensated", "cautious")
 _DOMAINS = {name: one.field.metadata["domain"] for name, one in KNOWN.items() if one.field is not None}
 
 

@@ -27,12 +27,11 @@ from schuss.core.averages import Averages, Pair
 from schuss.core.hyperparameters import Group
 from schuss.core.matrices import check_matrix
 from schuss.core.options import (
-    MODES,
-    NUMBERS,
     OPTIONS,
     WHOLE,
     check_options,
     formula_of,
+    kernel_options,
     step_options,
 )
 from schuss.core.storage import dtype_name
@@ -326,8 +325,9 @@ class Optimizer(OfRule, torch.optim.Optimizer):
             (
                 type(rule),
                 rule.variant,
-                *[group[name] for name in MODES],
-                *[group[name] is None for name in NUMBERS],
+                kernel_options(group),
+                group["ema_decay"] is None,
+                group["max_update"] is None,
             )
             for rule, group in zip(rules, self.param_groups, strict=True)
         ]
