@@ -120,7 +120,7 @@ class Formula:
             return None
         return Passes(self.source(), self.page_slots, self.rule.shapes)
 
-    @property
+    @functools.cached_property
     def of_matrices(self) -> bool:
         """Whether the update needs products of matrices."""
         return self.passes is not None and bool(self.passes.matrices)
@@ -137,7 +137,7 @@ class Formula:
         shaped = any(word.word in ("rows", "columns") for word in words)
         return shaped or self.of_rows or self.of_matrices
 
-    @property
+    @functools.cached_property
     def of_rows(self) -> bool:
         """Whether the update tells rows and columns of the weight apart."""
         return self.passes is not None and self.passes.of_rows

@@ -227,7 +227,10 @@ def numbers(
         if names
         else rule.coefficients(step)
     )
-    found = [terms.scale, *formula.values(rule, values, terms.max_update)]
+    found = [
+        terms.scale,
+        *(formula.values(rule, values, terms.max_update) if formula.limited else formula.pick(values)),
+    ]
     if formula.averaged:  # the first average is the weight itself
         found.append(terms.renewed if step > 1 else 1.0)
     if drawn:
