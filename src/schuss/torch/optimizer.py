@@ -232,7 +232,7 @@ class Optimizer(OfRule, torch.optim.Optimizer):
         plan = self._plan
         if plan is None or not (self._seen == self._key(weights, rules) and plan.fits(gradients)):
             plan = self._make_plan(weights, gradients, rules)
-        if self._averages.in_place:
+        if self._averages.own is not None:  # read as it is: a property would be a call at every step
             raise self._averages.refused()
         if (
             not any(map(rate, rules))
